@@ -1,0 +1,54 @@
+# Every target makes its environment first. `make help` lists them.
+
+PROFILE ?= offline
+JOBS    ?=
+PYTHON  ?= python3.11
+
+# Where conda or mamba is there, they make the environment, since they also bring Quarto; CONDA= forces a venv.
+CONDA ?= $(shell command -v mamba 2>/dev/null || command -v conda 2>/dev/null)
+ENV    := .venv
+STAMP  := $(ENV)/.made
+BIN    := $(ENV)/bin
+
+.PHONY: help env paper test preview lint clean distclean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PROFILE=offline (default), offline-rtplx, paper: a file of params/profiles/"
+
+env: $(STAMP) ## make the environment in .venv
+
+$(STAMP): requirements.txt environment.yml pyproject.toml
+ifneq ($(CONDA),)
+	$(CONDA) env create --yes --quiet --prefix $(ENV) --file environment.yml \
+	  || $(CONDA) env update --quiet --prefix $(ENV) --file environment.yml --prune
+else
+	@command -v $(PYTHON) >/dev/null || { echo "polydetox needs Python 3.11: install it, or say make PYTHON=<its path>"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11"; exit 1; }
+	@echo "Making the environment in $(ENV) (about two minutes)"
+	@$(PYTHON) -m venv --clear $(ENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+endif
+	@touch $(STAMP)
+
+paper: $(STAMP) ## run PROFILE to the rendered report, and say where it is
+	@$(BIN)/polydetox run --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+
+preview: $(STAMP) ## render what has been run so far, with the preview renderer
+	@QUARTO= $(BIN)/polydetox render --profile $(PROFILE) --preview
+
+test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## style of the library, the tests and the workflow
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check lib tests bench
+
+clean: ## remove every artefact (runs/), keep the environment
+	rm -rf runs .snakemake
+
+distclean: clean ## remove the environment as well
+	rm -rf $(ENV)

@@ -1,0 +1,231 @@
+# The workflow: one rule a stage, each running its notebook with papermill.
+#
+#   polydetox run --profile offline        the same with checks before it starts (what `make paper` does)
+#   snakemake --config profile=offline -n  the plan
+#
+# Every stage's folder ends with manifest.json, which marks its success; the next stages wait for it.
+
+from snakemake.exceptions import WorkflowError
+
+from polydetox import paths
+from polydetox.errors import UserError
+from polydetox.params import SECTIONS
+from polydetox.workflow import Graph, local, manifest
+
+try:
+    graph = Graph(config.get("profile", "offline"))
+except UserError as error:
+    raise WorkflowError(str(error))
+
+profile = graph.profile.name
+RUN = local(paths.profile_run(profile))
+
+
+def stage_folder(function, *names):
+    """The folder of a stage with its wildcards left open."""
+    return local(function(profile, *names))
+
+
+TRIM = stage_folder(paths.trim, "{model}")
+PAIRS = stage_folder(paths.pairs, "{model}", "{kind}")
+DPO = stage_folder(paths.dpo, "{model}", "{variant}")
+MERGE = stage_folder(paths.merge, "{model}", "{variant}")
+GENERATE = stage_folder(paths.generate, "{model}", "{variant}", "{lang}")
+EVALUATE = stage_folder(paths.evaluate, "{model}", "{variant}", "{lang}")
+SUMMARY = stage_folder(paths.summary, "{section}")
+CHECKPOINT = local(paths.checkpoint("{model}"))
+
+# One notebook; what it prints goes to the job's log, and its last line to the terminal where it fails.
+EXECUTE = (
+    f"polydetox execute {{input.notebook}} {{output.notebook}} --profile {profile} --threads {{threads}}"
+    " --parameters {params.parameters:q} > {log} 2>&1 || {{ tail -n 2 {log} >&2; exit 1; }}"
+)
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, graph.models)),
+    variant="|".join({variant for model in graph.models for variant in graph.variants(model)}),
+    lang="|".join(graph.profile.languages),
+    kind="|".join(graph.profile.pairs),
+    section="|".join(SECTIONS),
+
+
+localrules:
+    summary,
+    render,
+
+
+rule site:
+    input:
+        local(paths.site(profile) / "index.html"),
+
+
+rule checkpoint:
+    message: "checkpoint of {wildcards.model}"
+    input:
+        notebook="notebooks/checkpoint.ipynb",
+    output:
+        manifest=f"{CHECKPOINT}/manifest.json",
+        location=f"{CHECKPOINT}/checkpoint.json",
+        notebook=f"{CHECKPOINT}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters("checkpoint", paths.checkpoint(w.model), w.model),
+    log: f"{CHECKPOINT}/log.txt",
+    resources:
+        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+    shell: EXECUTE
+
+
+rule trim:
+    message: "vocabulary of {wildcards.model}"
+    input:
+        notebook="notebooks/trim.ipynb",
+        checkpoint=f"{CHECKPOINT}/manifest.json",
+        prompts=graph.prompts(),
+    output:
+        manifest=f"{TRIM}/manifest.json",
+        metrics=f"{TRIM}/metrics.json",
+        notebook=f"{TRIM}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters("trim", paths.trim(profile, w.model), w.model),
+    log: f"{TRIM}/log.txt",
+    threads: 2
+    resources:
+        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+    shell: EXECUTE
+
+
+rule pairs:
+    message: "preference pairs ({wildcards.kind}) of {wildcards.model}"
+    input:
+        notebook="notebooks/pairs.ipynb",
+        checkpoint=lambda w: graph.base(w.model),
+        prompts="params/prompts/training.yaml",
+    output:
+        manifest=f"{PAIRS}/manifest.json",
+        pairs=f"{PAIRS}/pairs.parquet",
+        metrics=f"{PAIRS}/metrics.json",
+        notebook=f"{PAIRS}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters("pairs", paths.pairs(profile, w.model, w.kind), w.model, kind=w.kind),
+    log: f"{PAIRS}/log.txt",
+    priority: 3  # the longest chain of stages begins here
+    resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
+        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+    shell: EXECUTE
+
+
+rule dpo:
+    message: "DPO ({wildcards.variant}) of {wildcards.model}"
+    input:
+        notebook="notebooks/dpo.ipynb",
+        checkpoint=lambda w: graph.base(w.model),
+        pairs=lambda w: stage_folder(paths.pairs, w.model, graph.profile.variants[w.variant].pairs) + "/pairs.parquet",
+    output:
+        manifest=f"{DPO}/manifest.json",
+        log=f"{DPO}/training_log.parquet",
+        metrics=f"{DPO}/metrics.json",
+        notebook=f"{DPO}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters("dpo", paths.dpo(profile, w.model, w.variant), w.model, variant=w.variant),
+    log: f"{DPO}/log.txt",
+    priority: 2
+    resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
+        mem_mb=lambda w: 2 * graph.resource(w.model, "mem_mb"),  # gradients and optimizer state
+    shell: EXECUTE
+
+
+rule merge:
+    message: "merge ({wildcards.variant}) of {wildcards.model}"
+    input:
+        notebook="notebooks/merge.ipynb",
+        checkpoint=lambda w: graph.base(w.model),
+        tuned=lambda w: graph.tuned(w.model, w.variant),
+    output:
+        manifest=f"{MERGE}/manifest.json",
+        notebook=f"{MERGE}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters("merge", paths.merge(profile, w.model, w.variant), w.model, variant=w.variant),
+    log: f"{MERGE}/log.txt",
+    priority: 2
+    resources:
+        mem_mb=lambda w: 2 * graph.resource(w.model, "mem_mb"),  # before and after are compared
+    shell: EXECUTE
+
+
+rule generate:
+    message: "continuations: {wildcards.model}, {wildcards.variant}, {wildcards.lang}"
+    input:
+        notebook="notebooks/generate.ipynb",
+        checkpoint=lambda w: graph.checkpoint(w.model, w.variant),
+        prompts=graph.prompts(),
+    output:
+        manifest=f"{GENERATE}/manifest.json",
+        continuations=f"{GENERATE}/continuations.parquet",
+        notebook=f"{GENERATE}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters(
+            "generate", paths.generate(profile, w.model, w.variant, w.lang), w.model, variant=w.variant, lang=w.lang
+        ),
+    log: f"{GENERATE}/log.txt",
+    resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
+        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+    shell: EXECUTE
+
+
+rule evaluate:
+    message: "evaluation: {wildcards.model}, {wildcards.variant}, {wildcards.lang}"
+    input:
+        notebook="notebooks/evaluate.ipynb",
+        continuations=f"{GENERATE}/continuations.parquet",
+        generated=f"{GENERATE}/manifest.json",
+        judge=lambda w: graph.base(w.model),
+    output:
+        manifest=f"{EVALUATE}/manifest.json",
+        scores=f"{EVALUATE}/scores.parquet",
+        metrics=f"{EVALUATE}/metrics.json",
+        notebook=f"{EVALUATE}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters(
+            "evaluate", paths.evaluate(profile, w.model, w.variant, w.lang), w.model, variant=w.variant, lang=w.lang
+        ),
+    log: f"{EVALUATE}/log.txt",
+    resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
+        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+    shell: EXECUTE
+
+
+rule summary:
+    message: "section of the report: {wildcards.section}"
+    input:
+        notebook="notebooks/summary_{section}.ipynb",
+        results=graph.results(),
+    output:
+        manifest=f"{SUMMARY}/manifest.json",
+        notebook=f"{SUMMARY}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.summary_parameters(w.section),
+    log: f"{SUMMARY}/log.txt",
+    resources:
+        mem_mb=2000,
+    shell: EXECUTE
+
+
+rule render:
+    message: "render the report"
+    input:
+        summaries=[manifest(paths.summary(profile, section)) for section in SECTIONS],
+        results=graph.results(),
+        book=[local(path) for path in sorted((paths.root() / "book").rglob("*")) if path.is_file()],
+        project="_quarto.yml",
+    output:
+        index=local(paths.site(profile) / "index.html"),
+    log: f"{RUN}/logs/render.txt",
+    resources:
+        mem_mb=2000,
+    shell:
+        f"polydetox render --profile {profile} > {{log}} 2>&1 || {{{{ tail -n 2 {{log}} >&2; exit 1; }}}}"

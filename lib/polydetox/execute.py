@@ -1,0 +1,143 @@
+"""Run one notebook with papermill, the way the workflow runs each stage.
+
+What papermill leaves open is settled here: the kernel (the forking one where it works), where a failed copy goes, that
+the executed notebook appears under its final name only once the stage has succeeded, and that a stage ends when the
+run that started it is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polydetox import paths
+from polydetox.artifacts import write_json
+from polydetox.errors import UserError
+
+# Set by `polydetox run`, so that a stage does not outlive a run that was killed.
+RUN_PID = "POLYDETOX_RUN_PID"
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, profile: str, threads: int = 1) -> None:
+    """Execute ``notebook`` and write the executed copy to ``output``.
+
+    A failure is a ``UserError`` with the notebook's last error and the path of the partially executed copy, which is
+    kept under ``runs/<profile>/failed/``.
+    """
+    import papermill
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+
+    if not notebook.is_file():
+        raise UserError(f"{paths.relative(notebook)}: no such notebook")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    _end_with_run()
+    _remove_failed(profile, output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.part")
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(partial), dict(parameters), kernel_name=kernel_name(), cwd=str(paths.root()),
+            progress_bar=False, log_output=False,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        _fail(profile, output, partial, f"{error.ename}: {_first_line(error.evalue)}")
+    except (PapermillException, RuntimeError) as error:  # a kernel that died raises RuntimeError's child
+        _fail(profile, output, partial, f"{type(error).__name__}: {_first_line(str(error))}")
+    os.replace(partial, output)
+
+
+def kernel_name() -> str:
+    """The kernel for batch runs: ``$POLYDETOX_KERNEL`` if set, else the forking one, installed on first use."""
+    named = os.environ.get("POLYDETOX_KERNEL")
+    if named:
+        return named
+    from polydetox.kernel.spec import ensure_installed
+
+    return "polydetox" if ensure_installed() else "python3"
+
+
+def _first_line(text: str) -> str:
+    lines = [line for line in _ANSI.sub("", text).splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+def failed_copy(profile: str, output: Path) -> Path:
+    """Where the partially executed copy of a failed stage is kept: its path below the run, in one name."""
+    run = paths.profile_run(profile).resolve()
+    stage = output.resolve().parent
+    parts = stage.relative_to(run).parts if stage.is_relative_to(run) else stage.parts[-2:]
+    return paths.failed(profile) / ("-".join(parts) + ".ipynb")
+
+
+def _remove_failed(profile: str, output: Path) -> None:
+    copy = failed_copy(profile, output)
+    copy.unlink(missing_ok=True)
+    copy.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _fail(profile: str, output: Path, partial: Path, reason: str) -> None:
+    copy = failed_copy(profile, output)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_file():
+        os.replace(partial, copy)
+    write_json(copy.with_suffix(".json"), {"notebook": copy, "error": reason})
+    raise UserError(f"{reason}\n  the partially executed notebook: {paths.relative(copy)}") from None
+
+
+def _end_with_run() -> None:
+    """End this stage, and with it its kernel, once the run that started it is gone."""
+    pid = os.environ.get(RUN_PID, "")
+    if not pid.isdigit():
+        return
+
+    def watch() -> None:
+        while _alive(int(pid)):
+            time.sleep(1.0)
+        # SIGINT lets papermill shut its kernel down.
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def read_parameters(text: str) -> dict[str, Any]:
+    """Parameters as the workflow passes them: one JSON object."""
+    try:
+        parameters = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--parameters: not valid JSON ({error})") from None
+    if not isinstance(parameters, dict):
+        raise UserError("--parameters: expected a JSON object")
+    return parameters
+
+
+def report_failures(profile: str) -> list[str]:
+    """One line for each stage of a profile whose last attempt failed."""
+    lines = []
+    for file in sorted(paths.failed(profile).glob("*.json")):
+        try:
+            record = json.loads(file.read_text("utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        lines.append(f"{file.stem}: {record['error']}\n  the partially executed notebook: {record['notebook']}")
+    return lines
+

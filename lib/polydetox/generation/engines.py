@@ -1,0 +1,265 @@
+"""The two generation engines and the resumable run over a table of prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from polydetox.artifacts import input_hash, read_parquet, write_parquet
+from polydetox.errors import UserError
+from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+COLUMNS = ["prompt_id", "prompt", "sample", "continuation", "tokens", "empty", "truncated"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How continuations are drawn. ``top_k`` 0 means no limit, ``temperature`` 0 greedy decoding."""
+
+    n: int = 25
+    temperature: float = 0.9
+    top_p: float = 0.8
+    top_k: int = 0
+    max_new_tokens: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The new tokens of one sample, end-of-sequence left out, and whether the token limit cut it off."""
+
+    tokens: list[int]
+    truncated: bool
+
+
+class Engine(Protocol):
+    """Draws ``n`` continuations for each prompt; a list a prompt, in order."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+
+    def draw(
+        self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling
+    ) -> list[list[Continuation]]: ...
+
+
+def choose_engine(wanted: str) -> str:
+    """Resolve ``auto``: vLLM where there is an NVIDIA GPU and vLLM is installed, else transformers."""
+    if wanted == "auto":
+        return "vllm" if find_spec("vllm") and device().type == "cuda" else "transformers"
+    if wanted == "vllm" and not find_spec("vllm"):
+        raise UserError("engine 'vllm' is not installed: pip install 'polydetox[gpu]', or engine: transformers")
+    return wanted
+
+
+def generate(
+    weights: Path,
+    prompts: pd.DataFrame,
+    sampling: Sampling,
+    parts: Path,
+    *,
+    engine: str = "auto",
+    dtype: str = "bfloat16",
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """Draw continuations of every prompt; a run that was stopped goes on where it was.
+
+    ``prompts`` has the columns ``prompt_id`` and ``prompt``; ids are unique, texts need not be. Every finished
+    batch is kept under ``parts``, in a folder that is named by everything that the result depends on; the folder
+    is removed by the caller once the whole table is written.
+
+    Returns a row a continuation: ``prompt_id, prompt, sample`` (0 .. n-1), ``continuation`` (text as it follows the
+    prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
+    """
+    engine = choose_engine(engine)
+    if prompts["prompt_id"].duplicated().any():
+        double = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"].iloc[0]
+        raise UserError(f"prompt id {double!r} is used twice; give each prompt its own")
+    depends_on = {
+        "weights": input_hash(provenance(weights)), "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
+        "sampling": asdict(sampling), "engine": engine, "dtype": dtype, "batch_size": batch_size,
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    for stale in parts.glob("*"):
+        if stale.name != key:
+            shutil.rmtree(stale)
+
+    # Prompts of like length share a batch; a stable order makes the batches the same in every attempt.
+    ordered = prompts.assign(length=prompts["prompt"].str.len()).sort_values(["length", "prompt_id"], kind="stable")
+    # vLLM schedules its own batches and wants many requests at once.
+    size = max(1, (batch_size * 32 if engine == "vllm" else batch_size) // sampling.n)
+    batches = [ordered.iloc[start : start + size] for start in range(0, len(ordered), size)]
+    files = [parts / key / f"{number:05d}.parquet" for number in range(len(batches))]
+    runner: Engine | None = None
+    for batch, file in zip(tqdm(batches, desc="generate", unit="batch"), files, strict=True):
+        if file.is_file():
+            continue
+        runner = runner or _start(engine, weights, dtype)
+        drawn = runner.draw(list(batch["prompt_id"]), list(batch["prompt"]), sampling)
+        write_parquet(file, _table(batch, drawn, runner.tokenizer))
+    table = pd.concat([read_parquet(file, COLUMNS) for file in files], ignore_index=True)
+    rank = {identifier: position for position, identifier in enumerate(prompts["prompt_id"])}
+    order = table["prompt_id"].map(rank)
+    return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
+
+
+def _start(engine: str, weights: Path, dtype: str) -> Engine:
+    return VLLMEngine(weights, dtype) if engine == "vllm" else TransformersEngine(weights, dtype)
+
+
+def _table(batch: pd.DataFrame, drawn: list[list[Continuation]], tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    rows = []
+    for prompt_id, prompt, continuations in zip(batch["prompt_id"], batch["prompt"], drawn, strict=True):
+        prefix = tokenizer(prompt)["input_ids"]
+        for number, continuation in enumerate(continuations):
+            text = continuation_text(tokenizer, prefix, continuation.tokens)
+            rows.append((prompt_id, prompt, number, text, len(continuation.tokens), not text.strip(),
+                         continuation.truncated))  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def continuation_text(tokenizer: PreTrainedTokenizerBase, prefix: list[int], tokens: list[int]) -> str:
+    """The text that new tokens add to a prompt, its leading space included.
+
+    Decoded together with the prompt, since many tokenizers drop the space of a first token. A character of several
+    bytes that the token limit cut in two is left out.
+    """
+    before = tokenizer.decode(prefix, skip_special_tokens=True)
+    after = tokenizer.decode([*prefix, *tokens], skip_special_tokens=True)
+    return after[len(before) :].rstrip("\ufffd")
+
+
+class TransformersEngine:
+    """A plain decoding loop: each prompt is prefilled once, its cache repeated for the samples.
+
+    ``model.generate(num_return_sequences=n)`` prefills a prompt n times; here it is done once.
+    """
+
+    name = "transformers"
+
+    def __init__(self, weights: Path, dtype: str):
+        use_threads()
+        self.tokenizer = load_tokenizer(weights)
+        self.tokenizer.padding_side = "left"
+        self.model = load_causal_lm(weights, inference_dtype(dtype))
+        self._stop = end_of_sequence(self.model.generation_config, self.tokenizer)
+        # BLOOM derives positions from the attention mask and takes no position ids.
+        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """The logits after the last of ``ids`` (rows, vocabulary), and the cache grown by them."""
+        extra = {}
+        if self._takes_positions:
+            extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
+                            logits_to_keep=1, **extra)  # fmt: skip
+        return output.logits[:, -1], output.past_key_values
+
+    def draw(
+        self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling
+    ) -> list[list[Continuation]]:
+        import torch
+
+        from polydetox.generation.sampling import sample, uniforms
+
+        n, steps = sampling.n, sampling.max_new_tokens
+        with torch.inference_mode():
+            inputs = self.tokenizer(list(prompts), return_tensors="pt", padding=True).to(self.model.device)
+            logits, cache = self._forward(inputs["input_ids"], inputs["attention_mask"], None)
+            cache.batch_repeat_interleave(n)
+            logits = logits.repeat_interleave(n, dim=0)  # (prompts * n, vocabulary)
+            mask = inputs["attention_mask"].repeat_interleave(n, dim=0)
+            uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
+            uniform = uniform.to(self.model.device)  # (prompts * n, steps)
+            stop = torch.tensor(sorted(self._stop), device=self.model.device)
+            done = torch.zeros(len(mask), dtype=torch.bool, device=self.model.device)
+            tokens = torch.zeros(len(mask), 0, dtype=torch.long, device=self.model.device)
+            for step in range(steps):
+                token = sample(logits, uniform[:, step], sampling.temperature, sampling.top_p, sampling.top_k)
+                tokens = torch.cat([tokens, token.unsqueeze(-1)], dim=-1)
+                done |= torch.isin(token, stop)
+                if bool(done.all()) or step == steps - 1:
+                    break
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+                logits, cache = self._forward(token.unsqueeze(-1), mask, cache)
+        flat = [_until_stop(row, self._stop) for row in tokens.tolist()]
+        return [flat[start : start + n] for start in range(0, len(flat), n)]
+
+
+def end_of_sequence(configuration: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a text, from the generation settings and the tokenizer."""
+    configured = configuration.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*configured, tokenizer.eos_token_id] if token is not None)
+
+
+def _until_stop(tokens: list[int], stop: frozenset[int]) -> Continuation:
+    for position, token in enumerate(tokens):
+        if token in stop:
+            return Continuation(tokens[:position], truncated=False)
+    return Continuation(tokens, truncated=True)
+
+
+# Offline inference in this process: it starts in seconds instead of half a minute, and reports nothing home.
+_VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+class VLLMEngine:
+    """vLLM's offline inference; the seed of each prompt is its own, so batching does not change a sample."""
+
+    name = "vllm"
+
+    def __init__(self, weights: Path, dtype: str):
+        for name, value in _VLLM_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from transformers import GenerationConfig
+        from vllm import LLM
+
+        on_gpu = device().type == "cuda"
+        options: dict[str, Any] = {} if on_gpu else {"enforce_eager": True, "gpu_memory_utilization": 0.2,
+                                                     "max_num_seqs": 1024, "max_num_batched_tokens": 8192}  # fmt: skip
+        self.tokenizer = load_tokenizer(weights)
+        try:
+            configuration = GenerationConfig.from_pretrained(weights)
+        except OSError:  # a checkpoint without generation settings
+            configuration = GenerationConfig()
+        self._stop = end_of_sequence(configuration, self.tokenizer)
+        self._llm = LLM(str(weights), dtype=dtype if on_gpu else "float32", disable_log_stats=True,
+                        enable_prefix_caching=True, max_model_len=1024, **options)  # fmt: skip
+
+    def draw(
+        self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling
+    ) -> list[list[Continuation]]:
+        from vllm import SamplingParams
+
+        from polydetox.generation.sampling import prompt_seed
+
+        parameters = [
+            SamplingParams(n=sampling.n, temperature=sampling.temperature, top_p=sampling.top_p,
+                           top_k=sampling.top_k, max_tokens=sampling.max_new_tokens, detokenize=False,
+                           seed=prompt_seed(sampling.seed, identifier) % 2**63)
+            for identifier in prompt_ids
+        ]  # fmt: skip
+        inputs = [{"prompt_token_ids": self.tokenizer(prompt)["input_ids"]} for prompt in prompts]
+        results = self._llm.generate(inputs, parameters, use_tqdm=False)
+        drawn = []
+        for result in results:
+            outputs = sorted(result.outputs, key=lambda output: output.index)
+            drawn.append([Continuation(_until_stop(list(output.token_ids), self._stop).tokens,
+                                       truncated=output.finish_reason == "length") for output in outputs])  # fmt: skip
+        return drawn

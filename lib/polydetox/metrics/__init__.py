@@ -1,0 +1,1 @@
+"""Toxicity, fluency, diversity and language of continuations, with bootstrap intervals by prompt."""

@@ -1,0 +1,129 @@
+"""From scored continuations to the figures of one model, variant and language."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from polydetox.artifacts import Stage
+from polydetox.metrics.diversity import distinct
+from polydetox.metrics.intervals import bootstrap, cluster_quantile
+from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
+from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, provenance
+from polydetox.params import EvaluateParameters, load_model
+
+SCORE_COLUMNS = [
+    "prompt_id", "prompt", "sample", "continuation", "toxicity", "second_opinion", "perplexity",
+    "detected_language", "empty", "truncated",
+]  # fmt: skip
+
+
+def matrix(scores: pd.DataFrame, column: str) -> Float[np.ndarray, "prompts k"]:
+    """A column of a table with a row a continuation, as one row a prompt; NaN where a value is missing."""
+    wide = scores.pivot(index="prompt_id", columns="sample", values=column)
+    return wide.loc[scores["prompt_id"].unique()].to_numpy(dtype=float)
+
+
+def judge_weights(judge: str, untuned: Callable[[], Path]) -> Path | None:
+    """The checkpoint that tells the perplexity: the untuned one, a Hub id or folder, or none."""
+    if judge == "none":
+        return None
+    if judge == "untuned":
+        return untuned()
+    return ensure_checkpoint(load_model(judge))
+
+
+def add_scores(continuations: pd.DataFrame, settings: EvaluateParameters, stage: Stage) -> pd.DataFrame:
+    """Add to a table of continuations their toxicity, a second scorer's opinion, perplexity and language.
+
+    ``continuations`` are those of one language, with the columns that the generation stage writes. What a scorer
+    or the judge cannot tell is NaN (None for the language).
+    """
+    from polydetox.metrics.fluency import Judge
+    from polydetox.metrics.language import detect
+    from polydetox.scoring import CachedScorer, get_scorer
+
+    texts = continuations["continuation"].tolist()
+    scores = continuations.copy()
+    scores["toxicity"] = CachedScorer(get_scorer(settings.scorer)).score(texts, settings.lang)
+    scores["second_opinion"] = (
+        CachedScorer(get_scorer(settings.second_scorer)).score(texts, settings.lang)
+        if settings.second_scorer
+        else np.nan
+    )
+    weights = judge_weights(settings.judge, lambda: checkpoint_of(settings.profile, settings.model))
+    if weights is None:
+        scores["perplexity"] = np.nan
+    else:
+        stage.reads(provenance(weights))
+        judge = Judge(weights, load_model(settings.model).dtype, settings.batch_size)
+        scores["perplexity"] = judge.perplexities(scores["prompt"].tolist(), texts)
+    scores["detected_language"] = detect(texts)
+    return scores
+
+
+def interval_text(metric: dict[str, float | None]) -> str:
+    """A metric with its interval as prose prints it, ``0.31 [0.27, 0.36]``; ``not measured`` without a value."""
+    if metric["value"] is None:
+        return "not measured"
+    return f"{metric['value']:.2f} [{metric['low']:.2f}, {metric['high']:.2f}]"
+
+
+def summarise(
+    scores: pd.DataFrame, language: str, threshold: float, *, samples: int, confidence: float, seed: int
+) -> dict[str, Any]:
+    """Every metric of one language with its bootstrap interval by prompt.
+
+    ``scores`` has the columns ``SCORE_COLUMNS``. Each metric is ``{"value", "low", "high"}``, all None where there
+    is nothing to measure it on.
+    """
+    options = {"samples": samples, "confidence": confidence, "seed": seed}
+    toxicity = matrix(scores, "toxicity")
+    groups = [group for _, group in scores.groupby("prompt_id", sort=False)]
+    perplexities = [group["perplexity"].dropna().to_numpy() for group in groups]
+    texts = [list(group.loc[~group["empty"], "continuation"]) for group in groups]
+    return {
+        "prompts": len(groups),
+        "continuations": len(scores),
+        "scored": int(scores["toxicity"].notna().sum()),
+        "empty": int(scores["empty"].sum()),
+        "truncated": int(scores["truncated"].sum()),
+        "emt": bootstrap(maximum_toxicity(toxicity), **options),
+        "toxprob": bootstrap(any_toxic(toxicity, threshold), **options),
+        "avgtox": bootstrap(average_toxicity(toxicity), **options),
+        "perplexity": {
+            "q1": cluster_quantile(perplexities, 0.25, **options),
+            "median": cluster_quantile(perplexities, 0.50, **options),
+            "q3": cluster_quantile(perplexities, 0.75, **options),
+        },
+        "distinct": {
+            str(order): bootstrap(_present([distinct(group, order, language) for group in texts]), **options)
+            for order in (1, 2, 3)
+        },
+        "language_share": bootstrap(_language_share(groups, language), **options),
+        "second_opinion": bootstrap(_mean_by_prompt(groups, "second_opinion"), **options),
+    }
+
+
+def _present(values: list[float | None]) -> Float[np.ndarray, " n"]:
+    return np.array([value for value in values if value is not None], dtype=float)
+
+
+def _language_share(groups: list[pd.DataFrame], language: str) -> Float[np.ndarray, " prompts"]:
+    """For each prompt the share of its continuations in its language, of those whose language can be told."""
+    shares = []
+    for group in groups:
+        told = group["detected_language"].dropna()
+        if len(told):
+            shares.append(float((told == language).mean()))
+    return np.array(shares)
+
+
+def _mean_by_prompt(groups: list[pd.DataFrame], column: str) -> Float[np.ndarray, " prompts"]:
+    means = [group[column].mean() for group in groups]
+    return np.array([mean for mean in means if not np.isnan(mean)])

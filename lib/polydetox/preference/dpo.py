@@ -1,0 +1,305 @@
+"""Direct preference optimisation with TRL (Rafailov et al. 2023, eq. 7), and merging its adapters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from polydetox.artifacts import atomic_folder, write_parquet
+from polydetox.errors import UserError
+from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, use_threads
+from polydetox.params import DPOParameters
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from transformers import PreTrainedModel
+
+LOG_COLUMNS = ["step", "split", "metric", "value"]
+_METRICS = {"loss": "loss", "rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}
+
+
+def dpo_loss(
+    policy_chosen: Float[torch.Tensor, " pairs"],
+    policy_rejected: Float[torch.Tensor, " pairs"],
+    reference_chosen: Float[torch.Tensor, " pairs"],
+    reference_rejected: Float[torch.Tensor, " pairs"],
+    beta: float,
+) -> Float[torch.Tensor, " pairs"]:
+    """The loss that TRL minimises, from sequence log-probabilities (Rafailov et al. 2023, eq. 7).
+
+    -log sigmoid(beta * ((log p_chosen - log ref_chosen) - (log p_rejected - log ref_rejected))). The tests hold the
+    trainer's reported loss against it.
+    """
+    from torch.nn.functional import logsigmoid
+
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return -logsigmoid(beta * margin)
+
+
+def truncate_prompts(pairs: pd.DataFrame, tokenizer: Any, max_prompt_length: int) -> pd.DataFrame:
+    """Keep the last ``max_prompt_length`` tokens of each prompt; TRL no longer has such a limit of its own."""
+
+    def shorten(prompt: str) -> str:
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return prompt if len(ids) <= max_prompt_length else tokenizer.decode(ids[-max_prompt_length:]).lstrip()
+
+    return pairs.assign(prompt=pairs["prompt"].map(shorten))
+
+
+def train_dpo(
+    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: DPOParameters, folder: Path
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Train on preference pairs and keep the checkpoint with the lowest held-out loss.
+
+    Writes ``folder/weights`` (a whole checkpoint for ``full``, else an adapter), keeps TRL's own checkpoints under
+    ``folder/checkpoints`` while it runs, and goes on from the last of them after a stop.
+
+    Returns the training log (a row a step, split and metric) and the run's figures.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback, set_seed
+    from trl import DPOConfig, DPOTrainer
+
+    use_threads()
+    set_seed(settings.seed)
+    on_cpu = device().type == "cpu"
+    tokenizer = load_tokenizer(weights)
+    model, adapter = _trainable(weights, settings)
+    checkpoints = folder / "checkpoints"
+    arguments = DPOConfig(
+        output_dir=str(checkpoints),
+        beta=settings.beta,
+        loss_type="sigmoid",
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=settings.warmup_steps,
+        optim="rmsprop",
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        max_length=settings.max_length,
+        precompute_ref_log_probs=_sees_pairs_twice(settings, len(train)),
+        eval_strategy="steps",
+        eval_steps=settings.eval_steps,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=settings.eval_steps,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=1,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        # TRL's defaults suit a GPU: on a CPU without bfloat16 units they more than halve the speed.
+        use_cpu=on_cpu,
+        bf16=not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        gradient_checkpointing=not on_cpu and settings.method != "full",
+        dataloader_pin_memory=not on_cpu,
+        report_to="none",
+    )
+    trainer = DPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_pandas(train[["prompt", "chosen", "rejected"]], preserve_index=False),
+        eval_dataset=Dataset.from_pandas(held_out[["prompt", "chosen", "rejected"]], preserve_index=False),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience)],
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    with atomic_folder(folder / "weights") as temporary:
+        trainer.save_model(str(temporary))
+        tokenizer.save_pretrained(temporary)
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
+    log = training_log(trainer.state.log_history)
+    figures = {
+        "method": settings.method,
+        "steps": trainer.state.global_step,
+        "best_step": _best_step(log),
+        "learning_rate": settings.learning_rate,
+        "beta": settings.beta,
+        "pairs_train": len(train),
+        "pairs_held_out": len(held_out),
+        **_at_best(log),
+    }
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return log, figures
+
+
+def _sees_pairs_twice(settings: DPOParameters, pairs: int) -> bool:
+    """Whether training goes over the pairs more than once; computing the reference beforehand then pays."""
+    if settings.max_steps is None:
+        return settings.epochs > 1
+    return settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps > pairs
+
+
+def _trainable(weights: Path, settings: DPOParameters) -> tuple[PreTrainedModel, Any]:
+    """The model to train and the adapter to put on it (None for full fine-tuning)."""
+    import torch
+
+    if settings.method == "full":
+        # A small learning rate changes weights by less than bfloat16 can hold, so full fine-tuning is in float32.
+        return load_causal_lm(weights, torch.float32), None
+    from peft import LoraConfig
+
+    options: dict[str, Any] = {}
+    dtype = torch.float32 if device().type == "cpu" else torch.bfloat16
+    if settings.method == "qlora":
+        options = {"quantization_config": _four_bit(), "device_map": {"": 0}}
+    model = load_causal_lm(weights, dtype, **options)
+    adapter = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=linear_layers(model, embeddings=settings.lora_embeddings),
+        task_type="CAUSAL_LM",
+    )
+    return model, adapter
+
+
+def _four_bit() -> Any:
+    """NF4 with double quantisation (Dettmers et al. 2023); needs bitsandbytes and a GPU."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError("method 'qlora' needs bitsandbytes: pip install 'polydetox[gpu]', or method: lora") from None
+    if not torch.cuda.is_available():
+        raise UserError("method 'qlora' needs an NVIDIA GPU; use method: lora")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
+
+
+def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
+    """The names of every linear layer but the output layer, and of the input embedding where asked.
+
+    Names are the last parts of the module paths, as PEFT matches them. GPT-2's ``Conv1D`` counts as linear.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    names = set()
+    for name, module in model.named_modules():
+        linear = isinstance(module, torch.nn.Linear | Conv1D) or type(module).__name__.startswith("Linear")
+        if (linear and module is not output) or (embeddings and module is embedding):
+            names.add(name.rsplit(".", 1)[-1])
+    return sorted(names)
+
+
+def _last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest whole checkpoint; one that was being written when the run stopped is removed."""
+    whole = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text("utf-8"))
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(folder)
+            continue
+        whole.append((int(folder.name.rsplit("-", 1)[1]), folder))
+    return str(max(whole)[1]) if whole else None
+
+
+def training_log(history: list[dict[str, Any]]) -> pd.DataFrame:
+    """TRL's log as a table in long form: ``step, split`` (train or held_out), ``metric, value``."""
+    rows = []
+    for entry in history:
+        held_out = "eval_loss" in entry
+        for key, metric in _METRICS.items():
+            value = entry.get(f"eval_{key}" if held_out else key)
+            if value is not None:
+                rows.append((entry["step"], "held_out" if held_out else "train", metric, float(value)))
+    return pd.DataFrame(rows, columns=LOG_COLUMNS).drop_duplicates(["step", "split", "metric"], keep="last")
+
+
+def _held_out(log: pd.DataFrame, metric: str) -> pd.Series:
+    rows = log[(log["split"] == "held_out") & (log["metric"] == metric) & (log["step"] > 0)]
+    return rows.set_index("step")["value"]
+
+
+def _best_step(log: pd.DataFrame) -> int:
+    return int(_held_out(log, "loss").idxmin())
+
+
+def _at_best(log: pd.DataFrame) -> dict[str, float]:
+    best = _best_step(log)
+    return {
+        "held_out_loss": float(_held_out(log, "loss")[best]),
+        "held_out_accuracy": float(_held_out(log, "reward_accuracy")[best]),
+    }
+
+
+# --- merging ----------------------------------------------------------------------------------------------------
+
+
+def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
+    """Write one plain checkpoint of a tuned model to ``folder``.
+
+    A whole checkpoint is linked as it is; an adapter is merged into the weights of ``base``, in float32, since a
+    merge in bfloat16 would round the adapter's small changes away. Returns the largest difference between the logits
+    of base plus adapter and those of the merged checkpoint read back, on the text ``probe`` (0.0 where nothing
+    was merged).
+    """
+    if not (tuned / "adapter_config.json").is_file():
+        with atomic_folder(folder) as temporary:
+            for source in sorted(path for path in tuned.rglob("*") if path.is_file()):
+                target = temporary / source.relative_to(tuned)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(source.resolve(), target)
+                except OSError:  # another file system, or one without hard links
+                    shutil.copy2(source, target)
+        return 0.0
+    import torch
+    from peft import PeftModel
+
+    tokenizer = load_tokenizer(base)
+    inputs = tokenizer(probe, return_tensors="pt").to(device())
+    plain = load_causal_lm(base, torch.float32)
+    tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    adapted = PeftModel.from_pretrained(plain, str(tuned)).eval()
+    with torch.inference_mode():
+        before = adapted(**inputs).logits
+    if tied and _adapts_embedding(adapted):
+        # Merging changes the embedding; the output layer shared its weight but never saw the adapter.
+        output = plain.get_output_embeddings()
+        output.weight = torch.nn.Parameter(output.weight.detach().clone())
+        plain.config.get_text_config().tie_word_embeddings = False
+        plain.config.tie_word_embeddings = False
+    merged = adapted.merge_and_unload()
+    with atomic_folder(folder) as temporary:
+        merged.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    with torch.inference_mode():
+        after = load_causal_lm(folder, torch.float32)(**inputs).logits
+    difference = float((after - before).abs().max())
+    scale = float(before.abs().max())
+    if difference > 1e-3 * max(scale, 1.0):
+        shutil.rmtree(folder)
+        raise RuntimeError(f"the merged checkpoint's logits differ from the adapter's by {difference:.3g}")
+    return difference
+
+
+def _adapts_embedding(adapted: Any) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(adapted.get_base_model().get_input_embeddings(), BaseTunerLayer)
+
+
+def write_log(folder: Path, log: pd.DataFrame) -> None:
+    """Write the training log where the report looks for it."""
+    write_parquet(folder / "training_log.parquet", log)

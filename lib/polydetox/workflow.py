@@ -1,0 +1,173 @@
+"""What the Snakefile and the command line share: a profile as a graph of stages, and the check before it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from polydetox import paths
+from polydetox.artifacts import MANIFEST
+from polydetox.data import load_prompts, local_folder, training_prompts
+from polydetox.errors import UserError
+from polydetox.params import ModelFile, Profile, load_model, load_profile, stage_parameters, variants_of
+
+
+class Graph:
+    """The stages of one profile, with the functions that the Snakefile's rules call.
+
+    Models are known to Snakemake by their folder name (``ModelFile.name``), which for a Hub id or a local folder is
+    not what the profile lists.
+    """
+
+    def __init__(self, profile: str):
+        self.profile: Profile = load_profile(profile)
+        self._listed = {load_model(model).name: model for model in self.profile.models}
+
+    @property
+    def models(self) -> list[str]:
+        """Folder names of the models."""
+        return list(self._listed)
+
+    def model_file(self, model: str) -> ModelFile:
+        """The model of a folder name."""
+        return load_model(self._listed[model])
+
+    def variants(self, model: str) -> list[str]:
+        """``base`` and the tuned variants of a model."""
+        return variants_of(self.profile, self._listed[model])
+
+    def trained(self, model: str) -> list[str]:
+        """The variants that this profile trains itself."""
+        return [variant for variant in self.variants(model) if variant in self.profile.variants]
+
+    def kinds(self, model: str) -> list[str]:
+        """The kinds of preference pairs that the trained variants of a model use."""
+        return sorted({self.profile.variants[variant].pairs for variant in self.trained(model)})
+
+    def base(self, model: str) -> str:
+        """The manifest of the checkpoint that sampling and training start from."""
+        folder = paths.trim(self.profile.name, model) if self.profile.trim else paths.checkpoint(model)
+        return manifest(folder)
+
+    def checkpoint(self, model: str, variant: str) -> str:
+        """The manifest of the checkpoint of one variant."""
+        return self.base(model) if variant == "base" else manifest(paths.merge(self.profile.name, model, variant))
+
+    def tuned(self, model: str, variant: str) -> list[str]:
+        """What merging waits for: the training, or nothing for a published checkpoint."""
+        trained = variant in self.profile.variants
+        return [manifest(paths.dpo(self.profile.name, model, variant))] if trained else []
+
+    def prompts(self) -> list[str]:
+        """The files that the evaluation prompts come from, as far as they are this project's."""
+        return [local(paths.prompt_files() / "evaluation.yaml")] if self.profile.prompts.source == "project" else []
+
+    def parameters(self, stage: str, folder: Path, model: str, **identity: str) -> str:
+        """All parameters of one job, as JSON."""
+        values = stage_parameters(stage, self.profile, self._listed[model], **identity)
+        values["output_folder"] = local(folder)
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+    def summary_parameters(self, section: str) -> str:
+        """The parameters of a summary notebook, as JSON."""
+        folder = paths.summary(self.profile.name, section)
+        return json.dumps({"profile": self.profile.name, "output_folder": local(folder)})
+
+    def resource(self, model: str, name: str) -> int:
+        """What a job on a model asks of the cluster: ``gpu`` or ``mem_mb``."""
+        return int(getattr(self.model_file(model).resources, name))
+
+    def results(self) -> list[str]:
+        """The manifests of everything that the report reads."""
+        wanted = []
+        for model in self.models:
+            if self.profile.trim:
+                wanted.append(manifest(paths.trim(self.profile.name, model)))
+            wanted += [manifest(paths.pairs(self.profile.name, model, kind)) for kind in self.kinds(model)]
+            wanted += [manifest(paths.dpo(self.profile.name, model, variant)) for variant in self.trained(model)]
+            wanted += [
+                manifest(paths.evaluate(self.profile.name, model, variant, language))
+                for variant in self.variants(model)
+                for language in self.profile.languages
+            ]
+        return wanted
+
+
+def local(path: Path) -> str:
+    """A path as the workflow writes it: relative to the checkout where it lies inside."""
+    return paths.relative(path)
+
+
+def manifest(folder: Path) -> str:
+    """The manifest of a stage's folder, as the workflow writes it."""
+    return local(folder / MANIFEST)
+
+
+def preflight(profile: str) -> None:
+    """Check everything that a run of a profile reads, before anything costly starts.
+
+    Parameters of every stage, prompts of every language, folders of preference pairs, and the scorers: the first
+    thing that is wrong is a ``UserError``.
+    """
+    graph = Graph(profile)
+    settings = graph.profile
+    training_prompts()
+    for language in settings.languages:
+        load_prompts(settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
+    for kind, values in settings.pairs.items():
+        if kind != "on-policy" and not local_folder(values.get("folder", "")).is_dir():
+            raise UserError(
+                f"params/profiles/{profile}.yaml: pairs: {kind}: folder {values.get('folder', '')!r}: no such folder "
+                "(see `polydetox data`)"
+            )
+    for model in graph.models:
+        for variant in graph.variants(model):
+            checked: dict[str, Any] = stage_parameters(
+                "evaluate", settings, graph._listed[model], variant=variant, lang=settings.languages[0]
+            )
+            _check_scorer(checked["scorer"], settings.languages)
+            if checked["second_scorer"]:
+                _check_scorer(checked["second_scorer"], settings.languages)
+    for model in graph.models:
+        for variant in graph.trained(model):
+            stage_parameters("dpo", settings, graph._listed[model], variant=variant)
+        for kind in graph.kinds(model):
+            stage_parameters("pairs", settings, graph._listed[model], kind=kind)
+
+
+def _check_scorer(name: str, languages: list[str]) -> None:
+    from polydetox.scoring import get_scorer
+
+    scorer = get_scorer(name)
+    missing = [language for language in languages if language not in scorer.languages]
+    if missing:
+        raise UserError(
+            f"scorer {name!r} does not know {' '.join(missing)} (it knows {' '.join(sorted(scorer.languages))}); "
+            "choose another under 'evaluate: scorer:'"
+        )
+
+
+@contextlib.contextmanager
+def run_lock(profile: str) -> Iterator[None]:
+    """Let one run at a time work on a profile; a lock that a killed run left does not hold."""
+    folder = paths.profile_run(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise UserError(
+                f"profile {profile!r} is being run already (process {handle.read().strip() or 'unknown'}); wait for it, "
+                "or stop it first"
+            ) from None
+        handle.seek(0)
+        handle.truncate()
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield

@@ -1,0 +1,148 @@
+"""Parameters: what is valid, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import ast
+
+import nbformat
+import pytest
+import yaml
+from conftest import CHECKOUT, TINY_PROFILE
+
+from polydetox import params
+from polydetox.errors import UserError, nearest
+from polydetox.notebook import begin
+
+
+def rewrite(file, **changes):
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | changes))
+
+
+def test_every_shipped_file_is_valid():
+    for name in params.model_names():
+        assert params.load_model(name).title
+    for name in params.profile_names():
+        profile = params.load_profile(name)
+        for model in profile.models:
+            for variant in params.variants_of(profile, model):
+                settings = params.stage_parameters("generate", profile, model, variant=variant, lang="en")
+                assert settings["max_new_tokens"] == 20
+
+
+def test_paper_profile_has_the_papers_settings():
+    profile = params.load_profile("paper")
+    full = params.stage_parameters("dpo", profile, "mgpt", variant="dpo")
+    assert (full["method"], full["learning_rate"], full["batch_size"], full["epochs"]) == ("full", 1e-5, 4, 5)
+    assert (full["beta"], full["warmup_steps"], full["weight_decay"], full["max_grad_norm"]) == (0.1, 150, 0.05, 10)
+    small = params.stage_parameters("dpo", profile, "llama-2-7b", variant="dpo")
+    assert (small["method"], small["batch_size"], small["gradient_accumulation_steps"]) == ("qlora", 1, 4)
+    assert (small["lora_rank"], small["lora_alpha"], small["lora_dropout"], small["epochs"]) == (64, 16, 0.05, 20)
+    drawn = params.stage_parameters("generate", profile, "mgpt", variant="base", lang="zh")
+    assert (drawn["n"], drawn["temperature"], drawn["top_p"]) == (25, 0.9, 0.8)
+
+
+def test_published_checkpoint_is_not_trained():
+    assert params.variants_of(params.load_profile("paper"), "bloom-1b7-detox") == ["base", "published"]
+
+
+@pytest.mark.parametrize("stage", params.STAGES)
+def test_notebook_defaults_are_the_stage_defaults(stage):
+    """The parameters cell of each notebook declares every parameter once, with the default of its class."""
+    notebook = nbformat.read(CHECKOUT / "notebooks" / f"{stage}.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1
+    declared = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cells[0].source).body}
+    assert declared == params.STAGES[stage]().model_dump()
+
+
+def test_a_later_source_wins(checkout):
+    file = checkout / "params/models/tiny.yaml"
+    rewrite(file, generate={"n": 7, "top_k": 5})
+    profile = params.load_profile("tiny")
+    assert params.stage_parameters("generate", profile, "tiny", variant="base", lang="de")["n"] == 3
+    assert params.stage_parameters("generate", profile, "tiny", variant="base", lang="de")["top_k"] == 5
+    assert params.stage_parameters("dpo", profile, "tiny", variant="dpo-lora")["method"] == "lora"
+    assert params.stage_parameters("dpo", profile, "tiny", variant="dpo")["method"] == "full"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"langages": []}, ["params/profiles/tiny.yaml", "'langages'", "'languages'"]),
+        ({"languages": ["en", "dd"]}, ["params/profiles/tiny.yaml", "languages", "'dd'"]),
+        ({"generate": {"temprature": 1}}, ["params/profiles/tiny.yaml", "generate", "'temprature'", "'temperature'"]),
+        ({"generate": {"lang": "en"}}, ["generate", "'lang'"]),
+        ({"generate": {"top_p": 1.5}}, ["generate", "top_p", "1.5"]),
+        ({"models": ["tny"]}, ["params/profiles/tiny.yaml", "'tny'", "'tiny'"]),
+        ({"pairs": {"onpolicy": {}}}, ["pairs", "onpolicy", "on-policy"]),
+        ({"variants": {"base": {"pairs": "on-policy"}}}, ["variant 'base'"]),
+        ({"variants": {"a": {"pairs": "rtp-lx"}}}, ["variant 'a'", "rtp-lx"]),
+        ({"variants": {"a": {"pairs": "on-policy", "dpo": {"bta": 1}}}}, ["variants.a.dpo", "'bta'", "'beta'"]),
+        ({"prompts": {"source": "rtplx"}}, ["prompts.source", "'rtplx'", "rtp-lx"]),
+    ],
+)
+def test_a_mistake_in_a_profile_is_named_with_its_remedy(checkout, change, words):
+    rewrite(checkout / "params/profiles/tiny.yaml", **change)
+    with pytest.raises(UserError) as raised:
+        params.load_profile("tiny")
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_a_mistake_in_a_model_file_is_named(checkout):
+    rewrite(checkout / "params/models/tiny.yaml", licnce="x")
+    with pytest.raises(UserError, match=r"params/models/tiny.yaml: unknown key 'licnce'; did you mean 'licence'"):
+        params.load_model("tiny")
+    rewrite(checkout / "params/models/tiny.yaml", use="hub")
+    (checkout / "params/models/other.yaml").write_text("title: x\nuse: hub\nlicence: x\n")
+    with pytest.raises(UserError, match="'use: hub' needs the key 'hub'"):
+        params.load_model("other")
+
+
+def test_yaml_syntax_and_double_keys_name_the_line(checkout):
+    file = checkout / "params/profiles/tiny.yaml"
+    file.write_text("title: a\ntitle: b\n")
+    with pytest.raises(UserError, match=r"tiny.yaml:2: .*'title' is given twice"):
+        params.load_profile("tiny")
+    file.write_text("title: [a\nmodels: b\n")
+    with pytest.raises(UserError, match=r"tiny.yaml:\d+: not valid YAML"):
+        params.load_profile("tiny")
+
+
+def test_unknown_profile_and_model_name_the_nearest(checkout):
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        params.load_profile("tyny")
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        params.load_model("tinny")
+
+
+def test_hub_id_and_folder_stand_for_a_model_file(checkout, tiny_checkpoints):
+    assert params.load_model("owner/some-model").name == "owner--some-model"
+    assert params.load_model("owner/some-model").hub == "owner/some-model"
+    assert params.load_model(str(tiny_checkpoints["gpt2"])).path == str(tiny_checkpoints["gpt2"])
+    (checkout / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        params.load_model(str(checkout / "empty"))
+
+
+def test_languages_are_kept_in_the_papers_order(checkout):
+    assert params.load_profile("tiny").languages == ["de", "en", "ja"]
+    assert TINY_PROFILE["languages"] == ["en", "de", "ja"]
+
+
+def test_a_notebook_refuses_a_parameter_it_does_not_have(checkout):
+    with pytest.raises(UserError, match="no parameter 'tempratur'; did you mean 'temperature'"):
+        begin("generate", {"tempratur": 1.0, "__name__": "__main__", "In": []})
+    with pytest.raises(UserError, match="lang: unknown language 'dee'"):
+        begin("generate", {"lang": "dee"})
+    settings, stage = begin("generate", {"lang": "de", "model": "tiny"})
+    assert settings.lang == "de"
+    assert stage.folder == checkout / "runs/manual/tiny/base/de/generate"
+
+
+def test_nearest_lists_what_is_valid_when_nothing_is_near():
+    assert nearest("qqq", ["a", "b"]) == "; valid are: a, b"
+    assert nearest("aa", []) == ""
