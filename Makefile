@@ -38,7 +38,7 @@ paper: $(STAMP) ## run PROFILE to the rendered report, and say where it is
 	@$(BIN)/polydetox run --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
 preview: $(STAMP) ## render what has been run so far, with the preview renderer
-	@QUARTO= $(BIN)/polydetox render --profile $(PROFILE) --preview
+	@$(BIN)/polydetox render --profile $(PROFILE) --preview
 
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
 	@$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -35,17 +36,21 @@ def tiny_tokenizer():
     specials = ["<pad>", "<eos>", "<bos>", "<unk>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no merges across words
     trainer = trainers.BpeTrainer(
         vocab_size=900, special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")  # does nothing, as in Gemma's
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", 2)]
     )
+    # Byte tokens are ordinary tokens, as in Gemma's vocabulary; only the trainer had to be told of them.
+    specification = json.loads(tokenizer.to_str())
+    specification["added_tokens"] = [entry for entry in specification["added_tokens"] if entry["content"] in specials]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+        tokenizer_object=Tokenizer.from_str(json.dumps(specification)), pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
     )
 
 

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     render = commands.add_parser("render", help="render the report from what has been run so far")
     render.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
+    render.add_argument("--preview", action="store_true", help="use the preview renderer even where Quarto is")
     render.set_defaults(function=_render)
 
     data = commands.add_parser("data", help="the data sources: licence, address, and what to do to get each")
@@ -86,7 +87,7 @@ def _render(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.report import render
 
     load_profile(options.profile)
-    print(f"the report: {render(options.profile)}")
+    print(f"the report: {render(options.profile, preview=options.preview)}")
     return 0
 
 

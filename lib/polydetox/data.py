@@ -72,16 +72,16 @@ def training_prompts() -> pd.DataFrame:
 def _prompt_rows(file: Path, language: str) -> dict[str, str]:
     entries = read_yaml(file)
     if not isinstance(entries, list):
-        raise UserError(f"{paths.relative(file)}: expected a list of prompts, each with 'id' and its languages")
+        raise UserError(f"{paths.relative(file)}: expected a list of prompts, each with 'name' and its languages")
     rows: dict[str, str] = {}
     for position, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise UserError(f"{paths.relative(file)}: prompt {position} has no 'id'")
+        if not isinstance(entry, dict) or "name" not in entry:
+            raise UserError(f"{paths.relative(file)}: prompt {position} has no 'name'")
         if is_blank(entry.get(language)):
-            raise UserError(f"{paths.relative(file)}: prompt {entry['id']!r} has no text under {language!r}")
-        if entry["id"] in rows:
-            raise UserError(f"{paths.relative(file)}: id {entry['id']!r} is used twice; give each prompt its own")
-        rows[str(entry["id"])] = entry[language].rstrip()
+            raise UserError(f"{paths.relative(file)}: prompt {entry['name']!r} has no text under {language!r}")
+        if entry["name"] in rows:
+            raise UserError(f"{paths.relative(file)}: name {entry['name']!r} is used twice; give each prompt its own")
+        rows[str(entry["name"])] = entry[language].rstrip()
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -82,10 +83,15 @@ def _quarto() -> str:
 
 
 def _kernel() -> str:
-    from polydetox.kernel.spec import why_not
+    from polydetox.kernel import spec
 
-    reason = why_not()
-    return _line(not reason, "forking kernel", reason or "notebooks start without waiting for imports")
+    if not sys.platform.startswith("linux"):
+        return _line(False, "forking kernel", "Linux only; notebooks run on the plain kernel, with the same results")
+    try:
+        spec.ensure_installed()
+    except UserError as error:
+        return _line(False, "forking kernel", f"{error}; notebooks run on the plain kernel, with the same results")
+    return _line(True, "forking kernel", "notebooks start without waiting for imports")
 
 
 def _scorers() -> list[str]:

@@ -41,7 +41,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     _end_with_run()
     _remove_failed(profile, output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.part")
+    partial = output.with_name(f".{output.stem}.part.ipynb")
     try:
         papermill.execute_notebook(
             str(notebook), str(partial), dict(parameters), kernel_name=kernel_name(), cwd=str(paths.root()),
@@ -59,9 +59,13 @@ def kernel_name() -> str:
     named = os.environ.get("POLYDETOX_KERNEL")
     if named:
         return named
-    from polydetox.kernel.spec import ensure_installed
+    from polydetox.kernel import spec
 
-    return "polydetox" if ensure_installed() else "python3"
+    try:
+        spec.ensure_installed()
+    except UserError:  # an environment that cannot be written to
+        return "python3"
+    return spec.NAME
 
 
 def _first_line(text: str) -> str:

@@ -168,7 +168,8 @@ class EvaluateParameters(LanguageStage):
     second_scorer: str | None = "lexicon"
     threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     judge: str = "untuned"  # fluency: `untuned` (the model before DPO), a Hub id or a folder; `none` to skip
-    batch_size: int = Field(64, gt=0)  # prompts or continuations a forward pass
+    judged_samples: int | None = Field(None, gt=0)  # continuations of a prompt that are judged; None: all
+    batch_size: int = Field(64, gt=0)  # continuations a forward pass of the judge
     bootstrap_samples: int = Field(1000, gt=0)
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
 

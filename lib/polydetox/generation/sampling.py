@@ -15,6 +15,9 @@ from jaxtyping import Float, Int
 # A nucleus at top-p 0.8 nearly always lies within so many tokens; rows where it does not are sorted in full.
 _NUCLEUS_GUESS = 256
 
+# Logits that are worked on at once on a CPU.
+_PIECE = 1 << 19
+
 
 def prompt_seed(seed: int, prompt_id: str) -> int:
     """A seed of its own for each prompt: 63 bits of a hash of the run's seed and the prompt's id."""
@@ -53,6 +56,19 @@ def sample(
     """
     if temperature == 0.0:
         return logits.argmax(dim=-1)
+    # On a CPU a large vocabulary's logits are worked on in pieces that stay in its cache.
+    rows = max(1, _PIECE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    pieces = zip(logits.split(rows), uniform.split(rows), strict=True)
+    return torch.cat([_sample(piece, part, temperature, top_p, top_k) for piece, part in pieces])
+
+
+def _sample(
+    logits: Float[torch.Tensor, "rows vocabulary"],
+    uniform: Float[torch.Tensor, " rows"],
+    temperature: float,
+    top_p: float,
+    top_k: int,
+) -> Int[torch.Tensor, " rows"]:
     logits = logits.float() / temperature
     vocabulary = logits.shape[-1]
     if top_k == 0 and top_p >= 1.0:

@@ -62,7 +62,10 @@ def add_scores(continuations: pd.DataFrame, settings: EvaluateParameters, stage:
     else:
         stage.reads(provenance(weights))
         judge = Judge(weights, load_model(settings.model).dtype, settings.batch_size)
-        scores["perplexity"] = judge.perplexities(scores["prompt"].tolist(), texts)
+        judged = scores["sample"] < (settings.judged_samples or len(scores))
+        scores["perplexity"] = judge.perplexities(
+            scores["prompt"].tolist(), scores["continuation"].where(judged, "").tolist()
+        )
     scores["detected_language"] = detect(texts)
     return scores
 

@@ -20,14 +20,25 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-def token_nll(
-    logits: Float[torch.Tensor, "rows tokens vocabulary"], targets: Int[torch.Tensor, "rows tokens"], ignored: int
-) -> tuple[Float[torch.Tensor, " rows"], Int[torch.Tensor, " rows"]]:
-    """Each row's summed negative log-likelihood (nats) and its number of targets; ``ignored`` marks padding."""
-    from torch.nn.functional import cross_entropy
+# Logits that are turned into probabilities at once: a piece stays in a CPU's cache.
+_PIECE = 1 << 19
 
-    losses = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=ignored, reduction="none")
-    return losses.sum(dim=-1), (targets != ignored).sum(dim=-1)
+
+def token_nll(
+    logits: Float[torch.Tensor, "rows tokens vocabulary"], targets: Int[torch.Tensor, "rows tokens"]
+) -> tuple[Float[torch.Tensor, " rows"], Int[torch.Tensor, " rows"]]:
+    """Each row's summed negative log-likelihood (nats) and its number of targets; -100 marks padding."""
+    import torch
+
+    flat = logits.flatten(0, 1)  # (rows * tokens, vocabulary)
+    chosen = targets.clamp(min=0).flatten().unsqueeze(-1)
+    size = max(1, _PIECE // flat.shape[-1])
+    pieces = zip(flat.split(size), chosen.split(size), strict=True)
+    nll = torch.cat([
+        piece.float().logsumexp(dim=-1) - piece.gather(-1, target).squeeze(-1).float() for piece, target in pieces
+    ])  # fmt: skip
+    counted = targets != -100
+    return (nll.view_as(targets) * counted).sum(dim=-1), counted.sum(dim=-1)
 
 
 class Judge:
@@ -87,15 +98,15 @@ class Judge:
         output = self.model(input_ids=head, use_cache=True, logits_to_keep=1)
         first = output.logits[:, -1:].expand(len(rows), -1, -1)  # (rows, 1, vocabulary): predicts the first token
         if width == 1:
-            return token_nll(first, targets, -100)
+            return token_nll(first, targets)
         cache = output.past_key_values
         cache.batch_repeat_interleave(len(rows))
         inputs = targets[:, :-1].clamp(min=0)
         # Padding is on the right, where no counted position looks at it, so a mask of ones is right for each row.
         mask = torch.ones(len(rows), shared + width - 1, dtype=torch.long, device=self.model.device)
         rest = self.model(input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=False).logits
-        nll_first, count_first = token_nll(first, targets[:, :1], -100)
-        nll_rest, count_rest = token_nll(rest, targets[:, 1:], -100)
+        nll_first, count_first = token_nll(first, targets[:, :1])
+        nll_rest, count_rest = token_nll(rest, targets[:, 1:])
         return nll_first + nll_rest, count_first + count_rest
 
     def _score_encoder_decoder(self, prompt: str, continuations: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +116,7 @@ class Judge:
         labels = self.tokenizer([text.strip() for text in continuations], return_tensors="pt", padding=True)
         targets = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100).to(self.model.device)
         mask = inputs["attention_mask"].expand(len(continuations), -1)
-        return token_nll(self.model(encoder_outputs=encoded, attention_mask=mask, labels=targets).logits, targets, -100)
+        return token_nll(self.model(encoder_outputs=encoded, attention_mask=mask, labels=targets).logits, targets)
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

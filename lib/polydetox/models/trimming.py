@@ -88,17 +88,25 @@ def expected_probability(
     return torch.stack(languages).mean(dim=0)
 
 
+# Texts a forward pass: over a full vocabulary, logits are large.
+_BATCH = 16
+
+
 def next_token_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Iterator[Float[torch.Tensor, "positions vocabulary"]]:
-    """The logits at every position of each text, one text at a time: over a full vocabulary they are large."""
+    """The logits at every position of the texts, a batch of texts at a time."""
     import torch
 
     with torch.inference_mode():
-        for text in texts:
-            logits = model(**tokenizer(text, return_tensors="pt").to(model.device)).logits[0]
-            # Without the position of the beginning-of-sequence token: nobody samples a text from nothing.
-            yield logits[1:].float().cpu() if len(logits) > 1 else logits.float().cpu()
+        for start in range(0, len(texts), _BATCH):
+            batch = list(texts[start : start + _BATCH])
+            inputs = tokenizer(batch, return_tensors="pt", padding=True, padding_side="right").to(model.device)
+            logits = model(**inputs).logits  # (texts, positions, vocabulary)
+            counted = inputs["attention_mask"].bool()
+            if int(counted.sum(dim=-1).min()) > 1:
+                counted[:, 0] = False  # nobody samples a text from its beginning-of-sequence token alone
+            yield logits[counted].float().cpu()
 
 
 def tokens_to_keep(

@@ -1,0 +1,220 @@
+"""Every notebook, executed by the workflow with papermill on a tiny random-weight model, to the rendered site."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from conftest import CHECKOUT, TINY_PROFILE, make_checkout
+
+from polydetox.params import SECTIONS
+
+EVALUATED = [(variant, language) for variant in ("base", "dpo", "dpo-lora") for language in ("de", "en", "ja")]
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("POLYDETOX_RUNS", "POLYDETOX_KERNEL")}
+    return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
+
+
+def polydetox(checkout: Path, *words: str, **changes: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
+                          env=environment(checkout) | changes, timeout=600)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_checkpoints) -> tuple[Path, subprocess.CompletedProcess]:
+    """A checkout in which the whole tiny profile has run, and what the command printed."""
+    folder = make_checkout(tmp_path_factory.mktemp("workflow") / "checkout", tiny_checkpoints["llama"])
+    return folder, polydetox(folder, "run", "--profile", "tiny")
+
+
+def test_the_command_ends_at_the_site(finished):
+    checkout, done = finished
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("runs/tiny/site/index.html")
+    assert (checkout / "runs/tiny/site/index.html").is_file()
+
+
+def stage_folders(checkout: Path) -> list[Path]:
+    return sorted(path.parent for path in (checkout / "runs").rglob("manifest.json"))
+
+
+def test_every_stage_left_its_manifest_and_executed_notebook(finished):
+    checkout, _ = finished
+    names = {str(folder.relative_to(checkout / "runs")) for folder in stage_folders(checkout)}
+    expected = {"checkpoints/tiny", "tiny/tiny/trim", "tiny/tiny/pairs/on-policy"}
+    expected |= {f"tiny/tiny/{variant}/{stage}" for variant in ("dpo", "dpo-lora") for stage in ("dpo", "merge")}
+    expected |= {f"tiny/tiny/{variant}/{stage}/{language}" for variant, language in EVALUATED
+                 for stage in ("generate", "evaluate")}  # fmt: skip
+    expected |= {f"tiny/summary/{section}" for section in SECTIONS}
+    assert names == expected
+    for folder in stage_folders(checkout):
+        notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+        assert all(cell.execution_count for cell in code), folder
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["versions"]["torch"] and manifest["wall_seconds"] >= 0
+
+
+def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
+    own = {"scorer_head"}  # trains on a data set that no test may need
+    names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
+    stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate"}
+    assert names - own == stages | {f"summary_{section}" for section in SECTIONS}
+
+
+def test_results_are_complete_and_in_range(finished):
+    checkout, _ = finished
+    for variant, language in EVALUATED:
+        folder = checkout / f"runs/tiny/tiny/{variant}/evaluate/{language}"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["prompts"] == 4 and metrics["continuations"] == 12
+        assert metrics["scored"] + metrics["empty"] == 12
+        for name in ("emt", "toxprob", "avgtox"):
+            value = metrics[name]
+            assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
+        assert metrics["perplexity"]["median"]["value"] > 1
+        scores = pd.read_parquet(folder / "scores.parquet")
+        assert scores.groupby("prompt_id").size().tolist() == [3] * 4
+
+
+def test_no_machine_path_in_parameters_or_site(finished):
+    checkout, _ = finished
+    for page in (checkout / "runs/tiny/site").rglob("*.html"):
+        assert str(checkout) not in page.read_text("utf-8"), page
+
+
+def test_a_second_run_does_nothing(finished):
+    checkout, _ = finished
+    before = {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in stage_folders(checkout)}
+    again = polydetox(checkout, "run", "--profile", "tiny")
+    assert again.returncode == 0, again.stderr
+    assert {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in stage_folders(checkout)} == before
+
+
+def test_changed_settings_run_only_what_depends_on_them(finished):
+    checkout, _ = finished
+    plan = polydetox(checkout, "run", "--profile", "tiny", "-n")
+    assert plan.returncode == 0 and "Nothing to be done" in plan.stdout + plan.stderr
+    file = checkout / "params/profiles/tiny.yaml"
+    original = file.read_text()
+    file.write_text(yaml.safe_dump(TINY_PROFILE | {"generate": {"n": 2, "max_new_tokens": 6}}))
+    try:
+        plan = polydetox(checkout, "run", "--profile", "tiny", "-n").stdout
+    finally:
+        file.write_text(original)
+    counts = {line.split()[0]: int(line.split()[1]) for line in plan.splitlines()
+              if len(line.split()) == 2 and line.split()[1].isdigit()}  # fmt: skip
+    assert counts["generate"] == counts["evaluate"] == 9 and counts["summary"] == len(SECTIONS)
+    assert not {"checkpoint", "trim", "pairs", "dpo", "merge"} & set(counts)
+
+
+def test_one_stage_by_hand_with_plain_papermill(finished):
+    """The README's words: papermill alone, with a model and a language, next to the finished run."""
+    checkout, _ = finished
+    manifest = checkout / "runs/tiny/tiny/base/generate/de/manifest.json"
+    before = manifest.read_bytes()
+    command = [sys.executable, "-m", "papermill", "notebooks/generate.ipynb", "out.ipynb", "-p", "model", "tiny",
+               "-p", "lang", "de", "-p", "profile", "tiny", "-p", "prompts_source", "project", "-p", "prompt_limit", "2",
+               "-k", "python3"]  # fmt: skip
+    done = subprocess.run(command, cwd=checkout, env=environment(checkout), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_parquet(checkout / "runs/manual/tiny/base/de/generate/continuations.parquet")
+    assert len(table) == 2 * 25
+    assert manifest.read_bytes() == before, "a stage run by hand must not touch the run's artefacts"
+
+    misspelt = subprocess.run([*command, "-p", "tempratur", "1"], cwd=checkout, env=environment(checkout),
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert misspelt.returncode != 0
+    assert "no parameter 'tempratur'; did you mean 'temperature'?" in misspelt.stderr
+    outside = subprocess.run([*command, "-p", "lang", "pl"], cwd=checkout, env=environment(checkout),
+                             capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert "'languages' does not list 'pl'" in outside.stderr
+
+
+@pytest.fixture
+def small(tmp_path, tiny_checkpoints) -> Path:
+    """A profile of one language without DPO's longer stages, for runs that are stopped or fail."""
+    return make_checkout(tmp_path / "checkout", tiny_checkpoints["gpt2"], languages=["en"], trim=None)
+
+
+def test_a_failing_stage_is_named_and_its_notebook_kept(small):
+    done = polydetox(small, "run", "--profile", "tiny", "runs/tiny/tiny/base/generate/en/manifest.json")
+    assert done.returncode == 0, done.stderr
+    table = small / "runs/tiny/tiny/base/generate/en/continuations.parquet"
+    whole = table.read_bytes()
+    stamp = table.stat()
+    table.write_bytes(whole[:100])
+    os.utime(table, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+    target = "runs/tiny/tiny/base/evaluate/en/manifest.json"
+    failed = polydetox(small, "run", "--profile", "tiny", target)
+    assert failed.returncode == 1
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("polydetox:") or line.startswith("  the")]
+    assert "continuations.parquet: not a readable Parquet file" in lines[0] and "delete it" in lines[0]
+    assert lines[1].endswith("runs/tiny/failed/tiny-base-evaluate-en.ipynb")
+    assert (small / "runs/tiny/failed/tiny-base-evaluate-en.ipynb").is_file()
+
+    table.unlink()
+    mended = polydetox(small, "run", "--profile", "tiny", target)
+    assert mended.returncode == 0, mended.stderr
+    assert table.read_bytes() != whole[:100] and not list((small / "runs/tiny/failed").glob("*"))
+
+
+def test_a_killed_run_goes_on_by_the_same_command(small):
+    command = [sys.executable, "-m", "polydetox", "run", "--profile", "tiny",
+               "runs/tiny/tiny/dpo/merge/manifest.json"]  # fmt: skip
+    run = subprocess.Popen(command, cwd=small, env=environment(small), stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    pairs = small / "runs/tiny/tiny/pairs/on-policy/manifest.json"
+    deadline = time.time() + 120
+    while not pairs.is_file() and time.time() < deadline:
+        time.sleep(0.2)
+    assert pairs.is_file()
+    os.killpg(run.pid, 9)
+    run.wait()
+    kept = pairs.stat().st_mtime_ns
+    resumed = subprocess.run(command, cwd=small, env=environment(small), capture_output=True, text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr
+    assert pairs.stat().st_mtime_ns == kept
+    assert (small / "runs/tiny/tiny/dpo/merge/weights/model.safetensors").is_file()
+
+
+def test_two_runs_of_one_profile_do_not_meet(small):
+    from fcntl import LOCK_EX, flock
+
+    folder = small / "runs/tiny"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as handle:
+        flock(handle, LOCK_EX)
+        refused = polydetox(small, "run", "--profile", "tiny")
+    assert refused.returncode == 2 and "is being run already" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_mistakes_are_named_before_anything_starts(small):
+    file = small / "params/profiles/tiny.yaml"
+    profile = yaml.safe_load(file.read_text())
+    for change, words in [
+        ({"langauges": ["en"]}, "unknown key 'langauges'; did you mean 'languages'"),
+        ({"prompts": {"source": "rtp-lx", "folder": "nowhere"}}, "nowhere: no such folder"),
+        ({"evaluate": {"scorer": "embeded"}}, "'embedded'"),
+    ]:
+        file.write_text(yaml.safe_dump(profile | change))
+        done = polydetox(small, "run", "--profile", "tiny")
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (small / "runs").exists()
+    shutil.rmtree(small / "params/prompts")
+    file.write_text(yaml.safe_dump(profile))
+    assert "training.yaml: no such file" in polydetox(small, "run", "--profile", "tiny").stderr

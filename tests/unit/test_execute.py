@@ -1,0 +1,102 @@
+"""Running one notebook: where it ends up when it succeeds, and what is said when it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from polydetox import execute, paths
+from polydetox.cli import main
+from polydetox.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def plain_kernel(monkeypatch):
+    monkeypatch.setenv("POLYDETOX_KERNEL", "python3")
+    monkeypatch.delenv(execute.RUN_PID, raising=False)
+
+
+def write_notebook(file, *cells):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, file)
+    return file
+
+
+def test_success_writes_the_executed_copy(checkout, tmp_path):
+    source = write_notebook(tmp_path / "n.ipynb", "n = 1", "print(n + 1)")
+    output = paths.profile_run("tiny") / "stage" / "notebook.ipynb"
+    execute.execute(source, output, {"n": 4}, profile="tiny")
+    executed = nbformat.read(output, as_version=4)
+    assert "5" in executed.cells[-1].outputs[0]["text"]
+    assert [path.name for path in output.parent.iterdir()] == ["notebook.ipynb"]
+
+
+def test_failure_keeps_the_partial_copy_and_names_the_last_error(checkout, tmp_path):
+    source = write_notebook(tmp_path / "n.ipynb", "n = 1", "print('before')", "raise ValueError('the reason')")
+    output = paths.profile_run("tiny") / "m" / "stage" / "notebook.ipynb"
+    with pytest.raises(UserError) as raised:
+        execute.execute(source, output, {}, profile="tiny")
+    assert "ValueError: the reason" in str(raised.value)
+    assert str(raised.value).endswith("runs/tiny/failed/m-stage.ipynb")
+    copy = nbformat.read(paths.failed("tiny") / "m-stage.ipynb", as_version=4)
+    assert any("before" in str(cell.get("outputs")) for cell in copy.cells)
+    assert not output.exists()
+    assert "the reason" in execute.report_failures("tiny")[0]
+
+    # Once mended, the failed copy goes.
+    write_notebook(tmp_path / "n.ipynb", "n = 1")
+    execute.execute(source, output, {}, profile="tiny")
+    assert output.exists() and execute.report_failures("tiny") == []
+
+
+def test_a_kernel_that_dies_is_a_failure(checkout, tmp_path):
+    source = write_notebook(tmp_path / "n.ipynb", "n = 1", "import os; os._exit(3)")
+    with pytest.raises(UserError, match="DeadKernelError"):
+        execute.execute(source, paths.profile_run("tiny") / "s" / "notebook.ipynb", {}, profile="tiny")
+
+
+def test_command_line_errors_are_one_line(checkout, capsys):
+    assert main(["execute", "notebooks/none.ipynb", "out.ipynb"]) == 2
+    assert main(["execute", "notebooks/generate.ipynb", "out.ipynb", "--parameters", "{"]) == 2
+    assert main(["run", "--profile", "tny"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3
+    assert "no such notebook" in lines[0] and "not valid JSON" in lines[1] and "did you mean 'tiny'" in lines[2]
+
+
+def test_a_stage_ends_with_the_run_that_started_it(checkout, tmp_path):
+    """A run that is killed without a chance to clean up leaves no stage behind."""
+    source = write_notebook(tmp_path / "n.ipynb", "n = 1", "import time; time.sleep(60)")
+    run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    stage = subprocess.Popen(
+        [sys.executable, "-m", "polydetox", "execute", str(source), str(tmp_path / "o" / "notebook.ipynb"),
+         "--profile", "tiny"],
+        env=os.environ | {execute.RUN_PID: str(run.pid)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(4)
+    assert stage.poll() is None
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    stage.communicate(timeout=25)
+    assert stage.returncode not in (0, None)
+    assert not (tmp_path / "o" / "notebook.ipynb").exists()
+
+
+def test_doctor_reports_without_failing(checkout, capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "profile tiny" in text and "papermill" in text and "scorer embedded" in text
+
+
+def test_data_lists_sources_with_licence(checkout, capsys):
+    assert main(["data"]) == 0
+    assert "rtp-lx" in (text := capsys.readouterr().out) and "licence:" in text

@@ -1,0 +1,118 @@
+"""The transformers engine on three families, and the resumable run over a table of prompts."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from conftest import FAMILIES
+
+from polydetox.errors import UserError
+from polydetox.generation import engines
+from polydetox.generation.engines import Sampling, TransformersEngine, generate
+
+PROMPTS = ["The neighbours", "La capital de Francia es una", "Der", "今日はとても"]
+IDS = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_equal_those_of_generate(tiny_checkpoints, family):
+    engine = TransformersEngine(tiny_checkpoints[family], "float32")
+    drawn = engine.draw(IDS, PROMPTS, Sampling(n=2, temperature=0.0, max_new_tokens=8))
+    for prompt, continuations in zip(PROMPTS, drawn, strict=True):
+        inputs = engine.tokenizer(prompt, return_tensors="pt")
+        expected = engine.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        tokens = expected.tolist()
+        tokens = tokens[: tokens.index(1)] if 1 in tokens else tokens
+        assert [continuation.tokens for continuation in continuations] == [tokens, tokens]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_do_not_depend_on_the_batch(tiny_checkpoints, family):
+    engine = TransformersEngine(tiny_checkpoints[family], "float32")
+    sampling = Sampling(n=3, max_new_tokens=8, seed=5)
+    together = engine.draw(IDS, PROMPTS, sampling)
+    alone = [engine.draw([identifier], [prompt], sampling)[0] for identifier, prompt in zip(IDS, PROMPTS, strict=True)]
+    assert together == alone
+    assert len({tuple(continuation.tokens) for row in together for continuation in row}) > 3
+    assert engine.draw(IDS, PROMPTS, Sampling(n=3, max_new_tokens=8, seed=6)) != together
+
+
+def test_end_of_sequence_ends_a_continuation():
+    stop = frozenset({1})
+    assert engines._until_stop([5, 6, 1, 7], stop) == engines.Continuation([5, 6], truncated=False)
+    assert engines._until_stop([1, 7], stop) == engines.Continuation([], truncated=False)
+    assert engines._until_stop([5, 6], stop) == engines.Continuation([5, 6], truncated=True)
+
+
+def test_text_keeps_its_leading_space_and_drops_half_characters(tiny_checkpoints):
+    tokenizer = engines.load_tokenizer(tiny_checkpoints["llama"])
+    prefix = tokenizer("The neighbours")["input_ids"]
+    whole = tokenizer("The neighbours are loud")["input_ids"]
+    assert engines.continuation_text(tokenizer, prefix, whole[len(prefix) :]) == " are loud"
+    half = tokenizer.convert_tokens_to_ids(["<0xE4>", "<0xBB>"])  # two of three bytes of a Chinese character
+    assert engines.continuation_text(tokenizer, prefix, half) == ""
+
+
+def table(prompts=PROMPTS, ids=IDS):
+    return pd.DataFrame({"prompt_id": ids, "prompt": prompts})
+
+
+def test_duplicate_prompts_stay_apart_and_duplicate_ids_are_refused(tiny_checkpoints, tmp_path):
+    sampling = Sampling(n=2, max_new_tokens=4)
+    result = generate(tiny_checkpoints["llama"], table(["Der", "Der"], ["x", "y"]), sampling, tmp_path / "p")
+    assert list(result["prompt_id"]) == ["x", "x", "y", "y"] and list(result["sample"]) == [0, 1, 0, 1]
+    assert list(result["continuation"][:2]) != list(result["continuation"][2:])
+    with pytest.raises(UserError, match="prompt id 'x' is used twice"):
+        generate(tiny_checkpoints["llama"], table(["Der", "Das"], ["x", "x"]), sampling, tmp_path / "p")
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_table(tiny_checkpoints, tmp_path, monkeypatch):
+    sampling, weights = Sampling(n=2, max_new_tokens=4), tiny_checkpoints["llama"]
+    whole = generate(weights, table(), sampling, tmp_path / "whole", batch_size=2)
+    assert list(whole["prompt_id"]) == [identifier for identifier in IDS for _ in range(2)]
+
+    calls = []
+    draw = TransformersEngine.draw
+
+    def stop_after_two(self, ids, prompts, sampling):
+        calls.append(list(ids))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return draw(self, ids, prompts, sampling)
+
+    monkeypatch.setattr(TransformersEngine, "draw", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
+    resumed = generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
+    assert len(calls) == 5, "two batches before the stop, the one it hit, and the two that were left"
+    pd.testing.assert_frame_equal(resumed, whole)
+
+    # Other settings must not meet the parts of the old ones.
+    other = generate(weights, table(), Sampling(n=2, max_new_tokens=3), tmp_path / "stopped", batch_size=2)
+    assert other["tokens"].max() == 3
+
+
+def test_engine_that_is_missing_is_named():
+    if engines.find_spec("vllm"):
+        pytest.skip("vllm is installed here")
+    with pytest.raises(UserError, match=r"pip install 'polydetox\[gpu\]'"):
+        engines.choose_engine("vllm")
+    assert engines.choose_engine("auto") == "transformers"
+
+
+@pytest.mark.skipif(not engines.find_spec("vllm"), reason="vllm is not installed")
+def test_vllm_greedy_tokens_equal_those_of_transformers(tiny_checkpoints):
+    sampling = Sampling(n=1, temperature=0.0, max_new_tokens=8)
+    weights = tiny_checkpoints["llama"]
+    plain = TransformersEngine(weights, "float32").draw(IDS, PROMPTS, sampling)
+    assert engines.VLLMEngine(weights, "float32").draw(IDS, PROMPTS, sampling) == plain
+
+
+def test_threads_follow_the_environment(monkeypatch):
+    from polydetox.models.checkpoints import use_threads
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert use_threads() == 1
+    torch.set_num_threads(before)

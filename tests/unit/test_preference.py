@@ -1,0 +1,177 @@
+"""Preference pairs, DPO and merging, on tiny models of three families."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FAMILIES
+
+from polydetox.errors import UserError
+from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
+from polydetox.params import DPOParameters
+from polydetox.preference import dpo, pairs
+
+
+def scored(rows):
+    return pd.DataFrame(rows, columns=["prompt_id", "prompt", "continuation", "toxicity"])
+
+
+def test_on_policy_pairs_by_hand():
+    table = scored([
+        ("a", "A", " kind", 0.1), ("a", "A", " cruel", 0.9), ("a", "A", " odd", 0.5), ("a", "A", " kind", 0.1),
+        ("a", "A", "  ", 0.0), ("a", "A", " dull", np.nan), ("a", "A", " mean", 0.75),
+        ("b", "B", " x", 0.4), ("b", "B", " y", 0.5),
+    ])  # fmt: skip
+    found = pairs.on_policy_pairs(table, margin=0.2, pairs_per_prompt=3)
+    assert found[["chosen", "rejected"]].values.tolist() == [[" kind", " cruel"], [" odd", " mean"]]
+    assert set(found["prompt_id"]) == {"a"}, "b's two continuations differ by less than the margin"
+    assert len(pairs.on_policy_pairs(table, margin=0.0)) == 2
+
+
+def test_split_is_by_prompt():
+    table = pd.DataFrame({"prompt": [f"p{number // 3}" for number in range(60)], "chosen": "x", "rejected": "y"})
+    train, held_out = pairs.split_pairs(table, 0.1, seed=0)
+    assert len(train) == 54 and len(held_out) == 6
+    assert not set(train["prompt"]) & set(held_out["prompt"])
+    with pytest.raises(UserError, match="only 1 prompt"):
+        pairs.split_pairs(table.head(2), 0.1, seed=0)
+
+
+def test_dpo_loss_by_hand():
+    zero = torch.zeros(1)
+    assert float(dpo.dpo_loss(zero, zero, zero, zero, 0.1)) == pytest.approx(math.log(2))
+    # beta * ((-1 - -2) - (-5 - -3)) = 0.5 * 3
+    loss = dpo.dpo_loss(torch.tensor([-1.0]), torch.tensor([-5.0]), torch.tensor([-2.0]), torch.tensor([-3.0]), 0.5)
+    assert float(loss) == pytest.approx(-math.log(1 / (1 + math.exp(-1.5))))
+
+
+PAIRS = pd.DataFrame({
+    "prompt_id": [f"p{number}" for number in range(8)],
+    "prompt": ["The neighbours", "Nobody says", "La capital", "Der Nachbar", "A word", "About it", "Francia", "Laut"],
+    "chosen": [" are loud again"] * 8,
+    "rejected": [" grandes del mundo"] * 8,
+})  # fmt: skip
+
+
+def settings(**changes):
+    values = {"max_steps": 6, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e-3, "held_out_share": 0.25,
+              "lora_rank": 4}  # fmt: skip
+    return DPOParameters(**(values | changes))
+
+
+def sequence_log_probability(model, tokenizer, prompt, completion):
+    ids = torch.tensor([tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"]])
+    start = len(tokenizer(prompt)["input_ids"])
+    with torch.inference_mode():
+        logits = model(ids).logits[0, :-1].log_softmax(-1)
+    return logits.gather(-1, ids[0, 1:, None])[start - 1 :, 0].sum()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_training_learns_the_preference_and_reports_the_papers_loss(tiny_checkpoints, tmp_path, family):
+    weights = tiny_checkpoints[family]
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    log, figures = dpo.train_dpo(weights, train, held_out, settings(), tmp_path)
+    assert figures["pairs_train"] == 6 and figures["pairs_held_out"] == 2
+    assert figures["held_out_loss"] < math.log(2) and figures["held_out_accuracy"] == 1.0
+    assert set(log["split"]) == {"train", "held_out"}
+    assert not (tmp_path / "checkpoints").exists()
+
+    # TRL's reported loss is the equation's, with the tuned and the untuned model read back from disk.
+    tokenizer = load_tokenizer(weights)
+    tuned, untuned = load_causal_lm(tmp_path / "weights", torch.float32), load_causal_lm(weights, torch.float32)
+    losses = []
+    for row in held_out.itertuples():
+        values = [sequence_log_probability(model, tokenizer, row.prompt, text)
+                  for model in (tuned, untuned) for text in (row.chosen, row.rejected)]  # fmt: skip
+        losses.append(float(dpo.dpo_loss(*values, beta=0.1)))
+    assert figures["held_out_loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+    assert not list((tmp_path / "weights").glob("*.bin")), "no pickle"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_merges_to_the_same_logits(tiny_checkpoints, tmp_path, family):
+    """All three tie their embedding (Llama's config here does not): adapting it must not leak into the output."""
+    weights = tiny_checkpoints[family]
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    dpo.train_dpo(weights, train, held_out, settings(method="lora", learning_rate=1e-2), tmp_path / "dpo")
+    assert (tmp_path / "dpo/weights/adapter_config.json").is_file()
+    difference = dpo.merge_adapter(weights, tmp_path / "dpo/weights", tmp_path / "merged", "The neighbours are")
+    assert difference < 1e-3
+    tokenizer = load_tokenizer(tmp_path / "merged")
+    ids = torch.tensor([tokenizer("The neighbours are")["input_ids"]])
+    with torch.inference_mode():
+        merged = load_causal_lm(tmp_path / "merged", torch.float32)(ids).logits
+        untuned = load_causal_lm(weights, torch.float32)(ids).logits
+    assert float((merged - untuned).abs().max()) > 1e-3, "the adapter changes something"
+
+
+def test_linear_layers_leave_the_output_layer_out(tiny_checkpoints):
+    llama = load_causal_lm(tiny_checkpoints["llama"], torch.float32)
+    names = dpo.linear_layers(llama, embeddings=True)
+    assert names == ["down_proj", "embed_tokens", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert "embed_tokens" not in dpo.linear_layers(llama, embeddings=False)
+    gpt2 = load_causal_lm(tiny_checkpoints["gpt2"], torch.float32)
+    assert dpo.linear_layers(gpt2, embeddings=False) == ["c_attn", "c_fc", "c_proj"]
+
+
+def test_a_whole_checkpoint_is_linked_not_copied(tiny_checkpoints, tmp_path):
+    shutil.copytree(tiny_checkpoints["llama"], tmp_path / "tuned")
+    assert dpo.merge_adapter(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "merged", "x") == 0.0
+    assert (tmp_path / "merged/model.safetensors").stat().st_nlink == 2
+
+
+def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_path, monkeypatch):
+    weights = tiny_checkpoints["llama"]
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    whole, _ = dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "whole")
+
+    import trl
+
+    step = trl.DPOTrainer.training_step
+    steps = []
+
+    def stop_at_the_fifth(self, *arguments, **named):
+        steps.append(self.state.global_step)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(trl.DPOTrainer, "training_step", stop_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
+    # A checkpoint that was half written when the run stopped is not resumed from.
+    (tmp_path / "stopped/checkpoints/checkpoint-6").mkdir()
+    resumed, figures = dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
+    assert steps[5:] == [4, 5], "goes on after the checkpoint of step 4"
+    assert figures["steps"] == 6
+    key = ["step", "split", "metric"]
+    joined = whole.merge(resumed, on=key)
+    assert len(joined) == len(whole)
+    assert np.allclose(joined["value_x"], joined["value_y"], rtol=1e-3, atol=1e-5)
+
+
+def test_prompts_are_cut_to_their_last_tokens(tiny_checkpoints):
+    tokenizer = load_tokenizer(tiny_checkpoints["llama"])
+    long = pd.DataFrame({"prompt": ["The neighbours are loud again and nobody says a word"]})
+    short = dpo.truncate_prompts(long, tokenizer, 3)["prompt"][0]
+    assert long["prompt"][0].endswith(short) and len(short) < len(long["prompt"][0])
+    assert dpo.truncate_prompts(long, tokenizer, 500)["prompt"][0] == long["prompt"][0]
+
+
+def test_training_log_separates_the_splits():
+    history = [
+        {"step": 1, "loss": 0.7, "rewards/margins": 0.0, "rewards/accuracies": 0.5},
+        {"step": 2, "eval_loss": 0.6, "eval_rewards/margins": 0.1, "eval_rewards/accuracies": 1.0},
+        {"step": 2, "train_runtime": 3.0},
+    ]
+    log = dpo.training_log(history)
+    assert len(log) == 6
+    assert log[(log["split"] == "held_out") & (log["metric"] == "loss")]["value"].tolist() == [0.6]
+    assert json.loads(log.to_json())  # plain values

@@ -1,0 +1,62 @@
+"""The sampling distribution, against transformers' own processors and by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from polydetox.generation import sampling
+
+
+def reference(logits, temperature, top_p, top_k):
+    """The distribution that transformers' processors define, in generate's order."""
+    scores = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1.0:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    return scores.softmax(dim=-1)
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(0.9, 0.8, 0), (1.0, 1.0, 0), (0.7, 0.95, 5), (1.5, 0.3, 0),
+                                                             (1.0, 1.0, 3)])  # fmt: skip
+def test_distribution_is_that_of_transformers(temperature, top_p, top_k):
+    """A fine grid of uniforms turns the inverse transform into the distribution itself."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 40) * 3
+    grid = 4000
+    uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    tokens = sampling.sample(logits.expand(grid, -1), uniform, temperature, top_p, top_k)
+    share = torch.bincount(tokens, minlength=40) / grid
+    assert torch.allclose(share, reference(logits, temperature, top_p, top_k)[0], atol=2e-3)
+
+
+def test_a_nucleus_wider_than_the_guess_is_sorted_in_full(monkeypatch):
+    torch.manual_seed(1)
+    logits = torch.randn(6, 200) * torch.tensor([[0.01], [0.1], [1.0], [3.0], [5.0], [0.5]])
+    uniform = torch.rand(6, dtype=torch.float64)
+    whole = sampling.sample(logits, uniform, 1.0, 0.9)
+    monkeypatch.setattr(sampling, "_NUCLEUS_GUESS", 4)
+    assert torch.equal(sampling.sample(logits, uniform, 1.0, 0.9), whole)
+
+
+def test_by_hand():
+    # Probabilities 0.5, 0.3, 0.2; top-p 0.6 keeps the first two, renormalised to 0.625 and 0.375.
+    logits = torch.log(torch.tensor([[0.3, 0.5, 0.2]])).expand(4, -1)
+    uniform = torch.tensor([0.0, 0.62, 0.63, 0.999999], dtype=torch.float64)
+    assert sampling.sample(logits, uniform, 1.0, 0.6).tolist() == [1, 1, 0, 0]
+    assert sampling.sample(logits, uniform, 0.0, 1.0).tolist() == [1, 1, 1, 1]
+
+
+def test_zero_probability_is_never_drawn():
+    logits = torch.tensor([[0.0, float("-inf"), 0.0, float("-inf")]]).expand(1001, -1)
+    uniform = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    for top_p in (1.0, 0.9):
+        assert set(sampling.sample(logits, uniform, 1.0, top_p).tolist()) <= {0, 2}
+
+
+def test_seeds_are_the_prompts_own():
+    assert sampling.prompt_seed(0, "a") != sampling.prompt_seed(0, "b") != sampling.prompt_seed(1, "b")
+    assert torch.equal(sampling.uniforms(0, "a", 3, 5), sampling.uniforms(0, "a", 3, 5))
+    assert not torch.equal(sampling.uniforms(0, "a", 3, 5), sampling.uniforms(1, "a", 3, 5))

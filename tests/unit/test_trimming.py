@@ -1,0 +1,78 @@
+"""Vocabulary trimming: closed under the merges, same tokens, same logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
+
+from polydetox.errors import UserError
+from polydetox.models import trimming
+from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
+
+
+def test_derivation_by_hand():
+    vocabulary = {token: number for number, token in enumerate(["a", "b", "c", "ab", "bc", "abc", "abcab"])}
+    table = trimming.MergeTable(vocabulary, [("b", "c"), ("a", "b"), ("a", "bc"), ("abc", "ab")])
+    # b+c has the lower rank, so abc is made over bc, and the second ab on its own.
+    assert table.derivation("abc") == {"a", "b", "c", "bc", "abc"}
+    assert table.derivation("abcab") == {"a", "b", "c", "bc", "ab", "abc", "abcab"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trimmed_checkpoint_tokenises_and_predicts_as_before(tmp_path, family):
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(family, len(tokenizer))
+    kept_texts, other = TEXTS[:2], TEXTS[2]
+    keep = trimming.tokens_to_keep(tokenizer, kept_texts)
+    assert len(keep) < len(tokenizer)
+    before = {text: tokenizer(text)["input_ids"] for text in kept_texts}
+    with torch.inference_mode():
+        logits = model(torch.tensor([before[TEXTS[0]]])).logits[..., keep]
+
+    trimming.save_trimmed(model, tokenizer, keep, tmp_path / "weights")
+    trimmed, small = load_tokenizer(tmp_path / "weights"), load_causal_lm(tmp_path / "weights", torch.float32)
+    assert len(trimmed) == len(keep) == small.config.vocab_size == small.get_input_embeddings().weight.shape[0]
+    for text in kept_texts:
+        assert [keep[token] for token in trimmed(text)["input_ids"]] == before[text]
+    with torch.inference_mode():
+        after = small(torch.tensor([trimmed(TEXTS[0])["input_ids"]])).logits
+    assert torch.equal(after, logits)
+    # A text that was not kept is still spelled out, down to bytes, and read back whole.
+    assert trimmed.decode(trimmed(other)["input_ids"], skip_special_tokens=True) == other
+    assert trimmed.decode(trimmed("名前 ☂")["input_ids"], skip_special_tokens=True) == "名前 ☂"
+    assert small.config.eos_token_id == trimmed.eos_token_id == trimmed.convert_tokens_to_ids("<eos>")
+    assert trimmed("x")["input_ids"][0] == trimmed.bos_token_id
+
+
+def test_any_kept_subset_reproduces_its_own_texts():
+    """Brute force over single texts: whatever is kept for a text is enough to tokenise it as before."""
+    tokenizer = tiny_tokenizer()
+    for text in [*TEXTS, "word laut grandes", "niemand niemand", "Сегодня and 今日は"]:
+        keep = trimming.tokens_to_keep(tokenizer, [text])
+        trimmed = trimming.trim_tokenizer(tokenizer, keep)
+        assert [keep[token] for token in trimmed(text)["input_ids"]] == tokenizer(text)["input_ids"]
+
+
+def test_kept_probability_by_hand():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
+    assert torch.allclose(trimming.kept_probability(logits, torch.tensor([0, 2])), torch.tensor([0.7, 0.9]))
+
+
+def test_expected_probability_weighs_languages_alike():
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", len(tokenizer))
+    one = trimming.expected_probability(model, tokenizer, {"en": TEXTS[:1]})
+    two = trimming.expected_probability(model, tokenizer, {"de": [TEXTS[1]] * 3})
+    both = trimming.expected_probability(model, tokenizer, {"en": TEXTS[:1], "de": [TEXTS[1]] * 3})
+    assert torch.allclose(both, (one + two) / 2, atol=1e-6)
+    assert torch.isclose(both.sum(), torch.tensor(1.0), atol=1e-5)
+
+
+def test_other_tokenizers_are_refused():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    with pytest.raises(UserError, match=r"WordLevel.*remove 'trim:'"):
+        trimming.tokens_to_keep(words, ["a"])
