@@ -35,10 +35,10 @@ EVALUATE = stage_folder(paths.evaluate, "{model}", "{variant}", "{lang}")
 SUMMARY = stage_folder(paths.summary, "{section}")
 CHECKPOINT = local(paths.checkpoint("{model}"))
 
-# One notebook; what it prints goes to the job's log, and its last line to the terminal where it fails.
+# One notebook; what it prints goes to the job's log, and one line to the terminal when it ends.
 EXECUTE = (
     f"polydetox execute {{input.notebook}} {{output.notebook}} --profile {profile} --threads {{threads}}"
-    " --parameters {params.parameters:q} > {log} 2>&1 || {{ tail -n 2 {log} >&2; exit 1; }}"
+    " --log {log} --parameters {params.parameters:q}"
 )
 
 
@@ -82,6 +82,7 @@ rule trim:
         notebook="notebooks/trim.ipynb",
         checkpoint=f"{CHECKPOINT}/manifest.json",
         prompts=graph.prompts(),
+        training_prompts="params/prompts/training.yaml",
     output:
         manifest=f"{TRIM}/manifest.json",
         metrics=f"{TRIM}/metrics.json",
@@ -228,4 +229,4 @@ rule render:
     resources:
         mem_mb=2000,
     shell:
-        f"polydetox render --profile {profile} > {{log}} 2>&1 || {{{{ tail -n 2 {{log}} >&2; exit 1; }}}}"
+        f"polydetox render --profile {profile} --log {{log}}"

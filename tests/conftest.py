@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jaxtyping import install_import_hook
 
 # One thread a test process: tiny matrices only lose time to more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# The shapes that pure tensor functions declare are checked whenever a test calls them.
+install_import_hook(
+    ["polydetox.generation.sampling", "polydetox.metrics.toxicity", "polydetox.metrics.intervals"],
+    "beartype.beartype",
+)
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FAMILIES = ["gpt2", "bloom", "llama"]

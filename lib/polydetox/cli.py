@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     execute.add_argument("--parameters", default="{}", help="a JSON object")
     execute.add_argument("--threads", type=int, default=1)
     execute.set_defaults(function=_execute)
+
+    for command in (render, execute):
+        command.add_argument("--log", type=Path, help="write what is printed to this file, and one line at the end")
     return parser
 
 
@@ -75,19 +79,22 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _execute(options: argparse.Namespace, rest: list[str]) -> int:
-    from polydetox.execute import execute, read_parameters
+    from polydetox.execute import execute, logged, read_parameters, stage_title
 
     parameters = read_parameters(options.parameters)
-    execute(options.notebook, options.output, parameters, profile=options.profile, threads=options.threads)
+    with logged(options.log, stage_title(options.notebook, parameters)):
+        execute(options.notebook, options.output, parameters, profile=options.profile, threads=options.threads)
     return 0
 
 
 def _render(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.execute import logged
     from polydetox.params import load_profile
     from polydetox.report import render
 
     load_profile(options.profile)
-    print(f"the report: {render(options.profile, preview=options.preview)}")
+    with logged(options.log, "render"):
+        print(f"the report: {render(options.profile, preview=options.preview)}")
     return 0
 
 
@@ -131,13 +138,25 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+# What Snakemake says between jobs that tells a reader nothing; the stages report themselves.
+_NOISE = re.compile(
+    r"Select jobs|Execute \d+ jobs|Finished jobid|\[\w{3} \w{3} [ \d]\d|Building DAG|Assuming unrestricted|Job stats|"
+    r"job +count|-+ +-+|[a-z]+ +\d+$|Complete log|Elapsed time|RuleException|CalledProcessError|Command '|"
+    r"Exiting because|WorkflowError|At least one job|Nothing to be done|Not cleaning up"
+)
+
+
 def _supervise(command: list[str], environment: dict[str, str]) -> int:
     """Run Snakemake; on a signal let it end its jobs first, and stop the kernels' server afterwards."""
     from polydetox.kernel import stop
 
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
+        for line in process.stderr:
+            if line.strip() and not _NOISE.match(line):
+                print(line.rstrip(), file=sys.stderr, flush=True)
         return process.wait()
     except KeyboardInterrupt:
         process.wait()  # the terminal has sent it the same signal

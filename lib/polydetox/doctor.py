@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -83,15 +82,11 @@ def _quarto() -> str:
 
 
 def _kernel() -> str:
-    from polydetox.kernel import spec
+    from polydetox.kernel.spec import why_not
 
-    if not sys.platform.startswith("linux"):
-        return _line(False, "forking kernel", "Linux only; notebooks run on the plain kernel, with the same results")
-    try:
-        spec.ensure_installed()
-    except UserError as error:
-        return _line(False, "forking kernel", f"{error}; notebooks run on the plain kernel, with the same results")
-    return _line(True, "forking kernel", "notebooks start without waiting for imports")
+    reason = why_not()
+    plain = "notebooks run on the plain kernel, with the same results"
+    return _line(not reason, "forking kernel", f"{reason}; {plain}" if reason else "notebooks wait for no import")
 
 
 def _scorers() -> list[str]:

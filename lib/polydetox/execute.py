@@ -7,13 +7,15 @@ run that started it is gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,46 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     except (PapermillException, RuntimeError) as error:  # a kernel that died raises RuntimeError's child
         _fail(profile, output, partial, f"{type(error).__name__}: {_first_line(str(error))}")
     os.replace(partial, output)
+
+
+def stage_title(notebook: Path, parameters: Mapping[str, Any]) -> str:
+    """A stage in a few words: ``generate gemma-3-270m base de``."""
+    named = (parameters.get(key) for key in ("model", "variant", "kind", "lang"))
+    return " ".join([notebook.stem, *(str(value) for value in named if value)])
+
+
+@contextlib.contextmanager
+def logged(log: Path | None, title: str) -> Iterator[None]:
+    """Send what this process and its children print to ``log``; say on the terminal how the stage ended.
+
+    Without a log nothing is redirected.
+    """
+    if log is None:
+        yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = [os.dup(1), os.dup(2)]
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    how = "failed"
+    try:
+        yield
+        how = "done"
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, saved in zip((1, 2), terminal, strict=True):
+            os.dup2(saved, descriptor)
+            os.close(saved)
+        print(f"{time.strftime('%H:%M:%S')}  {how:6} {title} ({time.time() - began:.0f} s)", file=sys.stderr, flush=True)
 
 
 def kernel_name() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES
 
+from conftest import FAMILIES
 from polydetox.errors import UserError
 from polydetox.generation import engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate

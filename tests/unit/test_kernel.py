@@ -20,6 +20,7 @@ import nbclient
 import nbformat
 import papermill
 import pytest
+
 from polydetox.kernel import spec
 
 if not sys.platform.startswith("linux"):

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import FAMILIES
 from polydetox.metrics import diversity, intervals, language, toxicity
 from polydetox.metrics.evaluate import interval_text, matrix, summarise
 from polydetox.metrics.fluency import Judge, common_prefix

@@ -7,8 +7,8 @@ import ast
 import nbformat
 import pytest
 import yaml
-from conftest import CHECKOUT, TINY_PROFILE
 
+from conftest import CHECKOUT, TINY_PROFILE
 from polydetox import params
 from polydetox.errors import UserError, nearest
 from polydetox.notebook import begin

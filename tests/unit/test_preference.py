@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES
 
+from conftest import FAMILIES
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.params import DPOParameters

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 
+from conftest import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 from polydetox.errors import UserError
 from polydetox.models import trimming
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-Statistic = Callable[[np.ndarray], np.ndarray]
+Statistic = Callable[[np.ndarray], np.ndarray | np.floating]
 
 
-def mean(values: np.ndarray) -> np.ndarray:
+def mean(values: np.ndarray) -> np.ndarray | np.floating:
     """The mean over the last axis."""
     return values.mean(axis=-1)
 

@@ -1,0 +1,88 @@
+"""Committed notebooks are thin and clean, and the library's layers import downwards only."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import nbformat
+import pytest
+from conftest import CHECKOUT
+
+NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_committed_notebook_is_clean(file):
+    notebook = nbformat.read(file, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code), "outputs are never committed"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert max(len(cell.source.splitlines()) for cell in code) <= 25, "algorithms belong in lib/"
+    assert not re.search(r"/(home|root|tmp|Users|mnt)/", "".join(cell.source for cell in notebook.cells))
+    assert notebook.metadata.kernelspec.name == "python3", "opens with any Jupyter"
+    for cell in code:
+        definitions = [node for node in ast.parse(_python(cell.source)).body if isinstance(node, ast.FunctionDef)]
+        assert not definitions, "a notebook calls the library and defines nothing"
+
+
+def _python(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.startswith("%"))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_reads_like_a_section(file):
+    cells = nbformat.read(file, as_version=4).cells
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    assert len(cells[0].source.split("\n\n")) >= 2, "a title and a paragraph on the question"
+
+
+# Bottom to top; a layer imports from itself and from the ones below it.
+LAYERS = [
+    {"errors", "languages"},
+    {"paths", "artifacts", "params"},
+    {"notebook", "kernel", "sources"},
+    {"data", "models"},
+    {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise"},
+    {"report", "execute", "workflow"},
+    {"doctor", "cli", "__main__"},
+]
+
+
+def _layer(name: str) -> int:
+    return next(level for level, names in enumerate(LAYERS) if name in names)
+
+
+def test_imports_only_go_down():
+    package = CHECKOUT / "lib/polydetox"
+    for file in package.rglob("*.py"):
+        part = file.relative_to(package).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polydetox"):
+                below = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+                for name in below:
+                    if name != "__version__":
+                        assert _layer(name) <= _layer(part), f"{file.relative_to(package)} imports {name}"
+
+
+def test_every_package_that_is_imported_is_declared():
+    import tomllib
+
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=\[ ]", line)[0].lower().replace("_", "-")
+                for group in [project["dependencies"], *project["optional-dependencies"].values()]
+                for line in group}  # fmt: skip
+    names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "lingua": "lingua-language-detector"}
+    import sys
+
+    for file in (CHECKOUT / "lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            modules = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                       else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])  # fmt: skip
+            for module in modules:
+                top = module.split(".")[0]
+                if top not in sys.stdlib_module_names and top != "polydetox":
+                    assert names.get(top, top.replace("_", "-")) in declared, f"{file.name} imports {module}"

