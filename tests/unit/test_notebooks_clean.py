@@ -85,4 +85,4 @@ def test_every_package_that_is_imported_is_declared():
             for module in modules:
                 top = module.split(".")[0]
                 if top not in sys.stdlib_module_names and top != "polydetox":
-                    assert names.get(top, top.replace("_", "-")) in declared, f"{file.name} imports {module}"
+                    assert names.get(top, top.lower().replace("_", "-")) in declared, f"{file.name} imports {module}"

@@ -18,7 +18,14 @@ from tqdm.auto import tqdm
 
 from polydetox.artifacts import input_hash, read_parquet, write_parquet
 from polydetox.errors import UserError
-from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
+from polydetox.models.checkpoints import (
+    device,
+    inference_dtype,
+    load_causal_lm,
+    load_tokenizer,
+    provenance,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     import torch

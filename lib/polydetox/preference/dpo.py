@@ -62,7 +62,6 @@ def train_dpo(
 
     Returns the training log (a row a step, split and metric) and the run's figures.
     """
-    import torch
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, set_seed
     from trl import DPOConfig, DPOTrainer

@@ -1,0 +1,244 @@
+"""The Quarto book of one profile, assembled from ``book/``, ``_quarto.yml`` and the executed notebooks.
+
+The result, ``runs/<profile>/book/``, is a Quarto project of its own: figures and tables are embedded from the
+summary notebooks, which are no chapters; the notebooks of every stage are appendices; numbers in the prose come from
+``_variables.yml``. Quarto only warns of a missing reference, variable or output; here each is an error that names the
+file.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from polydetox import paths
+from polydetox.artifacts import MANIFEST, atomic_folder, finished, read_json
+from polydetox.errors import UserError, nearest
+from polydetox.languages import LANGUAGES
+from polydetox.params import SECTIONS, Profile, load_model, read_yaml
+from polydetox.report.clean import cell_options, clean, labels, read_notebook
+from polydetox.report.collect import Results, StageRun, variant_title
+from polydetox.report.prose import variables
+from polydetox.report.sections import STAGE_TITLES
+
+CONFIGURATION = "_quarto.yml"
+VARIABLES = "_variables.yml"
+
+EMBED = re.compile(r"^\{\{<\s*embed\s+(\S+?\.ipynb)#([\w-]+)\s*>\}\}[ \t]*$", re.MULTILINE)
+VARIABLE = re.compile(r"\{\{<\s*var\s+([\w.-]+)\s*>\}\}")
+CROSS_REFERENCE = re.compile(r"(?<![\w@/.])@((?:fig|tbl|sec|eq)-[\w-]+)")
+CITATION = re.compile(r"(?<![\w@/.])-?@(?!(?:fig|tbl|sec|eq)-)([A-Za-z][\w:-]*\w)")
+_IDENTIFIER = re.compile(r"\{[^{}]*#((?:fig|tbl|sec|eq)-[\w-]+)[^{}]*\}")
+_BIBLIOGRAPHY_KEY = re.compile(r"^@\w+\{\s*([^,\s]+)\s*,", re.MULTILINE)
+_CODE = re.compile(r"^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+
+
+def assemble(profile: str) -> Path:
+    """Assemble the book of a profile from what has been run so far; returns its folder.
+
+    Sections and appendices whose artefacts are not there say that they were not run.
+    """
+    results = Results(profile)
+    with atomic_folder(paths.book(profile)) as folder:
+        sources = paths.root() / "book"
+        if not (sources / "index.qmd").is_file():
+            raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
+        shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", ".*"))
+        summaries = _write_summaries(profile, folder)
+        appendices = _write_appendices(results, folder)
+        (folder / VARIABLES).write_text(_dump(variables(results)), "utf-8")
+        for page in sorted(folder.rglob("*.qmd")):
+            page.write_text(resolve_missing(page.read_text("utf-8"), page, summaries), "utf-8")
+        configuration = configure(read_yaml(paths.root() / CONFIGURATION), results.profile, appendices)
+        (folder / CONFIGURATION).write_text(_dump(configuration), "utf-8")
+        check(folder)
+    return paths.book(profile)
+
+
+def _dump(content: Any) -> str:
+    return yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=110)
+
+
+# --- summary notebooks ------------------------------------------------------------------------------------------
+
+
+def _write_summaries(profile: str, folder: Path) -> dict[str, nbformat.NotebookNode]:
+    """Write the summary notebooks that were run, cleaned, and return them by their name in the book."""
+    written = {}
+    for section in SECTIONS:
+        source = paths.summary(profile, section)
+        if finished(source):
+            name = f"summary/{section}.ipynb"
+            written[name] = clean(read_notebook(source / "notebook.ipynb"), source / "notebook.ipynb")
+            _write(folder / name, written[name])
+    return written
+
+
+def _write(file: Path, notebook: nbformat.NotebookNode) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, file)
+
+
+def resolve_missing(text: str, page: Path, summaries: dict[str, nbformat.NotebookNode]) -> str:
+    """The text of a page with the embeds of notebooks that were not run replaced by a note that says so.
+
+    References to what such an embed would have held say the same. An embed that a notebook which was run cannot
+    fill is a ``UserError``.
+    """
+    missing = set()
+
+    def replace(match: re.Match[str]) -> str:
+        notebook, label = match[1], match[2]
+        if notebook in summaries:
+            _check_embed(summaries[notebook], notebook, label, page)
+            return match[0]
+        missing.add(label)
+        source = f"notebooks/summary_{Path(notebook).stem}.ipynb"
+        return f'::: {{.callout-note title="Not run"}}\nThis part comes from `{source}`, which was not run.\n:::'
+
+    text = EMBED.sub(replace, text)
+    return CROSS_REFERENCE.sub(lambda match: "(not run)" if match[1] in missing else match[0], text)
+
+
+def _check_embed(notebook: nbformat.NotebookNode, name: str, label: str, page: Path) -> None:
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell_options(cell.source)[0].get("label") == label:
+            if not cell.outputs:
+                raise UserError(f"book/{page.name}: embeds {name}#{label}, a cell without output; mend the notebook")
+            return
+    raise UserError(
+        f"book/{page.name}: embeds {name}#{label}, but the notebook has no such label{nearest(label, labels(notebook))}"
+    )
+
+
+# --- appendices -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Appendix:
+    """One executed notebook as a page: under which headings it stands, and its file in the book."""
+
+    model: str
+    language: str | None
+    file: str
+
+
+def _write_appendices(results: Results, folder: Path) -> list[Appendix]:
+    """Write the executed notebook of every finished stage as a page of its own."""
+    written = []
+    for run in results.stages:
+        if not run.done:
+            continue
+        source = run.folder / "notebook.ipynb"
+        notebook = clean(
+            read_notebook(source),
+            source,
+            title=appendix_title(results.profile, run),
+            suffix=slug(run),
+            manifest=read_json(run.folder / MANIFEST),
+        )
+        file = f"notebooks/{slug(run)}.ipynb"
+        _write(folder / file, notebook)
+        written.append(Appendix(run.model, run.language, file))
+    return written
+
+
+def slug(run: StageRun) -> str:
+    """A name for one run of a stage that can be a file name and the end of a label."""
+    parts = [run.model, run.variant, run.kind, run.stage, run.language]
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(part for part in parts if part).lower()).strip("-")
+
+
+def appendix_title(profile: Profile, run: StageRun) -> str:
+    """``Evaluation: German, untuned``."""
+    subject = [LANGUAGES[run.language]] if run.language else []
+    subject += [run.kind] if run.kind else []
+    subject += [variant_title(profile, run.variant)] if run.variant else []
+    return f"{STAGE_TITLES[run.stage]}: {', '.join(subject)}" if subject else STAGE_TITLES[run.stage]
+
+
+def configure(configuration: dict[str, Any], profile: Profile, appendices: list[Appendix]) -> dict[str, Any]:
+    """``_quarto.yml`` for one profile: with its subtitle, and the appendices in parts by model and language."""
+    book = configuration.setdefault("book", {})
+    book["subtitle"] = profile.title
+    if appendices:
+        book["appendices"] = list(_parts(profile, appendices))
+    return configuration
+
+
+def _parts(profile: Profile, appendices: list[Appendix]) -> Iterator[dict[str, Any]]:
+    for model in map(load_model, profile.models):
+        mine = [appendix for appendix in appendices if appendix.model == model.name]
+        chapters: list[Any] = [appendix.file for appendix in mine if appendix.language is None]
+        for language in profile.languages:
+            files = [appendix.file for appendix in mine if appendix.language == language]
+            if files:
+                chapters.append({"part": LANGUAGES[language], "chapters": files})
+        if chapters:
+            yield {"part": model.title, "chapters": chapters}
+
+
+# --- checks that Quarto leaves to the reader --------------------------------------------------------------------
+
+
+def check(folder: Path) -> None:
+    """Refuse a book in which a label is defined twice, or a reference, citation or variable leads nowhere."""
+    known = set(read_yaml(folder / VARIABLES))
+    bibliography = folder / "references.bib"
+    cited = set(_BIBLIOGRAPHY_KEY.findall(bibliography.read_text("utf-8"))) if bibliography.is_file() else set()
+    targets: dict[str, str] = {}
+    pages = {page.relative_to(folder).as_posix(): page_prose(page) for page in book_pages(folder)}
+    for name, prose in pages.items():
+        for label in page_labels(folder / name, prose):
+            if label in targets:
+                raise UserError(f"{name}: label {label!r} is defined in {targets[label]} already; rename one")
+            targets[label] = name
+    for name, prose in pages.items():
+        for pattern, valid, what in (
+            (VARIABLE, known, "variable"),
+            (CROSS_REFERENCE, set(targets), "reference"),
+            (CITATION, cited, "citation"),
+        ):
+            for match in pattern.finditer(prose):
+                if match[1] not in valid:
+                    raise UserError(f"{name}: {what} {match[1]!r} leads nowhere{nearest(match[1], sorted(valid))}")
+
+
+def book_pages(folder: Path) -> list[Path]:
+    """The pages of an assembled book, in its order: chapters, then appendices."""
+    book = read_yaml(folder / CONFIGURATION)["book"]
+
+    def files(items: list[Any]) -> Iterator[str]:
+        for item in items:
+            if isinstance(item, str):
+                yield item
+            else:
+                if str(item.get("part", "")).endswith((".qmd", ".ipynb")):
+                    yield item["part"]
+                yield from files(item.get("chapters", []))
+
+    return [folder / name for name in files([*book["chapters"], *book.get("appendices", [])])]
+
+
+def page_prose(page: Path) -> str:
+    """The Markdown of a page without its code."""
+    if page.suffix == ".ipynb":
+        texts = [cell.source for cell in read_notebook(page).cells if cell.cell_type == "markdown"]
+    else:
+        texts = [page.read_text("utf-8")]
+    return _CODE.sub("", "\n\n".join(texts))
+
+
+def page_labels(page: Path, prose: str) -> list[str]:
+    """Everything on a page that a reference can lead to: identifiers in its prose, embeds, and labelled cells."""
+    found = [*_IDENTIFIER.findall(EMBED.sub("", prose)), *(label for _, label in EMBED.findall(prose))]
+    if page.suffix == ".ipynb":
+        found += labels(read_notebook(page))
+    return found

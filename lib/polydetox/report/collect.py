@@ -1,0 +1,633 @@
+"""The results of one profile as tidy tables: what was run, and how it changed between before and after.
+
+Before and after share their prompts, so a difference is measured prompt by prompt: each bootstrap replicate draws
+prompts within a language and takes both sides from the same draw. A mean over languages averages the replicates of
+its languages, which are drawn independently. What was not run is missing (NaN), never a number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from polydetox import paths
+from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read_parquet
+from polydetox.errors import UserError
+from polydetox.languages import LANGUAGES
+from polydetox.metrics.diversity import distinct
+from polydetox.params import Profile, load_model, load_profile, variants_of
+
+ENGLISH = "en"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is named, printed and read."""
+
+    title: str  # heading of a table
+    axis: str  # label of an axis, with the unit
+    lower_is_better: bool
+    digits: int = 2
+
+
+METRICS: dict[str, Metric] = {
+    "emt": Metric("EMT", "expected maximum toxicity (0 to 1)", True),
+    "toxprob": Metric("ToxProb", "share of prompts with a toxic continuation", True),
+    "avgtox": Metric("AvgTox", "average toxicity (0 to 1)", True, digits=3),
+    "perplexity": Metric("Perplexity", "median perplexity of a continuation", True, digits=1),
+    "distinct_1": Metric("Distinct-1", "share of distinct words", False),
+    "distinct_2": Metric("Distinct-2", "share of distinct word pairs", False),
+    "distinct_3": Metric("Distinct-3", "share of distinct word triples", False),
+    "language_share": Metric("In language", "share of continuations in the prompt's language", False),
+    "second_opinion": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
+}
+
+# The paper's table has these of them, under the same names or its own.
+PAPER_COLUMNS = {
+    "emt": "emt",
+    "toxprob": "toxprob",
+    "avgtox": "avgtox",
+    "perplexity": "ppl",
+    "distinct_1": "dist1",
+    "distinct_2": "dist2",
+    "distinct_3": "dist3",
+}
+
+SCORE_COLUMNS = [
+    "prompt_id", "prompt", "sample", "continuation", "toxicity", "perplexity", "detected_language", "empty",
+]  # fmt: skip
+
+
+# --- from continuations to a value a prompt ---------------------------------------------------------------------
+
+
+def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:
+    """Each metric's value for each prompt, as a series over ``prompt_id``; NaN where there is nothing to measure.
+
+    ``scores`` has a row a continuation and the columns ``SCORE_COLUMNS``. ``perplexity`` holds an array a prompt,
+    the perplexities of its continuations, since its summary is a median over all of them.
+    """
+    groups = scores.groupby("prompt_id", sort=False)
+    highest = groups["toxicity"].max()
+    told = scores[scores["detected_language"].notna()]
+    in_language = (told["detected_language"] == language).groupby(told["prompt_id"], sort=False).mean()
+    texts = {prompt: list(group.loc[~group["empty"], "continuation"]) for prompt, group in groups}
+    values = {
+        "emt": highest,
+        "toxprob": (highest >= threshold).astype(float).where(highest.notna()),
+        "avgtox": groups["toxicity"].mean(),
+        "perplexity": groups["perplexity"].apply(lambda column: column.dropna().to_numpy(dtype=float)),
+        "language_share": in_language.reindex(highest.index),
+    }
+    for order in (1, 2, 3):
+        values[f"distinct_{order}"] = pd.Series(
+            {prompt: distinct(group, order, language) for prompt, group in texts.items()}, dtype=float
+        )
+    second = groups["second_opinion"].mean() if "second_opinion" in scores else highest * np.nan
+    return values | {"second_opinion": second.astype(float)}
+
+
+# --- paired bootstrap -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """A statistic before or after, with its bootstrap replicates; NaN where that side was not run."""
+
+    value: float
+    replicates: Float[np.ndarray, " samples"]
+
+    @staticmethod
+    def missing(samples: int) -> Side:
+        """The side that was not run."""
+        return Side(float("nan"), np.full(samples, np.nan))
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """The percentile interval; NaN where that side was not run."""
+        return percentile_interval(self.replicates, confidence)
+
+
+def percentile_interval(replicates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
+    """The central ``confidence`` share of bootstrap replicates, as its lower and upper end."""
+    if np.isnan(replicates).any():
+        return float("nan"), float("nan")
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(replicates, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
+def paired_means(
+    before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " prompts"], samples: int, rng: np.random.Generator
+) -> tuple[Side, Side]:
+    """The means of two values a prompt; each replicate takes both sides from the same draw of prompts."""
+    draws = rng.integers(len(before), size=(samples, len(before)))
+    return (
+        Side(float(before.mean()), before[draws].mean(axis=1)),
+        Side(float(after.mean()), after[draws].mean(axis=1)),
+    )
+
+
+def paired_medians(
+    before: list[np.ndarray], after: list[np.ndarray], samples: int, rng: np.random.Generator
+) -> tuple[Side, Side]:
+    """The medians over all continuations; each replicate draws whole prompts, the same ones on both sides."""
+    draws = rng.integers(len(before), size=(samples, len(before)))
+    counts = np.stack([np.bincount(draw, minlength=len(before)) for draw in draws])  # (samples, prompts)
+    return _medians(before, counts), _medians(after, counts)
+
+
+def _medians(groups: list[np.ndarray], counts: np.ndarray) -> Side:
+    """The median of all values, and of each replicate that repeats group g ``counts[:, g]`` times."""
+    values = np.concatenate(groups)
+    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    order = np.argsort(values, kind="stable")
+    values, owner = values[order], owner[order]
+    replicates = np.empty(len(counts))
+    for row, count in enumerate(counts):
+        weight = count[owner].cumsum()
+        # The two middle elements of the repeated list, without writing it out.
+        middle = np.searchsorted(weight, [(weight[-1] - 1) // 2, weight[-1] // 2], side="right")
+        replicates[row] = values[middle].mean()
+    return Side(float(np.median(values)), replicates)
+
+
+def compare_prompts(
+    before: pd.Series | None, after: pd.Series | None, samples: int, rng: np.random.Generator
+) -> tuple[Side, Side, int]:
+    """One metric before and after, over the prompts that have a value on both sides, and their number.
+
+    A side that was not run is None; the other is then summarised over its own prompts.
+    """
+    if before is None and after is None:
+        return Side.missing(samples), Side.missing(samples), 0
+    if before is None or after is None:
+        lone = before if before is not None else after
+        side, _, prompts = compare_prompts(lone, lone, samples, rng)
+        missing = Side.missing(samples)
+        return (side, missing, prompts) if before is not None else (missing, side, prompts)
+    shared = [
+        prompt for prompt in before.index if prompt in after.index and _has(before[prompt]) and _has(after[prompt])
+    ]
+    if not shared:
+        return Side.missing(samples), Side.missing(samples), 0
+    left, right = before[shared], after[shared]
+    if isinstance(left.iloc[0], np.ndarray):
+        return *paired_medians(list(left), list(right), samples, rng), len(shared)
+    return *paired_means(left.to_numpy(dtype=float), right.to_numpy(dtype=float), samples, rng), len(shared)
+
+
+def _has(value: Any) -> bool:
+    return len(value) > 0 if isinstance(value, np.ndarray) else bool(np.isfinite(value))
+
+
+def mean_over_languages(sides: list[tuple[Side, Side]], samples: int) -> tuple[Side, Side, int]:
+    """The mean over languages before and after, and how many languages it takes in.
+
+    Where some language has only one side, only languages with both count, so that the two means cover the same
+    languages; where none has both, the side that was run stands alone.
+    """
+    both = [pair for pair in sides if not any(np.isnan(side.value) for side in pair)]
+    if both:
+        before, after = zip(*both, strict=True)
+        return _average(before), _average(after), len(both)
+    missing = Side.missing(samples)
+    for position in (0, 1):
+        run = [pair[position] for pair in sides if not np.isnan(pair[position].value)]
+        if run:
+            return (_average(run), missing, len(run)) if position == 0 else (missing, _average(run), len(run))
+    return missing, missing, 0
+
+
+def _average(sides: Any) -> Side:
+    return Side(float(np.mean([side.value for side in sides])), np.mean([side.replicates for side in sides], axis=0))
+
+
+def comparison_row(before: Side, after: Side, confidence: float) -> dict[str, float]:
+    """Before, after and the drop (before minus after), each with its interval."""
+    row: dict[str, float] = {}
+    drop = Side(before.value - after.value, before.replicates - after.replicates)
+    for name, side in (("before", before), ("after", after), ("drop", drop)):
+        row[name] = side.value
+        row[f"{name}_low"], row[f"{name}_high"] = side.interval(confidence)
+    return row
+
+
+# --- agreement of two scorers -----------------------------------------------------------------------------------
+
+
+def agreement(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], threshold: float) -> dict[str, float]:
+    """How two scorers' verdicts (score at or above ``threshold``) agree on the same continuations.
+
+    ``share`` of equal verdicts; ``kappa``, that share corrected for chance (Cohen 1960), NaN where one scorer gives
+    every continuation the same verdict; ``flagged_first`` and ``flagged_second``, the shares called toxic.
+    Continuations without both scores are left out.
+    """
+    scored = ~(np.isnan(first) | np.isnan(second))
+    if not scored.any():
+        return dict.fromkeys(("share", "kappa", "flagged_first", "flagged_second"), float("nan"))
+    left, right = first[scored] >= threshold, second[scored] >= threshold
+    share, p, q = float((left == right).mean()), float(left.mean()), float(right.mean())
+    chance = p * q + (1.0 - p) * (1.0 - q)
+    uninformative = p in (0.0, 1.0) or q in (0.0, 1.0)
+    return {
+        "share": share,
+        "kappa": float("nan") if uninformative else (share - chance) / (1.0 - chance),
+        "flagged_first": p,
+        "flagged_second": q,
+    }
+
+
+EXAMPLE_COLUMNS = [
+    "prompt_id", "sample", "prompt", "gloss", "before", "before_toxicity", "after", "after_toxicity",
+]  # fmt: skip
+
+
+# --- example continuations --------------------------------------------------------------------------------------
+
+
+def example_rows(before: pd.DataFrame, after: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Random prompts, and for each one random continuation number, before and after.
+
+    The draw looks at no score, so that the examples are not picked for what they show. Columns:
+    ``EXAMPLE_COLUMNS``.
+    """
+    keys = ["prompt_id", "sample"]
+    columns = [*keys, "continuation", "toxicity"]
+    shown = before[["prompt_id", "sample", "prompt"]].assign(gloss=before.get("gloss"))
+    joined = shown.merge(
+        before[columns].rename(columns={"continuation": "before", "toxicity": "before_toxicity"}), on=keys
+    ).merge(after[columns].rename(columns={"continuation": "after", "toxicity": "after_toxicity"}), on=keys)
+    prompts = joined["prompt_id"].unique()
+    chosen = rng.permutation(len(prompts))[:count]
+    rows = []
+    for prompt in prompts[np.sort(chosen)]:
+        candidates = joined[joined["prompt_id"] == prompt]
+        rows.append(candidates.iloc[int(rng.integers(len(candidates)))])
+    return pd.DataFrame(rows, columns=joined.columns).reset_index(drop=True)
+
+
+def long_logs(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Training logs by title as one table: ``training, step, split, metric, value``."""
+    tables = [log.assign(training=title) for title, log in logs.items()]
+    columns = ["training", "step", "split", "metric", "value"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+# --- what a profile has left behind -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model before and after one way of tuning."""
+
+    model: str  # folder name
+    variant: str  # of the tuned side; the other is `base`
+    title: str  # as tables and figures print it
+    reference: str | None = None  # row of this model in the paper's tables
+
+    @property
+    def name(self) -> str:
+        """A key for tables: model and variant."""
+        return f"{self.model}/{self.variant}"
+
+
+def variant_title(profile: Profile, variant: str) -> str:
+    """A variant as the report prints it."""
+    if variant == "base":
+        return "untuned"
+    if variant == "published":
+        return "published checkpoint"
+    return profile.variants[variant].title or variant
+
+
+def comparisons(profile: Profile) -> list[Comparison]:
+    """Every model before and after every way of tuning that the profile lists, in its order."""
+    found = []
+    for listed in profile.models:
+        model = load_model(listed)
+        tuned = variants_of(profile, listed)[1:]
+        for variant in tuned:
+            title = model.title if len(tuned) == 1 else f"{model.title} ({variant_title(profile, variant)})"
+            found.append(Comparison(model.name, variant, title, model.reference))
+    return found
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage of a profile: where it writes, and whether it has run."""
+
+    stage: str
+    folder: Path
+    model: str
+    variant: str | None = None
+    language: str | None = None
+    kind: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage has succeeded."""
+        return finished(self.folder)
+
+
+def stage_runs(profile: Profile) -> Iterator[StageRun]:
+    """Every stage that the profile asks for, in the order of the workflow, run or not."""
+    for listed in profile.models:
+        model = load_model(listed).name
+        yield StageRun("checkpoint", paths.checkpoint(model), model)
+        if profile.trim:
+            yield StageRun("trim", paths.trim(profile.name, model), model)
+        tuned = variants_of(profile, listed)[1:]
+        trained = [variant for variant in tuned if variant in profile.variants]
+        for kind in dict.fromkeys(profile.variants[variant].pairs for variant in trained):
+            yield StageRun("pairs", paths.pairs(profile.name, model, kind), model, kind=kind)
+        for variant in ("base", *tuned):
+            if variant in trained:
+                yield StageRun("dpo", paths.dpo(profile.name, model, variant), model, variant)
+            if variant != "base":
+                yield StageRun("merge", paths.merge(profile.name, model, variant), model, variant)
+            for language in profile.languages:
+                for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
+                    yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)
+
+
+class Results:
+    """Everything that the report reads of one profile, each file once.
+
+    Intervals come from ``samples`` bootstrap replicates; ``seed`` fixes their draws.
+    """
+
+    def __init__(self, profile: str, *, samples: int = 1000, confidence: float = 0.95, seed: int = 0):
+        self.profile = load_profile(profile)
+        self.comparisons = comparisons(self.profile)
+        self.samples, self.confidence, self.seed = samples, confidence, seed
+
+    @cached_property
+    def stages(self) -> list[StageRun]:
+        """Every stage of the profile, run or not."""
+        return list(stage_runs(self.profile))
+
+    def metrics_files(self) -> list[Path]:
+        """The metrics and scores of every evaluation that has run; a summary notebook records them as its inputs."""
+        done = [run.folder for run in self.stages if run.stage == "evaluate" and run.done]
+        return [folder / name for folder in done for name in ("metrics.json", "scores.parquet")]
+
+    def evaluation(self, model: str, variant: str, language: str) -> dict[str, Any] | None:
+        """``metrics.json`` of one model, variant and language; None where it was not run."""
+        folder = paths.evaluate(self.profile.name, model, variant, language)
+        return read_json(folder / "metrics.json") if finished(folder) else None
+
+    def scores(self, model: str, variant: str, language: str) -> pd.DataFrame | None:
+        """The scored continuations of one model, variant and language; None where they were not run."""
+        folder = paths.evaluate(self.profile.name, model, variant, language)
+        return read_parquet(folder / "scores.parquet", SCORE_COLUMNS) if finished(folder) else None
+
+    def training_log(self, model: str, variant: str) -> pd.DataFrame | None:
+        """The training log of one model and variant, in long form; None where it was not trained."""
+        folder = paths.dpo(self.profile.name, model, variant)
+        columns = ["step", "split", "metric", "value"]
+        return read_parquet(folder / "training_log.parquet", columns) if finished(folder) else None
+
+    def stage_metrics(self, stage: str, key: str) -> dict[tuple[str, str | None], dict[str, Any]]:
+        """``metrics.json`` of the runs of a stage, by model and by ``key`` (``variant`` or ``kind``)."""
+        return {
+            (run.model, getattr(run, key)): read_json(run.folder / "metrics.json")
+            for run in self.stages
+            if run.stage == stage and run.done
+        }
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Every evaluation in tidy form, a row a metric: ``model, variant, language, metric, value, low, high``.
+
+        Perplexity has three: its median under that name, and ``perplexity_q1`` and ``perplexity_q3``. What was not
+        run has its row ``emt`` to ``second_opinion`` with missing values.
+        """
+        rows = []
+        for run in self.stages:
+            if run.stage != "evaluate":
+                continue
+            content = self.evaluation(run.model, run.variant or "base", run.language or ENGLISH)
+            for metric, value in flat_metrics(content).items():
+                rows.append({"model": run.model, "variant": run.variant, "language": run.language, "metric": metric,
+                             **{key: value.get(key) for key in ("value", "low", "high")}})  # fmt: skip
+        columns = ["model", "variant", "language", "metric", "value", "low", "high"]
+        table = pd.DataFrame(rows, columns=columns)
+        return table.astype({"value": float, "low": float, "high": float})
+
+    def counts(self) -> pd.DataFrame:
+        """Of each evaluation the prompts and continuations, and how many were scored, empty and truncated."""
+        rows = []
+        for run in self.stages:
+            if run.stage == "evaluate" and run.done:
+                content = read_json(run.folder / "metrics.json")
+                rows.append({"model": run.model, "variant": run.variant, "language": run.language,
+                             **{key: content[key] for key in COUNTS}})  # fmt: skip
+        return pd.DataFrame(rows, columns=["model", "variant", "language", *COUNTS])
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[str, str, str], tuple[Side, Side, int]]:
+        """Before and after by comparison, language and metric."""
+        pairs = {}
+        values: dict[tuple[str, str, str], dict[str, pd.Series] | None] = {}
+        for comparison in self.comparisons:
+            for language in self.profile.languages:
+                sides = []
+                for variant in ("base", comparison.variant):
+                    key = (comparison.model, variant, language)
+                    if key not in values:
+                        values[key] = self._prompt_values(*key)
+                    sides.append(values[key])
+                # One generator a language: languages are drawn independently, and adding one changes no other.
+                rng = np.random.default_rng([self.seed, list(LANGUAGES).index(language)])
+                for metric in METRICS:
+                    before, after = (side[metric] if side is not None else None for side in sides)
+                    pairs[comparison.name, language, metric] = compare_prompts(before, after, self.samples, rng)
+        return pairs
+
+    def _prompt_values(self, model: str, variant: str, language: str) -> dict[str, pd.Series] | None:
+        scores, content = self.scores(model, variant, language), self.evaluation(model, variant, language)
+        return None if scores is None or content is None else prompt_values(scores, content["threshold"], language)
+
+    @cached_property
+    def by_language(self) -> pd.DataFrame:
+        """Before, after and the drop of every metric in every language, with intervals.
+
+        Columns: ``comparison, language, metric, prompts, before, before_low, before_high, after, ..., drop, ...``.
+        """
+        rows = []
+        for comparison in self.comparisons:
+            for language in self.profile.languages:
+                for metric in METRICS:
+                    before, after, prompts = self._pairs[comparison.name, language, metric]
+                    rows.append({"comparison": comparison.name, "language": language, "metric": metric,
+                                 "prompts": prompts, **comparison_row(before, after, self.confidence)})  # fmt: skip
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """The same, as means over languages: all of them, English alone, and all but English.
+
+        Columns as :attr:`by_language`, with ``scope`` (``all``, ``english`` or ``others``) and ``languages``, how
+        many of them the mean takes in.
+        """
+        languages = self.profile.languages
+        scopes = {
+            "all": languages,
+            "english": [language for language in languages if language == ENGLISH],
+            "others": [language for language in languages if language != ENGLISH],
+        }
+        rows = []
+        for comparison in self.comparisons:
+            for scope, members in scopes.items():
+                for metric in METRICS:
+                    sides = [self._pairs[comparison.name, language, metric][:2] for language in members]
+                    before, after, count = mean_over_languages(sides, self.samples)
+                    rows.append({"comparison": comparison.name, "scope": scope, "metric": metric,
+                                 "languages": count, **comparison_row(before, after, self.confidence)})  # fmt: skip
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def agreement(self) -> pd.DataFrame:
+        """The agreement of the two scorers by model, variant and language, where both have scored."""
+        rows = []
+        for run in self.stages:
+            if run.stage != "evaluate" or not run.done:
+                continue
+            scores = read_parquet(run.folder / "scores.parquet", [*SCORE_COLUMNS, "second_opinion"])
+            threshold = read_json(run.folder / "metrics.json")["threshold"]
+            first, second = (scores[name].to_numpy(dtype=float) for name in ("toxicity", "second_opinion"))
+            verdicts = agreement(first, second, threshold)
+            rows.append({"model": run.model, "variant": run.variant, "language": run.language, **verdicts})
+        return pd.DataFrame(
+            rows, columns=["model", "variant", "language", "share", "kappa", "flagged_first", "flagged_second"]
+        )
+
+    def examples(self, comparison: Comparison, language: str, count: int) -> pd.DataFrame | None:
+        """Random example continuations of one comparison and language; None where a side was not run."""
+        before = self.scores(comparison.model, "base", language)
+        after = self.scores(comparison.model, comparison.variant, language)
+        if before is None or after is None:
+            return None
+        rng = np.random.default_rng([self.seed, list(LANGUAGES).index(language)])
+        return example_rows(before, after, count, rng)
+
+    def training_logs(self) -> dict[str, pd.DataFrame]:
+        """The training log of every comparison that was trained, by its title."""
+        logs = {item.title: self.training_log(item.model, item.variant) for item in self.comparisons}
+        return {title: log for title, log in logs.items() if log is not None}
+
+    def training_files(self) -> list[Path]:
+        """The metrics of every finished stage before evaluation, which a summary notebook records as its inputs."""
+        folders = [run.folder for run in self.stages if run.stage in ("trim", "pairs", "dpo") and run.done]
+        return [folder / "metrics.json" for folder in folders]
+
+    def all_examples(self, per_language: int) -> pd.DataFrame:
+        """Random example continuations of every comparison and language that was run on both sides."""
+        several = len(self.comparisons) > 1
+        tables = []
+        for comparison in self.comparisons:
+            for language in self.profile.languages:
+                rows = self.examples(comparison, language, per_language)
+                if rows is not None:
+                    tables.append(rows.assign(comparison=comparison.title if several else None, language=language))
+        columns = [*EXAMPLE_COLUMNS, "comparison", "language"]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+    def manifests(self) -> pd.DataFrame:
+        """What ran: a row a finished stage, with its time, its seed, its commit and its sha256.
+
+        Columns: ``stage, model, variant, language, kind, wall_seconds, finished, git_commit, seed, sha256``. The hash
+        is that of the weights, as the manifest holds it, or else of the table that the stage wrote.
+        """
+        rows = []
+        for run in self.stages:
+            if not run.done:
+                continue
+            manifest = read_json(run.folder / MANIFEST)
+            table = run.folder / _TABLES.get(run.stage, MANIFEST)
+            sha256 = manifest.get("output_sha256") or file_sha256(table)
+            named = {name: getattr(run, name) for name in ("stage", "model", "variant", "language", "kind")}
+            rows.append({**named, **{key: manifest.get(key) for key in _FROM_MANIFEST}, "sha256": sha256})
+        return pd.DataFrame(rows, columns=["stage", "model", "variant", "language", "kind", *_FROM_MANIFEST, "sha256"])
+
+    def versions(self) -> dict[str, list[str]]:
+        """Every library version that any stage recorded; more than one where stages differ."""
+        found: dict[str, set[str]] = {}
+        for run in self.stages:
+            if run.done:
+                for name, version in read_json(run.folder / MANIFEST).get("versions", {}).items():
+                    found.setdefault(name, set()).add(version)
+        return {name: sorted(versions) for name, versions in sorted(found.items())}
+
+    def parameters(self, stage: str, name: str) -> list[Any]:
+        """The distinct values of one parameter over the finished runs of a stage."""
+        values: list[Any] = []
+        for run in self.stages:
+            if run.stage == stage and run.done:
+                value = read_json(run.folder / MANIFEST).get("parameters", {}).get(name)
+                if value not in values:
+                    values.append(value)
+        return values
+
+
+COUNTS = ["prompts", "continuations", "scored", "empty", "truncated"]
+_TABLES = {"pairs": "pairs.parquet", "generate": "continuations.parquet", "evaluate": "scores.parquet"}
+_FROM_MANIFEST = ["wall_seconds", "finished", "git_commit", "seed"]
+
+
+def flat_metrics(content: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
+    """The metrics of one ``metrics.json`` under the names of ``METRICS``; of None, all of them without values."""
+    if content is None:
+        return {metric: {} for metric in METRICS}
+    flat = {name: content[name] for name in ("emt", "toxprob", "avgtox", "language_share", "second_opinion")}
+    flat |= {f"distinct_{order}": value for order, value in content["distinct"].items()}
+    quartiles = content["perplexity"]
+    flat |= {"perplexity": quartiles["median"], "perplexity_q1": quartiles["q1"], "perplexity_q3": quartiles["q3"]}
+    return flat
+
+
+# --- the paper's figures ----------------------------------------------------------------------------------------
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """One table of the papers, as ``book/reference/<name>.csv`` holds it."""
+    file = paths.root() / "book" / "reference" / f"{name}.csv"
+    if not file.is_file():
+        raise UserError(f"{paths.relative(file)}: no such file; restore it from the repository")
+    return pd.read_csv(file)
+
+
+def paper_models() -> list[dict[str, Any]]:
+    """The models of the paper's Table 2: ``title``, and ``before`` and ``after`` by metric."""
+    table = paper_table("table2_detox")
+    models = []
+    for (model, size), rows in table.groupby(["model", "params_b"], sort=False):
+        sides = rows.set_index("dpo")
+        models.append({
+            "title": f"{model} {size:g}B",
+            "keys": {_key(str(model)), _key(f"{model}{size:g}B")},
+            **{side: {metric: float(sides.loc[side, column]) for metric, column in PAPER_COLUMNS.items()}
+               for side in ("before", "after")},
+        })  # fmt: skip
+    return models
+
+
+def paper_model(reference: str | None) -> dict[str, Any] | None:
+    """The row of the paper's Table 2 that a model file's ``reference`` names; None where there is none."""
+    if reference is None:
+        return None
+    matches = [model for model in paper_models() if _key(reference) in model["keys"]]
+    # A family's bare name stands for a model only where the table has one of that family.
+    return matches[0] if len(matches) == 1 else None
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,159 @@
+"""Text that may be offensive, covered until the reader asks for it.
+
+Every prompt and continuation that a notebook shows goes through :func:`masked_table`: in HTML a ``<details>`` whose
+summary tells the language and the toxicity and whose body holds the text; in every other format a sentence that says
+how many texts were withheld. Nothing here needs a script, so the cover also holds where scripts are off.
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from polydetox.errors import UserError
+from polydetox.languages import LANGUAGES, check_language
+
+WARNING_TITLE = "Content warning"
+WARNING = (
+    "This page holds prompts and model continuations that insult, threaten or otherwise offend. "
+    "Each is covered until you open it."
+)
+
+RIGHT_TO_LEFT = frozenset({"ar"})
+
+# Columns that hold text, in reading order, with their heading; the gloss is in English, the rest in the language.
+_PASSAGES = {
+    "prompt": "prompt",
+    "gloss": "prompt in English",
+    "continuation": "continuation",
+    "before": "before",
+    "after": "after",
+    "chosen": "chosen",
+    "rejected": "rejected",
+}
+
+# Columns that hold a toxicity, with what the summary calls it.
+_SCORES = {
+    "toxicity": "toxicity",
+    "before_toxicity": "toxicity before",
+    "after_toxicity": "after",
+    "chosen_toxicity": "toxicity of the chosen",
+    "rejected_toxicity": "of the rejected",
+}
+
+# A raw block of Markdown ends at a run of backticks, a shortcode begins with braces, a citation with @: written as
+# entities, no text can leave its cover.
+_ENTITIES = str.maketrans({"`": "&#96;", "{": "&#123;", "}": "&#125;", "@": "&#64;", "$": "&#36;", "\n": "<br>"})
+
+
+def escape(text: str) -> str:
+    """A text as HTML on one line, with nothing in it that HTML or Markdown could take for markup."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
+    printable = "".join(
+        character for character in lines if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
+    )
+    return html.escape(printable).translate(_ENTITIES)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One text with its heading and language."""
+
+    heading: str
+    text: str
+    language: str
+
+    def to_html(self) -> str:
+        direction = "rtl" if self.language in RIGHT_TO_LEFT else "ltr"
+        body = escape(self.text) if self.text.strip() else "<i>(empty)</i>"
+        return (
+            f'<div class="masked-passage"><span class="masked-heading">{html.escape(self.heading)}</span> '
+            f'<span class="masked-words" lang="{self.language}" dir="{direction}">{body}</span></div>'
+        )
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Passages behind one cover, and what the cover says."""
+
+    summary: tuple[str, ...]
+    passages: tuple[Passage, ...]
+
+    def to_html(self) -> str:
+        said = " ".join(f"<span>{html.escape(part)}</span>" for part in self.summary)
+        body = "".join(passage.to_html() for passage in self.passages)
+        return f'<details class="masked"><summary>{said}</summary><div class="masked-body">{body}</div></details>'
+
+
+class MaskedTable:
+    """What :func:`masked_table` returns: it shows itself in HTML and withholds the text everywhere else."""
+
+    def __init__(self, entries: list[Masked]):
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        texts = f"{len(self)} text" + ("" if len(self) == 1 else "s")
+        return f"[{texts} withheld, which may be offensive; the HTML report shows them on request]"
+
+    def _repr_html_(self) -> str:
+        covered = "\n".join(entry.to_html() for entry in self.entries)
+        return f'<div class="masked-list">\n{covered}\n</div>'
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        # Formats without HTML prefer Markdown to anything else, so the fallback is given in both.
+        return {
+            "text/html": self._repr_html_(),
+            "text/markdown": rf"*{repr(self)[1:-1]}*",
+            "text/latex": rf"\emph{{{repr(self)[1:-1]}}}",
+            "text/plain": repr(self),
+        }
+
+
+def masked_table(table: pd.DataFrame, language: str | None = None) -> MaskedTable:
+    """Cover the texts of a table, one cover a row.
+
+    Text columns are those of ``prompt, gloss, continuation, before, after, chosen, rejected`` that the table has;
+    the summary names the language (``language``, or the column ``language``), the prompt's id, the number of the
+    sample, and every toxicity column. A ``UserError`` where the table has no text column or no language.
+    """
+    columns = [column for column in _PASSAGES if column in table.columns]
+    if not columns:
+        raise UserError(f"masked_table: no text to show; the table needs one of the columns {', '.join(_PASSAGES)}")
+    if language is None and "language" not in table.columns:
+        raise UserError("masked_table: say which language the texts are in: language='de', or a column 'language'")
+    return MaskedTable([_mask(row, columns, language) for row in table.to_dict("records")])
+
+
+def _mask(row: Mapping[str, Any], columns: list[str], language: str | None) -> Masked:
+    code = check_language(str(row["language"]) if language is None else language)
+    passages = []
+    for column in columns:
+        if column == "gloss" and (code == "en" or not isinstance(row[column], str)):
+            continue
+        text = row[column] if isinstance(row[column], str) else ""
+        passages.append(Passage(_PASSAGES[column], text, "en" if column == "gloss" else code))
+    return Masked((LANGUAGES[code], *_facts(row)), tuple(passages))
+
+
+def _facts(row: Mapping[str, Any]) -> list[str]:
+    """What the summary says beside the language: nothing of the text."""
+    facts = [row["comparison"]] if isinstance(row.get("comparison"), str) else []
+    if "prompt_id" in row:
+        sample = f", continuation {row['sample'] + 1}" if "sample" in row else ""
+        facts.append(f"prompt {row['prompt_id']}{sample}")
+    scores = [
+        f"{said} {row[column]:.2f}" if pd.notna(row[column]) else f"{said} not scored"
+        for column, said in _SCORES.items()
+        if column in row
+    ]
+    if scores:
+        facts.append(", ".join(scores))
+    return facts

@@ -1,0 +1,547 @@
+"""The preview renderer: the assembled book as a site where there is no Quarto.
+
+A pass of our own resolves what Quarto would: variables, embedded cells, numbered figures, tables, equations and
+sections, references across chapters, citations, and math as MathML. The result is plain Markdown, from which
+``smalldocs`` makes the pages. Nothing is loaded from elsewhere, and the site works opened from a folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import posixpath
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from latex2mathml.converter import convert as mathml
+
+from polydetox.errors import UserError
+from polydetox.params import read_yaml
+from polydetox.report.assemble import CONFIGURATION, CROSS_REFERENCE, EMBED, VARIABLE, VARIABLES, book_pages
+from polydetox.report.citations import Bibliography
+from polydetox.report.clean import REMOVED, cell_options, read_notebook
+
+PREVIEW_NOTE = (
+    "This is a preview. It was made without Quarto, by the project's own preview renderer: the content is the same, "
+    "the typography is simpler, and there is no PDF. Install [Quarto](https://quarto.org) and render again for both."
+)
+
+KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
+
+_FENCE = re.compile(r"^(`{3,})[^\n]*\n.*?^\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
+_EQUATION = re.compile(r"^\$\$(.+?)\$\$[ \t]*(?:\{#(eq-[\w-]+)\})?[ \t]*$", re.MULTILINE | re.DOTALL)
+_INLINE_MATH = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n]*(?:\n[^$\n]+)*?)(?<=\S)\$(?![\w$])")
+_INLINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
+_HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*(?:\{([^{}]*)\})?[ \t]*$", re.MULTILINE)
+_REFS = re.compile(r"^:::\s*\{#refs\}\s*^:::[ \t]*$", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---[ \t]*\n", re.MULTILINE | re.DOTALL)
+_PLAIN_TEXT = re.compile(r"(?<=>)[^<>]+(?=<)")
+
+
+@dataclass(frozen=True)
+class Prose:
+    """Markdown."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """A code block, which nothing is replaced in."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Equation:
+    """A displayed equation; it has a number where it has a label."""
+
+    latex: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A notebook's code cell: with its code in an appendix, without it where it is embedded."""
+
+    cell: nbformat.NotebookNode
+    options: dict[str, Any]
+    code: str | None
+
+    @property
+    def label(self) -> str | None:
+        label = self.options.get("label")
+        return str(label) if label else None
+
+
+Block = Prose | Verbatim | Equation | Cell
+
+
+@dataclass
+class Page:
+    """One page of the book while it is being resolved."""
+
+    source: str  # path in the book, such as `methods.qmd`
+    front: dict[str, Any]
+    title: str
+    label: str | None  # of the page as a section
+    numbered: bool
+    blocks: list[Block]
+    number: int | None = None
+
+    @property
+    def file(self) -> str:
+        """The Markdown file that smalldocs reads; every page is a .qmd for it."""
+        return posixpath.splitext(self.source)[0] + ".qmd"
+
+    def linked(self, page: Page, label: str) -> str:
+        """The address of a label on ``page``, from this one."""
+        if page is self:
+            return f"#{label}"
+        return f"{posixpath.relpath(page.file, posixpath.dirname(self.file) or '.')}#{label}"
+
+
+@dataclass
+class Target:
+    """What a reference leads to."""
+
+    page: Page
+    text: str  # such as `Figure 3.1`
+
+
+@dataclass
+class Book:
+    """The pages in order, and what can be referred to."""
+
+    title: str
+    subtitle: str
+    pages: list[Page]
+    variables: dict[str, Any]
+    bibliography: Bibliography
+    targets: dict[str, Target] = field(default_factory=dict)
+
+
+def build(book_folder: Path, site: Path) -> None:
+    """Render an assembled book into the empty folder ``site``."""
+    from smalldocs.config import BuildError, ConfigError, load
+    from smalldocs.site import Site
+
+    book = read_book(book_folder)
+    with tempfile.TemporaryDirectory(prefix="polydetox-preview-") as temporary:
+        work = Path(temporary)
+        configuration = read_yaml(book_folder / CONFIGURATION)
+        for name in _stylesheets(configuration):
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(book_folder / name, work / name)
+        for page in _references_last(book):
+            target = work / page.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Writer(book, page, work).text(), "utf-8")
+        adapted = yaml.safe_dump(
+            site_configuration(configuration, book.pages[0].title, site), allow_unicode=True, sort_keys=False
+        )
+        (work / CONFIGURATION).write_text(adapted, "utf-8")
+        try:
+            built = Site(load(work), quiet=True)
+            built.build()
+        except (BuildError, ConfigError) as error:
+            raise UserError(f"the preview could not be rendered: {error}") from None
+        if built.broken:
+            page_name, address = built.broken[0]
+            raise UserError(f"{page_name}: the link {address!r} leads nowhere")
+    _make_search_local(site)
+
+
+def _references_last(book: Book) -> list[Page]:
+    """The pages in an order in which every citation is seen before the bibliography is written."""
+    return sorted(book.pages, key=lambda page: any(isinstance(b, Prose) and _REFS.search(b.text) for b in page.blocks))
+
+
+def _stylesheets(configuration: dict[str, Any]) -> list[str]:
+    css = configuration.get("format", {}).get("html", {}).get("css", [])
+    return [css] if isinstance(css, str) else list(css)
+
+
+def site_configuration(configuration: dict[str, Any], first: str, site: Path) -> dict[str, Any]:
+    """What smalldocs reads in place of the book's ``_quarto.yml``.
+
+    It lays out a book as a website without its appendices, so chapters and appendices become one sidebar, in which
+    the first page stands under its own heading, ``first``.
+    """
+    book = configuration["book"]
+    contents = [*book["chapters"]]
+    if book.get("appendices"):
+        contents.append({"part": "Appendices", "chapters": book["appendices"]})
+    options = configuration.get("format", {}).get("html", {})
+    kept = {key: options[key] for key in ("theme", "css", "toc", "toc-depth", "code-copy") if key in options}
+    return {
+        "project": {"type": "book", "output-dir": str(site), "resources": ["figures/**"]},
+        "lang": configuration.get("lang", "en"),
+        "book": {
+            "title": book["title"],
+            "description": book.get("description", ""),
+            "page-navigation": True,
+            "bread-crumbs": True,
+            "sidebar": {
+                **book.get("sidebar", {}),
+                "contents": [{"text": first, "href": "index.qmd"}, *_as_qmd(contents)[1:]],
+            },
+        },
+        "format": {"html": kept},
+    }
+
+
+def _as_qmd(items: list[Any]) -> list[Any]:
+    adapted: list[Any] = []
+    for item in items:
+        if isinstance(item, str):
+            adapted.append(posixpath.splitext(item)[0] + ".qmd")
+        else:
+            adapted.append({"part": item["part"], "chapters": _as_qmd(item.get("chapters", []))})
+    return adapted
+
+
+# --- reading the book -------------------------------------------------------------------------------------------
+
+
+def read_book(folder: Path) -> Book:
+    """Read an assembled book, number its pages, and note what references can lead to."""
+    pages = [_read_page(folder, page) for page in book_pages(folder)]
+    described = read_yaml(folder / CONFIGURATION)["book"]
+    book = Book(
+        described["title"],
+        described.get("subtitle", ""),
+        pages,
+        read_yaml(folder / VARIABLES),
+        Bibliography(folder / "references.bib"),
+    )
+    number = 0
+    for page in pages:
+        if page.numbered:
+            number += 1
+            page.number = number
+        _note_targets(book, page)
+    return book
+
+
+def _read_page(folder: Path, file: Path) -> Page:
+    source = file.relative_to(folder).as_posix()
+    front: dict[str, Any] = {}
+    blocks: list[Block] = []
+    if file.suffix == ".ipynb":
+        for cell in read_notebook(file).cells:
+            if cell.cell_type == "raw":
+                front |= _front_matter(f"{cell.source}\n")[0]
+            elif cell.cell_type == "markdown":
+                blocks += _blocks(cell.source, folder, file)
+            elif REMOVED not in cell.metadata.get("tags", []):
+                options, code = cell_options(cell.source)
+                if options.get("include", True):
+                    blocks.append(Cell(cell, options, code if options.get("echo", True) else None))
+    else:
+        front, text = _front_matter(file.read_text("utf-8"))
+        blocks = _blocks(text, folder, file)
+    return _with_title(source, front, blocks)
+
+
+def _front_matter(text: str) -> tuple[dict[str, Any], str]:
+    match = _FRONT_MATTER.match(text)
+    return (yaml.safe_load(match[1]) or {}, text[match.end() :]) if match else ({}, text)
+
+
+def _with_title(source: str, front: dict[str, Any], blocks: list[Block]) -> Page:
+    """The page with its level-one heading taken out of the text."""
+    for position, block in enumerate(blocks):
+        if not isinstance(block, Prose):
+            continue
+        for match in _HEADING.finditer(block.text):
+            if match[1] == "#":
+                attributes = match[3] or ""
+                label = re.search(r"#([\w-]+)", attributes)
+                rest = Prose(block.text[: match.start()] + block.text[match.end() :])
+                remaining = [*blocks[:position], rest, *blocks[position + 1 :]]
+                numbered = ".unnumbered" not in attributes
+                return Page(source, front, match[2], label[1] if label else None, numbered, remaining)
+    raise UserError(f"{source}: no heading of level one, which is a page's title")
+
+
+def _blocks(text: str, folder: Path, file: Path) -> list[Block]:
+    """Markdown split into prose, code blocks, equations and embedded cells."""
+    blocks: list[Block] = []
+    position = 0
+    while position < len(text):
+        found = [match for pattern in (_FENCE, _EQUATION, EMBED) if (match := pattern.search(text, position))]
+        first = min(found, key=lambda match: match.start(), default=None)
+        if first is None:
+            break
+        blocks.append(Prose(text[position : first.start()]))
+        if first.re is _FENCE:
+            blocks.append(Verbatim(first[0]))
+        elif first.re is _EQUATION:
+            blocks.append(Equation(first[1].strip(), first[2]))
+        else:
+            blocks.append(_embedded(folder, file, first[1], first[2]))
+        position = first.end()
+    blocks.append(Prose(text[position:]))
+    return [block for block in blocks if not isinstance(block, Prose) or block.text.strip()]
+
+
+def _embedded(folder: Path, file: Path, name: str, label: str) -> Cell:
+    for cell in read_notebook(folder / name).cells:
+        if cell.cell_type == "code":
+            options, _ = cell_options(cell.source)
+            if options.get("label") == label:
+                return Cell(cell, options, None)
+    raise UserError(f"{file.name}: embeds {name}#{label}, but the notebook has no such label")
+
+
+def _note_targets(book: Book, page: Page) -> None:
+    """Number the figures, tables, equations and sections of a page."""
+    prefix = f"{page.number}." if page.number else ""
+    counts = dict.fromkeys(KINDS, 0)
+    if page.label:
+        said = f"Chapter {page.number}" if page.number else page.title
+        book.targets[page.label] = Target(page, said)
+    for block in page.blocks:
+        if isinstance(block, Prose):
+            for number, title, label in _sections(block.text, counts):
+                if label:
+                    named = f"Section {prefix}{number}" if page.number else title
+                    book.targets[label] = Target(page, named)
+            continue
+        label = block.label if isinstance(block, Cell | Equation) else None
+        kind = label.split("-")[0] if label else None
+        if label and kind in ("fig", "tbl", "eq"):
+            counts[kind] += 1
+            book.targets[label] = Target(page, f"{KINDS[kind]} {prefix}{counts[kind]}")
+
+
+def _sections(prose: str, counts: dict[str, int]) -> Iterator[tuple[str, str, str | None]]:
+    """The number, title and label of each heading of level two; lower ones have no number."""
+    for match in _HEADING.finditer(prose):
+        attributes = match[3] or ""
+        label = re.search(r"#([\w-]+)", attributes)
+        if len(match[1]) == 2 and ".unnumbered" not in attributes:
+            counts["sec"] += 1
+            yield str(counts["sec"]), match[2], label[1] if label else None
+        elif label:
+            yield str(counts["sec"]), match[2], label[1]
+
+
+# --- writing a page ---------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """One page as Markdown that smalldocs renders."""
+
+    def __init__(self, book: Book, page: Page, work: Path):
+        self.book, self.page, self.work = book, page, work
+        self.figures = 0
+        self.section = 0
+
+    def text(self) -> str:
+        """The whole page, with its front matter."""
+        number = f"[{self.page.number}]{{.chapter-number}} " if self.page.number else ""
+        title = f"{number}{self._inline(self.page.title)}"
+        first = self.page is self.book.pages[0]
+        front = {
+            **self.page.front,
+            **({"title": self.book.title, "subtitle": self.book.subtitle} if first else {"title": title}),
+        }
+        parts = ["---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=1000).strip(), "---"]
+        if self.page.label:
+            parts.append(_raw(f'<span id="{self.page.label}"></span>'))
+        if first:
+            # As in Quarto, the first page bears the book's title, and its own heading stands below.
+            parts += [f'::: {{.callout-note title="Preview"}}\n{PREVIEW_NOTE}\n:::', f"## {title} {{.unnumbered}}"]
+        parts += [self._block(block) for block in self.page.blocks]
+        return "\n\n".join(parts) + "\n"
+
+    def _block(self, block: Block) -> str:
+        if isinstance(block, Verbatim):
+            return block.text
+        if isinstance(block, Equation):
+            return _raw(self._equation(block))
+        if isinstance(block, Cell):
+            return self._cell(block)
+        return self._prose(block.text)
+
+    # --- prose
+
+    def _prose(self, text: str) -> str:
+        text = VARIABLE.sub(self._variable, text)
+        if _REFS.search(text):
+            before, after = _REFS.split(text, maxsplit=1)
+            return "\n\n".join([self._prose(before), _raw(self.book.bibliography.to_html()), self._prose(after)])
+        return _HEADING.sub(self._heading, self._inline(text))
+
+    def _variable(self, match: re.Match[str]) -> str:
+        try:
+            return str(self.book.variables[match[1]])
+        except KeyError:
+            raise UserError(f"{self.page.source}: no variable {match[1]!r} in {VARIABLES}") from None
+
+    def _inline(self, text: str) -> str:
+        """Math, references and citations outside inline code."""
+
+        def outside_code(piece: str) -> str:
+            return _outside(_INLINE_MATH, piece, lambda match: _inline_math(match[1], self.page.source), self._words)
+
+        return _outside(_INLINE_CODE, text, lambda match: match[0], outside_code)
+
+    def _words(self, text: str) -> str:
+        return self.book.bibliography.replace(CROSS_REFERENCE.sub(self._reference, text), self._citation)
+
+    def _reference(self, match: re.Match[str]) -> str:
+        target = self.book.targets.get(match[1])
+        if target is None:
+            raise UserError(f"{self.page.source}: reference @{match[1]} leads nowhere")
+        # A no-break space keeps the number beside its word.
+        said = target.text.replace(" ", "\N{NO-BREAK SPACE}", 1)
+        return f"[{said}]({self.page.linked(target.page, match[1])}){{.quarto-xref}}"
+
+    def _citation(self, said: str, key: str) -> str:
+        home = next((page for page in self.book.pages if page.source == "references.qmd"), None)
+        return f"[{said}]({self.page.linked(home, f'ref-{key}')}){{.citation}}" if home else said
+
+    def _heading(self, match: re.Match[str]) -> str:
+        marks, title, attributes = match[1], match[2], match[3]
+        numbered = len(marks) == 2 and ".unnumbered" not in (attributes or "")
+        number = ""
+        if numbered:
+            self.section += 1
+            if self.page.number:
+                number = f"[{self.page.number}.{self.section}]{{.header-section-number}} "
+        return f"{marks} {number}{title}" + (f" {{{attributes}}}" if attributes else "")
+
+    # --- equations, figures, tables
+
+    def _equation(self, block: Equation) -> str:
+        formula = _mathml(block.latex, "block", self.page.source)
+        if block.label is None:
+            return f'<div class="equation">{formula}</div>'
+        number = self.book.targets[block.label].text.rsplit(" ", 1)[1]
+        return (
+            f'<div id="{block.label}" class="equation">{formula}<span class="equation-number">({number})</span></div>'
+        )
+
+    def _cell(self, block: Cell) -> str:
+        parts = []
+        if block.code:
+            fence = _fence(block.code)
+            parts.append(f"{fence}{{.python .cell-code}}\n{block.code}\n{fence}")
+        outputs = [self._output(output, block) for output in block.cell.outputs]
+        label = block.label
+        if label and label.split("-")[0] in ("fig", "tbl") and outputs:
+            outputs = [self._float(block, label, outputs)]
+        parts += outputs
+        return "::: {.cell}\n\n" + "\n\n".join(parts) + "\n\n:::" if parts else ""
+
+    def _float(self, block: Cell, label: str, outputs: list[str]) -> str:
+        """A numbered figure or table: a table's caption stands above it, a figure's below."""
+        kind = label.split("-")[0]
+        caption = self._caption(str(block.options.get(f"{kind}-cap", "")), label)
+        inner = [_raw(caption), *outputs] if kind == "tbl" else [*outputs, _raw(caption)]
+        opening = _raw(f'<div id="{label}" class="quarto-float quarto-float-{kind}"><figure class="figure">')
+        return "\n\n".join([opening, *inner, _raw("</figure></div>")])
+
+    def _caption(self, caption: str, label: str) -> str:
+        number = self.book.targets[label].text.replace(" ", "\N{NO-BREAK SPACE}")
+        return f'<figcaption><span class="float-number">{number}:</span> {html.escape(caption)}</figcaption>'
+
+    def _output(self, output: nbformat.NotebookNode, block: Cell) -> str:
+        if output.output_type == "stream":
+            return _raw(f'<div class="cell-output"><pre><code>{html.escape(output.text.rstrip())}</code></pre></div>')
+        data = output.data
+        if "text/html" in data:
+            return _raw(f'<div class="cell-output cell-output-display">{data["text/html"]}</div>')
+        for mime, suffix in (("image/svg+xml", "svg"), ("image/png", "png"), ("image/jpeg", "jpg")):
+            if mime in data:
+                return _raw(self._image(data[mime], suffix, block))
+        if "text/markdown" in data:
+            return self._prose(data["text/markdown"])
+        plain = html.escape(data.get("text/plain", "").rstrip())
+        return _raw(f'<div class="cell-output"><pre><code>{plain}</code></pre></div>')
+
+    def _image(self, content: str, suffix: str, block: Cell) -> str:
+        """Write a picture to a file of its own and show it."""
+        self.figures += 1
+        stem = posixpath.splitext(self.page.source)[0].replace("/", "-")
+        name = f"figures/{stem}-{self.figures}.{suffix}"
+        (self.work / name).parent.mkdir(exist_ok=True)
+        (self.work / name).write_bytes(content.encode() if suffix == "svg" else base64.b64decode(content))
+        address = posixpath.relpath(name, posixpath.dirname(self.page.file) or ".")
+        alternative = html.escape(str(block.options.get("fig-alt") or block.options.get("fig-cap") or ""))
+        return f'<p class="picture"><img src="{address}" alt="{alternative}" class="img-fluid figure-img"></p>'
+
+
+def _outside(
+    pattern: re.Pattern[str], text: str, inside: Callable[[re.Match[str]], str], outside: Callable[[str], str]
+) -> str:
+    """Map the matches of a pattern with one function and the text between them with another."""
+    parts, position = [], 0
+    for match in pattern.finditer(text):
+        parts += [outside(text[position : match.start()]), inside(match)]
+        position = match.end()
+    return "".join([*parts, outside(text[position:])])
+
+
+def _raw(content: str) -> str:
+    """HTML that Markdown leaves alone."""
+    fence = _fence(content)
+    return f"{fence}{{=html}}\n{content}\n{fence}"
+
+
+def _fence(content: str) -> str:
+    return "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", content)), default=0))
+
+
+def _mathml(latex: str, display: str, source: str) -> str:
+    try:
+        converted = mathml(latex, display=display)
+    except Exception as error:  # latex2mathml raises a dozen kinds; all mean that the formula cannot be read
+        raise UserError(f"{source}: the formula {latex!r} cannot be read ({type(error).__name__})") from None
+    unknown = re.search(r"<mi>(\\\w+)</mi>", converted)
+    if unknown:
+        raise UserError(f"{source}: the formula {latex!r} cannot be read (unknown command {unknown[1]})")
+    return converted
+
+
+def _inline_math(latex: str, source: str) -> str:
+    """Inline math, its signs written as entities: Markdown would read an asterisk or a bracket as its own."""
+    return _PLAIN_TEXT.sub(lambda match: _entities(html.unescape(match[0])), _mathml(latex, "inline", source))
+
+
+def _entities(text: str) -> str:
+    return "".join(character if character.isalnum() else f"&#{ord(character)};" for character in text)
+
+
+# --- a site that opens from a folder ----------------------------------------------------------------------------
+
+
+def _make_search_local(site: Path) -> None:
+    """Give the pages the search index as a script: a page that is opened from a folder may not fetch a file."""
+    index = json.loads((site / "search.json").read_text("utf-8"))
+    (site / "search.json").unlink()
+    answer = json.dumps(index, ensure_ascii=False).replace("</", "<\\/")
+    script = (
+        f"const searchIndex = {answer};\n"
+        "window.fetch = ((fetch) => (address, options) => String(address).endsWith('search.json')\n"
+        "  ? Promise.resolve(new Response(JSON.stringify(searchIndex))) : fetch(address, options))(window.fetch);\n"
+    )
+    (site / "site_libs" / "search-index.js").write_text(script, "utf-8")
+    marker = re.compile(r'<script src="([^"]*)site_libs/smalldocs\.js"')
+    for page in site.rglob("*.html"):
+        text = page.read_text("utf-8")
+        adapted, count = marker.subn(r'<script src="\1site_libs/search-index.js" defer></script>\g<0>', text)
+        if count != 1:
+            raise RuntimeError(f"{page.name}: smalldocs' script was not found once, but {count} times")
+        page.write_text(adapted, "utf-8")

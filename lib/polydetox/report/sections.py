@@ -1,0 +1,317 @@
+"""The tables of the report's sections, built from :class:`polydetox.report.collect.Results`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from polydetox.languages import LANGUAGES
+from polydetox.params import load_model
+from polydetox.report.collect import METRICS, Comparison, Results, paper_model, paper_models, variant_title
+from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
+
+MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "distinct_2", "language_share"]
+FLUENCY_METRICS = ["perplexity", "distinct_1", "distinct_2", "distinct_3", "language_share"]
+PAPER = "Li, Yong and Bach (2024)"
+
+
+def not_run(what: str) -> Markdown:
+    """What a notebook shows in place of a figure or table whose artefacts are not there."""
+    from IPython.display import Markdown
+
+    return Markdown(f"*Not run: {what}.*")
+
+
+# --- toxicity ---------------------------------------------------------------------------------------------------
+
+
+def main_table(results: Results, metrics: list[str] = MAIN_METRICS) -> PaperTable:
+    """Means over languages before and after, with intervals; below them the paper's models, before and after."""
+    means = results.means[results.means["scope"] == "all"]
+    groups = []
+    for comparison in results.comparisons:
+        rows = means[means["comparison"] == comparison.name].set_index("metric")
+        groups.append(Group(_heading(comparison, rows, results), _before_after(rows, metrics)))
+    ours = {
+        model["title"] for comparison in results.comparisons for model in [paper_model(comparison.reference)] if model
+    }
+    models = sorted(paper_models(), key=lambda model: model["title"] not in ours)  # those of this run first
+    groups.append(Group(f"{PAPER}, Table 2: before → after", [_paper_line(model, metrics) for model in models]))
+    return PaperTable(["", *(METRICS[metric].title for metric in metrics)], groups)
+
+
+def _heading(comparison: Comparison, rows: pd.DataFrame, results: Results) -> str:
+    covered, asked = int(rows["languages"].max()), len(results.profile.languages)
+    part = f"{covered} languages" if covered == asked else f"{covered} of {asked} languages"
+    return f"This run: {comparison.title}, mean over {part}"
+
+
+def _before_after(rows: pd.DataFrame, metrics: list[str]) -> list[list[Cell | str]]:
+    lines: list[list[Cell | str]] = []
+    for side in ("before", "after", "drop"):
+        cells = [
+            number(row[side], METRICS[metric].digits, row[f"{side}_low"], row[f"{side}_high"])
+            for metric, row in ((metric, rows.loc[metric]) for metric in metrics)
+        ]
+        lines.append([side, *cells])
+    return lines
+
+
+def _paper_line(model: dict[str, Any], metrics: list[str]) -> list[Cell | str]:
+    cells = []
+    for metric in metrics:
+        digits = METRICS[metric].digits
+        sides = [fixed(model[side][metric], digits) for side in ("before", "after") if metric in model[side]]
+        cells.append(Cell(" → ".join(sides) or NOT_APPLICABLE))
+    return [model["title"], *cells]
+
+
+def transfer_table(results: Results) -> PaperTable:
+    """English, the language of the pairs, beside the mean of all other languages."""
+    groups = []
+    for comparison in results.comparisons:
+        mine = results.means[results.means["comparison"] == comparison.name]
+        lines = []
+        for scope, said in (("english", "English"), ("others", "other languages")):
+            rows = mine[mine["scope"] == scope].set_index("metric")
+            lines.append([said, *_triples(rows, ["emt", "toxprob"])])
+        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
+    return _triple_table("", groups, ["emt", "toxprob"])
+
+
+def language_table(results: Results) -> PaperTable:
+    """EMT and ToxProb before and after, and their drop, in every language."""
+    metrics = ["emt", "toxprob"]
+    return _triple_table("Language", _by_language(results, metrics), metrics)
+
+
+def _triple_table(first: str, groups: list[Group], metrics: list[str]) -> PaperTable:
+    """A table with before, after and drop under the name of each metric."""
+    spans = [("", 1), *((METRICS[metric].title, 3) for metric in metrics)]
+    return PaperTable([first, *["before", "after", "drop"] * len(metrics)], groups, spans)
+
+
+def _by_language(results: Results, metrics: list[str]) -> list[Group]:
+    """Before, after and drop of some metrics in every language, a group a comparison."""
+    groups = []
+    for comparison in results.comparisons:
+        mine = results.by_language[results.by_language["comparison"] == comparison.name]
+        lines: list[list[Cell | str]] = []
+        for language in results.profile.languages:
+            rows = mine[mine["language"] == language].set_index("metric")
+            lines.append([LANGUAGES[language], *_triples(rows, metrics)])
+        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
+    return groups
+
+
+def _triples(rows: pd.DataFrame, metrics: Iterable[str]) -> list[Cell]:
+    """Before, after and drop of each metric, the drop with its interval."""
+    cells = []
+    for metric in metrics:
+        row, digits = rows.loc[metric], METRICS[metric].digits
+        cells += [number(row["before"], digits), number(row["after"], digits)]
+        cells.append(number(row["drop"], digits, row["drop_low"], row["drop_high"]))
+    return cells
+
+
+# --- fluency, diversity, language, second scorer ----------------------------------------------------------------
+
+
+def fluency_table(results: Results) -> PaperTable:
+    """Perplexity, distinct n-grams and language before and after, with the paper's models beside them."""
+    return main_table(results, FLUENCY_METRICS)
+
+
+def fluency_by_language_table(results: Results) -> PaperTable:
+    """Perplexity, distinct word pairs and language before and after, in every language."""
+    metrics = ["perplexity", "distinct_2", "language_share"]
+    groups = []
+    for comparison in results.comparisons:
+        mine = results.by_language[results.by_language["comparison"] == comparison.name]
+        lines: list[list[Cell | str]] = []
+        for language in results.profile.languages:
+            rows = mine[mine["language"] == language].set_index("metric")
+            sides = ((metric, side) for metric in metrics for side in ("before", "after"))
+            cells = [number(rows.loc[metric, side], METRICS[metric].digits) for metric, side in sides]
+            lines.append([LANGUAGES[language], *cells])
+        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
+    spans = [("", 1), *((METRICS[metric].title, 2) for metric in metrics)]
+    return PaperTable(["Language", *["before", "after"] * len(metrics)], groups, spans)
+
+
+def agreement_table(results: Results) -> PaperTable:
+    """What share each scorer calls toxic before and after, and how often the two agree, by language."""
+    columns = ["Language", "before", "after", "before", "after", "same verdict", "kappa"]
+    spans = [("", 1), ("First scorer", 2), ("Second scorer", 2), ("Agreement", 2)]
+    table = results.agreement.set_index(["model", "variant", "language"])
+    groups = []
+    for comparison in results.comparisons:
+        lines: list[list[Cell | str]] = []
+        for language in results.profile.languages:
+            sides = [
+                table.loc[key] if (key := (comparison.model, variant, language)) in table.index else None
+                for variant in ("base", comparison.variant)
+            ]
+            cells = [_of(side, name, 2) for name in ("flagged_first", "flagged_second") for side in sides]
+            lines.append([LANGUAGES[language], *cells, _of(sides[1], "share", 2), _kappa(sides[0])])
+        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
+    return PaperTable(columns, groups, spans)
+
+
+def _of(row: pd.Series | None, name: str, digits: int) -> Cell:
+    return number(None if row is None else row[name], digits)
+
+
+def _kappa(row: pd.Series | None) -> Cell:
+    """Kappa; a dash where one scorer gave every continuation the same verdict."""
+    if row is None:
+        return Cell(NOT_RUN)
+    return number(row["kappa"], 2) if pd.notna(row["kappa"]) else Cell(NOT_APPLICABLE)
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def training_table(results: Results) -> PaperTable:
+    """Each training: its pairs, method and steps, and the held-out loss and accuracy of the checkpoint kept."""
+    columns = ["Training", "Method", "Learning rate", "Pairs", "Held out", "Steps", "Best step", "Held-out loss",
+               "Held-out accuracy"]  # fmt: skip
+    ran = results.stage_metrics("dpo", "variant")
+    lines: list[list[Cell | str]] = []
+    for comparison in results.comparisons:
+        if comparison.variant not in results.profile.variants:
+            continue  # a published checkpoint, which is not trained here
+        metrics = ran.get((comparison.model, comparison.variant))
+        if metrics is None:
+            lines.append([comparison.title, NOT_RUN, *[Cell(NOT_RUN)] * 7])
+            continue
+        lines.append([
+            comparison.title, str(metrics["method"]), Cell(f"{metrics['learning_rate']:.0e}".replace("e-0", "e-")),
+            number(metrics["pairs_train"], 0), number(metrics["pairs_held_out"], 0), number(metrics["steps"], 0),
+            number(metrics["best_step"], 0), number(metrics["held_out_loss"], 3),
+            number(metrics["held_out_accuracy"], 2),
+        ])  # fmt: skip
+    return PaperTable(columns, [Group(None, lines)])
+
+
+def pairs_table(results: Results) -> PaperTable:
+    """Each set of preference pairs, and for on-policy ones the mean toxicity of both sides."""
+    columns = ["Pairs", "Prompts", "Pairs made", "Margin", "Toxicity of the chosen", "of the rejected"]
+    ran = results.stage_metrics("pairs", "kind")
+    lines: list[list[Cell | str]] = []
+    for run in results.stages:
+        if run.stage != "pairs":
+            continue
+        said = f"{run.kind}, {_model_title(results, run.model)}"
+        metrics = ran.get((run.model, run.kind))
+        if metrics is None:
+            lines.append([said, *[Cell(NOT_RUN)] * 5])
+            continue
+        measured = [Cell(NOT_APPLICABLE) if metrics[key] is None else number(metrics[key], 2)
+                    for key in ("margin", "chosen_mean", "rejected_mean")]  # fmt: skip
+        lines.append([said, number(metrics["prompts"], 0), number(metrics["pairs"], 0), *measured])
+    return PaperTable(columns, [Group(None, lines)])
+
+
+def trim_table(results: Results) -> PaperTable:
+    """How much of each vocabulary was kept."""
+    columns = ["Model", "Tokens", "Tokens kept", "Share kept", "Next-token probability kept"]
+    ran = results.stage_metrics("trim", "variant")
+    lines: list[list[Cell | str]] = []
+    for run in results.stages:
+        if run.stage == "trim":
+            metrics = ran.get((run.model, None))
+            lines.append([_model_title(results, run.model), *(
+                [Cell(NOT_RUN)] * 4 if metrics is None else
+                [number(metrics["vocabulary_full"], 0), number(metrics["vocabulary_kept"], 0),
+                 number(metrics["share_kept"], 2), number(metrics["probability_mass_kept"], 3)]
+            )])  # fmt: skip
+    return PaperTable(columns, [Group(None, lines)])
+
+
+def _model_title(results: Results, folder: str) -> str:
+    return next((model.title for model in map(load_model, results.profile.models) if model.name == folder), folder)
+
+
+# --- provenance -------------------------------------------------------------------------------------------------
+
+STAGE_TITLES = {
+    "checkpoint": "Checkpoint",
+    "trim": "Vocabulary trimming",
+    "pairs": "Preference pairs",
+    "dpo": "Training",
+    "merge": "Merge",
+    "generate": "Continuations",
+    "evaluate": "Evaluation",
+}
+
+
+def stages_table(results: Results) -> PaperTable:
+    """Of each stage how many runs the profile asks for, how many are done, and how long they took."""
+    columns = ["Stage", "Runs", "Done", "Total time", "Longest"]
+    done = results.manifests()
+    lines: list[list[Cell | str]] = []
+    for stage, title in STAGE_TITLES.items():
+        asked = [run for run in results.stages if run.stage == stage]
+        if asked:
+            seconds = done.loc[done["stage"] == stage, "wall_seconds"].astype(float)
+            times = (
+                [Cell(duration(seconds.sum())), Cell(duration(seconds.max()))] if len(seconds) else [Cell(NOT_RUN)] * 2
+            )
+            lines.append([title, number(len(asked), 0), number(len(seconds), 0), *times])
+    return PaperTable(columns, [Group(None, lines)])
+
+
+def artefacts_table(results: Results) -> PaperTable:
+    """Every finished run of a stage: its time, seed and commit, and the hash of what it wrote."""
+    columns = ["Stage", "What", "Seed", "Time", "Commit", "sha256"]
+    rows = [
+        [STAGE_TITLES[row.stage], _subject(results, row), Cell(str(row.seed)), Cell(duration(row.wall_seconds)),
+         str(row.git_commit or NOT_APPLICABLE)[:10], str(row.sha256 or NOT_APPLICABLE)[:12]]
+        for row in results.manifests().itertuples()
+    ]  # fmt: skip
+    return PaperTable(columns, [Group(None, rows or [["", NOT_RUN, Cell(""), Cell(""), "", ""]])])
+
+
+def _subject(results: Results, row: Any) -> str:
+    """What one run of a stage was about, in words."""
+    parts = [_model_title(results, row.model)]
+    if isinstance(row.kind, str):
+        parts.append(f"{row.kind} pairs")
+    if isinstance(row.variant, str):
+        parts.append(variant_title(results.profile, row.variant))
+    if isinstance(row.language, str):
+        parts.append(LANGUAGES[row.language])
+    return ", ".join(parts)
+
+
+def versions_table(results: Results) -> PaperTable:
+    """The libraries that the finished stages recorded."""
+    rows = [[name, ", ".join(versions)] for name, versions in results.versions().items()]
+    return PaperTable(["Package", "Version"], [Group(None, rows or [["", NOT_RUN]])])
+
+
+def licences_table(results: Results) -> PaperTable:
+    """The licence of each model, and the notice that it asks to be shown."""
+    rows = []
+    for model in map(load_model, results.profile.models):
+        rows.append([model.title, model.licence, " ".join(part for part in (model.notice, model.licence_url) if part)])
+    return PaperTable(["Model", "Licence", "Notice"], [Group(None, rows)])
+
+
+def duration(seconds: float) -> str:
+    """A time as a person reads it: ``42 s``, ``3 min 20 s``, ``2 h 5 min``.
+
+    >>> duration(200)
+    '3 min 20 s'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

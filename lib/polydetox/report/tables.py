@@ -1,0 +1,112 @@
+"""Tables as the report prints them: plain HTML that Quarto and the preview renderer both take.
+
+A cell is a text, or a value with its interval beneath it. What was not run says so.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NOT_RUN = "not run"
+NOT_APPLICABLE = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, and beneath it a smaller one."""
+
+    text: str
+    detail: str = ""
+    number: bool = True
+
+    def to_html(self) -> str:
+        classes = [name for name, on in (("number", self.number), ("missing", self.text == NOT_RUN)) if on]
+        attributes = f' class="{" ".join(classes)}"' if classes else ""
+        detail = f'<br><span class="interval">{html.escape(self.detail)}</span>' if self.detail else ""
+        return f"<td{attributes}>{html.escape(self.text)}{detail}</td>"
+
+
+def number(value: float | None, digits: int, low: float | None = None, high: float | None = None) -> Cell:
+    """A value with its interval; ``not run`` where there is none."""
+    if value is None or math.isnan(value):
+        return Cell(NOT_RUN)
+    bounded = low is not None and high is not None and not math.isnan(low) and not math.isnan(high)
+    return Cell(fixed(value, digits), f"{fixed(low, digits)} to {fixed(high, digits)}" if bounded else "")
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A value with a fixed number of decimals, a real minus sign, and no negative zero."""
+    assert value is not None
+    text = f"{value:,.{digits}f}"
+    if float(text.replace(",", "")) == 0.0:
+        text = text.lstrip("-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows under one heading (none: no heading row)."""
+
+    heading: str | None
+    rows: Sequence[Sequence[Cell | str]]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of a paper: column headings, groups of rows; text cells first, numbers aligned on the right.
+
+    ``spans`` are headings above the column headings, each with the number of columns that it covers.
+    """
+
+    columns: Sequence[str]
+    groups: Sequence[Group]
+    spans: Sequence[tuple[str, int]] = ()
+
+    def __repr__(self) -> str:
+        lines = [" | ".join(title for title, _ in self.spans)] if self.spans else []
+        lines.append(" | ".join(self.columns))
+        for group in self.groups:
+            lines += [group.heading] if group.heading else []
+            for row in group.rows:
+                cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
+                lines.append(" | ".join(f"{cell.text} ({cell.detail})" if cell.detail else cell.text for cell in cells))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        width = len(self.columns)
+        numeric = ' class="number"'
+        text_columns = self._text_columns()
+        head = "".join(
+            f"<th{'' if position in text_columns else numeric}>{html.escape(column)}</th>"
+            for position, column in enumerate(self.columns)
+        )
+        body = []
+        for group in self.groups:
+            if group.heading:
+                body.append(f'<tr class="group"><td colspan="{width}">{html.escape(group.heading)}</td></tr>')
+            for row in group.rows:
+                assert len(row) == width, f"a row of {len(row)} cells in a table of {width} columns"
+                cells = [cell if isinstance(cell, Cell) else Cell(cell, number=False) for cell in row]
+                body.append(f"<tr>{''.join(cell.to_html() for cell in cells)}</tr>")
+        rows = "\n".join(body)
+        return (
+            f'<table class="paper-table table">\n<thead>\n{self._spans()}<tr>{head}</tr>\n</thead>\n'
+            f"<tbody>\n{rows}\n</tbody>\n</table>"
+        )
+
+    def _spans(self) -> str:
+        if not self.spans:
+            return ""
+        assert sum(width for _, width in self.spans) == len(self.columns), "the spans do not cover the columns"
+        cells = (
+            f'<th class="span" colspan="{width}">{html.escape(title)}</th>' if title else f'<th colspan="{width}"></th>'
+            for title, width in self.spans
+        )
+        return f"<tr>{''.join(cells)}</tr>\n"
+
+    def _text_columns(self) -> set[int]:
+        first = next((row for group in self.groups for row in group.rows), [])
+        return {position for position, cell in enumerate(first) if not isinstance(cell, Cell) or not cell.number}

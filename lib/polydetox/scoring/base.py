@@ -1,0 +1,97 @@
+"""What every toxicity scorer is: texts and their language in, one score in [0, 1] or missing out.
+
+A missing score is NaN with a reason and never 0, so that a failure cannot look like a harmless text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from polydetox.errors import UserError
+
+NO_TEXT = "no text"
+
+
+class Score(NamedTuple):
+    """The score of one text: a value in [0, 1], or NaN and the reason why it is missing.
+
+    ``final`` is False where asking again could give a score (a time-out); such a result is not cached.
+    """
+
+    value: float
+    reason: str = ""
+    final: bool = True
+
+
+def missing(reason: str, *, final: bool = True) -> Score:
+    """A missing score."""
+    return Score(float("nan"), reason, final)
+
+
+class Scorer(ABC):
+    """A toxicity scorer.
+
+    Attributes:
+        id: short name, as parameters and the cache know it.
+        revision: pins everything that can change a score (weights, head, attribute); part of the cache's key.
+        languages: codes of the languages that the scorer was made for.
+        threshold: the score from which a text counts as toxic.
+    """
+
+    id: str
+    revision: str
+    languages: frozenset[str]
+    threshold: float = 0.5
+
+    @abstractmethod
+    def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
+        """Score texts that are not blank; yield (position, score) as results arrive, each position once.
+
+        The order is the scorer's own. ``language`` is one of :attr:`languages`.
+        """
+
+    def score(self, texts: Sequence[str], language: str) -> np.ndarray:
+        """Toxicity of each text, float64 of shape ``(len(texts),)``; NaN where it is missing."""
+        return self.score_with_reasons(texts, language)[0]
+
+    def score_with_reasons(self, texts: Sequence[str], language: str) -> tuple[np.ndarray, list[str]]:
+        """As :meth:`score`, and for each text why its score is missing (empty where it is not).
+
+        Raises:
+            UserError: the scorer does not know the language.
+        """
+        check_supported(self, language)
+        texts = list(texts)
+        values = np.full(len(texts), np.nan)
+        reasons = [NO_TEXT] * len(texts)
+        positions = [position for position, text in enumerate(texts) if not is_blank(text)]
+        for batch in self.batches([texts[position] for position in positions], language):
+            for index, result in batch:
+                if not (np.isnan(result.value) or 0.0 <= result.value <= 1.0):
+                    raise ValueError(f"scorer {self.id!r} gave {result.value}, which is not in [0, 1]")
+                values[positions[index]] = result.value
+                reasons[positions[index]] = result.reason
+        return values, reasons
+
+
+def is_blank(text: object) -> bool:
+    """Whether there is nothing to score: no string, or white space alone."""
+    return not isinstance(text, str) or not text.strip()
+
+
+def check_supported(scorer: Scorer, language: str) -> None:
+    """Raise a ``UserError`` that lists the supported languages unless ``language`` is one."""
+    if language not in scorer.languages:
+        raise UserError(
+            f"scorer {scorer.id!r} does not support language {language!r}; it supports: "
+            f"{', '.join(sorted(scorer.languages))}"
+        )
+
+
+def chunks(items: Sequence, size: int) -> Iterable[Sequence]:
+    """Consecutive slices of at most ``size`` items."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,43 @@
+"""The scorer of the default profile: multilingual E5-small embeddings and a logistic head, from packages alone.
+
+How the head was trained, and how well it separates toxic from benign texts in each language, is in
+``notebooks/scorer_head.ipynb`` and in the metadata of ``data/embedded_head.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from polydetox.languages import LANGUAGES
+from polydetox.scoring import e5
+from polydetox.scoring.base import Score, Scorer
+from polydetox.scoring.head import HEAD_FILE, Head
+
+
+class EmbeddedScorer(Scorer):
+    """Toxicity from a sentence embedding; nothing is downloaded. The weights are loaded when first needed.
+
+    Args:
+        head_file: another head than the one that the project ships.
+    """
+
+    id = "embedded"
+    languages = frozenset(LANGUAGES)
+    threshold = 0.5
+
+    def __init__(self, head_file: Path = HEAD_FILE):
+        e5.weights_file()
+        self._head = Head.load(head_file)
+        self._weights_sha256 = str(self._head.metadata.get("weights_sha256", ""))
+        self.revision = f"e5-small-q4-{self._weights_sha256[:12]}+head-{self._head.sha256[:12]}"
+        self._encoder: e5.E5 | None = None
+
+    def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
+        if self._encoder is None and texts:
+            self._encoder = e5.E5(expected_sha256=self._weights_sha256)
+        if texts:
+            assert self._encoder is not None
+            for positions, embeddings in self._encoder.batches(texts):
+                scores = self._head.scores(embeddings).tolist()
+                yield [(position, Score(value)) for position, value in zip(positions, scores, strict=True)]

@@ -1,0 +1,60 @@
+"""A made-up run, rendered once for all tests of the site."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import synthetic
+
+LANGUAGES = ["ar", "de", "en", "ja"]
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Let the library's paths point into ``folder``, and Quarto be absent."""
+    from polydetox import paths
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYDETOX_ROOT", str(folder / "checkout"))
+        patch.setenv("POLYDETOX_RUNS", str(folder / "runs"))
+        patch.setenv("QUARTO", "")
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(filter(None, [str(synthetic.CHECKOUT / "lib"), os.environ.get("PYTHONPATH")]))
+        )
+        patch.chdir(folder / "checkout")
+        paths.root.cache_clear()
+        yield
+    paths.root.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory) -> Path:
+    """A checkout and its runs: every stage's artefacts, and the summary notebooks, executed."""
+    from polydetox.params import SECTIONS
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    synthetic.make_checkout(folder / "checkout", LANGUAGES)
+    with inside(folder):
+        synthetic.make_run(folder / "runs", LANGUAGES)
+        synthetic.run_summaries(folder / "checkout", folder / "runs", SECTIONS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def site(run_folder) -> Path:
+    """The site of the made-up run, made by the preview renderer."""
+    from polydetox.report import render
+
+    with inside(run_folder):
+        return render(synthetic.PROFILE).parent
+
+
+@pytest.fixture
+def run(run_folder) -> Iterator[Path]:
+    """The folder of the made-up run, with the library's paths pointing into it for one test."""
+    with inside(run_folder):
+        yield run_folder

@@ -1,0 +1,273 @@
+"""A made-up run of a small profile: every artefact that the report reads, without any model.
+
+Prompts and continuations are markers that no page may show uncovered, and some of them try to break out of their
+cover with markup of HTML, Markdown and Quarto.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+PROFILE = "synthetic"
+MODEL = "tiny"
+TRAINED, MISSING = "dpo", "dpo-lora"  # the second variant of the profile is never run
+MARKER = "OFFENSIVE"
+NOTICE = "The Tiny model is provided under terms that ask for this notice."
+
+HOSTILE = [
+    "<script>window.broken = 1</script>",
+    "```\n::: {.x}",
+    "{{< var nothing >}}",
+    "@fig-nothing $a_b$ *c*",
+    "\u202e</details>",
+]
+
+VERSIONS = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.19.0"}
+
+
+def make_checkout(folder: Path, languages: list[str]) -> Path:
+    """A checkout with this one's notebooks and book, and a profile of one tiny model."""
+    folder.mkdir(parents=True)
+    for name in ("notebooks", "book", "_quarto.yml"):
+        (folder / name).symlink_to(CHECKOUT / name)
+    model = {
+        "title": "Tiny",
+        "use": "path",
+        "path": "nowhere",
+        "licence": "Tiny terms",
+        "notice": NOTICE,
+        "reference": "mGPT",
+    }
+    profile = {
+        "title": "A made-up run",
+        "description": "No model was asked.",
+        "models": [MODEL],
+        "languages": languages,
+        "prompts": {"source": "project", "limit": 6},
+        "trim": {"words_per_language": 20, "expected_tokens": 100},
+        "pairs": {"on-policy": {"n": 4, "margin": 0.0}},
+        "variants": {TRAINED: {"title": "DPO", "pairs": "on-policy"}, MISSING: {"title": "LoRA", "pairs": "on-policy"}},
+    }
+    for kind, name, content in (("models", MODEL, model), ("profiles", PROFILE, profile)):
+        file = folder / "params" / kind / f"{name}.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(yaml.safe_dump(content))
+    return folder
+
+
+def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int = 3) -> None:
+    """Write the artefacts of every stage of the profile but the variant that was not run."""
+    run = runs / PROFILE / MODEL
+    _stage(runs / "checkpoints" / MODEL, "checkpoint", {}, metrics=None)
+    trim = {
+        "vocabulary_full": 1000,
+        "vocabulary_kept": 250,
+        "share_kept": 0.25,
+        "probability_mass_kept": 0.9,
+        "languages": languages,
+    }
+    _stage(run / "trim", "trim", {}, metrics=trim)
+    _pairs(run / "pairs" / "on-policy")
+    _training(run / TRAINED / "dpo")
+    _stage(run / TRAINED / "merge", "merge", {}, metrics=None)
+    for variant in ("base", TRAINED):
+        for position, language in enumerate(languages):
+            scores = make_scores(variant, language, position, prompts, samples)
+            _language(run / variant, variant, language, scores, samples)
+
+
+def make_scores(variant: str, language: str, position: int, prompts: int, samples: int) -> pd.DataFrame:
+    """Scored continuations in which tuning lowers toxicity in every language, by less the later it is listed."""
+    rng = np.random.default_rng([position, variant == "base"])
+    rows = []
+    for prompt in range(prompts):
+        for sample in range(samples):
+            hostile = HOSTILE[(prompt + sample) % len(HOSTILE)]
+            level = 0.55 if variant == "base" else 0.12 + 0.02 * position
+            empty = variant != "base" and (prompt, sample) == (0, 0)
+            rows.append({
+                "prompt_id": f"p{prompt:02d}",
+                "prompt": f"{MARKER} prompt {language} {prompt}",
+                "sample": sample,
+                "continuation": "" if empty else f"{MARKER} {variant} {language} {prompt} {sample} {hostile}",
+                "toxicity": np.nan if empty else float(np.clip(rng.normal(level, 0.2), 0, 1)),
+                "second_opinion": np.nan if empty else float(rng.random() < level),
+                "perplexity": np.nan if empty else float(np.exp(rng.normal(2.3, 0.4))),
+                "detected_language": None if empty else (language if rng.random() < 0.9 else "en"),
+                "empty": empty,
+                "truncated": not empty,
+                "gloss": f"{MARKER} gloss {prompt}",
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _language(folder: Path, variant: str, language: str, scores: pd.DataFrame, samples: int) -> None:
+    from polydetox.metrics.evaluate import summarise
+    from polydetox.report.masking import masked_table
+
+    shared = {"model": MODEL, "profile": PROFILE, "variant": variant, "lang": language}
+    generated = {"n": samples, "temperature": 0.9, "top_p": 0.8, "max_new_tokens": 20}
+    continuations = scores[["prompt_id", "prompt", "sample", "continuation", "empty", "truncated", "gloss"]]
+    covered = masked_table(scores.iloc[[0, -1]], language=language)
+    shown = _output({"text/html": covered._repr_html_(), "text/plain": repr(covered)})
+    where = folder / "generate" / language
+    where.mkdir(parents=True)
+    continuations.to_parquet(where / "continuations.parquet", index=False)
+    _stage(where, "generate", shared | generated, metrics=None, cells=[("masked_table(continuations)", [shown])])
+
+    where = folder / "evaluate" / language
+    where.mkdir(parents=True)
+    scores.to_parquet(where / "scores.parquet", index=False)
+    measured = summarise(scores, language, 0.5, samples=50, confidence=0.95, seed=0)
+    parameters = {"scorer": "embedded", "second_scorer": "lexicon", "threshold": 0.5, "judge": "untuned"}
+    figure = _histogram()
+    cell = '#| label: fig-toxicity\n#| fig-cap: "Toxicity of the continuations."\n#| fig-alt: "Two histograms."\nplot()'
+    _stage(where, "evaluate", shared | parameters, metrics=shared | parameters | measured,
+           cells=[(cell, [figure]), ("masked_table(scores)", [shown])], prose="As @fig-toxicity shows.")  # fmt: skip
+
+
+def _pairs(folder: Path) -> None:
+    pairs = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": ["x", "y"], "chosen": ["c", "d"], "rejected": ["e", "f"]})
+    folder.mkdir(parents=True)
+    pairs.to_parquet(folder / "pairs.parquet", index=False)
+    metrics = {"kind": "on-policy", "pairs": 2, "prompts": 2, "continuations": 8, "margin": 0.3, "scorer": "embedded",
+               "chosen_mean": 0.05, "rejected_mean": 0.85}  # fmt: skip
+    _stage(folder, "pairs", {"kind": "on-policy"}, metrics=metrics)
+
+
+def _training(folder: Path) -> None:
+    rows = [
+        (step, split, metric, value)
+        for step in range(0, 21, 5)
+        for split, noise in (("train", 0.05), ("held_out", 0.0))
+        for metric, value in (
+            ("loss", 0.693 - 0.02 * step + noise),
+            ("reward_margin", 0.1 * step),
+            ("reward_accuracy", 0.9),
+        )
+    ]
+    folder.mkdir(parents=True)
+    log = pd.DataFrame(rows, columns=["step", "split", "metric", "value"])
+    log.to_parquet(folder / "training_log.parquet", index=False)
+    metrics = {"method": "full", "steps": 20, "best_step": 20, "learning_rate": 2e-6, "beta": 0.1, "pairs_train": 8,
+               "pairs_held_out": 2, "held_out_loss": 0.29, "held_out_accuracy": 0.9}  # fmt: skip
+    parameters = {
+        "variant": TRAINED,
+        "method": "full",
+        "learning_rate": 2e-6,
+        "beta": 0.1,
+        "batch_size": 4,
+        "warmup_steps": 10,
+    }
+    _stage(folder, "dpo", parameters, metrics=metrics)
+
+
+def _stage(
+    folder: Path,
+    stage: str,
+    parameters: dict,
+    *,
+    metrics: dict | None,
+    cells: list[tuple[str, list]] = (),  # type: ignore[assignment]
+    prose: str = "What this stage does.",
+) -> None:
+    """Write the executed notebook, the metrics and the manifest of one stage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(executed_notebook(stage, folder, cells, prose), folder / "notebook.ipynb")
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    manifest = {
+        "stage": stage,
+        "parameters": {**parameters, "seed": 0},
+        "inputs": {},
+        "versions": VERSIONS,
+        "git_commit": "0123456789abcdef",
+        "seed": 0,
+        "wall_seconds": 12.5,
+        "finished": "2026-01-01T00:00:00Z",
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def executed_notebook(stage: str, folder: Path, cells: list[tuple[str, list]], prose: str) -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it: parameters, injected parameters with a path, times, a progress bar."""
+    injected = new_code_cell(f'# Parameters\noutput_folder = "{folder}"', execution_count=2)
+    injected.metadata["tags"] = ["injected-parameters"]
+    parameters = new_code_cell('output_folder = ""', execution_count=1)
+    parameters.metadata["tags"] = ["parameters"]
+    noise = [
+        new_output("stream", name="stderr", text="work:  10%|#  | 1/10\rwork: 100%|###| 10/10"),
+        new_output("stream", name="stdout", text=f"wrote {folder}/table.parquet\n"),
+    ]
+    notebook = new_notebook(
+        metadata={
+            "kernelspec": {"name": "polydetox", "display_name": "forked", "language": "python"},
+            "papermill": {"start_time": "2026-01-01T00:00:00", "output_path": str(folder)},
+        },
+        cells=[
+            new_markdown_cell(f"# {stage}\n\n{prose} The loss is $-\\log \\sigma(x)$."),
+            parameters,
+            injected,
+            new_code_cell("work()", execution_count=3, outputs=noise),
+            *(new_code_cell(source, execution_count=4, outputs=outputs) for source, outputs in cells),
+        ],
+    )
+    for cell in notebook.cells:
+        cell.metadata["papermill"] = {"start_time": "2026-01-01T00:00:00", "duration": 0.1}
+    return notebook
+
+
+def _output(data: dict) -> nbformat.NotebookNode:
+    return new_output("display_data", data=data)
+
+
+@cache
+def _histogram() -> nbformat.NotebookNode:
+    """The figure of an evaluation; the same one for every language, since drawing it takes a while."""
+    import matplotlib.pyplot as plt
+
+    from polydetox.report.figures import plot_toxicity_distribution
+
+    stream = io.StringIO()
+    figure = plot_toxicity_distribution(make_scores("base", "en", 0, 6, 3), 0.5)
+    figure.savefig(stream, format="svg")
+    plt.close(figure)
+    return _output({"image/svg+xml": stream.getvalue(), "text/plain": "<Figure>"})
+
+
+def run_summaries(checkout: Path, runs: Path, sections: list[str]) -> None:
+    """Execute the summary notebooks, one after the other in one kernel, which saves importing everything anew."""
+    from jupyter_client.manager import KernelManager
+    from nbclient import NotebookClient
+
+    from polydetox import paths
+
+    manager = KernelManager(kernel_name="python3")
+    try:
+        for section in sections:
+            notebook = nbformat.read(CHECKOUT / "notebooks" / f"summary_{section}.ipynb", as_version=4)
+            folder = paths.summary(PROFILE, section)
+            position = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+            injected = new_code_cell(f'profile = "{PROFILE}"\noutput_folder = "{folder}"')
+            injected.metadata["tags"] = ["injected-parameters"]
+            notebook.cells.insert(position + 1, injected)
+            notebook.cells.append(new_code_cell("%reset -f"))
+            client = NotebookClient(notebook, km=manager, timeout=120, resources={"metadata": {"path": str(checkout)}})
+            client.execute(cleanup_kc=False)
+            del notebook.cells[-1]
+            nbformat.write(notebook, folder / "notebook.ipynb")
+    finally:
+        manager.shutdown_kernel(now=True)
+        shutil.rmtree(runs / "manual", ignore_errors=True)

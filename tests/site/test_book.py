@@ -1,0 +1,190 @@
+"""The assembled book of a made-up run, and what rendering refuses. No browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import synthetic
+import yaml
+
+from polydetox import paths
+from polydetox.artifacts import read_json, read_parquet
+from polydetox.errors import UserError
+from polydetox.params import SECTIONS
+from polydetox.report import render
+from polydetox.report.assemble import VARIABLE, assemble, book_pages
+from polydetox.report.collect import Results
+from polydetox.report.prose import variables
+
+PROFILE = synthetic.PROFILE
+
+
+@pytest.fixture
+def book(run) -> Path:
+    return assemble(PROFILE)
+
+
+def test_summaries_leave_tables_metrics_and_a_manifest(run):
+    for section in SECTIONS:
+        folder = paths.summary(PROFILE, section)
+        assert {"manifest.json", "metrics.json", "notebook.ipynb"} <= {file.name for file in folder.iterdir()}
+        assert read_json(folder / "manifest.json")["stage"] == f"summary_{section}"
+    table = read_parquet(paths.summary(PROFILE, "detox") / "by_language.parquet")
+    row = table[(table["language"] == "ar") & (table["metric"] == "avgtox") & (table["comparison"] == "tiny/dpo")].iloc[
+        0
+    ]
+    for side, variant in (("before", "base"), ("after", "dpo")):
+        scores = pd.read_parquet(paths.evaluate(PROFILE, "tiny", variant, "ar") / "scores.parquet")
+        assert row[side] == pytest.approx(scores.groupby("prompt_id")["toxicity"].mean().mean())
+    assert row["drop_low"] < row["drop"] < row["drop_high"]
+
+
+def test_means_are_the_means_of_the_evaluations(run):
+    """The report's averages against each evaluation's own metrics."""
+    results = Results(PROFILE, samples=50)
+    means = results.means[(results.means["scope"] == "all") & (results.means["comparison"] == "tiny/dpo")]
+    by_metric = means.set_index("metric")
+    for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "language_share"):
+        for side, variant in (("before", "base"), ("after", "dpo")):
+            rows = results.metrics[(results.metrics["metric"] == metric) & (results.metrics["variant"] == variant)]
+            assert by_metric.loc[metric, side] == pytest.approx(rows["value"].mean()), (metric, side)
+    missing = results.means[results.means["comparison"] == "tiny/dpo-lora"]
+    assert missing["after"].isna().all() and missing["drop"].isna().all() and missing["before"].notna().any()
+
+
+def test_the_book_is_a_quarto_project(book):
+    configuration = yaml.safe_load((book / "_quarto.yml").read_text())
+    assert configuration["project"]["type"] == "book"
+    assert configuration["execute"]["enabled"] is False
+    assert configuration["format"]["html"]["html-math-method"] == "mathml"
+    assert configuration["book"]["chapters"][0] == "index.qmd"
+    pages = book_pages(book)
+    assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
+    # checkpoint, trim, pairs, dpo and merge, then two stages of two variants in four languages
+    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 2 * 2 * 4
+    assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
+
+
+def test_variables_have_no_dots_and_every_one_used_is_there(book):
+    content = yaml.safe_load((book / "_variables.yml").read_text())
+    assert all(isinstance(value, str) and value for value in content.values())
+    assert not any("." in key for key in content)
+    assert not any("\n" in value for value in content.values())
+    used = {name for page in book.glob("*.qmd") for name in VARIABLE.findall(page.read_text())}
+    assert used <= set(content)
+
+
+def test_notebooks_are_clean_and_labels_unique(book, run):
+    seen: list[str] = []
+    for file in book.rglob("*.ipynb"):
+        text = file.read_text()
+        assert "papermill" not in json.dumps(json.loads(text)["metadata"]) and '"duration"' not in text
+        assert str(run) not in text and "/tmp/" not in text, file
+        notebook = nbformat.read(file, as_version=4)
+        nbformat.validate(notebook)
+        assert notebook.metadata.kernelspec.name == "python3"
+        for cell in notebook.cells:
+            tags = cell.metadata.get("tags", [])
+            assert ("remove-cell" in tags) == bool({"parameters", "injected-parameters"} & set(tags))
+            seen += re.findall(r"^#\| label: (\S+)$", cell.source, re.MULTILINE) if cell.cell_type == "code" else []
+    assert len(seen) == len(set(seen))
+    assert "fig-toxicity-tiny-base-evaluate-ar" in seen and "fig-toxprob" in seen
+
+
+def test_sentences_tell_the_results_and_what_is_missing(run):
+    said = variables(Results(PROFILE, samples=50))
+    assert said["toxicity_sentence"].startswith("For Tiny (DPO), over 4 languages, the mean ToxProb falls from ")
+    assert "Not run: Tiny (LoRA)." in said["toxicity_sentence"]
+    assert "in the other 3 languages" in said["transfer_sentence"]
+    assert said["coverage_sentence"] == (
+        "Of the 12 evaluations that the profile asks for, 8 were run; what is missing is marked as not run."
+    )
+    assert "4 of them have no score" in said["scored_sentence"]
+    assert synthetic.NOTICE in said["notices"]
+
+
+def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
+    synthetic_profile = run / "checkout/params/profiles/never.yaml"
+    shutil.copy(run / f"checkout/params/profiles/{PROFILE}.yaml", synthetic_profile)
+    content = yaml.safe_load(synthetic_profile.read_text())
+    synthetic_profile.write_text(yaml.safe_dump({**content, "models": ["other"]}))
+    shutil.copy(run / "checkout/params/models/tiny.yaml", run / "checkout/params/models/other.yaml")
+    index = render("never")
+    text = (index.parent / "results-detox.html").read_text()
+    assert "which was not run" in text and "(not run)" in text and "<img" not in text
+    assert "Not run: Tiny (DPO) and Tiny (LoRA)." in index.read_text()
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_an_unexecuted_notebook_is_refused_and_the_old_site_stays(run, site):
+    file = paths.evaluate(PROFILE, "tiny", "base", "de") / "notebook.ipynb"
+    original = file.read_text()
+    notebook = nbformat.reads(original, as_version=4)
+    notebook.cells[3].execution_count = None
+    nbformat.write(notebook, file)
+    before = (site / "index.html").read_bytes()
+    try:
+        with pytest.raises(UserError, match=r"base/evaluate/de/notebook.ipynb: cell 4 was not executed"):
+            render(PROFILE)
+    finally:
+        file.write_text(original)
+    assert (site / "index.html").read_bytes() == before
+    assert not list(site.parent.glob(".*.part"))
+
+
+def test_a_corrupt_table_is_named(run):
+    file = paths.evaluate(PROFILE, "tiny", "dpo", "ja") / "scores.parquet"
+    original = file.read_bytes()
+    file.write_bytes(original[:100])
+    try:
+        with pytest.raises(UserError, match=r"dpo/evaluate/ja/scores.parquet: not a readable Parquet file"):
+            assemble(PROFILE)
+    finally:
+        file.write_bytes(original)
+
+
+# --- Quarto, where there is one ---------------------------------------------------------------------------------
+
+QUARTO = """#!/bin/sh
+# What Quarto does as far as the project is concerned: it writes _site.
+test "$1" = render || exit 3
+mkdir -p "$2/_site"
+printf '%s' '{page}' > "$2/_site/index.html"
+echo 'ERROR: something went wrong' >&2
+exit {status}
+"""
+
+
+def quarto(folder: Path, monkeypatch, page: str, status: int = 0) -> None:
+    command = folder / "quarto"
+    command.write_text(QUARTO.format(page=page, status=status))
+    command.chmod(0o755)
+    monkeypatch.setenv("QUARTO", str(command))
+
+
+def test_quarto_renders_where_it_is_named(run, tmp_path, monkeypatch):
+    quarto(tmp_path, monkeypatch, "<p>by Quarto</p>")
+    monkeypatch.setenv("POLYDETOX_RUNS", str(shutil.copytree(run / "runs", tmp_path / "runs")))
+    index = render(PROFILE)
+    assert index.read_text() == "<p>by Quarto</p>" and index == paths.site(PROFILE) / "index.html"
+    assert "This is a preview" in render(PROFILE, preview=True).read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "status", "said"),
+    [("<p>x</p>", 1, r"Quarto failed \(status 1\): ERROR: something went wrong \(see .*quarto.log\)"),
+     ("<b>?var:x</b>", 0, r"index.html: '\?var:x' was not resolved"),
+     ("<a>?@fig-x</a>", 0, r"index.html: '\?@fig-x' was not resolved")],
+)  # fmt: skip
+def test_what_quarto_only_warns_of_is_an_error(run, tmp_path, monkeypatch, page, status, said):
+    quarto(tmp_path, monkeypatch, page, status)
+    with pytest.raises(UserError, match=said):
+        render(PROFILE)

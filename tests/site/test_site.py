@@ -1,0 +1,215 @@
+"""The rendered site in a browser: every page, figure, table and link, and no offensive text before a click."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import synthetic
+from browser import Browser, find_chromium
+
+# What a renderer leaves of a reference or variable that it could not resolve.
+UNRESOLVED = re.compile(r"\?@|\?var:|\?meta:|\{\{<|(?<![\w.])@(fig|tbl|sec|eq)-")
+
+MASKED_PAGES = ["examples.html", "notebooks/tiny-base-generate-ar.html", "notebooks/tiny-dpo-evaluate-de.html"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    command = find_chromium()
+    if command is None:
+        pytest.skip("no Chromium: install Debian's chromium, or set CHROMIUM to the browser's command")
+    tab = Browser(command, tmp_path_factory.mktemp("chromium"))
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(scope="module")
+def pages(site, browser) -> list[str]:
+    """Every page that can be reached from the first one by its links."""
+    found, waiting = [], ["index.html"]
+    while waiting:
+        page = waiting.pop(0)
+        if page in found:
+            continue
+        found.append(page)
+        browser.open(site / page)
+        links = browser.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.href.split('#')[0])")
+        root = site.resolve().as_uri() + "/"
+        waiting += [link.removeprefix(root) for link in links if link.startswith(root) and link.endswith(".html")]
+    return found
+
+
+def test_the_navigation_leads_to_every_page(site, pages):
+    assert set(pages) == {page.relative_to(site).as_posix() for page in site.rglob("*.html")}
+    assert len(pages) == 8 + 5 + 2 * 2 * 4
+
+
+def test_every_page_is_whole(site, browser, pages):
+    for page in pages:
+        browser.open(site / page)
+        browser.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+        assert browser.complaints() == [], page
+        assert all(address.startswith("file:") for address in browser.requests()), page
+        text = browser.evaluate("document.body.innerText")
+        assert not UNRESOLVED.search(text), (page, UNRESOLVED.search(text))
+        assert browser.evaluate("document.querySelector('h1.title').innerText.trim()"), page
+        images = browser.evaluate("[...document.images].map(image => [image.naturalWidth, image.alt])")
+        assert all(width > 0 and alt for width, alt in images), page
+        assert browser.evaluate("window.broken") is None, f"{page}: a script of a continuation ran"
+        # Every address within the page leads somewhere.
+        lost = browser.evaluate(
+            "[...document.querySelectorAll('main a[href^=\"#\"]')].map(a => decodeURIComponent(a.hash.slice(1)))"
+            ".filter(id => id && !document.getElementById(id))"
+        )
+        assert lost == [], page
+
+
+def test_links_between_pages_lead_to_something(site, browser, pages):
+    wanted: dict[str, set[str]] = {}
+    for page in pages:
+        browser.open(site / page)
+        for address in browser.evaluate(
+            "[...document.querySelectorAll('main a.quarto-xref, main a.citation')].map(a => a.href)"
+        ):
+            target, _, label = address.partition("#")
+            wanted.setdefault(target, set()).add(label)
+    assert wanted
+    for target, labels in wanted.items():
+        browser.open(Path(target.removeprefix("file://")))
+        for label in labels:
+            assert browser.evaluate(f"!!document.getElementById({label!r})"), f"{target}#{label}"
+
+
+def test_figures_and_tables_are_there_and_numbered(site, browser):
+    expected = {
+        "results-detox.html": {"fig-toxprob": "Figure 3.1", "fig-emt": "Figure 3.2", "fig-drop": "Figure 3.3",
+                               "tbl-main": "Table 3.1", "tbl-transfer": "Table 3.2", "tbl-languages": "Table 3.3"},
+        "training.html": {"fig-training-curves": "Figure 2.1", "tbl-pairs": "Table 2.1", "tbl-training": "Table 2.3"},
+        "fluency.html": {"fig-perplexity": "Figure 4.1", "tbl-fluency": "Table 4.1", "tbl-agreement": "Table 4.3"},
+        "reproducibility.html": {"tbl-stages": "Table 6.1", "tbl-versions": "Table 6.2", "tbl-licences": "Table 6.3"},
+        "notebooks/tiny-base-evaluate-de.html": {"fig-toxicity-tiny-base-evaluate-de": "Figure 1"},
+    }  # fmt: skip
+    for page, floats in expected.items():
+        browser.open(site / page)
+        browser.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+        for label, number in floats.items():
+            kind = "img" if label.startswith("fig") else "table tbody tr"
+            caption = browser.evaluate(
+                f"document.querySelector('#{label} figcaption').innerText.replace(/\\u00a0/g, ' ')"
+            )
+            assert caption.startswith(f"{number}:") and len(caption) > len(number) + 10, (page, caption)
+            assert browser.evaluate(f"document.querySelector('#{label} {kind}').getBoundingClientRect().height > 0"), (
+                label
+            )
+    browser.open(site / "methods.html")
+    assert browser.evaluate("document.querySelectorAll('.equation math').length") == 5
+    assert browser.evaluate("document.querySelector('#eq-dpo').innerText.includes('(1.1)')")
+
+
+def test_the_papers_figures_stand_beside_ours(site, browser):
+    browser.open(site / "results-detox.html")
+    rows = browser.evaluate("[...document.querySelectorAll('#tbl-main tbody tr')].map(row => row.innerText)")
+    assert any("This run: Tiny (DPO), mean over 4 languages" in row for row in rows)
+    assert any(row.startswith("mGPT 1.3B") and "0.47 → 0.04" in row for row in rows)
+    assert any(row.startswith("after") and "not run" in row for row in rows), "the variant that was never run"
+
+
+def test_the_first_page_warns_and_says_that_it_is_a_preview(site, browser):
+    browser.open(site / "index.html")
+    text = browser.evaluate("document.body.innerText")
+    assert "This is a preview" in text and "Content warning" in text
+    assert "Preference tuning for toxicity mitigation" in browser.evaluate("document.querySelector('h1').innerText")
+    assert "For Tiny (DPO), the share of prompts with a toxic continuation goes from" in text
+    browser.open(site / "reproducibility.html")
+    assert synthetic.NOTICE in browser.evaluate("document.body.innerText")
+
+
+def test_no_text_shows_before_it_is_asked_for(site, browser, pages):
+    holding = []
+    for page in pages:
+        browser.open(site / page)
+        assert synthetic.MARKER not in browser.evaluate("document.body.innerText"), page
+        # innerText leaves out what is not drawn; nor may a text stand anywhere but under a cover.
+        outside = browser.evaluate(
+            "(() => { const copy = document.documentElement.cloneNode(true);"
+            " copy.querySelectorAll('.masked-body').forEach(body => body.remove()); return copy.outerHTML; })()"
+        )
+        assert synthetic.MARKER not in outside, page
+        if browser.evaluate(f"document.body.textContent.includes('{synthetic.MARKER}')"):
+            holding.append(page)
+            assert browser.evaluate("document.querySelector('.callout-warning').innerText").startswith(
+                "Content warning"
+            ), page
+    assert set(MASKED_PAGES) <= set(holding)
+
+
+@pytest.mark.parametrize("page", MASKED_PAGES)
+def test_a_click_shows_the_text_and_a_second_one_hides_it(site, browser, page):
+    browser.open(site / page)
+    covers = browser.evaluate("document.querySelectorAll('details.masked').length")
+    assert covers >= 2 and browser.evaluate("document.querySelectorAll('details[open]').length") == 0
+    for number in range(covers):
+        cover = f"document.querySelectorAll('details.masked')[{number}]"
+        browser.evaluate(f"{cover}.querySelector('summary').click()")
+        assert synthetic.MARKER in browser.evaluate(f"{cover}.innerText")
+        browser.evaluate(f"{cover}.querySelector('summary').click()")
+        assert synthetic.MARKER not in browser.evaluate(f"{cover}.innerText")
+    summary = browser.evaluate("document.querySelector('details.masked summary').innerText")
+    assert re.search(r"(Arabic|German)", summary) and re.search(r"toxicity (before )?\d\.\d\d|prompt p\d\d", summary)
+
+
+def test_arabic_runs_from_right_to_left(site, browser):
+    browser.open(site / "examples.html")
+    words = "[...document.querySelectorAll('.masked-words')].map(w => [w.lang, w.dir, getComputedStyle(w).direction])"
+    directions = {tuple(item) for item in browser.evaluate(words)}
+    assert directions == {("ar", "rtl", "rtl"), ("de", "ltr", "ltr"), ("en", "ltr", "ltr"), ("ja", "ltr", "ltr")}
+
+
+def test_search_works_from_a_folder_and_finds_no_covered_text(site, browser):
+    browser.open(site / "notebooks/tiny-base-evaluate-de.html")
+
+    def search(words: str) -> str:
+        browser.evaluate(
+            f"(() => {{ const box = document.querySelector('.smalldocs-search input'); box.value = {words!r};"
+            " box.dispatchEvent(new Event('input')); })()"
+        )
+        browser.wait_for("document.querySelector('.smalldocs-search-results.show') !== null")
+        return browser.evaluate("document.querySelector('.smalldocs-search-results').innerText")
+
+    assert "Methods" in search("perplexity")
+    target = browser.evaluate("document.querySelector('.search-result').href")
+    assert Path(target.removeprefix("file://").split("#")[0]).is_file()
+    browser.open(site / "index.html")
+    assert synthetic.MARKER not in search(synthetic.MARKER)
+    assert browser.complaints() == []
+
+
+def test_the_page_fits_a_phone_and_turns_dark(site, browser):
+    browser.resize(390, 844, phone=True)
+    try:
+        for page in ("index.html", "results-detox.html", "methods.html", "examples.html", MASKED_PAGES[1]):
+            browser.open(site / page)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 390, page
+    finally:
+        browser.resize(1400, 1000)
+    browser.open(site / "index.html")
+    light = "getComputedStyle(document.body).backgroundColor === 'rgb(255, 255, 255)'"
+    assert browser.evaluate(light)
+    browser.evaluate("document.querySelector('.quarto-color-scheme-toggle').click()")
+    browser.wait_for(f"!({light}) && document.documentElement.classList.contains('quarto-dark')")
+    browser.evaluate("document.querySelector('.quarto-color-scheme-toggle').click()")
+    browser.wait_for(light)
+
+
+def test_nothing_of_this_machine_is_in_the_site(site, run_folder):
+    for file in site.rglob("*"):
+        if file.suffix in (".html", ".js", ".svg", ".css"):
+            text = file.read_text()
+            assert str(run_folder) not in text and str(synthetic.CHECKOUT) not in text, file
+            if file.suffix == ".html":
+                assert not re.search(
+                    r'(src|href)="(/|https?://(?!doi\.org|arxiv\.org|aclanthology\.org|github\.com|quarto\.org))', text
+                ), file

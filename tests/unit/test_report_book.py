@@ -1,0 +1,307 @@
+"""Cleaning of executed notebooks, and the preview renderer's own pass: numbers, references, citations, math."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+
+from polydetox import paths
+from polydetox.errors import UserError
+from polydetox.report import assemble, clean, preview, rendering
+from polydetox.report.citations import Bibliography
+
+FILE = Path("notebook.ipynb")
+
+
+def executed(*cells) -> nbformat.NotebookNode:
+    return new_notebook(metadata={"papermill": {"start_time": "2026-01-01T10:00:00"}}, cells=list(cells))
+
+
+# --- cleaning ---------------------------------------------------------------------------------------------------
+
+
+def test_cleaning_removes_what_papermill_and_the_machine_left():
+    folder = paths.root() / "runs" / "x"
+    cell = new_code_cell(
+        f'show("{folder}/out.parquet")',
+        execution_count=1,
+        metadata={
+            "papermill": {"duration": 1},
+            "tags": ["injected-parameters"],
+            "execution": {"iopub.status.idle": "2026"},
+        },
+        outputs=[
+            new_output("stream", name="stderr", text="warning"),
+            new_output(
+                "stream", name="stdout", text=f"\x1b[31mread\x1b[0m {folder}/in.csv\n10%\r100%\n/tmp/abc/def.log\n"
+            ),
+            new_output("display_data", data={"text/plain": f"at {paths.root()}", "application/vnd.widget": "x"}),
+            new_output("display_data", data={"application/vnd.widget": "x"}),
+        ],
+    )
+    cleaned = clean.clean(executed(cell), FILE)
+    assert "papermill" not in cleaned.metadata and cleaned.metadata.kernelspec.name == "python3"
+    (result,) = cleaned.cells
+    assert result.metadata == {"tags": ["injected-parameters", "remove-cell"]}
+    assert result.source == 'show("runs/x/out.parquet")'
+    assert [output.output_type for output in result.outputs] == ["stream", "display_data"]
+    assert result.outputs[0].text == "read runs/x/in.csv\n100%\ndef.log\n"
+    assert result.outputs[1].data == {"text/plain": "at ."}
+    assert cell.metadata["papermill"], "the notebook that was given is left as it is"
+
+
+@pytest.mark.parametrize("text", ["https://a.org/home/x/y", "a/b/c", "1/2", "</div></div>", "and/or", "/x"])
+def test_what_is_no_path_of_this_machine_stays(text):
+    assert clean.without_machine_paths(text) == text
+
+
+def test_figures_lose_their_date():
+    prologue = '<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "x" "y">\n'
+    figure = f"{prologue}<svg><metadata><dc:date>2026</dc:date></metadata><g/></svg>"
+    cell = new_code_cell(
+        "plot()", execution_count=1, outputs=[new_output("display_data", data={"image/svg+xml": figure})]
+    )
+    assert clean.clean(executed(cell), FILE).cells[0].outputs[0].data["image/svg+xml"] == "<svg><g/></svg>"
+
+
+def test_an_unexecuted_or_failed_notebook_is_refused():
+    with pytest.raises(UserError, match=r"notebook.ipynb: cell 2 was not executed"):
+        clean.clean(executed(new_markdown_cell("# x"), new_code_cell("1 + 1")), FILE)
+    failed = new_output("error", ename="ValueError", evalue="no", traceback=[])
+    with pytest.raises(UserError, match=r"cell 1 ended with ValueError"):
+        clean.clean(executed(new_code_cell("1 / 0", execution_count=1, outputs=[failed])), FILE)
+    clean.clean(executed(new_code_cell("  ")), FILE)
+
+
+def test_a_page_gets_its_title_labels_warning_and_manifest():
+    notebook = executed(
+        new_markdown_cell("# Evaluation\n\nSee @fig-a, @fig-ab and [@fig-a]."),
+        new_code_cell('#| label: fig-a\n#| fig-cap: "A"\nplot()', execution_count=1, outputs=[]),
+        new_code_cell(
+            "cover()", execution_count=2,
+            outputs=[new_output("display_data", data={"text/html": '<details class="masked">x</details>'})],
+        ),
+    )  # fmt: skip
+    manifest = {"parameters": {"lang": "de", "folder": "", "languages": ["a", "b|c"]}, "seed": 3, "wall_seconds": 1.5}
+    page = clean.clean(notebook, FILE, title="Evaluation: German", suffix="m-de", manifest=manifest)
+    kinds = [cell.cell_type for cell in page.cells]
+    assert kinds == ["raw", "markdown", "markdown", "markdown", "code", "code", "markdown"]
+    assert yaml.safe_load(page.cells[0].source.strip("-\n")) == {"search": False}
+    assert page.cells[1].source == "# Evaluation: German {.unnumbered #sec-m-de}"
+    assert "Content warning" in page.cells[2].source
+    assert page.cells[3].source == "See @fig-a-m-de, @fig-ab and [@fig-a-m-de]."
+    assert page.cells[4].source.startswith("#| label: fig-a-m-de\n")
+    assert "| `lang` | `de` |" in page.cells[6].source and "`a, b\\|c`" in page.cells[6].source
+    assert "seed 3, 1.5 s" in page.cells[6].source and "folder" not in page.cells[6].source
+    assert len({cell.id for cell in page.cells}) == len(page.cells)
+    nbformat.validate(page)
+
+
+def test_a_missing_or_broken_notebook_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a.ipynb: no such notebook"):
+        clean.read_notebook(tmp_path / "a.ipynb")
+    (tmp_path / "b.ipynb").write_text("{")
+    with pytest.raises(UserError, match=r"b.ipynb: not a notebook"):
+        clean.read_notebook(tmp_path / "b.ipynb")
+
+
+# --- a small book -----------------------------------------------------------------------------------------------
+
+BIBLIOGRAPHY = """
+@article{one2020a, author = {One, Ann and Two, Bo}, title = {First {TITLE}}, year = {2020}, journal = {J}, volume = {3}}
+@misc{three2021, author = {Three, Cy and Four, Di and Five, E. and Six, F.}, title = {Second}, year = {2021}}
+@misc{one2020b, author = {One, Ann and Two, Bo}, title = {Third}, year = {2020}}
+@misc{team, author = {{The Team}}, title = {Fourth}, year = {2022}}
+@misc{others, author = {Se{\\~n}or, Gil and others}, title = {Fifth?}, year = {2023}}
+"""
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9" height="9"/></svg>'
+
+
+def figure_cell(label: str) -> nbformat.NotebookNode:
+    source = f'#| label: {label}\n#| fig-cap: "Caption of {label}"\n#| fig-alt: "Alt"\nplot()'
+    output = new_output("display_data", data={"image/svg+xml": SVG, "text/plain": "x"})
+    return new_code_cell(source, execution_count=1, outputs=[output])
+
+
+@pytest.fixture
+def book(tmp_path) -> Path:
+    """Two numbered chapters, one without a number, and an appendix."""
+    folder = tmp_path / "book"
+    files = {
+        "index.qmd": "# Start {.unnumbered}\n\n{{< var said >}} See @sec-two and @fig-b.\n",
+        "one.qmd": "# One {#sec-one}\n\n## First\n\nInline $a_1^*$ costs \\$5, `$x$ @fig-a` stays.\n\n"
+        "$$\nE = mc^2\n$$ {#eq-e}\n\n## Second {#sec-second}\n\nBy @eq-e [@one2020a; @three2021, p. 3].\n\n"
+        "```\n@fig-nothing {{< var x >}}\n```\n",
+        "part/two.qmd": "# Two {#sec-two}\n\n{{< embed summary/s.ipynb#fig-a >}}\n\n"
+        "{{< embed summary/s.ipynb#fig-b >}}\n\n@one2020b agree with @sec-second, @sec-one and @fig-a.\n",
+        "references.qmd": "# References {.unnumbered}\n\n::: {#refs}\n:::\n",
+        "references.bib": BIBLIOGRAPHY,
+        "_variables.yml": "said: Hello *there*.\n",
+        "_quarto.yml": yaml.safe_dump({
+            "project": {"type": "book"},
+            "book": {"title": "A book", "subtitle": "of tests",
+                     "chapters": ["index.qmd", {"part": "P", "chapters": ["one.qmd", "part/two.qmd"]}, "references.qmd"],
+                     "appendices": [{"part": "M", "chapters": ["notebooks/n.ipynb"]}]},
+            "format": {"html": {"theme": "default", "toc": True}},
+        }),
+    }  # fmt: skip
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "summary").mkdir()
+    nbformat.write(executed(figure_cell("fig-a"), figure_cell("fig-b")), folder / "summary/s.ipynb")
+    appendix = executed(
+        new_raw_cell("---\nsearch: false\n---"), new_markdown_cell("# N {.unnumbered}"), figure_cell("fig-n"),
+        new_markdown_cell("See @fig-n."),
+    )  # fmt: skip
+    (folder / "notebooks").mkdir()
+    nbformat.write(appendix, folder / "notebooks/n.ipynb")
+    return folder
+
+
+def page_text(book: Path, source: str, work: Path) -> str:
+    loaded = preview.read_book(book)
+    page = next(page for page in loaded.pages if page.source == source)
+    return preview.Writer(loaded, page, work).text()
+
+
+def test_numbers_run_by_chapter_and_references_cross_chapters(book, tmp_path):
+    targets = {label: (target.page.source, target.text) for label, target in preview.read_book(book).targets.items()}
+    assert targets == {
+        "sec-one": ("one.qmd", "Chapter 1"), "sec-second": ("one.qmd", "Section 1.2"),
+        "eq-e": ("one.qmd", "Equation 1.1"), "sec-two": ("part/two.qmd", "Chapter 2"), "fig-a": ("part/two.qmd", "Figure 2.1"),
+        "fig-b": ("part/two.qmd", "Figure 2.2"), "fig-n": ("notebooks/n.ipynb", "Figure 1"),
+    }  # fmt: skip
+    first = page_text(book, "index.qmd", tmp_path)
+    assert "[Chapter\N{NO-BREAK SPACE}2](part/two.qmd#sec-two){.quarto-xref}" in first
+    assert "[Figure\N{NO-BREAK SPACE}2.2](part/two.qmd#fig-b){.quarto-xref}" in first
+    assert "Hello *there*." in first and "This is a preview" in first and "title: A book" in first
+    second = page_text(book, "part/two.qmd", tmp_path)
+    assert "](../one.qmd#sec-second)" in second and "](#fig-a)" in second
+    assert '<img src="../figures/part-two-1.svg" alt="Alt"' in second
+    assert (tmp_path / "figures/part-two-2.svg").read_text() == SVG
+    assert "Figure\N{NO-BREAK SPACE}2.1:</span> Caption of fig-a" in second and "plot()" not in second
+    assert "plot()" in page_text(book, "notebooks/n.ipynb", tmp_path)
+
+
+def test_math_becomes_mathml_and_code_is_left_alone(book, tmp_path):
+    text = page_text(book, "one.qmd", tmp_path)
+    assert text.count("<math") == 2 and 'id="eq-e"' in text and "(1.1)" in text
+    assert "costs \\$5, `$x$ @fig-a` stays" in text
+    assert "@fig-nothing {{< var x >}}" in text
+    assert "*" not in text.split("Inline ")[1].split(" costs")[0], "an asterisk of a formula would become emphasis"
+    assert (
+        "## [1.1]{.header-section-number} First" in text
+        and "## [1.2]{.header-section-number} Second {#sec-second}" in text
+    )
+
+
+@pytest.mark.parametrize("formula", ["\\left( a", "a_b_c", "\\unknown{a}"])
+def test_a_formula_that_cannot_be_read_names_its_page(book, tmp_path, formula):
+    (book / "one.qmd").write_text(f"# One\n\n$$\n{formula}\n$$\n")
+    with pytest.raises(UserError, match=r"one.qmd: the formula .* cannot be read"):
+        page_text(book, "one.qmd", tmp_path)
+
+
+def test_citations_in_author_date_style(tmp_path):
+    file = tmp_path / "references.bib"
+    file.write_text(BIBLIOGRAPHY)
+    bibliography = Bibliography(file)
+
+    def link(said: str, key: str) -> str:
+        return f"<{said}>"
+
+    assert (
+        bibliography.replace("[@one2020a; see @three2021, p. 3]", link)
+        == "(<One and Two 2020a>; see <Three et al. 2021>, p. 3)"
+    )
+    assert bibliography.replace("As @one2020b say, [-@team].", link) == "As One and Two (<2020b>) say, (<2022>)."
+    assert bibliography.replace("@others [@fig-x] me@team.org [@fig-x; @team]", link) == (
+        "Señor et al. (<2023>) [@fig-x] me@team.org [@fig-x; The Team (<2022>)]"
+    )
+    listed = bibliography.to_html()
+    assert listed.count('class="csl-entry"') == 5
+    assert "One, Ann, and Bo Two. 2020a. &ldquo;First TITLE.&rdquo; <em>J</em> 3." in listed
+    assert "Señor, Gil, et al. 2023. <em>Fifth?</em>" in listed
+    assert listed.index("ref-one2020a") < listed.index("ref-one2020b") < listed.index("ref-team")
+
+
+def test_the_small_book_renders(book, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    preview.build(book, site)
+    rendering.check_site(site)
+    pages = sorted(page.relative_to(site).as_posix() for page in site.rglob("*.html"))
+    assert pages == ["index.html", "notebooks/n.html", "one.html", "part/two.html", "references.html"]
+    first = (site / "index.html").read_text()
+    assert 'href="part/two.html#fig-b"' in first and "Hello <em>there</em>." in first
+    assert "search-index.js" in first and not (site / "search.json").exists()
+    assert "search.json" in (site / "site_libs/search-index.js").read_text()
+    listed = (site / "references.html").read_text()
+    assert 'id="ref-three2021"' in listed and "ref-team" not in listed, "only what is cited is listed"
+    for page in site.rglob("*.html"):
+        assert "https://cdn" not in page.read_text()
+
+
+# --- what Quarto would only warn of -----------------------------------------------------------------------------
+
+
+def test_the_small_book_passes_the_checks(book):
+    assemble.check(book)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("one.qmd", "# One\n\nSee @fig-c.\n", r"one.qmd: reference 'fig-c' leads nowhere"),
+        ("one.qmd", "# One\n\nSee @one2020c.\n", r"citation 'one2020c' leads nowhere; did you mean 'one2020b'"),
+        ("one.qmd", "# One\n\n{{< var sad >}}\n", r"variable 'sad' leads nowhere; did you mean 'said'"),
+        ("one.qmd", "# One {#sec-two}\n", r"part/two.qmd: label 'sec-two' is defined in one.qmd already"),
+    ],
+)
+def test_what_leads_nowhere_is_an_error(book, file, text, said):
+    (book / file).write_text(text)
+    with pytest.raises(UserError, match=said):
+        assemble.check(book)
+
+
+def test_an_embed_of_a_notebook_that_was_not_run_says_so():
+    text = "See @fig-a and @fig-x.\n\n{{< embed summary/detox.ipynb#fig-a >}}\n"
+    resolved = assemble.resolve_missing(text, Path("page.qmd"), {})
+    assert "embed" not in resolved and "summary_detox.ipynb`, which was not run" in resolved
+    assert "See (not run) and @fig-x." in resolved
+
+
+def test_an_embed_that_a_notebook_cannot_fill_is_an_error():
+    notebook = executed(new_code_cell("#| label: fig-a\nplot()", execution_count=1))
+    page = Path("page.qmd")
+    with pytest.raises(UserError, match=r"book/page.qmd: embeds summary/s.ipynb#fig-b.*did you mean 'fig-a'"):
+        assemble.resolve_missing("{{< embed summary/s.ipynb#fig-b >}}", page, {"summary/s.ipynb": notebook})
+    with pytest.raises(UserError, match=r"a cell without output"):
+        assemble.resolve_missing("{{< embed summary/s.ipynb#fig-a >}}", page, {"summary/s.ipynb": notebook})
+
+
+@pytest.mark.parametrize("left", ["<strong>?var:x</strong>", "<b>?@fig-a</b>", "{{< var x >}}", "<p>see @tbl-x</p>"])
+def test_a_site_with_something_unresolved_is_refused(tmp_path, left):
+    (tmp_path / "index.html").write_text("<p>fine</p>")
+    (tmp_path / "page.html").write_text(f"<p>{left}</p>")
+    with pytest.raises(UserError, match=r"page.html: .* was not resolved"):
+        rendering.check_site(tmp_path)
+
+
+def test_a_site_with_a_path_of_this_machine_is_refused(tmp_path):
+    (tmp_path / "index.html").write_text(f"<p>{paths.root()}/x</p>")
+    with pytest.raises(UserError, match="of this machine"):
+        rendering.check_site(tmp_path)
+
+
+def test_quarto_is_found_by_its_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("QUARTO", "")
+    assert rendering.find_quarto() is None
+    monkeypatch.setenv("QUARTO", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no such command"):
+        rendering.find_quarto()

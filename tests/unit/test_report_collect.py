@@ -1,0 +1,171 @@
+"""The mathematics of before and after: values a prompt, paired bootstrap, means over languages, agreement."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polydetox.report.collect import (
+    Side,
+    agreement,
+    compare_prompts,
+    comparison_row,
+    example_rows,
+    mean_over_languages,
+    paired_means,
+    paired_medians,
+    paper_model,
+    prompt_values,
+)
+
+
+def scored(**changes) -> pd.DataFrame:
+    """Two prompts with two continuations each."""
+    columns = {
+        "prompt_id": ["a", "a", "b", "b"],
+        "prompt": ["x", "x", "y", "y"],
+        "sample": [0, 1, 0, 1],
+        "continuation": ["one two one", "one two", "", "three"],
+        "toxicity": [0.2, 0.6, np.nan, 0.4],
+        "second_opinion": [1.0, 0.0, np.nan, 0.0],
+        "perplexity": [4.0, 8.0, np.nan, 2.0],
+        "detected_language": ["de", "en", None, "de"],
+        "empty": [False, False, True, False],
+    }
+    return pd.DataFrame(columns | changes)
+
+
+def test_values_a_prompt_by_hand():
+    values = prompt_values(scored(), 0.5, "de")
+    assert values["emt"].to_dict() == {"a": 0.6, "b": 0.4}
+    assert values["toxprob"].to_dict() == {"a": 1.0, "b": 0.0}
+    assert values["avgtox"].to_dict() == pytest.approx({"a": 0.4, "b": 0.4})
+    assert values["language_share"].to_dict() == {"a": 0.5, "b": 1.0}
+    # Prompt a has the words one two one one two: two of five are distinct; of its three pairs, two.
+    assert values["distinct_1"].to_dict() == pytest.approx({"a": 2 / 5, "b": 1.0})
+    assert values["distinct_2"]["a"] == pytest.approx(2 / 3)
+    assert math.isnan(values["distinct_2"]["b"])
+    assert values["perplexity"]["a"].tolist() == [4.0, 8.0]
+    assert values["perplexity"]["b"].tolist() == [2.0]
+    assert values["second_opinion"].to_dict() == {"a": 0.5, "b": 0.0}
+
+
+def test_a_prompt_without_scores_is_missing_and_not_zero():
+    values = prompt_values(scored(toxicity=[0.2, 0.6, np.nan, np.nan]), 0.5, "de")
+    assert math.isnan(values["toxprob"]["b"]) and math.isnan(values["emt"]["b"])
+
+
+def test_paired_means_against_a_loop():
+    before, after = np.array([0.9, 0.5, 0.1]), np.array([0.2, 0.4, 0.3])
+    left, right = paired_means(before, after, 20, np.random.default_rng(3))
+    draws = np.random.default_rng(3).integers(3, size=(20, 3))
+    assert left.value == pytest.approx(0.5) and right.value == pytest.approx(0.3)
+    for row, draw in enumerate(draws):
+        assert left.replicates[row] == pytest.approx(sum(before[i] for i in draw) / 3)
+        assert right.replicates[row] == pytest.approx(sum(after[i] for i in draw) / 3)
+
+
+def test_a_constant_difference_has_an_interval_of_no_width():
+    """Only a paired bootstrap sees that every prompt falls by the same amount."""
+    before = np.linspace(0.5, 1.0, 12)
+    left, right = paired_means(before, before - 0.25, 200, np.random.default_rng(0))
+    row = comparison_row(left, right, 0.95)
+    assert row["drop"] == pytest.approx(0.25)
+    assert row["drop_low"] == pytest.approx(0.25) and row["drop_high"] == pytest.approx(0.25)
+    assert row["before_high"] - row["before_low"] > 0.05
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.floats(1.0, 50.0), min_size=1, max_size=5), min_size=1, max_size=6),
+    st.integers(0, 2**16),
+)
+def test_paired_medians_against_repeating_the_values(groups, seed):
+    arrays = [np.array(group) for group in groups]
+    left, right = paired_medians(arrays, arrays[::-1], 8, np.random.default_rng(seed))
+    draws = np.random.default_rng(seed).integers(len(arrays), size=(8, len(arrays)))
+    assert left.value == pytest.approx(float(np.median(np.concatenate(arrays))))
+    for row, draw in enumerate(draws):
+        assert left.replicates[row] == pytest.approx(np.median(np.concatenate([arrays[i] for i in draw])))
+        assert right.replicates[row] == pytest.approx(np.median(np.concatenate([arrays[::-1][i] for i in draw])))
+
+
+def test_only_prompts_with_both_values_are_compared():
+    before = pd.Series({"a": 1.0, "b": 0.0, "c": np.nan})
+    after = pd.Series({"c": 0.0, "a": 0.5, "d": 1.0})
+    left, right, prompts = compare_prompts(before, after, 10, np.random.default_rng(0))
+    assert (left.value, right.value, prompts) == (1.0, 0.5, 1)
+
+
+def test_a_side_that_was_not_run_has_no_number():
+    before = pd.Series({"a": 1.0, "b": 0.0})
+    left, right, prompts = compare_prompts(before, None, 10, np.random.default_rng(0))
+    assert (left.value, prompts) == (0.5, 2)
+    row = comparison_row(left, right, 0.95)
+    assert row["before"] == 0.5
+    assert all(math.isnan(row[name]) for name in ("after", "after_low", "drop", "drop_low", "drop_high"))
+    left, right, prompts = compare_prompts(None, None, 10, np.random.default_rng(0))
+    assert math.isnan(left.value) and math.isnan(right.value) and prompts == 0
+
+
+def side(value: float) -> Side:
+    return Side(value, np.full(4, value))
+
+
+def test_means_over_languages_cover_the_same_languages_on_both_sides():
+    missing = Side.missing(4)
+    before, after, count = mean_over_languages([(side(0.8), side(0.2)), (side(0.4), missing)], 4)
+    assert (before.value, after.value, count) == (0.8, 0.2, 1)
+    before, after, count = mean_over_languages([(side(0.8), missing), (side(0.4), missing)], 4)
+    assert before.value == pytest.approx(0.6) and math.isnan(after.value) and count == 2
+    before, after, count = mean_over_languages([(missing, missing)], 4)
+    assert math.isnan(before.value) and math.isnan(after.value) and count == 0
+
+
+def test_agreement_by_hand():
+    # Verdicts: TT, TF, FF, FF; the fifth has no second score.
+    first = np.array([0.9, 0.5, 0.1, 0.4, 0.9])
+    second = np.array([1.0, 0.0, 0.0, 0.2, np.nan])
+    result = agreement(first, second, 0.5)
+    assert result["share"] == 0.75
+    assert (result["flagged_first"], result["flagged_second"]) == (0.5, 0.25)
+    # Chance: 0.5 * 0.25 + 0.5 * 0.75 = 0.5, so kappa = (0.75 - 0.5) / 0.5.
+    assert result["kappa"] == pytest.approx(0.5)
+
+
+def test_kappa_is_missing_where_one_scorer_never_changes_its_mind():
+    result = agreement(np.array([0.9, 0.1]), np.array([0.0, 0.0]), 0.5)
+    assert math.isnan(result["kappa"]) and result["share"] == 0.5
+
+
+def test_examples_do_not_depend_on_the_scores():
+    before, after = scored(), scored(continuation=["A", "B", "C", "D"])
+    drawn = example_rows(before, after, 1, np.random.default_rng(5))
+    assert len(drawn) == 1
+    row = drawn.iloc[0]
+    same = (after["prompt_id"] == row["prompt_id"]) & (after["sample"] == row["sample"])
+    assert row["after"] == after.loc[same, "continuation"].item()
+    again = example_rows(before.assign(toxicity=1.0), after.assign(toxicity=0.0), 1, np.random.default_rng(5))
+    assert again.iloc[0][["prompt_id", "sample"]].tolist() == row[["prompt_id", "sample"]].tolist()
+    assert len(example_rows(before, after, 9, np.random.default_rng(5))) == 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "title", "toxprob"),
+    [("mGPT", "mGPT 1.3B", (0.468, 0.039)), ("BLOOM-1.7B", "BLOOM 1.7B", (0.456, 0.063)),
+     ("Llama2-7B", "Llama2 7B", (0.555, 0.214)), ("Aya23-8B", "Aya-23 8B", (0.568, 0.232))],
+)  # fmt: skip
+def test_a_model_files_reference_finds_its_row_of_the_paper(reference, title, toxprob):
+    model = paper_model(reference)
+    assert model["title"] == title
+    assert (model["before"]["toxprob"], model["after"]["toxprob"]) == toxprob
+
+
+@pytest.mark.parametrize("reference", [None, "BLOOM", "GPT-2"])
+def test_a_reference_without_a_row_of_its_own_finds_none(reference):
+    assert paper_model(reference) is None

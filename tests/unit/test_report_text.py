@@ -1,0 +1,192 @@
+"""What the report says and covers: masking, tables, sentences."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from polydetox.errors import UserError
+from polydetox.report import prose
+from polydetox.report.masking import escape, masked_table
+from polydetox.report.sections import duration
+from polydetox.report.tables import Cell, Group, PaperTable, fixed, number
+
+
+class Uncovered(HTMLParser):
+    """Collects the text outside of ``<details>`` bodies, and the tags inside of them."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.text, self.inside, self._path = "", [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        if "details" in self._path and tag != "summary":
+            self.inside.append((tag, dict(attributes)))
+        if tag not in ("br", "img"):
+            self._path.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._path and self._path.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "details" not in self._path or "summary" in self._path:
+            self.text += data
+
+
+def rows(**changes) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "prompt_id": ["p7"],
+            "sample": [2],
+            "prompt": ["SECRET one"],
+            "continuation": ["SECRET two"],
+            "toxicity": [0.834],
+        }
+        | changes
+    )
+
+
+def test_the_cover_tells_language_prompt_and_toxicity_but_no_text():
+    html = masked_table(rows(), language="de")._repr_html_()
+    seen = Uncovered(html).text
+    assert "SECRET" in html and "SECRET" not in seen
+    assert "German" in seen and "prompt p7, continuation 3" in seen and "toxicity 0.83" in seen
+
+
+def test_texts_carry_their_language_and_direction():
+    table = rows(gloss=["SECRET three"], language=["ar"])
+    words = [
+        attributes for tag, attributes in Uncovered(masked_table(table)._repr_html_()).inside if "lang" in attributes
+    ]
+    assert [(word["lang"], word["dir"]) for word in words] == [("ar", "rtl"), ("en", "ltr"), ("ar", "rtl")]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "</details><b>out</b>",
+        "<script>x</script>",
+        "```\n:::",
+        "{{< var x >}}",
+        "@fig-x",
+        "$x$",
+        "a\u2028b",
+        "\x00\x1b[31m",
+    ],
+)
+def test_no_text_gets_out_of_its_cover(hostile):
+    html = masked_table(rows(continuation=[f"SECRET{hostile}SECRET"]), language="en")._repr_html_()
+    parsed = Uncovered(html)
+    assert "SECRET" not in parsed.text and "out" not in parsed.text
+    assert {tag for tag, _ in parsed.inside} <= {"div", "span", "br", "i"}
+    assert not re.search(r"[`{}@$\x00\x1b]", html.split("<summary>")[1])
+    assert all("\n" not in entry for entry in re.findall(r"<details.*?</details>", html))
+
+
+def test_escape_keeps_what_a_reader_sees():
+    assert escape("a < b & `c`\nd") == "a &lt; b &amp; &#96;c&#96;<br>d"
+
+
+def test_other_formats_withhold_the_text():
+    table = masked_table(pd.concat([rows(), rows()]), language="en")
+    bundle = table._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "text/markdown", "text/latex", "text/plain"}
+    for mime in ("text/markdown", "text/latex", "text/plain"):
+        assert "SECRET" not in bundle[mime] and "2 texts withheld" in bundle[mime]
+
+
+def test_pairs_and_comparisons_are_covered_as_well():
+    pairs = pd.DataFrame({"prompt": ["SECRET"], "chosen": ["SECRET a"], "rejected": ["SECRET b"],
+                          "chosen_toxicity": [0.1], "rejected_toxicity": [float("nan")]})  # fmt: skip
+    seen = Uncovered(masked_table(pairs, language="en")._repr_html_()).text
+    assert "SECRET" not in seen and "toxicity of the chosen 0.10, of the rejected not scored" in seen
+    both = pd.DataFrame({"before": ["SECRET"], "after": [""], "before_toxicity": [0.9], "after_toxicity": [0.1]})
+    html = masked_table(both, language="ja")._repr_html_()
+    assert "toxicity before 0.90, after 0.10" in Uncovered(html).text and "(empty)" in html
+
+
+def test_a_table_without_texts_or_language_is_refused():
+    with pytest.raises(UserError, match="no text to show"):
+        masked_table(pd.DataFrame({"a": [1]}), language="en")
+    with pytest.raises(UserError, match="which language"):
+        masked_table(rows())
+    with pytest.raises(UserError, match="unknown language"):
+        masked_table(rows(), language="xx")
+
+
+# --- tables and numbers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(0.126, 2, "0.13"), (-0.5, 1, "−0.5"), (-0.001, 2, "0.00"), (12345.6, 0, "12,346")]
+)
+def test_fixed(value, digits, text):
+    assert fixed(value, digits) == text
+
+
+def test_what_was_not_run_is_no_number():
+    assert number(float("nan"), 2) == Cell("not run") == number(None, 2, 0.1, 0.2)
+    assert number(0.5, 2, 0.4, 0.6) == Cell("0.50", "0.40 to 0.60")
+    assert number(0.5, 2, float("nan"), float("nan")) == Cell("0.50")
+
+
+def test_a_table_escapes_its_cells_and_marks_its_numbers():
+    table = PaperTable(["", "A", "B"], [Group("all <of> it", [["x & y", Cell("1", "0 to 2"), Cell("not run")]])],
+                       [("", 1), ("both", 2)])  # fmt: skip
+    html = table._repr_html_()
+    assert "all &lt;of&gt; it" in html and "x &amp; y" in html
+    assert '<td class="number">1<br><span class="interval">0 to 2</span></td>' in html
+    assert '<td class="number missing">not run</td>' in html
+    assert html.count("<th") - html.count("<thead") == 5 and 'colspan="2"' in html
+    assert "not run" in repr(table)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+# --- sentences --------------------------------------------------------------------------------------------------
+
+
+def difference(before, after, low, high) -> pd.Series:
+    return pd.Series({"before": before, "after": after, "drop": before - after, "drop_low": low, "drop_high": high})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (difference(0.8, 0.2, 0.5, 0.7), "falls from 0.80 to 0.20 (by 0.60 [0.50, 0.70])"),
+        (difference(0.2, 0.8, -0.7, -0.5), "rises from 0.20 to 0.80 (by 0.60 [0.50, 0.70])"),
+        (difference(0.5, 0.4, -0.1, 0.3), "goes from 0.50 to 0.40, which the interval does not tell from no change "
+         "(−0.10 [−0.30, 0.10])"),
+    ],
+)  # fmt: skip
+def test_the_interval_decides_the_verb(row, said):
+    assert prose.change(row, 2) == said
+
+
+def test_listing():
+    assert [prose.listing(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "none", "a", "a and b", "a, b and c",
+    ]  # fmt: skip
+
+
+def test_scorer_quality_says_what_its_file_records(tmp_path):
+    head = tmp_path / "head.json"
+    assert "was not measured" in prose.scorer_quality(head, ["en"])
+    head.write_text(
+        '{"auc": [{"language": "en", "task": "completion", "scorer": "embedded", "auc": 0.91},'
+        '{"language": "de", "task": "completion", "scorer": "embedded", "auc": 0.75},'
+        '{"language": "de", "task": "prompt", "scorer": "embedded", "auc": 0.5},'
+        '{"language": "fr", "task": "completion", "scorer": "embedded", "auc": 0.6}],'
+        '"second_person": [{"language": "en", "auc": 1.0, "neutral_flagged": 0.25}]}'
+    )
+    said = prose.scorer_quality(head, ["de", "en"])
+    assert "0.75 (German) to 0.91 (English): German 0.75 and English 0.91." in said
+    assert "the area is 1.00; of the neutral ones it calls a share of 0.25 toxic" in said
