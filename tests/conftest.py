@@ -57,7 +57,11 @@ def tiny_tokenizer():
     specification = json.loads(tokenizer.to_str())
     specification["added_tokens"] = [entry for entry in specification["added_tokens"] if entry["content"] in specials]
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(specification)), pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+        tokenizer_object=Tokenizer.from_str(json.dumps(specification)),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
     )
 
 

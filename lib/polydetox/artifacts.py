@@ -176,6 +176,7 @@ def library_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the checkout, with ``+`` where tracked files differ from it; None outside git."""
     try:
+
         def git(*words: str) -> str:
             return subprocess.run(
                 ["git", "-C", str(root()), *words], capture_output=True, text=True, check=True, timeout=10

@@ -44,8 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is installed and usable, and what each missing part needs")
     doctor.set_defaults(function=_doctor)
 
-    run = commands.add_parser("run", help="run a profile to the rendered report (calls Snakemake)",
-                              epilog="Anything else is passed to Snakemake: -n, --executor slurm, a target ...")  # fmt: skip
+    run = commands.add_parser(
+        "run",
+        help="run a profile to the rendered report (calls Snakemake)",
+        epilog="Anything else is passed to Snakemake: -n, --executor slurm, a target ...",
+    )
     run.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
     run.add_argument("-j", "--jobs", type=int, default=None, help="stages side by side (default: the CPU cores)")
     run.set_defaults(function=_run)
@@ -134,7 +137,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
             print(f"polydetox: {line}", file=sys.stderr)
         print("polydetox: not finished; mend this, and the same command goes on from here", file=sys.stderr)
         return 1
-    print(f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {paths.site(options.profile)}/index.html")
+    print(
+        f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {paths.site(options.profile)}/index.html"
+    )
     return 0
 
 

@@ -213,8 +213,8 @@ def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> pd.DataFr
     parts = sorted(local_folder(folder).glob("*.jsonl")) if str(folder) else []
     if not parts:
         raise UserError(
-            f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see `polydetox data`) and set "
-            "'pairs: toxicity-pairwise: folder:' in the profile or -p folder"
+            f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see `polydetox data`) "
+            "and set 'pairs: toxicity-pairwise: folder:' in the profile or -p folder"
         )
     rows = []
     for part in parts:
@@ -222,7 +222,9 @@ def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> pd.DataFr
             fields = [row.get(field) for field in ("prompt_text", "unpert_gen_text", "pert_gen_text")]
             if not any(is_blank(field) for field in fields):
                 prompt, chosen, rejected = fields
-                rows.append((f"{part.stem}-{number:05d}", prompt.rstrip(), _spaced(chosen, "en"), _spaced(rejected, "en")))
+                rows.append(
+                    (f"{part.stem}-{number:05d}", prompt.rstrip(), _spaced(chosen, "en"), _spaced(rejected, "en"))
+                )
     if not rows:
         raise UserError(
             f"{parts[0]}: no row has 'prompt_text', 'unpert_gen_text' and 'pert_gen_text'; is this toxicity_pairwise?"

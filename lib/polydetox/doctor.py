@@ -38,7 +38,9 @@ def report() -> str:
     """The whole report as text, one line a finding."""
     lines = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, "
              f"{os.cpu_count()} CPU cores"]  # fmt: skip
-    lines += ["", "Needed"] + [_package(name, purpose, "make the environment again") for name, purpose in _PACKAGES.items()]
+    lines += ["", "Needed"] + [
+        _package(name, purpose, "make the environment again") for name, purpose in _PACKAGES.items()
+    ]
     lines += ["", "Optional"] + [_package(name, *rest) for name, rest in _OPTIONAL.items()]
     lines += ["", "Usable here", _accelerator(), _engines(), _quarto(), _kernel(), *_scorers()]
     lines += ["", "Parameters", *_parameters()]
@@ -78,7 +80,9 @@ def _quarto() -> str:
     found = os.environ.get("QUARTO") or shutil.which("quarto")
     if found and shutil.which(found):
         return _line(True, "Quarto", found)
-    return _line(False, "Quarto", "the report is rendered as a preview; install it from https://quarto.org or conda-forge")
+    return _line(
+        False, "Quarto", "the report is rendered as a preview; install it from https://quarto.org or conda-forge"
+    )
 
 
 def _kernel() -> str:

@@ -93,7 +93,9 @@ def logged(log: Path | None, title: str) -> Iterator[None]:
         for descriptor, saved in zip((1, 2), terminal, strict=True):
             os.dup2(saved, descriptor)
             os.close(saved)
-        print(f"{time.strftime('%H:%M:%S')}  {how:6} {title} ({time.time() - began:.0f} s)", file=sys.stderr, flush=True)
+        print(
+            f"{time.strftime('%H:%M:%S')}  {how:6} {title} ({time.time() - began:.0f} s)", file=sys.stderr, flush=True
+        )
 
 
 def kernel_name() -> str:
@@ -186,4 +188,3 @@ def report_failures(profile: str) -> list[str]:
             continue
         lines.append(f"{file.stem}: {record['error']}\n  the partially executed notebook: {record['notebook']}")
     return lines
-

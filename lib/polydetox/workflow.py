@@ -163,8 +163,8 @@ def run_lock(profile: str) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             raise UserError(
-                f"profile {profile!r} is being run already (process {handle.read().strip() or 'unknown'}); wait for it, "
-                "or stop it first"
+                f"profile {profile!r} is being run already (process {handle.read().strip() or 'unknown'}); "
+                "wait for it, or stop it first"
             ) from None
         handle.seek(0)
         handle.truncate()

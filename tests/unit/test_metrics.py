@@ -77,7 +77,12 @@ def test_cluster_quantile_against_brute_force():
 
 
 def test_language_detection_in_the_papers_languages():
-    texts = ["Das ist wirklich sehr schlecht geworden.", "今日はとても天気がいいですね。", "यह बहुत बुरी बात है।", "123 !!"]
+    texts = [
+        "Das ist wirklich sehr schlecht geworden.",
+        "今日はとても天気がいいですね。",
+        "यह बहुत बुरी बात है।",
+        "123 !!",
+    ]
     assert language.detect(texts) == ["de", "ja", "hi", None]
 
 

@@ -7,6 +7,7 @@ import re
 
 import nbformat
 import pytest
+
 from conftest import CHECKOUT
 
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import yaml
-from conftest import CHECKOUT
 
+from conftest import CHECKOUT
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_profile
 

@@ -19,8 +19,9 @@ def reference(logits, temperature, top_p, top_k):
     return scores.softmax(dim=-1)
 
 
-@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(0.9, 0.8, 0), (1.0, 1.0, 0), (0.7, 0.95, 5), (1.5, 0.3, 0),
-                                                             (1.0, 1.0, 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"), [(0.9, 0.8, 0), (1.0, 1.0, 0), (0.7, 0.95, 5), (1.5, 0.3, 0), (1.0, 1.0, 3)]
+)
 def test_distribution_is_that_of_transformers(temperature, top_p, top_k):
     """A fine grid of uniforms turns the inverse transform into the distribution itself."""
     torch.manual_seed(0)

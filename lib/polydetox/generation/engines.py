@@ -177,9 +177,7 @@ class TransformersEngine:
                             logits_to_keep=1, **extra)  # fmt: skip
         return output.logits[:, -1], output.past_key_values
 
-    def draw(
-        self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling
-    ) -> list[list[Continuation]]:
+    def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
         import torch
 
         from polydetox.generation.sampling import sample, uniforms
@@ -249,9 +247,7 @@ class VLLMEngine:
         self._llm = LLM(str(weights), dtype=dtype if on_gpu else "float32", disable_log_stats=True,
                         enable_prefix_caching=True, max_model_len=1024, **options)  # fmt: skip
 
-    def draw(
-        self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling
-    ) -> list[list[Continuation]]:
+    def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
         from vllm import SamplingParams
 
         from polydetox.generation.sampling import prompt_seed

@@ -59,9 +59,7 @@ def _forked_kernel(arguments: list[str]) -> int:
             raise Unavailable("no server took the notebook in time")
 
 
-def _ask(
-    connection: socket.socket, request: dict[str, Any], files: tuple[int, ...], deadline: float
-) -> dict[str, Any]:
+def _ask(connection: socket.socket, request: dict[str, Any], files: tuple[int, ...], deadline: float) -> dict[str, Any]:
     """Send a request and wait for the reply, which is empty where the server ended before it gave one."""
     connection.settimeout(max(deadline - time.monotonic(), 1.0))
     try:

@@ -147,10 +147,7 @@ def stamps() -> dict[str, tuple[int, int]]:
     """Time and size of what tells that code has changed: this package's files and each distribution's record."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     paths = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(package)
-        for name in names
-        if name.endswith(".py")
+        os.path.join(folder, name) for folder, _, names in os.walk(package) for name in names if name.endswith(".py")
     ]
     for folder in sys.path:
         with contextlib.suppress(OSError):

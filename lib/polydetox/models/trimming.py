@@ -109,9 +109,7 @@ def next_token_logits(
             yield logits[counted].float().cpu()
 
 
-def tokens_to_keep(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], also: Iterable[int] = ()
-) -> list[int]:
+def tokens_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], also: Iterable[int] = ()) -> list[int]:
     """The ids of the tokens that ``texts`` use and of ``also``, closed under the merges, in ascending order.
 
     Always kept: bytes, special and added tokens except the numbered unused ones, and every token of one character
