@@ -147,7 +147,8 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
     # A checkpoint that was half written when the run stopped is not resumed from.
-    (tmp_path / "stopped/checkpoints/checkpoint-6").mkdir()
+    (checkpoints,) = (tmp_path / "stopped/checkpoints").iterdir()
+    (checkpoints / "checkpoint-6").mkdir()
     resumed, figures = dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
     assert steps[5:] == [4, 5], "goes on after the checkpoint of step 4"
     assert figures["steps"] == 6
@@ -155,6 +156,20 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_pa
     joined = whole.merge(resumed, on=key)
     assert len(joined) == len(whole)
     assert np.allclose(joined["value_x"], joined["value_y"], rtol=1e-3, atol=1e-5)
+
+
+def test_other_settings_do_not_resume_from_old_checkpoints(tiny_checkpoints, tmp_path):
+    arguments = tiny_checkpoints["llama"], PAIRS, PAIRS
+    first = dpo._checkpoint_folder(*arguments, settings(), tmp_path)
+    first.mkdir(parents=True)
+    assert dpo._checkpoint_folder(*arguments, settings(), tmp_path) == first and first.is_dir()
+    assert dpo._checkpoint_folder(*arguments, settings(learning_rate=2e-3), tmp_path) != first
+    assert not first.exists()
+
+
+def test_a_training_that_is_never_evaluated_is_refused(tiny_checkpoints, tmp_path):
+    with pytest.raises(UserError, match="eval_steps 9 is more than the 6 steps"):
+        dpo.train_dpo(tiny_checkpoints["llama"], PAIRS, PAIRS, settings(eval_steps=9), tmp_path)
 
 
 def test_prompts_are_cut_to_their_last_tokens(tiny_checkpoints):

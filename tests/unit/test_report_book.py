@@ -175,7 +175,8 @@ def test_numbers_run_by_chapter_and_references_cross_chapters(book, tmp_path):
     assert targets == {
         "sec-one": ("one.qmd", "Chapter 1"), "sec-second": ("one.qmd", "Section 1.2"),
         "eq-e": ("one.qmd", "Equation 1.1"), "sec-two": ("part/two.qmd", "Chapter 2"),
-        "fig-a": ("part/two.qmd", "Figure 2.1"), "fig-b": ("part/two.qmd", "Figure 2.2"), "fig-n": ("notebooks/n.ipynb", "Figure 1"),
+        "fig-a": ("part/two.qmd", "Figure 2.1"), "fig-b": ("part/two.qmd", "Figure 2.2"),
+        "fig-n": ("notebooks/n.ipynb", "Figure 1"),
     }  # fmt: skip
     first = page_text(book, "index.qmd", tmp_path)
     assert "[Chapter\N{NO-BREAK SPACE}2](part/two.qmd#sec-two){.quarto-xref}" in first

@@ -186,8 +186,16 @@ def tuned_weights(profile: str, model_name: str, variant: str) -> Path:
 
 
 def provenance(weights: Path) -> Path:
-    """The stage folder whose manifest knows the hash of a checkpoint, or the checkpoint itself."""
-    return weights.parent if weights.name == "weights" and finished(weights.parent) else weights
+    """The stage folder whose manifest knows the hash of a checkpoint, or the checkpoint itself.
+
+    Hashing the weights anew in every notebook would read gigabytes each time.
+    """
+    if weights.name == "weights" and finished(weights.parent):
+        return weights.parent
+    for record in paths.checkpoint("*").parent.glob(f"*/{LOCATION}"):
+        if finished(record.parent) and Path(read_json(record)["folder"]) == weights:
+            return record.parent
+    return weights
 
 
 def device() -> torch.device:

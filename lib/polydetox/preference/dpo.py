@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from polydetox.artifacts import atomic_folder, write_parquet
+from polydetox.artifacts import atomic_folder, input_hash
 from polydetox.errors import UserError
-from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, use_threads
+from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
 from polydetox.params import DPOParameters
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ def train_dpo(
     on_cpu = device().type == "cpu"
     tokenizer = load_tokenizer(weights)
     model, adapter = _trainable(weights, settings)
-    checkpoints = folder / "checkpoints"
+    _check_evaluated(settings, len(train))
+    checkpoints = _checkpoint_folder(weights, train, held_out, settings, folder)
     arguments = DPOConfig(
         output_dir=str(checkpoints),
         beta=settings.beta,
@@ -134,8 +137,35 @@ def train_dpo(
         "pairs_held_out": len(held_out),
         **_at_best(log),
     }
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return log, figures
+
+
+def _check_evaluated(settings: DPOParameters, pairs: int) -> None:
+    """The best checkpoint is chosen by the held-out loss, so there must be an evaluation before the end."""
+    a_step = settings.batch_size * settings.gradient_accumulation_steps
+    steps = settings.max_steps or math.ceil(pairs / a_step) * math.ceil(settings.epochs)
+    if settings.eval_steps > steps:
+        raise UserError(
+            f"dpo: eval_steps {settings.eval_steps} is more than the {steps} steps of this training; lower eval_steps"
+        )
+
+
+def _checkpoint_folder(
+    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: DPOParameters, folder: Path
+) -> Path:
+    """TRL's checkpoints, in a folder named by all that they depend on: other settings start anew."""
+    depends_on = {
+        "weights": input_hash(provenance(weights)),
+        "train": train.to_json(),
+        "held_out": held_out.to_json(),
+        "settings": settings.model_dump(exclude={"output_folder"}),
+    }
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    for stale in (folder / "checkpoints").glob("*"):
+        if stale.name != key:
+            shutil.rmtree(stale)
+    return folder / "checkpoints" / key
 
 
 def mixed_precision() -> bool:
@@ -307,8 +337,3 @@ def _adapts_embedding(adapted: Any) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return isinstance(adapted.get_base_model().get_input_embeddings(), BaseTunerLayer)
-
-
-def write_log(folder: Path, log: pd.DataFrame) -> None:
-    """Write the training log where the report looks for it."""
-    write_parquet(folder / "training_log.parquet", log)
