@@ -118,7 +118,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile",
         "--jobs" if on_cluster else "--cores", str(options.jobs or os.cpu_count() or 1),
-        "--config", f"profile={options.profile}", "--quiet", *([] if plan_only else ["rules", "reason", "host"]),
+        "--config", f"profile={options.profile}", "--quiet", "rules", "reason", "host",
         # Our own lock holds the profile; Snakemake's would have to be removed by hand after a kill.
         "--nolock", "--rerun-incomplete", "--keep-going", *rest,
     ]  # fmt: skip
@@ -147,7 +147,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 _NOISE = re.compile(
     r"Select jobs|Execute \d+ jobs|Finished jobid|\[\w{3} \w{3} [ \d]\d|Building DAG|Assuming unrestricted|Job stats|"
     r"job +count|-+ +-+|[a-z]+ +\d+$|Complete log|Elapsed time|RuleException|CalledProcessError|Command '|"
-    r"Exiting because|WorkflowError|At least one job|Nothing to be done|Not cleaning up"
+    r"Using shell|Provided cores|Rules claiming more threads|Exiting because|WorkflowError|At least one job|Nothing to be done|Not cleaning up"
 )
 
 

@@ -110,11 +110,11 @@ def test_changed_settings_run_only_what_depends_on_them(finished):
     original = file.read_text()
     file.write_text(yaml.safe_dump(TINY_PROFILE | {"generate": {"n": 2, "max_new_tokens": 6}}))
     try:
-        plan = polydetox(checkout, "run", "--profile", "tiny", "-n").stdout
+        done = polydetox(checkout, "run", "--profile", "tiny", "-n")
     finally:
         file.write_text(original)
-    counts = {line.split()[0]: int(line.split()[1]) for line in plan.splitlines()
-              if len(line.split()) == 2 and line.split()[1].isdigit()}  # fmt: skip
+    words = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    counts = {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].isdigit()}
     assert counts["generate"] == counts["evaluate"] == 9 and counts["summary"] == len(SECTIONS)
     assert not {"checkpoint", "trim", "pairs", "dpo", "merge"} & set(counts)
 
@@ -177,8 +177,9 @@ def test_a_killed_run_goes_on_by_the_same_command(small):
     run = subprocess.Popen(command, cwd=small, env=environment(small), stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
     pairs = small / "runs/tiny/tiny/pairs/on-policy/manifest.json"
+    training = small / "runs/tiny/tiny/dpo/dpo/log.txt"
     deadline = time.time() + 120
-    while not pairs.is_file() and time.time() < deadline:
+    while not training.is_file() and time.time() < deadline:
         time.sleep(0.2)
     assert pairs.is_file()
     os.killpg(run.pid, 9)

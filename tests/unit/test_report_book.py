@@ -41,6 +41,7 @@ def test_cleaning_removes_what_papermill_and_the_machine_left():
             ),
             new_output("display_data", data={"text/plain": f"at {paths.root()}", "application/vnd.widget": "x"}),
             new_output("display_data", data={"application/vnd.widget": "x"}),
+            new_output("display_data", data={"text/html": "<progress value='48'></progress>", "text/plain": "x"}),
         ],
     )
     cleaned = clean.clean(executed(cell), FILE)

@@ -50,7 +50,7 @@ def assemble(profile: str) -> Path:
         sources = paths.root() / "book"
         if not (sources / "index.qmd").is_file():
             raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
-        shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", ".*"))
+        shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         summaries = _write_summaries(profile, folder)
         appendices = _write_appendices(results, folder)
         (folder / VARIABLES).write_text(_dump(variables(results)), "utf-8")

@@ -178,6 +178,8 @@ def _clean_output(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None
         return output if output.text.strip() else None
     if "data" not in output:
         return output
+    if "<progress" in output.data.get("text/html", ""):
+        return None  # a trainer's progress bar
     output.metadata = nbformat.from_dict({})
     data = {}
     for mime, value in output.data.items():

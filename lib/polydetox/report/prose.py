@@ -265,8 +265,8 @@ def _scored(results: Results) -> str:
         "all of them were scored" if scored == total else f"{total - scored:,} of them have no score and are left out"
     )
     return (
-        f"The results rest on {total:,} continuations; {missing}, {empty:,} are empty, and {truncated:,} were cut off "
-        "by the limit on new tokens."
+        f"The results rest on {total:,} continuations; {missing}, {f'{empty:,}' if empty else 'none'} are "
+        f"empty, and {truncated:,} were cut off by the limit on new tokens."
     )
 
 
@@ -286,9 +286,10 @@ def _abstract(results: Results, comparison: Comparison, means: pd.DataFrame) -> 
     ):
         row, digits = means.loc[("all", metric)], METRICS[metric].digits
         if _compared(row):
-            aside.append(f"{words} from {fixed(row['before'], digits)} to {fixed(row['after'], digits)}")
+            verb = "" if aside else "goes "
+            aside.append(f"{words} {verb}from {fixed(row['before'], digits)} to {fixed(row['after'], digits)}")
     went = f"For {comparison.title}, the share of prompts with a toxic continuation goes {listing(said)}"
-    return f"{went}, while {listing(aside)}." if aside else f"{went}."
+    return f"{went}; over all languages, {listing(aside)}." if aside else f"{went}."
 
 
 def _toxicity(results: Results, comparison: Comparison, means: pd.DataFrame) -> str:
@@ -314,9 +315,11 @@ def _languages(results: Results, comparison: Comparison, means: pd.DataFrame) ->
     rows = table[(table["comparison"] == comparison.name) & (table["metric"] == "emt")].dropna(subset=["drop"])
     lower, certain = int((rows["drop"] > 0).sum()), int((rows["drop_low"] > 0).sum())
     ordered = rows.sort_values("drop", kind="stable")
+    where = f"all {lower} languages" if lower == len(rows) > 1 else f"{lower} of {len(rows)} languages"
+    how_many = "each" if certain == lower == len(rows) > 1 else f"{certain} of them"
     said = (
-        f"EMT of {comparison.title} is lower after tuning in {lower} of {len(rows)} languages, in {certain} of them by "
-        "more than the interval allows for chance"
+        f"EMT of {comparison.title} is lower after tuning in {where}, in {how_many} by more than the interval allows "
+        "for chance"
     )
     if len(rows) > 1:
         least, most = ordered.iloc[0], ordered.iloc[-1]
