@@ -147,7 +147,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
 _NOISE = re.compile(
     r"Select jobs|Execute \d+ jobs|Finished jobid|\[\w{3} \w{3} [ \d]\d|Building DAG|Assuming unrestricted|Job stats|"
     r"job +count|-+ +-+|[a-z]+ +\d+$|Complete log|Elapsed time|RuleException|CalledProcessError|Command '|"
-    r"Using shell|Provided cores|Rules claiming more threads|Exiting because|WorkflowError|At least one job|Nothing to be done|Not cleaning up"
+    r"Using shell|Provided cores|Rules claiming more threads|Exiting because|WorkflowError|At least one job|"
+    r"Nothing to be done|Not cleaning up"
 )
 
 
