@@ -125,8 +125,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     # The stages find `polydetox` beside this Python, whether or not its environment is activated.
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        RUN_PID: str(os.getpid()),
     }
+    if not on_cluster:  # on another machine this process is not there, and its number may be another's
+        environment[RUN_PID] = str(os.getpid())
     if plan_only:
         return subprocess.run(command, env=environment).returncode
     began = time.time()
