@@ -30,7 +30,8 @@ else
 	@echo "Making the environment in $(ENV) (about two minutes)"
 	@$(PYTHON) -m venv --clear $(ENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
+	@$(BIN)/python -c 'import torch' || { echo "torch does not load; see above"; exit 1; }
 endif
 	@touch $(STAMP)
 

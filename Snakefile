@@ -70,8 +70,10 @@ rule checkpoint:
         notebook=f"{CHECKPOINT}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters("checkpoint", paths.checkpoint(w.model), w.model),
+        source=lambda w: graph.source(w.model),
     log: f"{CHECKPOINT}/log.txt",
     resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 
@@ -89,9 +91,11 @@ rule trim:
         notebook=f"{TRIM}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters("trim", paths.trim(profile, w.model), w.model),
+        source=lambda w: graph.source(w.model),
     log: f"{TRIM}/log.txt",
     threads: 2
     resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 
@@ -109,6 +113,7 @@ rule pairs:
         notebook=f"{PAIRS}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters("pairs", paths.pairs(profile, w.model, w.kind), w.model, kind=w.kind),
+        source=lambda w: graph.source(w.model),
     log: f"{PAIRS}/log.txt",
     priority: 3  # the longest chain of stages begins here
     resources:
@@ -149,6 +154,7 @@ rule merge:
         notebook=f"{MERGE}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters("merge", paths.merge(profile, w.model, w.variant), w.model, variant=w.variant),
+        source=lambda w: graph.source(w.model),
     log: f"{MERGE}/log.txt",
     priority: 2
     resources:
@@ -170,6 +176,7 @@ rule generate:
         parameters=lambda w: graph.parameters(
             "generate", paths.generate(profile, w.model, w.variant, w.lang), w.model, variant=w.variant, lang=w.lang
         ),
+        source=lambda w: graph.source(w.model),
     log: f"{GENERATE}/log.txt",
     resources:
         gpu=lambda w: graph.resource(w.model, "gpu"),
@@ -193,6 +200,7 @@ rule evaluate:
         parameters=lambda w: graph.parameters(
             "evaluate", paths.evaluate(profile, w.model, w.variant, w.lang), w.model, variant=w.variant, lang=w.lang
         ),
+        source=lambda w: graph.source(w.model),
     log: f"{EVALUATE}/log.txt",
     resources:
         gpu=lambda w: graph.resource(w.model, "gpu"),

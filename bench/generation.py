@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from conftest import TEXTS, tiny_tokenizer
+
 from polydetox.generation.engines import Sampling, TransformersEngine
 
 TARGET = 1.8

@@ -63,6 +63,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder``; on success it takes the place of ``folder``."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # What a killed process left behind; one process at a time writes a folder.
+    for litter in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(litter, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
     try:
         yield temporary
@@ -208,8 +211,9 @@ class Stage:
         (self.folder / MANIFEST).unlink(missing_ok=True)
 
     def reads(self, path: Path) -> Path:
-        """Record an input and return it."""
-        self._inputs[relative(path)] = input_hash(path)
+        """Record an input and return it. One outside the checkout is known by its name and hash alone."""
+        name = relative(path)
+        self._inputs[Path(name).name if Path(name).is_absolute() else name] = input_hash(path)
         return Path(path)
 
     def finish(self, **results: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,11 +114,12 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.workflow import preflight, run_lock
 
     preflight(options.profile)
-    plan_only = any(word in ("-n", "--dry-run", "--dryrun") for word in rest)
+    plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in rest)
     on_cluster = any(word.split("=")[0] in ("--executor", "-e") for word in rest)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile",
-        "--jobs" if on_cluster else "--cores", str(options.jobs or os.cpu_count() or 1),
+        "--jobs" if on_cluster else "--cores", str(options.jobs or _cores()),
+        *([] if on_cluster or "--resources" in rest else ["--resources", *_resources()]),
         "--config", f"profile={options.profile}", "--quiet", "rules", "reason", "host",
         # Our own lock holds the profile; Snakemake's would have to be removed by hand after a kill.
         "--nolock", "--rerun-incomplete", "--keep-going", *rest,
@@ -126,22 +128,34 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    if not on_cluster:  # on another machine this process is not there, and its number may be another's
-        environment[RUN_PID] = str(os.getpid())
+    if not on_cluster:
+        environment[RUN_PID] = f"{socket.gethostname()}:{os.getpid()}"
     if plan_only:
         return subprocess.run(command, env=environment).returncode
     began = time.time()
     with run_lock(options.profile):
         status = _supervise(command, environment)
     if status:
-        for line in report_failures(options.profile):
+        for line in report_failures(options.profile, began):
             print(f"polydetox: {line}", file=sys.stderr)
         print("polydetox: not finished; mend this, and the same command goes on from here", file=sys.stderr)
         return 1
-    print(
-        f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {paths.site(options.profile)}/index.html"
-    )
+    index = paths.site(options.profile) / "index.html"
+    if index.is_file() and not any("/" in word for word in rest):
+        print(f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {index}")
     return 0
+
+
+def _cores() -> int:
+    """The CPU cores that this process may use, which a container may have fewer of than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _resources() -> list[str]:
+    """What this machine has to share out among the stages; a stage that declares more runs alone."""
+    import psutil
+
+    return ["gpu=1", f"mem_mb={psutil.virtual_memory().available // 2**20}"]
 
 
 # What Snakemake says between jobs that tells a reader nothing; the stages report themselves.

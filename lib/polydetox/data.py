@@ -13,7 +13,7 @@ import pandas as pd
 
 from polydetox import paths
 from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, UNSPACED, check_language, rtp_lx_locale
+from polydetox.languages import LANGUAGES, check_language, rtp_lx_locale
 from polydetox.params import read_yaml
 
 _NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
@@ -53,6 +53,11 @@ def load_prompts(
     if table.empty:
         raise UserError(f"no prompts in {LANGUAGES[language]} ({language}) from source {source!r}")
     return table.reset_index(drop=True), skipped
+
+
+def prompt_file(source: str, language: str, folder: str | Path = "") -> Path:
+    """The file that the evaluation prompts of one language come from."""
+    return paths.prompt_files() / "evaluation.yaml" if source == "project" else rtp_lx_file(folder, language)
 
 
 def project_prompts(language: str) -> pd.DataFrame:
@@ -124,8 +129,8 @@ def rtp_lx_file(folder: str | Path, language: str) -> Path:
 def read_rtp_lx(folder: str | Path, language: str) -> list[dict[str, Any]]:
     """The rows of one language, ordered by ``Index``; JSON lines or one JSON array.
 
-    ``Index`` numbers the English original: rows of two languages with the same ``Index`` are translations of each
-    other, while their position in the file is not.
+    ``Index`` numbers the English original, as far as it was kept: rows of two languages with the same ``Index`` are
+    translations of each other up to about row 950 of the version of 2024, while their position in the file is not.
     """
     path = rtp_lx_file(folder, language)
     rows = list(_json_rows(path))
@@ -195,7 +200,7 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = 
             held_out_texts |= set(evaluated["prompt"])
     rows = [
         {"prompt_id": _rtp_lx_id(row), "prompt": row["Prompt"].rstrip(),
-         "chosen": _spaced(row["BenignCompletion"], "en"), "rejected": _spaced(row["Completion"], "en")}
+         "chosen": _follows(row["BenignCompletion"].lstrip()), "rejected": _follows(row["Completion"].lstrip())}
         for row in read_rtp_lx(folder, "en")
         if not any(is_blank(row.get(field)) for field in ("Prompt", "Completion", "BenignCompletion"))
     ]  # fmt: skip
@@ -222,9 +227,7 @@ def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> pd.DataFr
             fields = [row.get(field) for field in ("prompt_text", "unpert_gen_text", "pert_gen_text")]
             if not any(is_blank(field) for field in fields):
                 prompt, chosen, rejected = fields
-                rows.append(
-                    (f"{part.stem}-{number:05d}", prompt.rstrip(), _spaced(chosen, "en"), _spaced(rejected, "en"))
-                )
+                rows.append((f"{part.stem}-{number:05d}", prompt.rstrip(), _follows(chosen), _follows(rejected)))
     if not rows:
         raise UserError(
             f"{parts[0]}: no row has 'prompt_text', 'unpert_gen_text' and 'pert_gen_text'; is this toxicity_pairwise?"
@@ -233,11 +236,11 @@ def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> pd.DataFr
     return pairs.head(limit) if limit else pairs
 
 
-def _spaced(completion: str, language: str) -> str:
-    """A completion as it follows its prompt: after one space, where the language has spaces.
+def _follows(completion: str) -> str:
+    """An English completion as it follows its prompt: a space before a word, none before punctuation or ``'t``.
 
-    TRL tokenises prompt and completion together and splits them at the common prefix, so a completion that does
-    not begin a new token would take the last token of the prompt with it.
+    TRL tokenises prompt and completion together and splits them at the common prefix, so a word that did not begin a
+    new token would take the last token of the prompt with it.
     """
-    completion = completion.strip()
-    return completion if language in UNSPACED else f" {completion}"
+    text = completion.rstrip()
+    return f" {text}" if text[0].isalnum() else text

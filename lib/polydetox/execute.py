@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from polydetox import paths
 from polydetox.artifacts import write_json
 from polydetox.errors import UserError
 
-# Set by `polydetox run`, so that a stage does not outlive a run that was killed.
+# Set by `polydetox run` to `host:process`, so that a stage does not outlive a run that was killed.
 RUN_PID = "POLYDETOX_RUN_PID"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -35,11 +36,15 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     kept under ``runs/<profile>/failed/``.
     """
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
     if not notebook.is_file():
         raise UserError(f"{paths.relative(notebook)}: no such notebook")
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # One GPU a stage: on several, Trainer would silently multiply the batch. A cluster chooses its own.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     _end_with_run()
     _remove_failed(profile, output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +56,11 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
         )  # fmt: skip
     except PapermillExecutionError as error:
         _fail(profile, output, partial, f"{error.ename}: {_first_line(error.evalue)}")
-    except (PapermillException, RuntimeError) as error:  # a kernel that died raises RuntimeError's child
+    except NoSuchKernel as error:
+        raise UserError(f"POLYDETOX_KERNEL names {error.name!r}, which Jupyter does not know") from None
+    except DeadKernelError:
+        _fail(profile, output, partial, "DeadKernelError: the kernel died, often for want of memory")
+    except (PapermillException, RuntimeError) as error:
         _fail(profile, output, partial, f"{type(error).__name__}: {_first_line(str(error))}")
     os.replace(partial, output)
 
@@ -142,8 +151,8 @@ def _fail(profile: str, output: Path, partial: Path, reason: str) -> None:
 
 def _end_with_run() -> None:
     """End this stage, and with it its kernel, once the run that started it is gone."""
-    pid = os.environ.get(RUN_PID, "")
-    if not pid.isdigit():
+    host, _, pid = os.environ.get(RUN_PID, "").rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():  # none, or a run on another machine of the cluster
         return
 
     def watch() -> None:
@@ -178,13 +187,15 @@ def read_parameters(text: str) -> dict[str, Any]:
     return parameters
 
 
-def report_failures(profile: str) -> list[str]:
-    """One line for each stage of a profile whose last attempt failed."""
+def report_failures(profile: str, since: float = 0.0) -> list[str]:
+    """One line for each stage of a profile whose last attempt failed, after ``since`` (seconds since the epoch)."""
     lines = []
     for file in sorted(paths.failed(profile).glob("*.json")):
         try:
             record = json.loads(file.read_text("utf-8"))
         except (OSError, json.JSONDecodeError):
+            continue
+        if file.stat().st_mtime < since:
             continue
         lines.append(f"{file.stem}: {record['error']}\n  the partially executed notebook: {record['notebook']}")
     return lines

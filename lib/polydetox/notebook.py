@@ -22,7 +22,7 @@ def given_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
         name: value
         for name, value in namespace.items()
         if not name.startswith("_")
-        and not name.isupper()  # imported constants
+        and not (name.isupper() and isinstance(value, list | tuple | dict))  # imported constants
         and name not in _IPYTHON_NAMES
         and not isinstance(value, types.ModuleType | type)
         and not callable(value)

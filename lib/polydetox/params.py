@@ -7,6 +7,7 @@ setting is declared once. A later source wins: stage defaults, model file, profi
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -18,8 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES, check_language
-
-Share = Field(ge=0.0, le=1.0)
 
 
 class Strict(BaseModel):
@@ -193,7 +192,10 @@ STAGES: dict[str, type[StageParameters]] = {
 SECTIONS = [stage.removeprefix("summary_") for stage in STAGES if stage.startswith("summary_")]
 
 # Parameters that the workflow fills in; a YAML section may not set them.
-_IDENTITY = frozenset({"profile", "output_folder", "model", "variant", "lang", "kind", "languages", "pairs"})
+_IDENTITY = frozenset(
+    {"profile", "output_folder", "model", "variant", "lang", "kind", "languages", "pairs", "held_out_prompts"}
+    | {"prompts_source", "prompts_folder", "prompt_limit"}
+)
 
 
 def _check_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,7 +233,6 @@ class TunedCheckpoint(Strict):
     hub: str | None = None
     revision: str | None = None
     path: str | None = None
-    adapter: bool = False  # a PEFT adapter, to be merged into the model
 
     @model_validator(mode="after")
     def _one_source(self) -> TunedCheckpoint:
@@ -266,6 +267,11 @@ class ModelFile(StageSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # for generation and evaluation
     tuned: TunedCheckpoint | None = None
     resources: ModelResources = ModelResources()
+
+    def source(self) -> dict[str, Any]:
+        """What decides which weights are loaded, and in which type: a change means other results."""
+        names = {"use", "hub", "revision", "path", "package", "sha256", "add_bos", "dtype", "tuned"}
+        return self.model_dump(include=names)
 
     @model_validator(mode="after")
     def _source_given(self) -> ModelFile:
@@ -339,6 +345,8 @@ class Profile(StageSettings):
                 )
             if variant.pairs not in self.pairs:
                 raise ValueError(f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list")
+        if self.prompts.source == "rtp-lx" and "rtp-lx" in self.pairs and self.prompts.limit is None:
+            raise ValueError("prompts: limit: is needed, since pairs from RTP-LX leave out the prompts evaluated on")
         return self
 
 
@@ -355,6 +363,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
@@ -367,6 +377,8 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"{paths.relative(path)}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{paths.relative(path)}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -418,7 +430,8 @@ def load_model(model: str) -> ModelFile:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"model {model!r}: the folder has no config.json, so it is not a checkpoint")
-        return ModelFile(name=folder.name, title=folder.name, use="path", path=str(folder.resolve()),
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two folders may have one name
+        return ModelFile(name=f"{folder.name}-{place}", title=folder.name, use="path", path=str(folder.resolve()),
                          licence="see the folder")  # fmt: skip
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return ModelFile(name=model.replace("/", "--"), title=model, hub=model, licence="see the Hub")
@@ -477,6 +490,8 @@ def stage_parameters(
         values |= {"languages": profile.languages, **profile.trim.model_dump()}
     if stage == "pairs":
         values |= {"kind": kind, **profile.pairs[kind]}  # type: ignore[index]
+        if kind == "rtp-lx" and profile.prompts.source == "rtp-lx":
+            values["held_out_prompts"] = profile.prompts.limit
     if stage == "dpo":
         values["pairs"] = profile.variants[variant].pairs  # type: ignore[index]
     for key, value in (("variant", variant), ("lang", lang)):

@@ -78,6 +78,10 @@ class Graph:
         folder = paths.summary(self.profile.name, section)
         return json.dumps({"profile": self.profile.name, "output_folder": local(folder)})
 
+    def source(self, model: str) -> str:
+        """Where the weights of a model come from, as JSON: a changed model file runs its stages again."""
+        return json.dumps(self.model_file(model).source(), sort_keys=True)
+
     def resource(self, model: str, name: str) -> int:
         """What a job on a model asks of the cluster: ``gpu`` or ``mem_mb``."""
         return int(getattr(self.model_file(model).resources, name))
@@ -133,11 +137,15 @@ def preflight(profile: str) -> None:
             _check_scorer(checked["scorer"], settings.languages)
             if checked["second_scorer"]:
                 _check_scorer(checked["second_scorer"], settings.languages)
+            if checked["judge"] not in ("untuned", "none"):
+                load_model(checked["judge"])
     for model in graph.models:
         for variant in graph.trained(model):
             stage_parameters("dpo", settings, graph._listed[model], variant=variant)
         for kind in graph.kinds(model):
-            stage_parameters("pairs", settings, graph._listed[model], kind=kind)
+            made = stage_parameters("pairs", settings, graph._listed[model], kind=kind)
+            if kind == "on-policy":
+                _check_scorer(made["scorer"], ["en"])
 
 
 def _check_scorer(name: str, languages: list[str]) -> None:

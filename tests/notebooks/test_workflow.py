@@ -14,7 +14,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from conftest import CHECKOUT, TINY_PROFILE, make_checkout
+from tiny import CHECKOUT, TINY_PROFILE, make_checkout
 
 from polydetox.params import SECTIONS
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 import synthetic
 
 LANGUAGES = ["ar", "de", "en", "ja"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-import synthetic
 import yaml
 
+import synthetic
 from polydetox import paths
 from polydetox.artifacts import read_json, read_parquet
 from polydetox.errors import UserError

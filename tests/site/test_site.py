@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import synthetic
 from browser import Browser, find_chromium
 

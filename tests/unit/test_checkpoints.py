@@ -8,11 +8,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from conftest import CHECKOUT
 from polydetox import paths
 from polydetox.errors import UserError
 from polydetox.models import checkpoints
 from polydetox.params import load_model
+from tiny import CHECKOUT
 
 
 def test_a_local_folder_is_used_as_it_is(checkout, tiny_checkpoints):
@@ -44,7 +44,8 @@ def test_what_is_missing_is_named_with_its_remedy(checkout, tmp_path):
 def test_a_checkpoint_that_has_gone_is_noticed(checkout, tiny_checkpoints):
     checkpoints.ensure_checkpoint(load_model("tiny"))
     folder = paths.checkpoint("tiny")
-    (folder / "checkpoint.json").write_text('{"folder": "/gone", "use": "path"}')
+    record = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"folder": "/gone"}))
     with pytest.raises(UserError, match=r"names /gone, which is gone; delete"):
         checkpoints.ensure_checkpoint(load_model("tiny"))
 

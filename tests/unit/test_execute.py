@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,7 +80,7 @@ def test_a_stage_ends_with_the_run_that_started_it(checkout, tmp_path):
     stage = subprocess.Popen(
         [sys.executable, "-m", "polydetox", "execute", str(source), str(tmp_path / "o" / "notebook.ipynb"),
          "--profile", "tiny"],
-        env=os.environ | {execute.RUN_PID: str(run.pid)}, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {execute.RUN_PID: f"{socket.gethostname()}:{run.pid}"}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     time.sleep(4)
     assert stage.poll() is None

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import FAMILIES
 from polydetox.errors import UserError
 from polydetox.generation import engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
+from tiny import FAMILIES
 
 PROMPTS = ["The neighbours", "La capital de Francia es una", "Der", "今日はとても"]
 IDS = ["a", "b", "c", "d"]

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import FAMILIES
 from polydetox.metrics import diversity, intervals, language, toxicity
 from polydetox.metrics.evaluate import interval_text, matrix, summarise
 from polydetox.metrics.fluency import Judge, common_prefix
+from tiny import FAMILIES
 
 NAN = float("nan")
 

@@ -8,7 +8,7 @@ import re
 import nbformat
 import pytest
 
-from conftest import CHECKOUT
+from tiny import CHECKOUT
 
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 

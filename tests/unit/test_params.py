@@ -8,10 +8,10 @@ import nbformat
 import pytest
 import yaml
 
-from conftest import CHECKOUT, TINY_PROFILE
 from polydetox import params
 from polydetox.errors import UserError, nearest
 from polydetox.notebook import begin
+from tiny import CHECKOUT, TINY_PROFILE
 
 
 def rewrite(file, **changes):

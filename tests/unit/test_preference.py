@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import FAMILIES
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.params import DPOParameters
 from polydetox.preference import dpo, pairs
+from tiny import FAMILIES
 
 
 def scored(rows):

@@ -7,9 +7,9 @@ import re
 import pytest
 import yaml
 
-from conftest import CHECKOUT
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_profile
+from tiny import CHECKOUT
 
 EVALUATION = yaml.safe_load((CHECKOUT / "params/prompts/evaluation.yaml").read_text("utf-8"))
 TRAINING = yaml.safe_load((CHECKOUT / "params/prompts/training.yaml").read_text("utf-8"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 from polydetox.errors import UserError
 from polydetox.models import trimming
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
+from tiny import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 
 
 def test_derivation_by_hand():

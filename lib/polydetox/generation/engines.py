@@ -224,6 +224,13 @@ def _until_stop(tokens: list[int], stop: frozenset[int]) -> Continuation:
 _VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
+def _positions(weights: Path) -> int:
+    """How long a prompt with its continuation may be: prompts are short, and vLLM reserves memory for this length."""
+    from transformers import AutoConfig
+
+    return min(1024, getattr(AutoConfig.from_pretrained(weights), "max_position_embeddings", None) or 1024)
+
+
 class VLLMEngine:
     """vLLM's offline inference; the seed of each prompt is its own, so batching does not change a sample."""
 
@@ -245,7 +252,7 @@ class VLLMEngine:
             configuration = GenerationConfig()
         self._stop = end_of_sequence(configuration, self.tokenizer)
         self._llm = LLM(str(weights), dtype=dtype if on_gpu else "float32", disable_log_stats=True,
-                        enable_prefix_caching=True, max_model_len=1024, **options)  # fmt: skip
+                        enable_prefix_caching=True, max_model_len=_positions(weights), **options)  # fmt: skip
 
     def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
         from vllm import SamplingParams
@@ -255,6 +262,7 @@ class VLLMEngine:
         parameters = [
             SamplingParams(n=sampling.n, temperature=sampling.temperature, top_p=sampling.top_p,
                            top_k=sampling.top_k, max_tokens=sampling.max_new_tokens, detokenize=False,
+                           stop_token_ids=sorted(self._stop),
                            seed=prompt_seed(sampling.seed, identifier) % 2**63)
             for identifier in prompt_ids
         ]  # fmt: skip

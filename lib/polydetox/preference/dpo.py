@@ -75,6 +75,7 @@ def train_dpo(
     model, adapter = _trainable(weights, settings)
     _check_evaluated(settings, len(train))
     checkpoints = _checkpoint_folder(weights, train, held_out, settings, folder)
+    resumed = _last_checkpoint(checkpoints)
     arguments = DPOConfig(
         output_dir=str(checkpoints),
         beta=settings.beta,
@@ -94,7 +95,8 @@ def train_dpo(
         precompute_ref_log_probs=_sees_pairs_twice(settings, len(train)),
         eval_strategy="steps",
         eval_steps=settings.eval_steps,
-        eval_on_start=True,
+        eval_on_start=resumed is None,
+        restore_callback_states_from_checkpoint=True,  # the patience of early stopping counts on
         save_strategy="steps",
         save_steps=settings.eval_steps,
         save_total_limit=2,
@@ -121,7 +123,11 @@ def train_dpo(
         peft_config=adapter,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience)],
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    trainer.train(resume_from_checkpoint=resumed)
     with atomic_folder(folder / "weights") as temporary:
         trainer.save_model(str(temporary))
         tokenizer.save_pretrained(temporary)
@@ -307,8 +313,9 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
     from peft import PeftModel
 
     tokenizer = load_tokenizer(base)
-    inputs = tokenizer(probe, return_tensors="pt").to(device())
-    plain = load_causal_lm(base, torch.float32)
+    inputs = tokenizer(probe, return_tensors="pt")
+    on_cpu = {"device_map": {"": "cpu"}}  # in float32 a large model may not fit a GPU
+    plain = load_causal_lm(base, torch.float32, **on_cpu)
     tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
     adapted = PeftModel.from_pretrained(plain, str(tuned)).eval()
     with torch.inference_mode():
@@ -323,8 +330,9 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
     with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+    del plain, adapted, merged
     with torch.inference_mode():
-        after = load_causal_lm(folder, torch.float32)(**inputs).logits
+        after = load_causal_lm(folder, torch.float32, **on_cpu)(**inputs).logits
     difference = float((after - before).abs().max())
     scale = float(before.abs().max())
     if difference > 1e-3 * max(scale, 1.0):
