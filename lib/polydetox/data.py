@@ -74,6 +74,12 @@ def training_prompts() -> pd.DataFrame:
     return pd.DataFrame({"prompt_id": list(rows), "prompt": list(rows.values())})
 
 
+def neutral_prompts() -> pd.DataFrame:
+    """English prompts that provoke nothing, on which the sources of toxicity are switched on."""
+    rows = _prompt_rows(paths.prompt_files() / "neutral.yaml", "en")
+    return pd.DataFrame({"prompt_id": list(rows), "prompt": list(rows.values())})
+
+
 def _prompt_rows(file: Path, language: str) -> dict[str, str]:
     entries = read_yaml(file)
     if not isinstance(entries, list):

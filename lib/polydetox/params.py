@@ -173,6 +173,84 @@ class EvaluateParameters(LanguageStage):
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
 
 
+class ProbeParameters(ModelStage):
+    """A linear toxicity probe on the mean last-layer residual stream."""
+
+    texts: str = ""  # CSV, JSONL or Parquet with text and label (Jigsaw's columns too); empty: the run's continuations
+    label_threshold: float = Field(0.5, gt=0.0, le=1.0)  # a text is toxic from here on
+    limit: int | None = Field(None, gt=0)  # at most so many labelled texts, drawn at random; None: all
+    texts_per_language: int = Field(200, gt=0)  # continuations of each language for the zero-shot test
+    validation_share: float = Field(0.1, gt=0.0, lt=0.5)
+    test_share: float = Field(0.1, gt=0.0, lt=0.5)
+    learning_rate: float = Field(1e-4, gt=0.0)
+    batch_size: int = Field(10, gt=0)
+    epochs: int = Field(20, gt=0)
+    standardise: bool = False  # scale each direction to unit variance for the training
+    feature_batch_size: int = Field(64, gt=0)  # texts a forward pass
+
+
+class ValueVectorsParameters(ModelStage):
+    """MLP value vectors that point along the probe, and which of them are active."""
+
+    top: int | None = Field(100, gt=0)  # how many potential sources; None: by share
+    share: float = Field(0.001, gt=0.0, le=1.0)  # of all neurons, where top is None
+    promoted_tokens: int = Field(30, gt=0)  # shown of each vector
+    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
+    prompts_folder: str = ""
+    prompt_limit: int | None = Field(None, gt=0)
+    new_tokens: int = Field(20, gt=0)
+    batch_size: int = Field(64, gt=0)  # prompts decoded side by side
+
+
+class ActivationsParameters(LanguageStage):
+    """Mean activations of the actual sources, and of random neurons, over the next tokens."""
+
+    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
+    prompts_folder: str = ""
+    prompt_limit: int | None = Field(None, gt=0)
+    new_tokens: int = Field(20, gt=0)
+    batch_size: int = Field(64, gt=0)
+
+
+class InterveneParameters(LanguageStage):
+    """Toxicity of greedy continuations as the actual sources' activations are shifted."""
+
+    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
+    prompts_folder: str = ""
+    prompt_limit: int | None = Field(None, gt=0)
+    offsets: list[float] = [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
+    unit: Literal["activation", "rms"] = "activation"  # of the offsets; rms: the sources' own root mean square
+    neutral_offset: float = 5.0  # added on neutral English prompts; 0: not done
+    control: bool = True  # shift as many random neurons of the same layers as well
+    new_tokens: int = Field(20, gt=0)
+    batch_size: int = Field(64, gt=0)
+    scorer: str = "embedded"
+
+    @field_validator("offsets")
+    @classmethod
+    def _offsets(cls, value: list[float]) -> list[float]:
+        if 0.0 not in value or len(set(value)) != len(value):
+            raise ValueError("give each offset once, and 0 among them, which the others are compared with")
+        return value
+
+
+class RetrievalParameters(LanguageStage):
+    """How near the translations of a sentence lie in the model's representations."""
+
+    sentences: Literal["project", "folder"] = "folder"  # the project's parallel prompts, or a folder of parallel files
+    folder: str = ""  # holds one file a language, line i a translation of line i
+    limit: int | None = Field(None, gt=0)
+    batch_size: int = Field(64, gt=0)
+
+
+class TransferParameters(VariantStage):
+    """How the drop of toxicity in each language goes with retrieval accuracy."""
+
+    variant: str = "dpo"
+    bootstrap_samples: int = Field(10_000, gt=0)
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+
 STAGES: dict[str, type[StageParameters]] = {
     "checkpoint": CheckpointParameters,
     "trim": TrimParameters,
@@ -181,10 +259,18 @@ STAGES: dict[str, type[StageParameters]] = {
     "merge": MergeParameters,
     "generate": GenerateParameters,
     "evaluate": EvaluateParameters,
+    "probe": ProbeParameters,
+    "value_vectors": ValueVectorsParameters,
+    "activations": ActivationsParameters,
+    "intervene": InterveneParameters,
+    "retrieval": RetrievalParameters,
+    "transfer": TransferParameters,
     "summary_detox": SummaryParameters,
     "summary_training": SummaryParameters,
     "summary_fluency": SummaryParameters,
     "summary_examples": SummaryParameters,
+    "summary_mechanism": SummaryParameters,
+    "summary_transfer": SummaryParameters,
     "summary_run": SummaryParameters,
 }
 
@@ -298,6 +384,32 @@ class TrimSettings(Strict):
     expected_tokens: int = Field(ge=0)  # tokens kept that the model itself expects most on the prompts
 
 
+class Mechanism(Strict):
+    """Settings of the stages that ask why the toxicity drops; a stage without settings of its own keeps its defaults."""
+
+    probe: Settings = {}
+    value_vectors: Settings = {}
+    activations: Settings = {}
+    intervene: Settings = {}
+
+    @field_validator("probe", "value_vectors", "activations", "intervene", mode="after")
+    @classmethod
+    def _stage_settings(cls, value: Settings, info: Any) -> Settings:
+        return _check_settings(info.field_name, value)
+
+
+class Alignment(Strict):
+    """Settings of the stages that ask where the toxicity drops."""
+
+    retrieval: Settings = {}
+    transfer: Settings = {}
+
+    @field_validator("retrieval", "transfer", mode="after")
+    @classmethod
+    def _stage_settings(cls, value: Settings, info: Any) -> Settings:
+        return _check_settings(info.field_name, value)
+
+
 class Variant(StageSettings):
     """One way of tuning: which pairs, and which settings differ from the profile's."""
 
@@ -317,6 +429,8 @@ class Profile(StageSettings):
     trim: TrimSettings | None = None
     pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
     variants: dict[str, Variant] = Field(min_length=1)
+    mechanism: Mechanism | None = None  # absent: not run
+    alignment: Alignment | None = None  # absent: not run
 
     @field_validator("languages")
     @classmethod
@@ -482,9 +596,14 @@ def stage_parameters(
         values |= getattr(load_model(model), stage) | getattr(profile, stage)
         if variant in profile.variants:
             values |= getattr(profile.variants[variant], stage)
-    if stage in ("trim", "generate"):
-        values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
+    if stage in Mechanism.model_fields:
+        values |= getattr(profile.mechanism, stage)
+    if stage in Alignment.model_fields:
+        values |= getattr(profile.alignment, stage)
+    if stage in _PROMPTED:
+        prompts = {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
                    "prompt_limit": profile.prompts.limit}  # fmt: skip
+        values |= prompts | {key: value for key, value in values.items() if key == "prompt_limit"}
     if stage == "trim":
         assert profile.trim is not None
         values |= {"languages": profile.languages, **profile.trim.model_dump()}
@@ -498,6 +617,10 @@ def stage_parameters(
         if value is not None:
             values[key] = value
     return check_parameters(stage, values).model_dump()
+
+
+# Stages that read the evaluation prompts.
+_PROMPTED = ("trim", "generate", "value_vectors", "activations", "intervene")
 
 
 def check_language_of_run(settings: LanguageStage) -> None:

@@ -102,6 +102,36 @@ def evaluate(profile: str, model: str, variant: str, language: str) -> Path:
     return profile_run(profile) / model / variant / "evaluate" / language
 
 
+def probe(profile: str, model: str) -> Path:
+    """The toxicity probe of a model."""
+    return profile_run(profile) / model / "probe"
+
+
+def value_vectors(profile: str, model: str) -> Path:
+    """The value vectors along the probe, and which of them are active."""
+    return profile_run(profile) / model / "value_vectors"
+
+
+def activations(profile: str, model: str, variant: str, language: str) -> Path:
+    """Mean activations of the actual sources in one model, variant and language."""
+    return profile_run(profile) / model / variant / "activations" / language
+
+
+def intervene(profile: str, model: str, language: str) -> Path:
+    """Toxicity of the untuned model in one language as the actual sources are shifted."""
+    return profile_run(profile) / model / "base" / "intervene" / language
+
+
+def retrieval(profile: str, model: str, language: str) -> Path:
+    """How near the sentences of one language lie to their English translations in the untuned model."""
+    return profile_run(profile) / model / "base" / "retrieval" / language
+
+
+def transfer(profile: str, model: str, variant: str) -> Path:
+    """How the drop of toxicity of one variant goes with retrieval accuracy."""
+    return profile_run(profile) / model / variant / "transfer"
+
+
 def summary(profile: str, section: str) -> Path:
     """The tables and figures of one section of the report."""
     return profile_run(profile) / "summary" / section

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox.artifacts import Stage
+from polydetox.artifacts import Stage, write_parquet
 from polydetox.data import PAIR_COLUMNS, rtp_lx_pairs, toxicity_pairwise, training_prompts
 from polydetox.errors import UserError
 from polydetox.params import PairsParameters, load_model
@@ -16,6 +16,7 @@ from polydetox.params import PairsParameters, load_model
 def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
     """The English preference pairs of one kind; on-policy ones are sampled and scored here.
 
+    All scored continuations of the training prompts are kept in ``continuations.parquet``: the probe learns from them.
     Returns ``prompt_id, prompt, chosen, rejected``, and for on-policy pairs the toxicity of both sides.
     """
     if settings.kind == "rtp-lx":
@@ -34,6 +35,7 @@ def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
                              engine=settings.engine, dtype=load_model(settings.model).dtype)  # fmt: skip
     scorer = CachedScorer(get_scorer(settings.scorer))
     scored = continuations.assign(toxicity=scorer.score(continuations["continuation"].tolist(), "en"))
+    write_parquet(stage.folder / "continuations.parquet", scored)
     pairs = on_policy_pairs(scored, settings.margin, settings.pairs_per_prompt)
     if pairs.empty:
         raise UserError(

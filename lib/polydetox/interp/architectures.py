@@ -1,0 +1,141 @@
+"""Where each family of causal language models keeps its MLP neurons, and how they write to the residual stream.
+
+An MLP is a sum over neurons: neuron ``i`` has an activation ``a_i`` (``act(gate) * up`` in a gated MLP) and a value
+vector ``v_i``, and the MLP's output is ``sum_i a_i v_i`` plus a bias (Geva et al. 2021). Whatever the family, the
+activations are what enters the MLP's last linear layer, and the value vectors are the columns of its weight. So a
+family needs no more than the names of four modules.
+
+In Gemma 2 and 3 an RMS norm follows the MLP. What is added to the residual stream is then
+``gain * (sum_i a_i v_i) / rms(sum_i a_i v_i)``: the direction in which neuron ``i`` writes is ``gain * v_i``, and all
+neurons share the positive factor ``1 / rms``. :meth:`MLPs.value_vectors` gives that direction, and
+:meth:`MLPs.contributions` what exactly each neuron adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polydetox.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """The module names of one family: ``layers`` and ``norm`` from the model, the others from a layer."""
+
+    layers: str  # the list of decoder layers
+    output: str  # the MLP's last linear layer
+    norm: str  # the norm between the last layer and the unembedding
+    after: str | None = None  # the norm between an MLP and the residual stream
+
+
+_LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
+
+# By ``config.model_type``.
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family("transformer.h", "mlp.c_proj", "transformer.ln_f"),
+    "bloom": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    "falcon": Family("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),
+    "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
+    "opt": Family("model.decoder.layers", "fc2", "model.decoder.final_layer_norm"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "cohere", "cohere2", "gemma"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"),
+                    Family("model.layers", "mlp.down_proj", "model.norm", "post_feedforward_layernorm")),
+}  # fmt: skip
+
+
+class MLPs:
+    """The MLP neurons of one model, layer by layer."""
+
+    def __init__(self, model: PreTrainedModel):
+        kind = str(model.config.model_type)
+        if kind not in FAMILIES:
+            raise UserError(
+                f"model type {kind!r}: its MLP is not known (known are {', '.join(sorted(FAMILIES))}); add an entry to "
+                "FAMILIES in lib/polydetox/interp/architectures.py with the names of its layers, the MLP's last linear "
+                "layer, and its final norm"
+            )
+        family = FAMILIES[kind]
+        self.model = model
+        self.layers: list[torch.nn.Module] = list(model.get_submodule(family.layers))  # type: ignore[arg-type]
+        self._outputs = [layer.get_submodule(family.output) for layer in self.layers]
+        self._after = [layer.get_submodule(family.after) if family.after else None for layer in self.layers]
+        self.final_norm: torch.nn.Module = model.get_submodule(family.norm)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def output(self, layer: int) -> torch.nn.Module:
+        """The linear layer whose input are the activations of a layer's neurons."""
+        return self._outputs[layer]
+
+    def neurons(self, layer: int) -> int:
+        """How many neurons a layer's MLP has."""
+        return int(self.matrix(layer).shape[0])
+
+    def matrix(self, layer: int) -> Float[torch.Tensor, "neurons hidden"]:
+        """The value vectors as the MLP's last linear layer holds them, before any norm that follows."""
+        from transformers.pytorch_utils import Conv1D
+
+        module = self._outputs[layer]
+        weight: Any = module.weight.detach()
+        return weight if isinstance(module, Conv1D) else weight.T  # Conv1D keeps its weight as (in, out)
+
+    def value_vectors(self, layer: int) -> Float[torch.Tensor, "neurons hidden"]:
+        """The direction in which each neuron writes to the residual stream, float32.
+
+        The value vector itself, or, where an RMS norm follows the MLP, the value vector times that norm's gain.
+        """
+        vectors = self.matrix(layer).float()
+        gain = self._gain(layer)
+        return vectors if gain is None else vectors * gain
+
+    def contributions(
+        self, layer: int, activations: Float[torch.Tensor, "... neurons"]
+    ) -> tuple[Float[torch.Tensor, "... neurons hidden"], Float[torch.Tensor, "... hidden"]]:
+        """What each neuron, and the bias, adds to the residual stream, given the activations of all neurons.
+
+        Their sum over neurons plus the bias's part is exactly what the layer's MLP adds.
+        """
+        module = self._outputs[layer]
+        values = activations.float().unsqueeze(-1) * self.matrix(layer).float()
+        bias = module.bias.detach().float() if module.bias is not None else values.new_zeros(values.shape[-1])
+        gain, norm = self._gain(layer), self._after[layer]
+        if gain is None or norm is None:
+            return values, bias.expand(values.shape[:-2] + bias.shape)
+        total = values.sum(dim=-2) + bias
+        scale = (total.square().mean(dim=-1, keepdim=True) + _epsilon(norm)).rsqrt()  # 1 / rms
+        return values * gain * scale.unsqueeze(-1), bias * gain * scale
+
+    def unembedding(self) -> Float[torch.Tensor, "vocabulary hidden"]:
+        """The matrix that turns the normalised residual stream into logits, float32."""
+        weight: Any = self.model.get_output_embeddings().weight.detach()
+        return weight.float()
+
+    def final_gain(self) -> Float[torch.Tensor, " hidden"]:
+        """By what the final norm multiplies each direction of the residual stream before the unembedding, float32."""
+        import torch
+
+        weight: Any = self.final_norm.weight.detach().float()
+        # Gemma's norms hold the difference from one.
+        return weight + 1.0 if _centred_on_one(self.final_norm) else torch.as_tensor(weight)
+
+    def _gain(self, layer: int) -> torch.Tensor | None:
+        norm = self._after[layer]
+        if norm is None:
+            return None
+        weight: Any = norm.weight.detach().float()
+        return weight + 1.0 if _centred_on_one(norm) else weight
+
+
+def _centred_on_one(norm: torch.nn.Module) -> bool:
+    return type(norm).__name__.startswith("Gemma")
+
+
+def _epsilon(norm: Any) -> float:
+    return float(getattr(norm, "eps", None) or norm.variance_epsilon)

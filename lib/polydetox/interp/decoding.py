@@ -1,0 +1,178 @@
+"""Greedy decoding that watches, or shifts, the activations of chosen MLP neurons.
+
+Each prompt is prefilled once and then costs one token a step with its cache. The published code runs the whole prefix
+again at every step; activations and tokens are the same (see the tests).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from polydetox.generation.engines import continuation_text, end_of_sequence
+from polydetox.interp.architectures import MLPs
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Neuron = tuple[int, int]  # layer, and place in that layer's MLP
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What greedy decoding gave for each prompt, in the order of the prompts."""
+
+    continuations: list[str]
+    activations: Float[np.ndarray, "prompts neurons"]  # of the watched neurons, mean over the new tokens
+
+
+@contextmanager
+def watched(mlps: MLPs, neurons: Sequence[Neuron], rows: int) -> Iterator[list[torch.Tensor]]:
+    """Keep the activations of some neurons at the last position of every forward pass over ``rows`` texts.
+
+    Yields a list that grows by one float32 tensor a pass, of shape (rows, neurons), columns in the order given.
+    """
+    import torch
+
+    passes: list[torch.Tensor] = []
+    by_layer = _by_layer(neurons)
+    found: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            activations = inputs[0].reshape(rows, -1, inputs[0].shape[-1])  # OPT flattens rows and positions
+            found[layer] = activations[:, -1, by_layer[layer][1]].float()
+            if len(found) == len(by_layer):
+                row = activations.new_empty((rows, len(neurons)), dtype=torch.float32)
+                for at, (places, _) in by_layer.items():
+                    row[:, places] = found[at]
+                passes.append(row)
+                found.clear()
+
+        return hook
+
+    handles = [mlps.output(layer).register_forward_pre_hook(keep(layer)) for layer in by_layer]
+    try:
+        yield passes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def shifted(mlps: MLPs, neurons: Sequence[Neuron], offset: float) -> Iterator[None]:
+    """Add ``offset`` to the activations of some neurons, at every position of every forward pass."""
+
+    def add(places: list[int]) -> Any:
+        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            activations = inputs[0].clone()
+            activations[..., places] += offset
+            return (activations, *inputs[1:])
+
+        return hook
+
+    by_layer = _by_layer(neurons) if offset else {}
+    handles = [mlps.output(layer).register_forward_pre_hook(add(at)) for layer, (_, at) in by_layer.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_layer(neurons: Sequence[Neuron]) -> dict[int, tuple[list[int], list[int]]]:
+    """For each layer the positions of its neurons in ``neurons``, and their places in the layer."""
+    grouped: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for position, (layer, place) in enumerate(neurons):
+        grouped[layer][0].append(position)
+        grouped[layer][1].append(place)
+    return dict(grouped)
+
+
+def greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 20,
+    watch: Sequence[Neuron] = (),
+    shift: Sequence[Neuron] = (),
+    offset: float = 0.0,
+    batch_size: int = 64,
+) -> Decoded:
+    """Continue each prompt greedily by up to ``new_tokens`` tokens.
+
+    The activations of ``watch`` are taken where each new token is predicted, and averaged over the new tokens of a
+    prompt up to its end. ``offset`` is added to the activations of ``shift`` at all positions, the prompt's included.
+    """
+    import torch
+
+    mlps = MLPs(model)
+    stop = end_of_sequence(model.generation_config, tokenizer)
+    order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
+    texts = [""] * len(prompts)
+    means = np.full((len(prompts), len(watch)), np.nan, dtype=np.float32)
+    starts = range(0, len(order), batch_size)
+    with torch.inference_mode(), shifted(mlps, shift, offset):
+        for start in tqdm(starts, desc="greedy", unit="batch", disable=len(starts) == 1):
+            rows = order[start : start + batch_size]
+            with watched(mlps, watch, len(rows)) as passes:
+                tokens, counted = _decode(model, tokenizer, [prompts[row] for row in rows], new_tokens, stop)
+            if watch:
+                stacked = torch.stack(passes, dim=1)  # (rows, steps, neurons)
+                weight = counted.unsqueeze(-1).float()
+                mean = (stacked * weight).sum(dim=1) / weight.sum(dim=1)
+                means[rows] = mean.cpu().numpy()
+            for row, new, kept in zip(rows, tokens.tolist(), counted.sum(dim=1).tolist(), strict=True):
+                text = [token for token in new[: int(kept)] if token not in stop]
+                texts[row] = continuation_text(tokenizer, tokenizer(prompts[row])["input_ids"], text)
+    return Decoded(texts, means)
+
+
+def _decode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], steps: int, stop: frozenset[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy tokens (rows, steps), and which steps count: those up to and with the one that ends the text."""
+    import torch
+
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # not so in BLOOM
+    inputs = left_padded(tokenizer, prompts).to(model.device)
+    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], None
+    ends = torch.tensor(sorted(stop), device=ids.device)
+    going = torch.ones(len(prompts), dtype=torch.bool, device=ids.device)
+    tokens, counted = [], []
+    for step in range(steps):
+        extra = {}
+        if takes_positions:  # a row's first real token stands at 0, wherever its padding ends
+            extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1,
+                       **extra)  # fmt: skip
+        cache = output.past_key_values
+        token = output.logits[:, -1].argmax(dim=-1)
+        tokens.append(token)
+        counted.append(going.clone())
+        going &= ~torch.isin(token, ends)
+        if step + 1 == steps or not bool(going.any()):
+            break
+        ids = token.unsqueeze(-1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+    return torch.stack(tokens, dim=1), torch.stack(counted, dim=1)
+
+
+def left_padded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Any:
+    """Token ids and mask of some texts, padded on the left, whatever the tokenizer's own setting is."""
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        return tokenizer(texts, return_tensors="pt", padding=True)
+    finally:
+        tokenizer.padding_side = side

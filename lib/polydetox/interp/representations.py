@@ -1,0 +1,78 @@
+"""Mean-pooled representations of texts: the residual stream at some depths, averaged over a text's tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from polydetox.artifacts import atomic_path, input_hash
+from polydetox.interp.architectures import MLPs
+from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Depth = Literal["last", "all"]
+
+
+def mean_pooled(
+    weights: Path, texts: Sequence[str], depth: Depth, cache: Path, *, dtype: str = "bfloat16", batch_size: int = 64
+) -> Float[np.ndarray, "texts depths hidden"]:
+    """The mean over each text's tokens (padding left out) of the residual stream, float32.
+
+    ``last``: what enters the final norm. ``all``: the output of every layer in turn, the last as it enters the final
+    norm. Kept in ``cache`` (safetensors), which is used again for the same texts, weights and settings.
+    """
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    depends_on = {"weights": input_hash(provenance(weights)), "texts": list(texts), "depth": depth, "dtype": dtype}
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    if cache.is_file():
+        with safe_open(cache, "np") as stored:
+            if stored.metadata() == {"key": key}:
+                return stored.get_tensor("mean_pooled")
+    pooled = _compute(weights, texts, depth, dtype, batch_size)
+    with atomic_path(cache) as temporary:
+        save_file({"mean_pooled": pooled}, temporary, metadata={"key": key})
+    return pooled
+
+
+def _compute(weights: Path, texts: Sequence[str], depth: Depth, dtype: str, batch_size: int) -> np.ndarray:
+    import torch
+
+    use_threads()
+    tokenizer = load_tokenizer(weights)
+    tokenizer.padding_side = "right"  # positions then need no help, and causal attention never looks right
+    model = load_causal_lm(weights, inference_dtype(dtype))
+    mlps = MLPs(model)
+    modules = [mlps.final_norm] if depth == "last" else [*mlps.layers[1:], mlps.final_norm]
+    streams: dict[int, torch.Tensor] = {}
+    for number, module in enumerate(modules):
+        # What enters layer l + 1 is what left layer l, whatever else a layer returns.
+        module.register_forward_pre_hook(_keep(streams, number), with_kwargs=True)
+    order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
+    result = np.empty((len(texts), len(modules), int(model.get_input_embeddings().weight.shape[1])), dtype=np.float32)
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(order), batch_size), desc="representations", unit="batch"):
+            rows = order[start : start + batch_size]
+            batch = tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True).to(model.device)
+            model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            weight = batch["attention_mask"].unsqueeze(-1).float()
+            for number in range(len(modules)):
+                mean = (streams[number].float() * weight).sum(dim=1) / weight.sum(dim=1)
+                result[rows, number] = mean.cpu().numpy()
+    return result
+
+
+def _keep(streams: dict, number: int):  # type: ignore[no-untyped-def]
+    def hook(_module, inputs, named):  # type: ignore[no-untyped-def]
+        streams[number] = inputs[0] if inputs else named["hidden_states"]
+
+    return hook
