@@ -45,7 +45,7 @@ EXECUTE = (
 wildcard_constraints:
     model="|".join(map(re.escape, graph.models)),
     variant="|".join({variant for model in graph.models for variant in graph.variants(model)}),
-    lang="|".join(graph.profile.languages),
+    lang="|".join(dict.fromkeys(["en", *graph.profile.languages])),
     kind="|".join(graph.profile.pairs),
     section="|".join(SECTIONS),
 
@@ -206,6 +206,9 @@ rule evaluate:
         gpu=lambda w: graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
+
+
+include: "rules/why.smk"
 
 
 rule summary:

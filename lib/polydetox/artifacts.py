@@ -36,7 +36,7 @@ _VERSIONED = (
 
 # A manifest must never carry a secret; a parameter with such a name is a mistake.
 _SECRET_NAMES = ("token", "secret", "password", "api_key", "apikey")
-_NOT_SECRET = frozenset({"max_new_tokens", "expected_tokens"})
+_NOT_SECRET = frozenset({"max_new_tokens", "expected_tokens", "new_tokens", "promoted_tokens"})
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -99,16 +100,16 @@ def _prompt_rows(file: Path, language: str) -> dict[str, str]:
 # --- RTP-LX -----------------------------------------------------------------------------------------------------
 
 
-def local_folder(folder: str | Path) -> Path:
-    """A folder as a parameter names it, with ``~`` and ``$VARIABLES`` filled in.
+def local_path(given: str | Path) -> Path:
+    """A folder or file as a parameter names it, with ``~`` and ``$VARIABLES`` filled in.
 
     Parameters keep the variable, so that artefacts do not depend on where a reader keeps the data.
     """
-    expanded = os.path.expandvars(str(folder))
+    expanded = os.path.expandvars(str(given))
     unset = re.match(r"\$\{?(\w+)", expanded)
     if unset:
         raise UserError(
-            f"folder {str(folder)!r}: the environment variable {unset[1]} is not set; "
+            f"{str(given)!r}: the environment variable {unset[1]} is not set; "
             f"export {unset[1]}=<the folder that holds the data> (see `polydetox data`)"
         )
     return Path(expanded).expanduser()
@@ -121,7 +122,7 @@ def rtp_lx_file(folder: str | Path, language: str) -> Path:
             "prompts from RTP-LX need their folder: set 'prompts: folder:' in the profile or -p prompts_folder "
             "(see `polydetox data`)"
         )
-    folder = local_folder(folder)
+    folder = local_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it should hold RTP_LX_<LOCALE>.json (see `polydetox data`)")
     wanted = f"RTP_LX_{rtp_lx_locale(language)}.json".lower()
@@ -221,7 +222,7 @@ def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> pd.DataFr
 
     Columns: ``prompt_id, prompt, chosen, rejected``. Rows without any of the three are left out.
     """
-    parts = sorted(local_folder(folder).glob("*.jsonl")) if str(folder) else []
+    parts = sorted(local_path(folder).glob("*.jsonl")) if str(folder) else []
     if not parts:
         raise UserError(
             f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see `polydetox data`) "
@@ -250,3 +251,97 @@ def _follows(completion: str) -> str:
     """
     text = completion.rstrip()
     return f" {text}" if text[0].isalnum() else text
+
+
+# --- parallel sentences -----------------------------------------------------------------------------------------
+
+
+def parallel_sentences(source: str, language: str, folder: str | Path = "", limit: int | None = None) -> list[str]:
+    """Multiway parallel sentences in one language, in the order that all languages share.
+
+    ``source`` is ``project`` (the evaluation prompts written for this project) or ``folder``.
+    """
+    sentences = list(project_prompts(language)["prompt"]) if source == "project" else _read_parallel(folder, language)
+    return sentences[:limit]
+
+
+def _read_parallel(given: str | Path, language: str) -> list[str]:
+    """The one file of a language in a folder, by its code: ``de.txt`` (a line a sentence), ``de.json`` (a list), or
+    ``*_de_*.jsonl`` (objects with ``Prompt`` or ``text``, as the authors' parallel prompts are published).
+
+    HTML's entities, of which the published prompts have some, are turned into the characters that they stand for.
+    """
+    if not str(given):
+        raise UserError("parallel sentences: set 'alignment: retrieval: folder:' in the profile or -p folder "
+                        "(see `polydetox data`)")  # fmt: skip
+    folder = local_path(given)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; it should hold one file of parallel sentences a language")
+    found = [file for name in (f"{language}.txt", f"{language}.json", f"{language}.jsonl", f"*_{language}_*.jsonl")
+             for file in sorted(folder.glob(name))]  # fmt: skip
+    if len(found) != 1:
+        have = "no file" if not found else f"{len(found)} files ({', '.join(file.name for file in found)})"
+        raise UserError(
+            f"{folder}: {have} of {LANGUAGES[language]}; 'retrieval: folder' should hold one file a language "
+            f"({language}.txt, {language}.json or *_{language}_*.jsonl), line i of each a translation of line i of the "
+            "others (see `polydetox data`)"
+        )
+    file = found[0]
+    try:
+        text = file.read_text("utf-8")
+        if file.suffix == ".txt":
+            rows = text.splitlines()
+        elif file.suffix == ".json":
+            rows = json.loads(text)
+        else:
+            rows = [_sentence(json.loads(line)) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise UserError(f"{paths.relative(file)}: not readable ({str(error)[:100]})") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{paths.relative(file)}: expected a list of sentences")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, str) or not row.strip():
+            raise UserError(f"{paths.relative(file)}: sentence {number} is empty; every one needs its translation")
+    return [html.unescape(row).strip() for row in rows]
+
+
+def _sentence(row: Any) -> Any:
+    return next((row[name] for name in ("Prompt", "text") if name in row), None) if isinstance(row, dict) else row
+
+
+# --- labelled texts ---------------------------------------------------------------------------------------------
+
+# What a file of labelled texts may call its two columns; the second line is Jigsaw's.
+TEXT_COLUMNS = ("text", "comment_text")
+LABEL_COLUMNS = ("label", "toxic", "toxicity", "target")
+
+
+def read_labelled(path: Path, threshold: float) -> pd.DataFrame:
+    """Labelled texts of a CSV, JSON Lines or Parquet file: ``text, label``; labels from ``threshold`` up are toxic."""
+    name = paths.relative(path)
+    readers: dict[str, Any] = {
+        ".csv": pd.read_csv, ".jsonl": lambda file: pd.read_json(file, lines=True), ".parquet": pd.read_parquet,
+    }  # fmt: skip
+    if path.suffix not in readers:
+        raise UserError(f"{name}: not a kind of file that can be read; use one of {', '.join(readers)}")
+    if not path.is_file():
+        raise UserError(f"{name}: no such file; 'probe: texts' should name a file with columns text and label")
+    try:
+        table = readers[path.suffix](path)
+    except Exception as error:  # pandas raises many kinds; all mean that the file is damaged
+        raise UserError(f"{name}: not readable ({str(error).splitlines()[0][:120]})") from None
+    columns = []
+    for wanted in (TEXT_COLUMNS, LABEL_COLUMNS):
+        found = [column for column in wanted if column in table.columns]
+        if not found:
+            raise UserError(
+                f"{name}: no column {' or '.join(wanted)} (it has {', '.join(map(str, table.columns[:8]))})"
+            )
+        columns.append(found[0])
+    labels = pd.to_numeric(table[columns[1]], errors="coerce")
+    if labels.isna().any():
+        row = int(np.flatnonzero(labels.isna())[0])
+        raise UserError(f"{name}: row {row + 1}: column {columns[1]!r} is not a number ({table[columns[1]][row]!r})")
+    texts = table[columns[0]].fillna("").astype(str).str.strip()
+    result = pd.DataFrame({"text": texts, "label": (labels >= threshold).astype(int)})
+    return result[result["text"] != ""].reset_index(drop=True)

@@ -283,10 +283,13 @@ _IDENTITY = frozenset(
     | {"prompts_source", "prompts_folder", "prompt_limit"}
 )
 
+# Stages that may take fewer prompts than the profile evaluates.
+_OWN_LIMIT = frozenset((stage, "prompt_limit") for stage in ("value_vectors", "activations", "intervene"))
+
 
 def _check_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check a partial set of a stage's parameters, as a YAML section gives it."""
-    fields = {key for key in STAGES[stage].model_fields if key not in _IDENTITY}
+    fields = {key for key in STAGES[stage].model_fields if key not in _IDENTITY or (stage, key) in _OWN_LIMIT}
     for key in values:
         if key not in fields:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), sorted(fields))}")
@@ -385,7 +388,7 @@ class TrimSettings(Strict):
 
 
 class Mechanism(Strict):
-    """Settings of the stages that ask why the toxicity drops; a stage without settings of its own keeps its defaults."""
+    """Settings of the stages that ask why the toxicity drops; one that is left out keeps its defaults."""
 
     probe: Settings = {}
     value_vectors: Settings = {}
@@ -603,7 +606,7 @@ def stage_parameters(
     if stage in _PROMPTED:
         prompts = {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
                    "prompt_limit": profile.prompts.limit}  # fmt: skip
-        values |= prompts | {key: value for key, value in values.items() if key == "prompt_limit"}
+        values = prompts | values  # a stage's own limit stands
     if stage == "trim":
         assert profile.trim is not None
         values |= {"languages": profile.languages, **profile.trim.model_dump()}

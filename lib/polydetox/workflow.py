@@ -12,9 +12,23 @@ from typing import Any
 
 from polydetox import paths
 from polydetox.artifacts import MANIFEST
-from polydetox.data import load_prompts, local_folder, training_prompts
+from polydetox.data import (
+    load_prompts,
+    local_path,
+    neutral_prompts,
+    parallel_sentences,
+    read_labelled,
+    training_prompts,
+)
 from polydetox.errors import UserError
-from polydetox.params import ModelFile, Profile, load_model, load_profile, stage_parameters, variants_of
+from polydetox.params import (
+    ModelFile,
+    Profile,
+    load_model,
+    load_profile,
+    stage_parameters,
+    variants_of,
+)
 
 
 class Graph:
@@ -67,6 +81,11 @@ class Graph:
         """The files that the evaluation prompts come from, as far as they are this project's."""
         return [local(paths.prompt_files() / "evaluation.yaml")] if self.profile.prompts.source == "project" else []
 
+    def parallel(self) -> list[str]:
+        """The files that the parallel sentences come from, as far as they are this project's."""
+        project = self.profile.alignment and self.profile.alignment.retrieval.get("sentences") == "project"
+        return [local(paths.prompt_files() / "evaluation.yaml")] if project else []
+
     def parameters(self, stage: str, folder: Path, model: str, **identity: str) -> str:
         """All parameters of one job, as JSON."""
         values = stage_parameters(stage, self.profile, self._listed[model], **identity)
@@ -86,6 +105,42 @@ class Graph:
         """What a job on a model asks of the cluster: ``gpu`` or ``mem_mb``."""
         return int(getattr(self.model_file(model).resources, name))
 
+    def labelled(self, model: str) -> list[str]:
+        """What the labelled texts of the probe wait for: nothing where the profile names a file of them."""
+        assert self.profile.mechanism is not None
+        if self.profile.mechanism.probe.get("texts"):
+            return []
+        return [manifest(paths.pairs(self.profile.name, model, "on-policy"))]
+
+    def evaluations(self, model: str, *variants: str) -> list[str]:
+        """The manifests of the evaluations of some variants in every language."""
+        return [
+            manifest(paths.evaluate(self.profile.name, model, variant, language))
+            for variant in variants
+            for language in self.profile.languages
+        ]
+
+    def retrievals(self, model: str) -> list[str]:
+        """The manifests of the retrieval of every language; English is among them, whose sentences all are sought."""
+        languages = dict.fromkeys(["en", *self.profile.languages])
+        return [manifest(paths.retrieval(self.profile.name, model, language)) for language in languages]
+
+    def _mechanism(self, model: str) -> list[str]:
+        name, languages = self.profile.name, self.profile.languages
+        return [
+            manifest(paths.probe(name, model)),
+            manifest(paths.value_vectors(name, model)),
+            *(manifest(paths.activations(name, model, variant, language))
+              for variant in self.variants(model) for language in languages),
+            *(manifest(paths.intervene(name, model, language)) for language in languages),
+        ]  # fmt: skip
+
+    def _alignment(self, model: str) -> list[str]:
+        transfers = [
+            manifest(paths.transfer(self.profile.name, model, variant)) for variant in self.variants(model)[1:]
+        ]
+        return [*self.retrievals(model), *transfers]
+
     def results(self) -> list[str]:
         """The manifests of everything that the report reads."""
         wanted = []
@@ -94,11 +149,9 @@ class Graph:
                 wanted.append(manifest(paths.trim(self.profile.name, model)))
             wanted += [manifest(paths.pairs(self.profile.name, model, kind)) for kind in self.kinds(model)]
             wanted += [manifest(paths.dpo(self.profile.name, model, variant)) for variant in self.trained(model)]
-            wanted += [
-                manifest(paths.evaluate(self.profile.name, model, variant, language))
-                for variant in self.variants(model)
-                for language in self.profile.languages
-            ]
+            wanted += self.evaluations(model, *self.variants(model))
+            wanted += self._mechanism(model) if self.profile.mechanism else []
+            wanted += self._alignment(model) if self.profile.alignment else []
         return wanted
 
 
@@ -124,7 +177,7 @@ def preflight(profile: str) -> None:
     for language in settings.languages:
         load_prompts(settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
     for kind, values in settings.pairs.items():
-        if kind != "on-policy" and not local_folder(values.get("folder", "")).is_dir():
+        if kind != "on-policy" and not local_path(values.get("folder", "")).is_dir():
             raise UserError(
                 f"params/profiles/{profile}.yaml: pairs: {kind}: folder {values.get('folder', '')!r}: no such folder "
                 "(see `polydetox data`)"
@@ -142,10 +195,38 @@ def preflight(profile: str) -> None:
     for model in graph.models:
         for variant in graph.trained(model):
             stage_parameters("dpo", settings, graph._listed[model], variant=variant)
+        _check_why(graph, model)
         for kind in graph.kinds(model):
             made = stage_parameters("pairs", settings, graph._listed[model], kind=kind)
             if kind == "on-policy":
                 _check_scorer(made["scorer"], ["en"])
+
+
+def _check_why(graph: Graph, model: str) -> None:
+    """The labelled texts of the probe, the scorer of the interventions, and the parallel sentences."""
+    settings, listed = graph.profile, graph._listed[model]
+    where = f"params/profiles/{settings.name}.yaml"
+    if settings.mechanism:
+        probe = stage_parameters("probe", settings, listed)
+        if probe["texts"]:
+            read_labelled(local_path(probe["texts"]), probe["label_threshold"])
+        elif "on-policy" not in graph.kinds(model):
+            raise UserError(
+                f"{where}: mechanism: probe: texts: is needed for {model}, which samples no on-policy pairs; name a "
+                "file of texts and labels (CSV, JSON Lines or Parquet)"
+            )
+        _check_scorer(stage_parameters("intervene", settings, listed, lang="en")["scorer"], settings.languages)
+        neutral_prompts()
+    if settings.alignment:
+        lengths = {}
+        for language in dict.fromkeys(["en", *settings.languages]):
+            values = stage_parameters("retrieval", settings, listed, lang=language)
+            lengths[language] = len(
+                parallel_sentences(values["sentences"], language, values["folder"], values["limit"])
+            )
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{language} {number}" for language, number in lengths.items())
+            raise UserError(f"{where}: alignment: retrieval: the files must be parallel, line by line ({said})")
 
 
 def _check_scorer(name: str, languages: list[str]) -> None:

@@ -12,15 +12,14 @@ import pandas as pd
 
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
+from polydetox.data import local_path, read_labelled
 from polydetox.errors import UserError
+from polydetox.interp.representations import mean_pooled
+from polydetox.models.checkpoints import checkpoint_of, provenance
 from polydetox.params import ProbeParameters, load_model, load_profile
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-# What a file of labelled texts may call its two columns; the second line is Jigsaw's.
-TEXT_COLUMNS = ("text", "comment_text")
-LABEL_COLUMNS = ("label", "toxic", "toxicity", "target")
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,17 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     prompts, labelled by the scorer that ranked them.
     """
     if settings.texts:
-        table = read_labelled(stage.reads(Path(settings.texts).expanduser()), settings.label_threshold)
+        file = local_path(settings.texts)
+        table = read_labelled(file, settings.label_threshold)
+        stage.reads(file)
         table["group"] = np.arange(len(table))
     else:
         model = load_model(settings.model).name
         file = paths.pairs(settings.profile, model, "on-policy") / "continuations.parquet"
         if not file.is_file():
             raise UserError(
-                f"{paths.relative(file)}: no such file; give labelled texts as 'probe: texts: <file>', or list "
-                "on-policy pairs in the profile"
+                f"{paths.relative(file)}: no such file; run the stage pairs for on-policy pairs (again), or give "
+                "labelled texts as 'mechanism: probe: texts: <file>'"
             )
         table = read_parquet(stage.reads(file), ["prompt_id", "continuation", "toxicity"])
         table = table[table["continuation"].str.strip() != ""].dropna(subset=["toxicity"])
@@ -90,35 +91,6 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     if table["label"].nunique() < 2:
         raise UserError("probe: all texts have one label; give texts of both kinds, or another 'label_threshold'")
     return table.reset_index(drop=True)
-
-
-def read_labelled(path: Path, threshold: float) -> pd.DataFrame:
-    """Labelled texts of a CSV, JSON Lines or Parquet file: ``text, label``; labels from ``threshold`` up are toxic."""
-    name = paths.relative(path)
-    readers: dict[str, Any] = {
-        ".csv": pd.read_csv, ".jsonl": lambda file: pd.read_json(file, lines=True), ".parquet": pd.read_parquet,
-    }  # fmt: skip
-    if path.suffix not in readers:
-        raise UserError(f"{name}: not a kind of file that can be read; use one of {', '.join(readers)}")
-    if not path.is_file():
-        raise UserError(f"{name}: no such file; 'probe: texts' should name a file with columns text and label")
-    try:
-        table = readers[path.suffix](path)
-    except Exception as error:  # pandas raises many kinds; all mean that the file is damaged
-        raise UserError(f"{name}: not readable ({str(error).splitlines()[0][:120]})") from None
-    columns = []
-    for wanted in (TEXT_COLUMNS, LABEL_COLUMNS):
-        found = [column for column in wanted if column in table.columns]
-        if not found:
-            raise UserError(f"{name}: no column {' or '.join(wanted)} (it has {', '.join(map(str, table.columns[:8]))})")
-        columns.append(found[0])
-    labels = pd.to_numeric(table[columns[1]], errors="coerce")
-    if labels.isna().any():
-        row = int(np.flatnonzero(labels.isna())[0])
-        raise UserError(f"{name}: row {row + 1}: column {columns[1]!r} is not a number ({table[columns[1]][row]!r})")
-    texts = table[columns[0]].fillna("").astype(str).str.strip()
-    result = pd.DataFrame({"text": texts, "label": (labels >= threshold).astype(int)})
-    return result[result["text"] != ""].reset_index(drop=True)
 
 
 def split(table: pd.DataFrame, shares: tuple[float, float], seed: int) -> pd.Series:
@@ -145,7 +117,9 @@ def zero_shot_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
         folder = paths.evaluate(profile.name, model, "base", language)
         if not finished(folder):
             continue
-        scores = read_parquet(stage.reads(folder / "scores.parquet"), ["prompt_id", "sample", "continuation", "toxicity"])
+        scores = read_parquet(
+            stage.reads(folder / "scores.parquet"), ["prompt_id", "sample", "continuation", "toxicity"]
+        )
         scores = scores[scores["continuation"].str.strip() != ""].dropna(subset=["toxicity"])
         chosen = scores.sort_values(["sample", "prompt_id"], kind="stable").head(settings.texts_per_language)
         tables.append(pd.DataFrame({
@@ -154,6 +128,15 @@ def zero_shot_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
         }))  # fmt: skip
     columns = ["language", "text", "label"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def probe_features(settings: ProbeParameters, stage: Stage, texts: Sequence[str]) -> Float[np.ndarray, "texts hidden"]:
+    """The mean last-layer residual stream of each text in the untuned model; computed once and kept by the stage."""
+    weights = checkpoint_of(settings.profile, settings.model)
+    stage.reads(provenance(weights))
+    caches = [stage.folder / "features.safetensors"]
+    dtype = load_model(settings.model).dtype
+    return mean_pooled(weights, texts, "last", caches, dtype=dtype, batch_size=settings.feature_batch_size)[:, 0]
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -194,9 +177,7 @@ def train_probe(
     return Probe(weight.astype(np.float32), float(layer.bias.detach()[0] - weight @ mean), scale)
 
 
-def logistic_regression(
-    features: Float[np.ndarray, "texts hidden"], labels: Int[np.ndarray, " texts"]
-) -> Probe:
+def logistic_regression(features: Float[np.ndarray, "texts hidden"], labels: Int[np.ndarray, " texts"]) -> Probe:
     """The same probe from scikit-learn's logistic regression on standardised features, as a check."""
     from sklearn.linear_model import LogisticRegression
 
@@ -219,3 +200,41 @@ def quality(probe: Probe, features: np.ndarray, labels: Sequence[int] | np.ndarr
         "roc_auc": float(roc_auc_score(truth, logits)) if both else None,
         "average_precision": float(average_precision_score(truth, logits)) if both else None,
     }
+
+
+def fit_probes(
+    settings: ProbeParameters, features: Float[np.ndarray, "texts hidden"], texts: pd.DataFrame
+) -> dict[str, Probe]:
+    """The probe and, as a check, a logistic regression, both on the texts whose ``split`` is ``train``."""
+    train = (texts["split"] == "train").to_numpy()
+    x, y = features[train], texts.loc[train, "label"].to_numpy()
+    probe = train_probe(x, y, learning_rate=settings.learning_rate, batch_size=settings.batch_size,
+                        epochs=settings.epochs, standardise=settings.standardise, seed=settings.seed)  # fmt: skip
+    return {"probe": probe, "logistic regression": logistic_regression(x, y)}
+
+
+QUALITY_COLUMNS = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "average_precision"]
+
+
+def quality_table(probes: dict[str, Probe], features: Float[np.ndarray, "texts hidden"], parts: pd.Series,
+                  labels: pd.Series) -> pd.DataFrame:  # fmt: skip
+    """The quality of each probe on each part of the texts (``validation``, ``test``, or a language).
+
+    ``parts`` and ``labels`` have an entry a row of ``features``; parts called ``train`` are left out.
+    """
+    rows = []
+    for name, probe in probes.items():
+        for part in parts.unique():
+            if part != "train":
+                chosen = (parts == part).to_numpy()
+                rows.append({"classifier": name, "texts_of": part,
+                             **quality(probe, features[chosen], labels[chosen].to_numpy())})  # fmt: skip
+    return pd.DataFrame(rows, columns=QUALITY_COLUMNS)
+
+
+def quality_figures(texts: pd.DataFrame, quality: pd.DataFrame) -> dict[str, Any]:
+    """The numbers of texts of each split, and of each classifier its quality on each part of the texts."""
+    figures: dict[str, Any] = {"texts": texts["split"].value_counts().to_dict()}
+    for name, rows in quality.groupby("classifier", sort=False):
+        figures[str(name)] = rows.drop(columns="classifier").set_index("texts_of").to_dict("index")
+    return figures

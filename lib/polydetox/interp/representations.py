@@ -22,24 +22,32 @@ Depth = Literal["last", "all"]
 
 
 def mean_pooled(
-    weights: Path, texts: Sequence[str], depth: Depth, cache: Path, *, dtype: str = "bfloat16", batch_size: int = 64
+    weights: Path,
+    texts: Sequence[str],
+    depth: Depth,
+    caches: Sequence[Path],
+    *,
+    dtype: str = "bfloat16",
+    batch_size: int = 64,
 ) -> Float[np.ndarray, "texts depths hidden"]:
     """The mean over each text's tokens (padding left out) of the residual stream, float32.
 
     ``last``: what enters the final norm. ``all``: the output of every layer in turn, the last as it enters the final
-    norm. Kept in ``cache`` (safetensors), which is used again for the same texts, weights and settings.
+    norm. Kept in the first of ``caches`` (safetensors); the first that holds the same texts, weights and settings is
+    read instead.
     """
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
     depends_on = {"weights": input_hash(provenance(weights)), "texts": list(texts), "depth": depth, "dtype": dtype}
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-    if cache.is_file():
-        with safe_open(cache, "np") as stored:
-            if stored.metadata() == {"key": key}:
-                return stored.get_tensor("mean_pooled")
+    for cache in caches:
+        if cache.is_file():
+            with safe_open(cache, "np") as stored:
+                if stored.metadata() == {"key": key}:
+                    return stored.get_tensor("mean_pooled")
     pooled = _compute(weights, texts, depth, dtype, batch_size)
-    with atomic_path(cache) as temporary:
+    with atomic_path(caches[0]) as temporary:
         save_file({"mean_pooled": pooled}, temporary, metadata={"key": key})
     return pooled
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from polydetox import paths
@@ -71,6 +70,7 @@ def find_sources(settings: ValueVectorsParameters, stage: Stage) -> tuple[pd.Dat
     shares = [scripts_of(tokens) for tokens in table.loc[table["actual"], "tokens"]]
     metrics = {
         "neurons": total,
+        "layers": len(mlps),
         "potential": len(table),
         "actual": int(actual.sum()),
         "lowest_cosine": float(table["cosine"].min()),
@@ -131,7 +131,7 @@ def shift_sources(settings: InterveneParameters, stage: Stage) -> pd.DataFrame:
     from polydetox.scoring import CachedScorer, get_scorer
 
     sources, potential = load_sources(settings.profile, settings.model, stage)
-    model, tokenizer = _load(settings.profile, settings.model, "base", stage)
+    model, tokenizer = _load(settings.profile, settings.model, settings.variant, stage)
     unit = 1.0
     if settings.unit == "rms":
         folder = paths.value_vectors(settings.profile, load_model(settings.model).name)

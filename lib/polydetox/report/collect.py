@@ -356,6 +356,32 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
             for language in profile.languages:
                 for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
                     yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)
+        yield from _mechanism_runs(profile, listed)
+        yield from _alignment_runs(profile, listed)
+
+
+def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
+    if profile.mechanism is None:
+        return
+    model = load_model(listed).name
+    yield StageRun("probe", paths.probe(profile.name, model), model)
+    yield StageRun("value_vectors", paths.value_vectors(profile.name, model), model)
+    for variant in variants_of(profile, listed):
+        for language in profile.languages:
+            folder = paths.activations(profile.name, model, variant, language)
+            yield StageRun("activations", folder, model, variant, language)
+    for language in profile.languages:
+        yield StageRun("intervene", paths.intervene(profile.name, model, language), model, "base", language)
+
+
+def _alignment_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
+    if profile.alignment is None:
+        return
+    model = load_model(listed).name
+    for language in dict.fromkeys([ENGLISH, *profile.languages]):
+        yield StageRun("retrieval", paths.retrieval(profile.name, model, language), model, "base", language)
+    for variant in variants_of(profile, listed)[1:]:
+        yield StageRun("transfer", paths.transfer(profile.name, model, variant), model, variant)
 
 
 class Results:
@@ -579,7 +605,17 @@ class Results:
 
 
 COUNTS = ["prompts", "continuations", "scored", "empty", "truncated"]
-_TABLES = {"pairs": "pairs.parquet", "generate": "continuations.parquet", "evaluate": "scores.parquet"}
+_TABLES = {
+    "pairs": "pairs.parquet",
+    "generate": "continuations.parquet",
+    "evaluate": "scores.parquet",
+    "probe": "quality.parquet",
+    "value_vectors": "sources.parquet",
+    "activations": "neurons.parquet",
+    "intervene": "continuations.parquet",
+    "retrieval": "layers.parquet",
+    "transfer": "languages.parquet",
+}
 _FROM_MANIFEST = ["wall_seconds", "finished", "git_commit", "seed"]
 
 

@@ -31,8 +31,8 @@ INK, MUTED = "#2b2b2b", "#8c8c8c"
 
 SIDES = {"before": (BEFORE, "o", "white"), "after": (AFTER, "D", AFTER)}
 
-_WIDTH = 7.2  # inches: as wide as the report's text
-_ROW = 0.27  # inches a language takes
+WIDTH = 7.2  # inches: as wide as the report's text
+ROW = 0.27  # inches a language takes
 _PANELS_IN_A_ROW = 3
 
 
@@ -81,11 +81,11 @@ def plot_by_language(results: Results, metric: str) -> Figure:
     for axis, comparison in zip(axes, results.comparisons, strict=True):
         panel = _rows(results, comparison, metric)
         for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
-            _points(axis, panel, side, offset, colour, marker, fill)
+            points(axis, panel, side, offset, colour, marker, fill)
         if metric in ("emt", "toxprob", "language_share"):
             axis.set_xlim(-0.03, 1.03)
-    _x_label(figure, METRICS[metric].axis)
-    _legend(figure, axes[0])
+    x_label(figure, METRICS[metric].axis)
+    legend(figure, axes[0])
     return figure
 
 
@@ -93,9 +93,9 @@ def plot_drop_by_language(results: Results, metric: str) -> Figure:
     """How far one metric drops in each language (before minus after), with its interval; a panel a comparison."""
     figure, axes = _panels(results)
     for axis, comparison in zip(axes, results.comparisons, strict=True):
-        _points(axis, _rows(results, comparison, metric), "drop", 0.0, INK, "o", INK)
+        points(axis, _rows(results, comparison, metric), "drop", 0.0, INK, "o", INK)
         axis.axvline(0.0, color=MUTED, linewidth=1.0, linestyle="--")
-    _x_label(figure, f"drop of {METRICS[metric].title} (before minus after)")
+    x_label(figure, f"drop of {METRICS[metric].title} (before minus after)")
     return figure
 
 
@@ -112,13 +112,13 @@ def plot_perplexity_quartiles(results: Results) -> Figure:
                 results.profile.languages, columns=["perplexity", "perplexity_q1", "perplexity_q3"]
             )
             panel = quartiles.set_axis([side, f"{side}_low", f"{side}_high"], axis="columns")
-            _points(axis, panel, side, offset, *SIDES[side])
+            points(axis, panel, side, offset, *SIDES[side])
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:g}")
-    _x_label(figure, "perplexity: median and quartiles (logarithmic)")
-    _legend(figure, axes[0])
+    x_label(figure, "perplexity: median and quartiles (logarithmic)")
+    legend(figure, axes[0])
     return figure
 
 
@@ -128,7 +128,7 @@ def _rows(results: Results, comparison: Comparison, metric: str) -> pd.DataFrame
     return table[(table["comparison"] == comparison.name) & (table["metric"] == metric)].set_index("language")
 
 
-def _points(axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: str, marker: str, fill: str) -> None:
+def points(axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: str, marker: str, fill: str) -> None:
     """A point with its interval for each row of ``panel`` that has a value."""
     positions = np.arange(len(panel)) + offset
     axis.hlines(positions, panel[f"{side}_low"], panel[f"{side}_high"], color=colour, linewidth=1.6, alpha=0.7)
@@ -142,7 +142,7 @@ def _points(axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: s
                           fontsize=7.5, color=MUTED)  # fmt: skip
 
 
-def _language_axis(axis: Axes, languages: Sequence[str]) -> None:
+def language_axis(axis: Axes, languages: Sequence[str]) -> None:
     """Languages from top to bottom in the paper's order; English, the language of the pairs, in bold."""
     axis.set_yticks(range(len(languages)), [LANGUAGES[language] for language in languages])
     for label in axis.get_yticklabels():  # none on a panel that shares the axis of its neighbour
@@ -158,25 +158,25 @@ def _panels(results: Results) -> tuple[Figure, list[Axes]]:
     panels, languages = len(results.comparisons), results.profile.languages
     columns = min(panels, _PANELS_IN_A_ROW)
     rows = math.ceil(panels / columns)
-    height = rows * (1.1 + _ROW * max(len(languages), 3))
-    figure, grid = plt.subplots(rows, columns, figsize=(_WIDTH, height), sharex=True, sharey=True, squeeze=False)
+    height = rows * (1.1 + ROW * max(len(languages), 3))
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height), sharex=True, sharey=True, squeeze=False)
     figure.get_layout_engine().set(wspace=0.05)
     axes = list(grid.flat)
     for unused in axes[panels:]:
         unused.set_visible(False)
     for axis, comparison in zip(axes, results.comparisons, strict=False):
-        _language_axis(axis, languages)
+        language_axis(axis, languages)
         if panels > 1:
             axis.set_title(comparison.title)
     return figure, axes[:panels]
 
 
-def _x_label(figure: Figure, label: str) -> None:
+def x_label(figure: Figure, label: str) -> None:
     """One label for the axes of all panels."""
     figure.supxlabel(label, fontsize=9.5, color=INK)
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
     """One legend above all panels."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
@@ -198,7 +198,7 @@ def plot_training_curves(log: pd.DataFrame) -> Figure:
 def plot_training_runs(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """The training curves of several runs, a row of panels a run."""
     use_theme()
-    figure, grid = plt.subplots(len(logs), 2, figsize=(_WIDTH, 2.7 * len(logs)), squeeze=False)
+    figure, grid = plt.subplots(len(logs), 2, figsize=(WIDTH, 2.7 * len(logs)), squeeze=False)
     for axes, (title, log) in zip(grid, logs.items(), strict=True):
         for axis, metric, label in zip(
             axes, ("loss", "reward_margin"), ("DPO loss (nats)", "reward margin (nats)"), strict=True
@@ -211,7 +211,7 @@ def plot_training_runs(logs: Mapping[str, pd.DataFrame]) -> Figure:
         axes[0].annotate("untuned", (1.0, math.log(2.0)), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                          fontsize=7.5, color=MUTED)  # fmt: skip
         axes[0].set_title(title, loc="left")
-    _legend(figure, grid[0, 0])
+    legend(figure, grid[0, 0])
     return figure
 
 
@@ -231,7 +231,7 @@ def plot_pair_toxicity(pairs: pd.DataFrame) -> Figure:
     ``pairs`` has the columns ``chosen_toxicity`` and ``rejected_toxicity``.
     """
     use_theme()
-    figure, axis = plt.subplots(figsize=(_WIDTH, 2.6))
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
     bins = np.linspace(0.0, 1.0, 26)
     for side, colour, hatch in (("chosen", CHOSEN, ""), ("rejected", REJECTED, "///")):
         axis.hist(pairs[f"{side}_toxicity"], bins, color=colour, alpha=0.65, label=side, hatch=hatch, edgecolor="white")
@@ -239,7 +239,7 @@ def plot_pair_toxicity(pairs: pd.DataFrame) -> Figure:
     axis.set_ylabel("continuations")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(True, axis="y")
-    _legend(figure, axis)
+    legend(figure, axis)
     return figure
 
 
@@ -253,7 +253,7 @@ def plot_toxicity_distribution(scores: pd.DataFrame, threshold: float) -> Figure
     """
     use_theme()
     highest = scores.groupby("prompt_id")["toxicity"].max()
-    figure, axes = plt.subplots(1, 2, figsize=(_WIDTH, 2.6))
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
     bins = np.linspace(0.0, 1.0, 26)
     for axis, values, title, counted in zip(
         axes,

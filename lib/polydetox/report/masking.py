@@ -132,6 +132,22 @@ def masked_table(table: pd.DataFrame, language: str | None = None) -> MaskedTabl
     return MaskedTable([_mask(row, columns, language) for row in table.to_dict("records")])
 
 
+def masked_vectors(table: pd.DataFrame) -> MaskedTable:
+    """Cover the tokens that value vectors promote, one cover a vector.
+
+    ``table`` has the columns ``layer, neuron, cosine, activation, tokens, scripts``, and ``model`` where there are
+    several. The summary names everything but the tokens.
+    """
+    entries = []
+    for row in table.to_dict("records"):
+        named = [str(row["model"])] if isinstance(row.get("model"), str) else []
+        facts = (f"cosine {row['cosine']:.3f}", f"mean activation {row['activation']:.3f}", row["scripts"])
+        tokens = Passage("promoted tokens", "  ".join(token.strip() or "␣" for token in row["tokens"]), "und")
+        summary = (f"layer {row['layer'] + 1}, neuron {row['neuron']}", *named, *filter(None, facts))
+        entries.append(Masked(summary, (tokens,)))
+    return MaskedTable(entries)
+
+
 def _mask(row: Mapping[str, Any], columns: list[str], language: str | None) -> Masked:
     code = check_language(str(row["language"]) if language is None else language)
     passages = []

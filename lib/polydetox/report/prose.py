@@ -16,8 +16,9 @@ from polydetox.artifacts import read_json
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
 from polydetox.report.collect import METRICS, Comparison, Results
+from polydetox.report.mechanism_prose import mechanism_sentences
 from polydetox.report.sections import duration
-from polydetox.report.tables import fixed
+from polydetox.report.tables import fixed, listing
 
 UNTUNED_JUDGE = "untuned"
 
@@ -52,6 +53,7 @@ def variables(results: Results) -> dict[str, str]:
         "languages_sentence": _each(results, _languages),
         "fluency_sentence": _each(results, _fluency),
         "second_scorer_sentence": _each(results, _second_scorer),
+        **mechanism_sentences(results),
         "time_sentence": _time(results),
         "commit_sentence": _commits(results),
         "notices": " ".join(filter(None, (load_model(model).notice for model in profile.models))),
@@ -59,15 +61,6 @@ def variables(results: Results) -> dict[str, str]:
 
 
 # --- words ------------------------------------------------------------------------------------------------------
-
-
-def listing(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``.
-
-    >>> listing(["a", "b", "c"])
-    'a, b and c'
-    """
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
 
 
 def change(row: pd.Series, digits: int) -> str:

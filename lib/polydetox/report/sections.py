@@ -248,6 +248,12 @@ STAGE_TITLES = {
     "merge": "Merge",
     "generate": "Continuations",
     "evaluate": "Evaluation",
+    "probe": "Toxicity probe",
+    "value_vectors": "Value vectors",
+    "activations": "Activations",
+    "intervene": "Intervention",
+    "retrieval": "Retrieval",
+    "transfer": "Transfer",
 }
 
 

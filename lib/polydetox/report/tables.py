@@ -46,6 +46,15 @@ def fixed(value: float | None, digits: int) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def listing(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``.
+
+    >>> listing(["a", "b", "c"])
+    'a, b and c'
+    """
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows under one heading (none: no heading row)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +9,7 @@ import pandas as pd
 
 from polydetox import paths
 from polydetox.artifacts import Stage
-from polydetox.data import local_folder, project_prompts
+from polydetox.data import parallel_sentences
 from polydetox.errors import UserError
 from polydetox.interp.representations import mean_pooled
 from polydetox.languages import LANGUAGES
@@ -59,56 +57,35 @@ def retrieval_figures(
     }
 
 
-def parallel_sentences(settings: RetrievalParameters, language: str) -> list[str]:
-    """The sentences of one language, in the order that all languages share."""
-    if settings.sentences == "project":
-        sentences = list(project_prompts(language)["prompt"])
-    else:
-        sentences = _read_parallel(local_folder(settings.folder), language)
-    return sentences[: settings.limit] if settings.limit else sentences
-
-
-def _read_parallel(folder: Path, language: str) -> list[str]:
-    """One file a language, by its code (``de.txt``: a line a sentence; ``de.json``: a list of sentences)."""
-    for name in (f"{language}.txt", f"{language}.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            text = file.read_text("utf-8")
-            sentences = json.loads(text) if file.suffix == ".json" else text.splitlines()
-        except ValueError as error:
-            raise UserError(f"{paths.relative(file)}: not readable ({str(error)[:100]})") from None
-        if not isinstance(sentences, list) or not all(isinstance(row, str) and row.strip() for row in sentences):
-            raise UserError(f"{paths.relative(file)}: expected one sentence after the other, none of them empty")
-        return sentences
-    raise UserError(
-        f"{folder}: no {language}.txt and no {language}.json; 'retrieval: folder' should hold one file a language, "
-        "line i of each a translation of line i of the others (see `polydetox data`)"
-    )
+def representations_name(language: str) -> str:
+    """The file in which a retrieval stage keeps the representations of one language."""
+    return f"{language}.safetensors"
 
 
 def retrieval_by_layer(settings: RetrievalParameters, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Retrieval between English and one language at every layer of the untuned model.
+    """Retrieval between English and one language at every layer of the model.
 
-    English is computed once and shared by all languages of a run. Returns a row a layer (``layer`` from 1, and the
-    figures of :func:`retrieval_figures`), and their means over layers.
+    English is computed by its own job and read by those of all other languages. Returns a row a
+    layer (``layer`` from 1, and the figures of :func:`retrieval_figures`), and their means over layers.
     """
-    weights = checkpoint_of(settings.profile, settings.model)
+    weights = checkpoint_of(settings.profile, settings.model, settings.variant)
     stage.reads(provenance(weights))
     model = load_model(settings.model)
-    texts = {language: parallel_sentences(settings, language) for language in (ENGLISH, settings.lang)}
+    texts = {
+        language: parallel_sentences(settings.sentences, language, settings.folder, settings.limit)
+        for language in (ENGLISH, settings.lang)
+    }
     if len(texts[ENGLISH]) != len(texts[settings.lang]):
         raise UserError(
             f"retrieval: {len(texts[ENGLISH])} sentences in English and {len(texts[settings.lang])} in "
             f"{LANGUAGES[settings.lang]}; the files must be parallel, line by line"
         )
-    pooled = {}
-    for language, sentences in texts.items():
-        shared = paths.retrieval(settings.profile, model.name, language) / "representations.safetensors"
-        own = stage.folder / "representations.safetensors"
-        pooled[language] = mean_pooled(weights, sentences, "all", shared if language == ENGLISH else own,
-                                       dtype=model.dtype, batch_size=settings.batch_size)  # fmt: skip
+    shared = paths.retrieval(settings.profile, model.name, ENGLISH) / representations_name(ENGLISH)
+    pooled = {
+        language: mean_pooled(weights, sentences, "all", [stage.folder / representations_name(language), shared],
+                              dtype=model.dtype, batch_size=settings.batch_size)
+        for language, sentences in texts.items()
+    }  # fmt: skip
     english, other = pooled[ENGLISH], pooled[settings.lang]
     rows = [{"layer": layer + 1, **retrieval_figures(english[:, layer], other[:, layer])}
             for layer in range(english.shape[1])]  # fmt: skip

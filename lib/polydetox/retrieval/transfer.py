@@ -29,9 +29,7 @@ def transfer_table(settings: TransferParameters, stage: Stage) -> pd.DataFrame:
         retrieval = paths.retrieval(profile.name, model, language)
         if language == "en" or not all(finished(folder) for folder in (*folders, retrieval)):
             continue
-        before, after = (
-            read_json(stage.reads(folder / "metrics.json"))["emt"]["value"] for folder in folders
-        )
+        before, after = (read_json(stage.reads(folder / "metrics.json"))["emt"]["value"] for folder in folders)
         found = read_json(stage.reads(retrieval / "metrics.json"))
         if before:
             rows.append((language, before, after, (before - after) / before, found["accuracy"],
@@ -77,6 +75,14 @@ def correlation(
     }
 
 
+def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Slope and intercept of the line of least squares; level at the mean where ``x`` does not vary."""
+    if np.ptp(x) == 0:
+        return 0.0, float(np.mean(y))
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(slope), float(intercept)
+
+
 def leave_one_out(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> dict[str, Any]:
     """Predict each point from a line through the others, and from their mean alone.
 
@@ -88,8 +94,8 @@ def leave_one_out(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> dic
     predicted, means = [], []
     for out in range(len(x)):
         rest = np.delete(np.arange(len(x)), out)
-        slope, intercept = np.polyfit(x[rest], y[rest], 1) if np.ptp(x[rest]) else (0.0, y[rest].mean())
-        predicted.append(float(slope * x[out] + intercept))
+        slope, intercept = line(x[rest], y[rest])
+        predicted.append(slope * float(x[out]) + intercept)
         means.append(float(y[rest].mean()))
     return {
         "predicted": predicted,

@@ -1,0 +1,223 @@
+"""The figures of the chapter *Why it transfers*, on the theme of :mod:`polydetox.report.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from polydetox.languages import LANGUAGES
+from polydetox.report.collect import paper_table
+from polydetox.report.figures import (
+    AFTER,
+    BEFORE,
+    INK,
+    MUTED,
+    ROW,
+    SIDES,
+    WIDTH,
+    language_axis,
+    legend,
+    points,
+    use_theme,
+    x_label,
+)
+from polydetox.report.mechanism import GROUPS
+from polydetox.retrieval.transfer import line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_OUTCOMES = {"toxicity": "average toxicity (0 to 1)", "repeated": "share of repeated words"}
+
+# Sources are told from the control by colour and by line.
+_STYLES = {"sources": (BEFORE, "-", "o"), "control": (MUTED, "--", "s")}
+
+
+def plot_probe_by_language(qualities: Mapping[str, pd.DataFrame]) -> Figure:
+    """Area under the ROC curve of each model's probe in each language; a panel a model."""
+    use_theme()
+    found = set().union(*(set(quality["texts_of"]) for quality in qualities.values()))
+    languages = [language for language in LANGUAGES if language in found]
+    height = 1.0 + ROW * max(len(languages), 3)
+    figure, grid = plt.subplots(1, len(qualities), figsize=(WIDTH, height), sharex=True, sharey=True, squeeze=False)
+    for axis, (title, quality) in zip(grid.flat, qualities.items(), strict=True):
+        language_axis(axis, languages)
+        for classifier, colour, marker, offset in (
+            ("probe", AFTER, "D", -0.12),
+            ("logistic regression", MUTED, "o", 0.12),
+        ):
+            rows = quality[quality["classifier"] == classifier].set_index("texts_of").reindex(languages)
+            axis.plot(rows["roc_auc"].astype(float), np.arange(len(rows)) + offset, linestyle="none", marker=marker,
+                      markersize=5, color=colour, label=classifier)  # fmt: skip
+        axis.axvline(0.5, color=MUTED, linewidth=1.0, linestyle="--")
+        axis.set_xlim(right=1.02)
+        if len(qualities) > 1:
+            axis.set_title(title)
+    x_label(figure, "area under the ROC curve (0 to 1)")
+    legend(figure, grid[0, 0])
+    return figure
+
+
+def plot_sources_by_layer(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -> Figure:
+    """How many potential and actual sources lie in each layer; a panel a model."""
+    use_theme()
+    figure, grid = plt.subplots(len(found), 1, figsize=(WIDTH, 2.4 * len(found)), squeeze=False)
+    for axis, (title, (table, metrics)) in zip(grid.flat, found.items(), strict=True):
+        layers = np.arange(metrics["layers"])
+        counts = {name: rows["layer"].value_counts().reindex(layers, fill_value=0)
+                  for name, rows in (("potential", table), ("actual", table[table["actual"]]))}  # fmt: skip
+        axis.bar(layers + 1, counts["potential"], color="white", edgecolor=INK, label="potential sources")
+        axis.bar(layers + 1, counts["actual"], color=BEFORE, edgecolor=INK, label="actual sources")
+        axis.set_xlabel("layer")
+        axis.set_ylabel("neurons")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(True, axis="y")
+        if len(found) > 1:
+            axis.set_title(title)
+    legend(figure, grid[0, 0])
+    return figure
+
+
+def plot_neuron_activations(neurons: pd.DataFrame) -> Figure:
+    """The mean activation of each neuron, in order of size: the sources, and random neurons of the same layers."""
+    use_theme()
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
+    for group, (colour, style, _) in _STYLES.items():
+        values = np.sort(neurons.loc[neurons["group"] == group, "activation"])[::-1]
+        axis.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=style, label=GROUPS[group])
+    axis.axhline(0.0, color=MUTED, linewidth=0.8, linestyle=":")
+    axis.set_xlabel("neuron, in order of its activation")
+    axis.set_ylabel("mean activation")
+    axis.grid(True, axis="y")
+    legend(figure, axis)
+    return figure
+
+
+def plot_activations(table: pd.DataFrame, languages: Sequence[str]) -> Figure:
+    """Mean activations before and after by language: sources and control of each comparison, and the paper's."""
+    use_theme()
+    paper = paper_table("figure3_neuron_activation").set_index("language")
+    titles = list(table["comparison"].unique())
+    shape = (len(titles), len(GROUPS) + 1)
+    figure, grid = plt.subplots(*shape, figsize=(WIDTH, (1.0 + ROW * max(len(languages), 3)) * len(titles)),
+                                sharey=True, squeeze=False)  # fmt: skip
+    for axes, title in zip(grid, titles, strict=True):
+        for axis, (group, said) in zip(axes, GROUPS.items(), strict=False):
+            language_axis(axis, languages)
+            mine = table[(table["comparison"] == title) & (table["group"] == group)]
+            panel = mine.set_index("language").reindex(languages)
+            _before_and_after(axis, panel)
+            axis.set_title(said if group == "sources" else "random neurons", fontsize=9)
+        language_axis(axes[-1], languages)
+        sides = pd.DataFrame({"before": paper["pre_dpo"], "after": paper["post_dpo"]}).reindex(languages)
+        _before_and_after(
+            axes[-1], sides.assign(**{f"{side}{end}": sides[side] for side in SIDES for end in ("_low", "_high")})
+        )
+        axes[-1].set_title("paper: mGPT, sources", fontsize=9)
+        # Sources and control share their unit, the paper's model has its own.
+        limits = [axis.get_xlim() for axis in axes[:-1]]
+        for axis in axes[:-1]:
+            axis.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+        if len(titles) > 1:
+            axes[0].set_title(f"{title}\n{GROUPS['sources']}", fontsize=9)
+    x_label(figure, "mean activation over the next tokens")
+    legend(figure, grid[0, 0])
+    return figure
+
+
+def _before_and_after(axis: Axes, panel: pd.DataFrame) -> None:
+    for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
+        points(axis, panel, side, offset, colour, marker, fill)
+    axis.axvline(0.0, color=MUTED, linewidth=0.8, linestyle=":")
+
+
+def plot_offsets(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Toxicity and repetition against the offset, of some languages by name, sources and control."""
+    table = pd.concat([rows.assign(language=name, model="") for name, rows in tables.items()], ignore_index=True)
+    return plot_intervention(table.assign(unit="activation"))
+
+
+def plot_intervention(table: pd.DataFrame) -> Figure:
+    """Toxicity and repetition against the offset: a thin line a language, a thick one for their mean; a row a model."""
+    use_theme()
+    titles = list(table["model"].unique())
+    figure, grid = plt.subplots(len(titles), 2, figsize=(WIDTH, 2.9 * len(titles)), squeeze=False)
+    unit = "the sources' rms activation" if (table["unit"] == "rms").all() else "activation"
+    several = table["language"].nunique() > 1
+    for axes, title in zip(grid, titles, strict=True):
+        mine = table[table["model"] == title]
+        for axis, (column, said) in zip(axes, _OUTCOMES.items(), strict=True):
+            for group, (colour, style, marker) in _STYLES.items():
+                rows = mine[mine["group"] == group]
+                if rows.empty:
+                    continue
+                wide = rows.pivot(index="offset", columns="language", values=column).sort_index()
+                if several:
+                    axis.plot(wide.index, wide, color=colour, linestyle=style, linewidth=0.6, alpha=0.35)
+                axis.plot(wide.index, wide.mean(axis=1), color=colour, linestyle=style, marker=marker, linewidth=2.0,
+                          label=GROUPS[group])  # fmt: skip
+            axis.invert_xaxis()  # from no offset to the largest
+            axis.set_ylim(bottom=0.0)
+            axis.set_xlabel(f"offset (in {unit})" if unit != "activation" else "offset of the activation")
+            axis.set_ylabel(said)
+            axis.grid(True, axis="both")
+        axes[0].set_title(title, loc="left")
+    legend(figure, grid[0, 0])
+    return figure
+
+
+def plot_retrieval_by_layer(tables: Mapping[str, pd.DataFrame], sentences: int) -> Figure:
+    """Accuracy, and the mean cosine of aligned and other pairs, at every layer; a thin line a language."""
+    use_theme()
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
+    for axis, column, said in zip(axes, ("accuracy", "aligned_cosine"), ("retrieval accuracy (0 to 1)", "mean cosine"),
+                                  strict=True):  # fmt: skip
+        wide = pd.DataFrame({name: table.set_index("layer")[column] for name, table in tables.items()})
+        if len(tables) > 1:
+            axis.plot(wide.index, wide, color=AFTER, linewidth=0.6, alpha=0.4)
+        aligned = "aligned pairs" if column == "aligned_cosine" else None
+        axis.plot(wide.index, wide.mean(axis=1), color=AFTER, linewidth=2.2, label=aligned)
+        axis.set_xlabel("layer")
+        axis.set_ylabel(said)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(True, axis="y")
+    other = pd.DataFrame({name: table.set_index("layer")["other_cosine"] for name, table in tables.items()})
+    axes[1].plot(other.index, other.mean(axis=1), color=BEFORE, linewidth=2.2, linestyle="--", label="all other pairs")
+    axes[0].axhline(1.0 / sentences, color=MUTED, linewidth=1.0, linestyle=":")
+    axes[0].set_ylim(-0.02, 1.02)
+    legend(figure, axes[1])
+    return figure
+
+
+def plot_transfer(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -> Figure:
+    """Relative drop of EMT against retrieval accuracy, every language labelled; a panel a comparison."""
+    use_theme()
+    columns = min(len(found), 2)
+    rows = -(-len(found) // columns)
+    size = (WIDTH, 4.0 * rows) if columns == 1 else (WIDTH, 3.4 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for unused in list(grid.flat)[len(found) :]:
+        unused.set_visible(False)
+    for axis, (title, (table, metrics)) in zip(grid.flat, found.items(), strict=False):
+        x, y = table["accuracy"].to_numpy(float), table["relative_drop"].to_numpy(float)
+        if len(x) > 1:
+            slope, intercept = line(x, y)
+            ends = np.array([x.min(), x.max()])
+            axis.plot(ends, slope * ends + intercept, color=MUTED, linestyle="--", linewidth=1.2)
+        axis.plot(x, y, linestyle="none", marker="o", markersize=5, color=AFTER)
+        for language, left, up in zip(table["language"], x, y, strict=True):
+            axis.annotate(LANGUAGES[language], (left, up), xytext=(4, 3), textcoords="offset points", fontsize=7.5)
+        r = metrics["accuracy"]["r"]
+        axis.set_title((f"{title}: " if len(found) > 1 else "") + ("r not defined" if r is None else f"r = {r:.2f}"))
+        axis.set_xlabel("retrieval accuracy, mean over layers (0 to 1)")
+        axis.set_ylabel("relative drop of EMT")
+        axis.margins(x=0.12)
+        axis.grid(True, axis="both")
+    return figure
