@@ -185,6 +185,7 @@ class ProbeParameters(ModelStage):
     learning_rate: float = Field(1e-4, gt=0.0)
     batch_size: int = Field(10, gt=0)
     epochs: int = Field(20, gt=0)
+    weight_decay: float = Field(0.0, ge=0.0)  # for few texts, whose probe would otherwise be mostly noise
     standardise: bool = False  # scale each direction to unit variance for the training
     feature_batch_size: int = Field(64, gt=0)  # texts a forward pass
 

@@ -28,6 +28,14 @@ Neuron = tuple[int, int]  # layer, and place in that layer's MLP
 
 
 @dataclass(frozen=True)
+class Shift:
+    """What is added to the activations of which neurons."""
+
+    neurons: Sequence[Neuron]
+    offset: float
+
+
+@dataclass(frozen=True)
 class Decoded:
     """What greedy decoding gave for each prompt, in the order of the prompts."""
 
@@ -69,19 +77,29 @@ def watched(mlps: MLPs, neurons: Sequence[Neuron], rows: int) -> Iterator[list[t
 
 
 @contextmanager
-def shifted(mlps: MLPs, neurons: Sequence[Neuron], offset: float) -> Iterator[None]:
-    """Add ``offset`` to the activations of some neurons, at every position of every forward pass."""
+def shifted(mlps: MLPs, shifts: Sequence[Shift | None]) -> Iterator[None]:
+    """Add to the activations of some neurons, at every position of every forward pass; an entry of ``shifts`` a text.
 
-    def add(places: list[int]) -> Any:
+    Texts with different shifts thus share a batch.
+    """
+    import torch
+
+    added: dict[int, torch.Tensor] = {}  # by layer: (texts, 1, neurons)
+    for row, shift in enumerate(shifts):
+        for layer, place in shift.neurons if shift else ():
+            if layer not in added:
+                added[layer] = torch.zeros(len(shifts), 1, mlps.neurons(layer), device=mlps.matrix(layer).device)
+            added[layer][row, 0, place] = shift.offset  # type: ignore[union-attr]
+
+    def add(layer: int) -> Any:
         def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            activations = inputs[0].clone()
-            activations[..., places] += offset
-            return (activations, *inputs[1:])
+            activations = inputs[0]
+            rows = activations.reshape(len(shifts), -1, activations.shape[-1])  # OPT flattens rows and positions
+            return ((rows + added[layer].to(activations.dtype)).reshape(activations.shape), *inputs[1:])
 
         return hook
 
-    by_layer = _by_layer(neurons) if offset else {}
-    handles = [mlps.output(layer).register_forward_pre_hook(add(at)) for layer, (_, at) in by_layer.items()]
+    handles = [mlps.output(layer).register_forward_pre_hook(add(layer)) for layer in added]
     try:
         yield
     finally:
@@ -105,14 +123,13 @@ def greedy(
     *,
     new_tokens: int = 20,
     watch: Sequence[Neuron] = (),
-    shift: Sequence[Neuron] = (),
-    offset: float = 0.0,
+    shifts: Sequence[Shift | None] | None = None,
     batch_size: int = 64,
 ) -> Decoded:
     """Continue each prompt greedily by up to ``new_tokens`` tokens.
 
     The activations of ``watch`` are taken where each new token is predicted, and averaged over the new tokens of a
-    prompt up to its end. ``offset`` is added to the activations of ``shift`` at all positions, the prompt's included.
+    prompt up to its end. ``shifts`` has an entry a prompt; its offset is added at all positions, the prompt's included.
     """
     import torch
 
@@ -122,10 +139,11 @@ def greedy(
     texts = [""] * len(prompts)
     means = np.full((len(prompts), len(watch)), np.nan, dtype=np.float32)
     starts = range(0, len(order), batch_size)
-    with torch.inference_mode(), shifted(mlps, shift, offset):
+    with torch.inference_mode():
         for start in tqdm(starts, desc="greedy", unit="batch", disable=len(starts) == 1):
             rows = order[start : start + batch_size]
-            with watched(mlps, watch, len(rows)) as passes:
+            added = [shifts[row] if shifts else None for row in rows]
+            with shifted(mlps, added), watched(mlps, watch, len(rows)) as passes:
                 tokens, counted = _decode(model, tokenizer, [prompts[row] for row in rows], new_tokens, stop)
             if watch:
                 stacked = torch.stack(passes, dim=1)  # (rows, steps, neurons)

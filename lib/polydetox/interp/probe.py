@@ -149,10 +149,11 @@ def train_probe(
     learning_rate: float = 1e-4,
     batch_size: int = 10,
     epochs: int = 20,
+    weight_decay: float = 0.0,
     standardise: bool = False,
     seed: int = 0,
 ) -> Probe:
-    """Fit a linear probe with Adam on the binary cross-entropy.
+    """Fit a linear probe with Adam on the binary cross-entropy, plus ``weight_decay / 2`` times the squared weight.
 
     With ``standardise`` each direction is scaled to unit variance over the texts for the training; the probe that
     comes back works on the features as they are. Models whose residual stream has a few huge directions need it.
@@ -165,7 +166,8 @@ def train_probe(
     x = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     y = torch.from_numpy(labels.astype(np.float32))
     layer = torch.nn.Linear(x.shape[1], 1)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam([{"params": [layer.weight], "weight_decay": weight_decay}, {"params": [layer.bias]}],
+                                 lr=learning_rate)  # fmt: skip
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=order).split(batch_size):
@@ -178,11 +180,17 @@ def train_probe(
 
 
 def logistic_regression(features: Float[np.ndarray, "texts hidden"], labels: Int[np.ndarray, " texts"]) -> Probe:
-    """The same probe from scikit-learn's logistic regression on standardised features, as a check."""
+    """The same probe from scikit-learn's logistic regression on standardised features, as a check.
+
+    How strongly it is regularised is chosen by cross-validation, for the highest area under the ROC curve.
+    """
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
 
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
-    fitted = LogisticRegression(max_iter=2000, C=0.01).fit((features - mean) / scale, labels)
+    strengths = {"C": np.logspace(-5, 0, 6)}
+    search = GridSearchCV(LogisticRegression(max_iter=2000), strengths, scoring="roc_auc")
+    fitted = search.fit((features - mean) / scale, labels).best_estimator_
     weight = fitted.coef_[0] / scale
     return Probe(weight.astype(np.float32), float(fitted.intercept_[0] - weight @ mean), scale)
 
@@ -208,8 +216,16 @@ def fit_probes(
     """The probe and, as a check, a logistic regression, both on the texts whose ``split`` is ``train``."""
     train = (texts["split"] == "train").to_numpy()
     x, y = features[train], texts.loc[train, "label"].to_numpy()
-    probe = train_probe(x, y, learning_rate=settings.learning_rate, batch_size=settings.batch_size,
-                        epochs=settings.epochs, standardise=settings.standardise, seed=settings.seed)  # fmt: skip
+    probe = train_probe(
+        x,
+        y,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        weight_decay=settings.weight_decay,
+        standardise=settings.standardise,
+        seed=settings.seed,
+    )
     return {"probe": probe, "logistic regression": logistic_regression(x, y)}
 
 

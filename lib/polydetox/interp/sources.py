@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ from polydetox.artifacts import Stage, read_json, read_parquet
 from polydetox.data import load_prompts, neutral_prompts
 from polydetox.errors import UserError
 from polydetox.interp.architectures import MLPs
-from polydetox.interp.decoding import Decoded, Neuron, greedy
+from polydetox.interp.decoding import Decoded, Neuron, Shift, greedy
 from polydetox.interp.probe import Probe
 from polydetox.interp.vectors import (
     as_neurons,
@@ -138,25 +137,28 @@ def shift_sources(settings: InterveneParameters, stage: Stage) -> pd.DataFrame:
         unit = float(read_json(stage.reads(folder / "metrics.json"))["rms_activation"])
     control = control_neurons(MLPs(model), sources, potential, settings.seed)
     prompts, _ = load_prompts(settings.prompts_source, settings.lang, settings.prompts_folder, settings.prompt_limit)
-    tables = []
+    columns = ["prompt_id", "prompt"]
+    parts, shifts = [], []
 
-    def add(group: str, neurons: Sequence[Neuron], offset: float, texts: pd.DataFrame) -> None:
-        decoded = _continue(settings, model, tokenizer, list(texts["prompt"]), shift=neurons, offset=offset * unit)
-        tables.append(texts[["prompt_id", "prompt"]].assign(group=group, offset=offset, added=offset * unit,
-                                                            continuation=decoded.continuations))  # fmt: skip
+    def add(group: str, offset: float, shift: Shift | None, texts: pd.DataFrame) -> None:
+        parts.append(texts[columns].assign(group=group, offset=offset, added=offset * unit))
+        shifts.extend([shift] * len(texts))
 
     groups = {"sources": sources} | ({"control": control} if settings.control else {})
+    add("sources", 0.0, None, prompts)
     for offset in settings.offsets:
-        if offset == 0.0:
-            add("sources", [], 0.0, prompts)
-            tables += [tables[-1].assign(group="control")] if settings.control else []
-            continue
-        for group, neurons in groups.items():
-            add(group, neurons, offset, prompts)
+        for group, neurons in groups.items() if offset else ():
+            add(group, offset, Shift(neurons, offset * unit), prompts)
     if settings.lang == "en" and settings.neutral_offset:
-        for offset in (0.0, settings.neutral_offset):
-            add("neutral", sources, offset, neutral_prompts())
-    table = pd.concat(tables, ignore_index=True)
+        add("neutral", 0.0, None, neutral_prompts())
+        shift = Shift(sources, settings.neutral_offset * unit)
+        add("neutral", settings.neutral_offset, shift, neutral_prompts())
+    table = pd.concat(parts, ignore_index=True)
+    decoded = _continue(settings, model, tokenizer, table["prompt"].tolist(), shifts=shifts)
+    table["continuation"] = decoded.continuations
+    if settings.control:
+        unshifted = (table["group"] == "sources") & (table["offset"] == 0.0)
+        table = pd.concat([table, table[unshifted].assign(group="control")], ignore_index=True)
     scorer = CachedScorer(get_scorer(settings.scorer))
     return table.assign(toxicity=scorer.score(table["continuation"].tolist(), settings.lang))
 

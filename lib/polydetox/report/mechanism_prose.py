@@ -65,8 +65,8 @@ def _activations(table: pd.DataFrame) -> str:
         went = {group: f"from {fixed(row['before'], 4)} to {fixed(row['after'], 4)}" for group, row in means.iterrows()}
         said.append(
             f"In {title} the mean activation of the actual sources goes {went['sources']} with tuning, that of the "
-            f"random neurons {went['control']}; the sources' is lower after tuning in {lower} of {len(rows)} languages, "
-            f"in {certain} of them by more than the interval allows for chance."
+            f"random neurons {went['control']}; the sources' is lower after tuning in {lower} of {len(rows)} "
+            f"languages, in {certain} of them by more than the interval allows for chance."
         )
     return " ".join(said) or _NOT_RUN
 
