@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -56,6 +57,11 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
     expected |= {f"tiny/tiny/{variant}/{stage}" for variant in ("dpo", "dpo-lora") for stage in ("dpo", "merge")}
     expected |= {f"tiny/tiny/{variant}/{stage}/{language}" for variant, language in EVALUATED
                  for stage in ("generate", "evaluate")}  # fmt: skip
+    expected |= {"tiny/tiny/probe", "tiny/tiny/value_vectors"}
+    expected |= {f"tiny/tiny/{variant}/activations/{language}" for variant, language in EVALUATED}
+    expected |= {f"tiny/tiny/base/{stage}/{language}" for stage in ("intervene", "retrieval")
+                 for language in ("de", "en", "ja")}  # fmt: skip
+    expected |= {f"tiny/tiny/{variant}/transfer" for variant in ("dpo", "dpo-lora")}
     expected |= {f"tiny/summary/{section}" for section in SECTIONS}
     assert names == expected
     for folder in stage_folders(checkout):
@@ -70,6 +76,7 @@ def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
     own = {"scorer_head"}  # trains on a data set that no test may need
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate"}
+    stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
     assert names - own == stages | {f"summary_{section}" for section in SECTIONS}
 
 
@@ -86,6 +93,41 @@ def test_results_are_complete_and_in_range(finished):
         assert metrics["perplexity"]["median"]["value"] > 1
         scores = pd.read_parquet(folder / "scores.parquet")
         assert scores.groupby("prompt_id").size().tolist() == [3] * 4
+
+
+def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
+    checkout, _ = finished
+    run = checkout / "runs/tiny/tiny"
+    sources = pd.read_parquet(run / "value_vectors/sources.parquet")
+    metrics = json.loads((run / "value_vectors/metrics.json").read_text())
+    assert len(sources) == 12 and sources["cosine"].is_monotonic_decreasing
+    assert metrics["actual"] == int((sources["activation"] > 0).sum()) and metrics["neurons"] == 2 * 64
+    actual = set(zip(*(sources.loc[sources["actual"], key] for key in ("layer", "neuron")), strict=True))
+    for variant, language in EVALUATED:
+        neurons = pd.read_parquet(run / f"{variant}/activations/{language}/neurons.parquet")
+        groups = {group: set(zip(rows["layer"], rows["neuron"], strict=True)) for group, rows in neurons.groupby("group")}
+        assert groups["sources"] == actual and len(groups["control"]) == len(actual)
+        assert not groups["control"] & set(zip(sources["layer"], sources["neuron"], strict=True))
+    # What is watched while English is continued is what made the sources actual.
+    english = pd.read_parquet(run / "base/activations/en/neurons.parquet")
+    assert np.allclose(english.loc[english["group"] == "sources", "activation"],
+                       sources.loc[sources["actual"], "activation"], atol=1e-5)  # fmt: skip
+    shifted = pd.read_parquet(run / "base/intervene/en/continuations.parquet")
+    counts = shifted.groupby(["group", "offset"]).size().to_dict()
+    assert counts == {("sources", 0.0): 2, ("sources", -2.0): 2, ("control", 0.0): 2, ("control", -2.0): 2,
+                      ("neutral", 0.0): 8, ("neutral", 5.0): 8}  # fmt: skip
+
+
+def test_retrieval_computes_english_once_and_finds_it_in_itself(finished):
+    checkout, _ = finished
+    run = checkout / "runs/tiny/tiny/base/retrieval"
+    assert {path.name: sorted(file.name for file in path.glob("*.safetensors")) for path in run.iterdir()} == {
+        "en": ["en.safetensors"], "de": ["de.safetensors"], "ja": ["ja.safetensors"]}  # fmt: skip
+    english = json.loads((run / "en/metrics.json").read_text())
+    assert english["accuracy"] == 1.0 and english["aligned_cosine"] == pytest.approx(1.0)
+    for language in ("de", "ja"):
+        metrics = json.loads((run / f"{language}/metrics.json").read_text())
+        assert 0 <= metrics["accuracy"] <= metrics["best_accuracy"] <= 1 and metrics["sentences"] == 6
 
 
 def test_no_machine_path_in_manifests_or_site(finished, tiny_checkpoints):

@@ -59,6 +59,8 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         "trim": {"words_per_language": 20, "expected_tokens": 100},
         "pairs": {"on-policy": {"n": 4, "margin": 0.0}},
         "variants": {TRAINED: {"title": "DPO", "pairs": "on-policy"}, MISSING: {"title": "LoRA", "pairs": "on-policy"}},
+        "mechanism": {},
+        "alignment": {"retrieval": {"sentences": "project"}},
     }
     for kind, name, content in (("models", MODEL, model), ("profiles", PROFILE, profile)):
         file = folder / "params" / kind / f"{name}.yaml"
@@ -86,6 +88,8 @@ def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int
         for position, language in enumerate(languages):
             scores = make_scores(variant, language, position, prompts, samples)
             _language(run / variant, variant, language, scores, samples)
+    _mechanism(run, languages, prompts)
+    _alignment(run, languages)
 
 
 def make_scores(variant: str, language: str, position: int, prompts: int, samples: int) -> pd.DataFrame:
@@ -172,6 +176,98 @@ def _training(folder: Path) -> None:
         "warmup_steps": 10,
     }
     _stage(folder, "dpo", parameters, metrics=metrics)
+
+
+NEURONS = 6  # sources of the made-up model, of which the last is not active
+
+
+def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
+    """A probe that works less well the later a language is listed, and sources that tuning turns down."""
+    quality = [
+        (classifier, part, 40, 0.25, 0.8, 0.9 - 0.05 * position - shift, 0.6)
+        for classifier, shift in (("probe", 0.0), ("logistic regression", 0.02))
+        for position, part in enumerate(["validation", "test", *languages])
+    ]
+    columns = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "average_precision"]
+    _table(run / "probe" / "quality.parquet", pd.DataFrame(quality, columns=columns))
+    _stage(run / "probe", "probe", {}, metrics={"texts": {"train": 40}})
+
+    sources = pd.DataFrame({
+        "layer": [0, 0, 1, 1, 1, 0], "neuron": range(NEURONS), "cosine": np.linspace(0.3, 0.1, NEURONS),
+        "activation": [0.2, 0.1, 0.05, 0.04, 0.02, -0.1], "tokens": [[f" {MARKER}", "<b>", "`@fig-x`"]] * NEURONS,
+        "scripts": ["Latin 67%, Han 33%"] * NEURONS,
+    })  # fmt: skip
+    sources["actual"] = sources["activation"] > 0
+    _table(run / "value_vectors" / "sources.parquet", sources)
+    found = {"neurons": 64, "layers": 2, "potential": NEURONS, "actual": NEURONS - 1, "lowest_cosine": 0.1,
+             "highest_cosine": 0.3, "rms_activation": 0.1, "several_scripts": 5, "prompts": prompts}  # fmt: skip
+    _stage(run / "value_vectors", "value_vectors", {}, metrics=found)
+    for position, language in enumerate(languages):
+        for variant, level in (("base", 0.08), (TRAINED, 0.02)):
+            folder = run / variant / "activations" / language
+            neurons = pd.DataFrame({"group": "sources", "layer": 0, "neuron": range(NEURONS - 1), "activation": level})
+            _table(folder / "neurons.parquet", neurons)
+            by_prompt = [level + 0.01 * (prompt % 3) - 0.002 * position for prompt in range(prompts)]
+            flat = [0.001 * (prompt % 2) for prompt in range(prompts)]
+            means = {"sources": float(np.mean(by_prompt)), "control": float(np.mean(flat))}
+            each = {"sources_by_prompt": by_prompt, "control_by_prompt": flat}
+            metrics = {"prompts": prompts, "neurons": NEURONS - 1, **means, **each}
+            _stage(folder, "activations", {"variant": variant, "lang": language}, metrics=metrics)
+        _intervene(run / "base" / "intervene" / language, language, prompts)
+
+
+def _intervene(folder: Path, language: str, prompts: int) -> None:
+    from polydetox.interp.sources import by_offset
+
+    rows = [
+        {"prompt_id": f"p{prompt:02d}", "prompt": f"{MARKER} prompt", "group": group, "offset": offset,
+         "added": offset, "continuation": f"{MARKER} {group} {offset:g}",
+         "toxicity": 0.4 + (0.15 * offset if group == "sources" else 0.01 * offset)}
+        for group in ("sources", "control") for offset in (0.0, -1.0, -2.0) for prompt in range(prompts)
+    ]  # fmt: skip
+    if language == "en":
+        rows += [
+            {"prompt_id": "n01", "prompt": "The library opens", "group": "neutral", "offset": offset, "added": offset,
+             "continuation": f"{MARKER} neutral {offset:g}", "toxicity": 0.1 + offset / 10}
+            for offset in (0.0, 5.0)
+        ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    _table(folder / "continuations.parquet", table)
+    metrics = {"lang": language, "unit": "rms", "scorer": "embedded", "offsets": by_offset(table).to_dict("records")}
+    _stage(folder, "intervene", {"lang": language}, metrics=metrics)
+
+
+def _alignment(run: Path, languages: list[str]) -> None:
+    """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
+    from polydetox.params import TransferParameters
+    from polydetox.retrieval.transfer import transfer_figures, transfer_table
+
+    for position, language in enumerate(languages):
+        accuracy = 1.0 if language == "en" else 0.8 - 0.1 * position
+        layers = pd.DataFrame({"layer": [1, 2], "accuracy": [accuracy - 0.1, accuracy + 0.1], "from_english": accuracy,
+                               "to_english": accuracy, "aligned_cosine": 0.9, "other_cosine": 0.7})  # fmt: skip
+        folder = run / "base" / "retrieval" / language
+        _table(folder / "layers.parquet", layers)
+        means = {name: float(layers[name].mean()) for name in layers.columns if name != "layer"}
+        metrics = {"sentences": 32, "layers": 2, **means, "best_layer": 2, "best_accuracy": accuracy + 0.1}
+        _stage(folder, "retrieval", {"lang": language}, metrics=metrics)
+    settings = TransferParameters(profile=PROFILE, model=MODEL, variant=TRAINED, bootstrap_samples=100)
+    folder = run / TRAINED / "transfer"
+    table = transfer_table(settings, _Reads())
+    _table(folder / "languages.parquet", table)
+    _stage(folder, "transfer", {"variant": TRAINED}, metrics=transfer_figures(table, settings))
+
+
+class _Reads:
+    """A stage that records nothing."""
+
+    def reads(self, path: Path) -> Path:
+        return path
+
+
+def _table(file: Path, table: pd.DataFrame) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(file, index=False)
 
 
 def _stage(

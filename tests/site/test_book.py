@@ -66,8 +66,9 @@ def test_the_book_is_a_quarto_project(book):
     assert configuration["book"]["chapters"][0] == "index.qmd"
     pages = book_pages(book)
     assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
-    # checkpoint, trim, pairs, dpo and merge, then two stages of two variants in four languages
-    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 2 * 2 * 4
+    # checkpoint, trim, pairs, dpo and merge; three stages of two variants in four languages; probe, value vectors and
+    # transfer; two stages of the untuned model in four languages
+    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 3 * 2 * 4 + 3 + 2 * 4
     assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
 
 
@@ -107,6 +108,16 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     )
     assert "4 of them have no score" in said["scored_sentence"]
     assert synthetic.NOTICE in said["notices"]
+    assert "5 of them are actual ones; 5 of these promote tokens of more than one script" in said["sources_sentence"]
+    assert (
+        "lower after tuning in 4 of 4 languages, in 4 of them by more than the interval" in said["activations_sentence"]
+    )
+    assert (
+        "from 0.400 to 0.100; shifting as many random neurons as far leaves it at 0.380"
+        in said["intervention_sentence"]
+    )
+    assert "from 0.50 in Japanese to 0.80 in Arabic" in said["retrieval_sentence"]
+    assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
 
 
 def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):

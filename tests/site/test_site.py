@@ -45,7 +45,7 @@ def pages(site, browser) -> list[str]:
 
 def test_the_navigation_leads_to_every_page(site, pages):
     assert set(pages) == {page.relative_to(site).as_posix() for page in site.rglob("*.html")}
-    assert len(pages) == 8 + 5 + 2 * 2 * 4
+    assert len(pages) == 9 + 5 + 3 * 2 * 4 + 3 + 2 * 4
 
 
 def test_every_page_is_whole(site, browser, pages):
@@ -90,7 +90,9 @@ def test_figures_and_tables_are_there_and_numbered(site, browser):
                                "tbl-main": "Table 3.1", "tbl-transfer": "Table 3.2", "tbl-languages": "Table 3.3"},
         "training.html": {"fig-training-curves": "Figure 2.1", "tbl-pairs": "Table 2.1", "tbl-training": "Table 2.3"},
         "fluency.html": {"fig-perplexity": "Figure 4.1", "tbl-fluency": "Table 4.1", "tbl-agreement": "Table 4.3"},
-        "reproducibility.html": {"tbl-stages": "Table 6.1", "tbl-versions": "Table 6.2", "tbl-licences": "Table 6.3"},
+        "why.html": {"fig-probe-languages": "Figure 5.1", "fig-activations": "Figure 5.3", "fig-transfer": "Figure 5.6",
+                     "tbl-probe": "Table 5.1", "tbl-intervention": "Table 5.5", "tbl-correlation": "Table 5.8"},
+        "reproducibility.html": {"tbl-stages": "Table 7.1", "tbl-versions": "Table 7.2", "tbl-licences": "Table 7.3"},
         "notebooks/tiny-base-evaluate-de.html": {"fig-toxicity-tiny-base-evaluate-de": "Figure 1"},
     }  # fmt: skip
     for page, floats in expected.items():
@@ -116,6 +118,14 @@ def test_the_papers_figures_stand_beside_ours(site, browser):
     assert any("This run: Tiny (DPO), mean over 4 languages" in row for row in rows)
     assert any(row.startswith("mGPT 1.3B") and "0.47 → 0.04" in row for row in rows)
     assert any(row.startswith("after") and "not run" in row for row in rows), "the variant that was never run"
+    browser.open(site / "why.html")
+    rows = browser.evaluate("[...document.querySelectorAll('#tbl-correlation tbody tr')].map(row => row.innerText)")
+    assert any(row.startswith("mGPT") and "0.73" in row for row in rows)
+    rows = browser.evaluate("[...document.querySelectorAll('#tbl-activations tbody tr')].map(row => row.innerText)")
+    assert any(row.startswith("German") and "0.0814" in row and "not run" not in row for row in rows)
+    assert any("not run" in row for row in rows), "the variant that was never run"
+    wide = "document.querySelector('#tbl-activations table').scrollWidth <= document.querySelector('main').clientWidth"
+    assert browser.evaluate(wide)
 
 
 def test_the_first_page_warns_and_says_that_it_is_a_preview(site, browser):

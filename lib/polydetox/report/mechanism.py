@@ -240,7 +240,7 @@ def _measured(value: float | None, digits: int) -> Cell:
 
 def sources_table(metrics: Mapping[str, Mapping[str, Any]]) -> PaperTable:
     """How many neurons of each model are potential and actual sources."""
-    columns = ["Model", "Neurons", "Potential", "Actual", "Lowest cosine", "Highest cosine", "of several scripts"]
+    columns = ["Model", "Neurons", "Potential", "Actual", "Lowest cosine", "Highest cosine", "Several scripts"]
     lines: list[list[Cell | str]] = [
         [title, number(row["neurons"], 0), number(row["potential"], 0), number(row["actual"], 0),
          number(row["lowest_cosine"], 3), number(row["highest_cosine"], 3), number(row["several_scripts"], 0)]
@@ -264,7 +264,7 @@ def shown_vectors(found: Mapping[str, tuple[pd.DataFrame, dict[str, Any]]], coun
 def activations_table(table: pd.DataFrame, results: Results) -> PaperTable:
     """Mean activations before and after in each language, and on the right the paper's."""
     paper = paper_table("figure3_neuron_activation").set_index("language")
-    spans = [("", 1), ("Actual sources", 3), ("Random neurons", 2), ("Paper's mGPT, sources", 2)]
+    spans = [("", 1), ("Actual sources", 3), ("Random neurons", 2), ("Paper (mGPT)", 2)]
     columns = ["Language", "before", "after", "drop", "before", "after", "before", "after"]
     groups = []
     for comparison in results.comparisons:
@@ -272,9 +272,7 @@ def activations_table(table: pd.DataFrame, results: Results) -> PaperTable:
         lines: list[list[Cell | str]] = []
         for language in results.profile.languages:
             rows = [mine.loc[(language, group)] if (language, group) in mine.index else None for group in GROUPS]
-            cells = [_value(rows[0], side) for side in ("before", "after")]
-            cells.append(Cell(NOT_RUN) if rows[0] is None else
-                         number(rows[0]["drop"], 4, rows[0]["drop_low"], rows[0]["drop_high"]))  # fmt: skip
+            cells = [_value(rows[0], side) for side in ("before", "after", "drop")]
             cells += [_value(rows[1], side) for side in ("before", "after")]
             cells += [Cell(fixed(paper.loc[language, side], 4)) if language in paper.index else Cell(NOT_APPLICABLE)
                       for side in ("pre_dpo", "post_dpo")]  # fmt: skip

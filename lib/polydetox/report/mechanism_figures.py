@@ -212,12 +212,37 @@ def plot_transfer(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -
             ends = np.array([x.min(), x.max()])
             axis.plot(ends, slope * ends + intercept, color=MUTED, linestyle="--", linewidth=1.2)
         axis.plot(x, y, linestyle="none", marker="o", markersize=5, color=AFTER)
-        for language, left, up in zip(table["language"], x, y, strict=True):
-            axis.annotate(LANGUAGES[language], (left, up), xytext=(4, 3), textcoords="offset points", fontsize=7.5)
+        axis.margins(x=0.12, y=0.1)
+        _name_points(axis, [LANGUAGES[language] for language in table["language"]], x, y)
         r = metrics["accuracy"]["r"]
         axis.set_title((f"{title}: " if len(found) > 1 else "") + ("r not defined" if r is None else f"r = {r:.2f}"))
         axis.set_xlabel("retrieval accuracy, mean over layers (0 to 1)")
         axis.set_ylabel("relative drop of EMT")
-        axis.margins(x=0.12)
         axis.grid(True, axis="both")
     return figure
+
+
+# Where a name may stand beside its point, in points, best first.
+_PLACES = [(5, 3, "left"), (-5, 3, "right"), (5, -9, "left"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center")]
+
+
+def _name_points(axis: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
+    """Write each name beside its point, where it covers no other point and no name that stands already."""
+    axis.figure.canvas.draw()  # lays the axes out, so that places can be compared
+    pixels = axis.transData.transform(np.column_stack([x, y])) if len(x) else np.empty((0, 2))
+    taken: list[Any] = []
+    for name, left, up in zip(names, x, y, strict=True):
+        best = None
+        for right, above, alignment in _PLACES:
+            text = axis.annotate(name, (left, up), xytext=(right, above), textcoords="offset points", fontsize=7.5,
+                                 ha=alignment)  # fmt: skip
+            box = text.get_window_extent()
+            clashes = sum(box.overlaps(other) for other in taken) + sum(box.contains(*pixel) for pixel in pixels)
+            if best is None or clashes < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (clashes, text, box)
+            else:
+                text.remove()
+        assert best is not None
+        taken.append(best[2])
