@@ -1,0 +1,219 @@
+"""The probe, its texts and features, and the value vectors, against brute force and hand-made cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from polydetox.data import read_labelled
+from polydetox.errors import UserError
+from polydetox.interp.architectures import MLPs
+from polydetox.interp.probe import Probe, logistic_regression, quality, quality_table, split, train_probe
+from polydetox.interp.representations import mean_pooled
+from polydetox.interp.sources import by_offset, repetition
+from polydetox.interp.vectors import (
+    control_neurons,
+    potential_sources,
+    promoted_tokens,
+    script,
+    scripts_of,
+    typical_size,
+)
+from tiny import TEXTS, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def two_clouds():
+    """Texts that the first direction separates; another is a thousand times larger and says nothing."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=400)
+    features = rng.normal(size=(400, 5)).astype(np.float32)
+    features[:, 0] += 3.0 * labels
+    features[:, 4] = 1000.0 + 1000.0 * features[:, 4]
+    return features, labels
+
+
+@pytest.mark.parametrize("fit", [
+    lambda x, y: train_probe(x, y, learning_rate=1e-2, standardise=True),
+    lambda x, y: train_probe(x, y, learning_rate=1e-2, standardise=True, weight_decay=0.1),
+    logistic_regression,
+])  # fmt: skip
+def test_a_probe_finds_the_direction_that_separates(two_clouds, fit):
+    features, labels = two_clouds
+    probe = fit(features, labels)
+    assert quality(probe, features, labels)["roc_auc"] > 0.97
+    direction = probe.weight * probe.scale
+    assert abs(direction[0]) > 5 * np.abs(direction[1:]).max()
+
+
+def test_adam_reaches_the_minimum_of_the_regularised_loss(two_clouds):
+    """The mean loss plus weight decay has one minimum, which scikit-learn finds by another way."""
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = two_clouds
+    standard = (features - features.mean(axis=0)) / features.std(axis=0)
+    decay = 0.5
+    wanted = LogisticRegression(C=1.0 / (decay * len(standard)), tol=1e-8).fit(standard, labels)
+    probe = train_probe(standard, labels, learning_rate=1e-3, batch_size=100, epochs=400, weight_decay=decay)
+    np.testing.assert_allclose(probe.weight, wanted.coef_[0], atol=5e-3)
+    np.testing.assert_allclose(probe.bias, wanted.intercept_[0], atol=5e-3)
+
+
+def test_quality_against_counting_pairs():
+    probe = Probe(np.array([1.0], np.float32), -0.5, np.ones(1, np.float32))
+    features = np.array([[0.1], [0.9], [0.4], [0.8], [0.2]], np.float32)
+    labels = np.array([0, 1, 1, 0, 0])
+    found = quality(probe, features, labels)
+    pairs = [(a > b) + 0.5 * (a == b) for a in features[labels == 1, 0] for b in features[labels == 0, 0]]
+    assert found["roc_auc"] == pytest.approx(np.mean(pairs))
+    assert found["accuracy"] == pytest.approx(3 / 5)  # 0.9 and the two smallest
+    # Ranked 0.9+, 0.8-, 0.4+, ...: precision 1/1 and 2/3 at the two toxic ones.
+    assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    lone = quality(probe, features[:1], labels[:1])
+    assert lone["roc_auc"] is None and lone["accuracy"] == 1.0
+
+
+def test_quality_table_has_a_row_a_part_but_for_training():
+    probe = Probe(np.ones(1, np.float32), 0.0, np.ones(1, np.float32))
+    parts = pd.Series(["train", "test", "test", "de", "de"])
+    table = quality_table({"probe": probe}, np.arange(5.0).reshape(5, 1), parts, pd.Series([0, 0, 1, 1, 0]))
+    assert dict(zip(table["texts_of"], table["roc_auc"], strict=True)) == {"test": 1.0, "de": 0.0}
+
+
+def test_a_saved_probe_is_the_same(tmp_path):
+    probe = Probe(np.array([1.5, -2.0], np.float32), 0.25, np.array([1.0, 3.0], np.float32))
+    probe.save(tmp_path / "probe.safetensors")
+    again = Probe.load(tmp_path / "probe.safetensors")
+    assert (again.weight == probe.weight).all() and again.bias == 0.25 and (again.scale == probe.scale).all()
+    with pytest.raises(UserError, match="run the stage probe first"):
+        Probe.load(tmp_path / "none.safetensors")
+
+
+def test_no_prompt_is_split():
+    table = pd.DataFrame({"group": np.repeat(np.arange(30), 4), "text": "x", "label": 0})
+    parts = split(table, (0.1, 0.2), seed=3)
+    assert table.assign(part=parts).groupby("group")["part"].nunique().max() == 1
+    assert parts.value_counts().to_dict() == {"train": 84, "test": 24, "validation": 12}
+    with pytest.raises(UserError, match="too few"):
+        split(table.head(8), (0.1, 0.2), seed=0)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("columns", [("text", "label"), ("comment_text", "toxic")])
+def test_labelled_texts_of_every_kind_of_file(tmp_path, suffix, columns):
+    table = pd.DataFrame({"id": [1, 2, 3], columns[0]: ["a fine day", " ", "you fool"], columns[1]: [0, 1, 0.7]})
+    file = tmp_path / f"texts{suffix}"
+    {".csv": lambda: table.to_csv(file, index=False), ".parquet": lambda: table.to_parquet(file),
+     ".jsonl": lambda: table.to_json(file, orient="records", lines=True)}[suffix]()  # fmt: skip
+    assert read_labelled(file, 0.5).to_dict("list") == {"text": ["a fine day", "you fool"], "label": [0, 1]}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("texts.csv", "words,label\na,1\n", "no column text or comment_text (it has words, label)"),
+    ("texts.csv", "text,mark\na,1\n", "no column label or toxic or toxicity or target"),
+    ("texts.csv", "text,label\na,1\nb,yes\n", "row 2: column 'label' is not a number ('yes')"),
+    ("texts.jsonl", "{broken", "not readable"),
+    ("texts.xlsx", "", "use one of .csv, .jsonl, .parquet"),
+])  # fmt: skip
+def test_bad_labelled_texts_are_refused_by_name(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read_labelled(tmp_path / name, 0.5)
+    assert message in str(error.value) and name in str(error.value)
+
+
+# --- representations --------------------------------------------------------------------------------------------
+
+
+def test_pooled_streams_are_those_of_each_text_alone(tiny_checkpoints, tmp_path, checkout):
+    """Against the model's own hidden states of one unpadded text; the last is taken before the final norm."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = tiny_checkpoints["llama"]
+    pooled = mean_pooled(weights, TEXTS, "all", [tmp_path / "all.safetensors"], dtype="float32", batch_size=3)
+    last = mean_pooled(weights, TEXTS, "last", [tmp_path / "last.safetensors"], dtype="float32")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(weights), AutoTokenizer.from_pretrained(weights)
+    entered = []
+    model.model.norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    for row, text in enumerate(TEXTS):
+        with torch.inference_mode():
+            states = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
+        np.testing.assert_allclose(pooled[row, 0], states[1][0].mean(dim=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(pooled[row, -1], entered[row][0].mean(dim=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(last[:, 0], pooled[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_streams_are_computed_once(tiny_checkpoints, tmp_path, checkout, monkeypatch):
+    from polydetox.interp import representations
+
+    own, shared = tmp_path / "own.safetensors", tmp_path / "shared.safetensors"
+    first = mean_pooled(tiny_checkpoints["llama"], TEXTS[:2], "all", [shared])
+    monkeypatch.setattr(representations, "_compute", lambda *_: pytest.fail("computed again"))
+    assert (mean_pooled(tiny_checkpoints["llama"], TEXTS[:2], "all", [own, shared]) == first).all()
+    assert not own.exists()
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        mean_pooled(tiny_checkpoints["llama"], TEXTS[1:3], "all", [own, shared])
+
+
+# --- value vectors ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def mlps(tokenizer):
+    return MLPs(tiny_model("llama", len(tokenizer)))
+
+
+def test_potential_sources_are_the_nearest_of_all_layers(mlps):
+    rng = np.random.default_rng(1)
+    probe = Probe(rng.normal(size=32).astype(np.float32), 0.0, rng.uniform(0.5, 2.0, 32).astype(np.float32))
+    found = potential_sources(mlps, probe, 10)
+    brute = []
+    for layer in range(2):
+        for place, vector in enumerate(mlps.value_vectors(layer).numpy()):
+            a, b = vector / probe.scale, probe.weight * probe.scale
+            brute.append((float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), layer, place))
+    wanted = sorted(brute, reverse=True)[:10]
+    assert [(row.layer, row.neuron) for row in found.itertuples()] == [(layer, place) for _, layer, place in wanted]
+    np.testing.assert_allclose(found["cosine"], [cosine for cosine, _, _ in wanted], rtol=1e-4)
+
+
+def test_promoted_tokens_are_those_of_the_highest_logit(mlps, tokenizer):
+    (tokens,) = promoted_tokens(mlps, tokenizer, [(1, 7)], 3)
+    head = mlps.model.lm_head.weight.detach() * mlps.model.model.norm.weight.detach()
+    logits = head @ mlps.value_vectors(1)[7]
+    assert tokens == [tokenizer.decode([int(token)]) for token in logits.argsort(descending=True)[:3]]
+
+
+def test_the_control_group_has_the_layers_of_the_sources(mlps):
+    sources = [(0, 1), (0, 2), (1, 5)]
+    excluded = [*sources, *((0, place) for place in range(10, 50))]
+    control = control_neurons(mlps, sources, excluded, seed=0)
+    assert [layer for layer, _ in control] == [0, 0, 1] and len(set(control)) == 3
+    assert not set(control) & set(excluded)
+    assert control == control_neurons(mlps, sources, excluded, seed=0)
+    assert control != control_neurons(mlps, sources, excluded, seed=1)
+
+
+def test_scripts_of_tokens():
+    assert [script(token) for token in (" fool", "дурак", "笨", "ばか", "ダメ", "멍", "!7 ")] == [
+        "Latin", "Cyrillic", "Han", "Kana", "Kana", "Hangul", None]  # fmt: skip
+    assert scripts_of(["a", "b", "я", "…"]) == {"Latin": pytest.approx(2 / 3), "Cyrillic": pytest.approx(1 / 3)}
+
+
+def test_small_measures():
+    assert typical_size(np.array([[3.0, 4.0], [np.nan, 5.0]])) == pytest.approx(np.sqrt(50 / 3))
+    assert repetition("a b a b") == 0.5 and repetition("笨笨蛋蛋") == 0.5 and np.isnan(repetition("  "))
+    table = pd.DataFrame({
+        "group": ["sources", "sources", "neutral"], "offset": [-1.0, -1.0, 5.0], "added": [-0.2, -0.2, 1.0],
+        "prompt": ["p", "q", "n"], "continuation": ["a a", "a b", "c"], "toxicity": [0.2, np.nan, 0.9],
+    })  # fmt: skip
+    (row,) = by_offset(table).to_dict("records")
+    assert row == {"group": "sources", "offset": -1.0, "added": -0.2, "toxicity": 0.2, "scored": 1, "prompts": 2,
+                   "repeated": 0.25}  # fmt: skip

@@ -1,0 +1,136 @@
+"""Retrieval and its correlation with the drop of toxicity, against hand-made cases and brute force."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from polydetox.data import parallel_sentences
+from polydetox.errors import UserError
+from polydetox.params import TransferParameters
+from polydetox.retrieval.accuracy import retrieval_figures
+from polydetox.retrieval.transfer import correlation, leave_one_out, line, transfer_figures
+
+
+def test_retrieval_by_hand():
+    """Sentence 0 and 2 find their translation from English; all but 2 are found from the other side."""
+    english = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    other = np.array([[2.0, 0.1], [1.0, 2.0], [1.0, 0.9]])
+    found = retrieval_figures(english, other)
+    # From English: (1,0) -> row 0; (0,1) -> row 1; (1,1) -> row 2. To English: rows 0 and 2 find theirs, and row 1,
+    # at 63 degrees, is nearer to (1,1) than to (0,1).
+    assert found["from_english"] == pytest.approx(1.0)
+    assert found["to_english"] == pytest.approx(2 / 3)
+    assert found["accuracy"] == pytest.approx(5 / 6)
+
+
+def test_retrieval_against_brute_force():
+    rng = np.random.default_rng(0)
+    english, other = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    matrix = np.array([[cosine(a, b) for b in other] for a in english])
+    found = retrieval_figures(english, other)
+    assert found["from_english"] == np.mean([matrix[i].argmax() == i for i in range(12)])
+    assert found["to_english"] == np.mean([matrix[:, i].argmax() == i for i in range(12)])
+    assert found["aligned_cosine"] == pytest.approx(np.diag(matrix).mean())
+    off = [matrix[i, j] for i in range(12) for j in range(12) if i != j]
+    assert found["other_cosine"] == pytest.approx(np.mean(off))
+    same = retrieval_figures(english, 3.0 * english)
+    assert same["accuracy"] == 1.0 and same["aligned_cosine"] == pytest.approx(1.0)
+
+
+def test_correlation_by_hand():
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0])
+    found = correlation(x, y, samples=500)
+    assert found["r"] == pytest.approx(0.6)  # 3 / 5: the sums of products over the root of 5 * 5
+    assert found["points"] == 4 and 0.0 < found["p"] < 1.0
+    without = [np.corrcoef(np.delete(x, i), np.delete(y, i))[0, 1] for i in range(4)]
+    assert (found["least_without_one"], found["most_without_one"]) == pytest.approx((min(without), max(without)))
+    assert found["low"] <= found["r"] <= found["high"]
+    assert correlation(x, y, samples=500) == found
+    assert correlation(x[:3], y[:3])["r"] is None and correlation(np.ones(4), y)["r"] is None
+
+
+def test_the_interval_narrows_with_points():
+    rng = np.random.default_rng(0)
+    widths = []
+    for points in (10, 200):
+        x = rng.normal(size=points)
+        found = correlation(x, x + rng.normal(size=points), samples=500)
+        widths.append(found["high"] - found["low"])
+    assert widths[1] < widths[0] / 2
+
+
+def test_leave_one_out_against_brute_force():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=8)
+    y = 2.0 * x + 0.1 * rng.normal(size=8)
+    found = leave_one_out(x, y)
+    errors, mean_errors = [], []
+    for i in range(8):
+        rest = [j for j in range(8) if j != i]
+        design = np.column_stack([x[rest], np.ones(7)])
+        slope, intercept = np.linalg.lstsq(design, y[rest], rcond=None)[0]
+        assert found["predicted"][i] == pytest.approx(slope * x[i] + intercept)
+        errors.append((y[i] - found["predicted"][i]) ** 2)
+        mean_errors.append((y[i] - y[rest].mean()) ** 2)
+    assert found["error"] == pytest.approx(np.sqrt(np.mean(errors)))
+    assert found["mean_error"] == pytest.approx(np.sqrt(np.mean(mean_errors))) and found["error"] < found["mean_error"]
+    assert leave_one_out(x[:3], y[:3])["predicted"] is None
+
+
+def test_a_line_through_one_place_is_level():
+    assert line(np.array([1.0, 1.0]), np.array([2.0, 4.0])) == (0.0, 3.0)
+    assert line(np.array([0.0, 2.0]), np.array([1.0, 5.0])) == pytest.approx((2.0, 1.0))
+
+
+def test_figures_of_a_transfer_without_languages_are_missing():
+    import pandas as pd
+
+    from polydetox.retrieval.transfer import COLUMNS
+
+    found = transfer_figures(pd.DataFrame(columns=COLUMNS), TransferParameters())
+    assert found["languages"] == 0 and found["accuracy"]["r"] is None and found["accuracy"]["predicted"] is None
+
+
+# --- parallel sentences -----------------------------------------------------------------------------------------
+
+
+def test_parallel_files_of_every_kind(tmp_path):
+    (tmp_path / "en.txt").write_text("One.\nTwo.\n")
+    (tmp_path / "de.json").write_text(json.dumps(["Eins.", "Zwei."]))
+    (tmp_path / "dpo_toxicity_pairwise_fr_200.jsonl").write_text('{"Prompt": "L&#039;un."}\n{"Prompt": "Deux."}\n')
+    read = {code: parallel_sentences("folder", code, tmp_path) for code in ("en", "de", "fr")}
+    assert read == {"en": ["One.", "Two."], "de": ["Eins.", "Zwei."], "fr": ["L'un.", "Deux."]}
+    assert parallel_sentences("folder", "de", tmp_path, 1) == ["Eins."]
+    project = {code: parallel_sentences("project", code) for code in ("en", "ja")}
+    assert len(project["en"]) == len(project["ja"]) >= 24 and project["en"] != project["ja"]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("de.txt", "Eins.\n\nDrei.\n", "sentence 2 is empty"),
+    ("de.json", '{"a": 1}', "expected a list of sentences"),
+    ("de.json", "[broken", "not readable"),
+    ("x_de_2.jsonl", '{"Prompt": "Eins."}\n{"words": 1}\n', "sentence 2 is empty"),
+    ("fr.txt", "Un.\n", "no file of German"),
+])  # fmt: skip
+def test_bad_parallel_files_are_refused_by_name(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        parallel_sentences("folder", "de", tmp_path)
+
+
+def test_a_folder_is_needed_and_one_file_a_language(tmp_path):
+    with pytest.raises(UserError, match="alignment: retrieval: folder"):
+        parallel_sentences("folder", "de", "")
+    with pytest.raises(UserError, match="no such folder"):
+        parallel_sentences("folder", "de", tmp_path / "none")
+    for name in ("de.txt", "de.json"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=r"2 files \(de.txt, de.json\)"):
+        parallel_sentences("folder", "de", tmp_path)
