@@ -238,6 +238,7 @@ class InterveneParameters(LanguageStage):
 class RetrievalParameters(LanguageStage):
     """How near the translations of a sentence lie in the model's representations."""
 
+    lang: str = "de"
     sentences: Literal["project", "folder"] = "folder"  # the project's parallel prompts, or a folder of parallel files
     folder: str = ""  # holds one file a language, line i a translation of line i
     limit: int | None = Field(None, gt=0)
