@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polydetox.errors import UserError
-from polydetox.generation import engines
+from polydetox.generation import attention, engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
 from tiny import FAMILIES
 
@@ -36,6 +36,56 @@ def test_samples_do_not_depend_on_the_batch(tiny_checkpoints, family):
     assert together == alone
     assert len({tuple(continuation.tokens) for row in together for continuation in row}) > 3
     assert engine.draw(IDS, PROMPTS, Sampling(n=3, max_new_tokens=8, seed=6)) != together
+
+
+def tiny_of(family):
+    """A tiny model of an architecture that only the engine's attention is tested on."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 900, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+    configuration = {
+        "gemma3": lambda: transformers.Gemma3TextConfig(**sizes, sliding_window=40, sliding_window_pattern=2),
+        "mistral": lambda: transformers.MistralConfig(**sizes, sliding_window=None),
+        "cohere": lambda: transformers.CohereConfig(**sizes, use_qk_norm=True),
+        "qwen2": lambda: transformers.Qwen2Config(**sizes),
+        "qwen3": lambda: transformers.Qwen3Config(**sizes),
+        # Not a power of two: the slopes of BLOOM's heads are made of two series.
+        "bloom-3-heads": lambda: transformers.BloomConfig(vocab_size=900, hidden_size=24, n_layer=2, n_head=3),
+    }[family]()
+    configuration.pad_token_id, configuration.eos_token_id, configuration.bos_token_id = 0, 1, 2
+    model = transformers.AutoModelForCausalLM.from_config(configuration)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4.0) if weight.dim() > 1 else None
+    return model
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma3", "mistral", "cohere", "qwen2", "qwen3", "bloom-3-heads"])
+def test_sharing_the_prompts_cache_changes_no_token(tiny_checkpoints, tmp_path, monkeypatch, family):
+    """Against transformers' own attention, with continuations that end early and leave the batch."""
+    weights = tiny_checkpoints.get(family)
+    if weights is None:
+        weights = tmp_path
+        tiny_of(family).save_pretrained(weights)
+        engines.load_tokenizer(tiny_checkpoints["llama"]).save_pretrained(weights)
+    engine = TransformersEngine(weights, "float32")
+    assert attention.supports(engine.model, 30)
+    sampling = Sampling(n=5, top_p=0.95, max_new_tokens=8)
+    whole = engine.draw(IDS, PROMPTS, sampling)
+    engine._stop = frozenset(range(0, 900, 9))
+    shared = engine.draw(IDS, PROMPTS, sampling)
+    monkeypatch.setattr(attention, "supports", lambda model, positions: False)
+    assert shared == engine.draw(IDS, PROMPTS, sampling)
+    # Nothing but the cut differs from continuations that all went on to the end.
+    expected = [[engines._until_stop(one.tokens, engine._stop) for one in row] for row in whole]
+    assert shared == expected and len({len(one.tokens) for row in shared for one in row}) > 3
+
+
+def test_a_window_shorter_than_the_text_keeps_transformers_attention():
+    model = tiny_of("gemma3")
+    assert attention.supports(model, 40) and not attention.supports(model, 41)
 
 
 def test_end_of_sequence_ends_a_continuation():

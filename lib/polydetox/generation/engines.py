@@ -29,7 +29,7 @@ from polydetox.models.checkpoints import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 COLUMNS = ["prompt_id", "prompt", "sample", "continuation", "tokens", "empty", "truncated"]
 
@@ -151,19 +151,76 @@ def continuation_text(tokenizer: PreTrainedTokenizerBase, prefix: list[int], tok
     return after[len(before) :].rstrip("\ufffd")
 
 
-class TransformersEngine:
-    """A plain decoding loop: each prompt is prefilled once, its cache repeated for the samples.
+class _SharedPrompts:
+    """Decoding that keeps the cache of each prompt once, for the architectures that ``attention`` knows."""
 
-    ``model.generate(num_return_sequences=n)`` prefills a prompt n times; here it is done once.
+    def __init__(self, model: PreTrainedModel, cache: Any, mask: torch.Tensor, n: int, steps: int):
+        from polydetox.generation.attention import SharedPrompts
+
+        self._model = model
+        self._cache = SharedPrompts(cache, mask, n, steps)
+        self._positions = self._cache.lengths.repeat_interleave(n)
+        # BLOOM's attention is told of the cache by itself, and takes no positions.
+        self._bloom = model.config.model_type == "bloom"
+
+    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
+        self._cache.slots = slots
+        self._positions = self._positions[going]
+
+    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
+        from polydetox.generation.attention import shared_prompts
+
+        extra: dict[str, Any] = {}
+        if not self._bloom:
+            extra = {"position_ids": self._positions.unsqueeze(-1), "shared_prompts": self._cache}
+        with shared_prompts(self._model):
+            output = self._model(input_ids=token.unsqueeze(-1), attention_mask=token.new_ones(len(token), 1),
+                                 past_key_values=self._cache, use_cache=True, logits_to_keep=1, **extra)  # fmt: skip
+        self._cache.written += 1
+        self._positions = self._positions + 1
+        return output.logits[:, -1]
+
+
+class _RepeatedPrompts:
+    """Decoding with transformers' own attention, each prompt's cache repeated for its continuations."""
+
+    def __init__(self, forward: Any, cache: Any, mask: torch.Tensor, n: int):
+        self._forward = forward
+        self._cache = cache
+        self._cache.batch_repeat_interleave(n)
+        self._mask = mask.repeat_interleave(n, dim=0)
+
+    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
+        self._cache.batch_select_indices(going)
+        self._mask = self._mask[going]
+
+    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=-1)
+        logits, self._cache = self._forward(token.unsqueeze(-1), self._mask, self._cache)
+        return logits
+
+
+class TransformersEngine:
+    """A plain decoding loop: each prompt is prefilled once, for all its continuations.
+
+    ``model.generate(num_return_sequences=n)`` prefills a prompt n times, keeps n copies of its cache, sorts the whole
+    vocabulary at each token, and goes on with continuations that have ended. Here a prompt's cache exists once where
+    the architecture is known (:mod:`polydetox.generation.attention`), only as much of the vocabulary is sorted as the
+    nucleus takes, and a continuation that has ended leaves the batch.
     """
 
     name = "transformers"
 
     def __init__(self, weights: Path, dtype: str):
+        from polydetox.generation.attention import prepare
+
         use_threads()
         self.tokenizer = load_tokenizer(weights)
         self.tokenizer.padding_side = "left"
         self.model = load_causal_lm(weights, inference_dtype(dtype))
+        prepare(self.model)
         self._stop = end_of_sequence(self.model.generation_config, self.tokenizer)
         # BLOOM derives positions from the attention mask and takes no position ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
@@ -177,6 +234,13 @@ class TransformersEngine:
                             logits_to_keep=1, **extra)  # fmt: skip
         return output.logits[:, -1], output.past_key_values
 
+    def _decoder(self, cache: Any, mask: torch.Tensor, n: int, steps: int) -> _SharedPrompts | _RepeatedPrompts:
+        from polydetox.generation.attention import supports
+
+        if supports(self.model, mask.shape[-1] + steps):
+            return _SharedPrompts(self.model, cache, mask, n, steps)
+        return _RepeatedPrompts(self._forward, cache, mask, n)
+
     def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
         import torch
 
@@ -186,22 +250,25 @@ class TransformersEngine:
         with torch.inference_mode():
             inputs = self.tokenizer(list(prompts), return_tensors="pt", padding=True).to(self.model.device)
             logits, cache = self._forward(inputs["input_ids"], inputs["attention_mask"], None)
-            cache.batch_repeat_interleave(n)
             logits = logits.repeat_interleave(n, dim=0)  # (prompts * n, vocabulary)
-            mask = inputs["attention_mask"].repeat_interleave(n, dim=0)
+            decoder = self._decoder(cache, inputs["attention_mask"], n, steps)
             uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
             uniform = uniform.to(self.model.device)  # (prompts * n, steps)
             stop = torch.tensor(sorted(self._stop), device=self.model.device)
-            done = torch.zeros(len(mask), dtype=torch.bool, device=self.model.device)
-            tokens = torch.zeros(len(mask), 0, dtype=torch.long, device=self.model.device)
+            tokens = torch.full((len(logits), steps), -1, device=self.model.device)
+            slots = torch.arange(len(logits), device=self.model.device)  # of the continuations that go on
             for step in range(steps):
-                token = sample(logits, uniform[:, step], sampling.temperature, sampling.top_p, sampling.top_k)
-                tokens = torch.cat([tokens, token.unsqueeze(-1)], dim=-1)
-                done |= torch.isin(token, stop)
-                if bool(done.all()) or step == steps - 1:
+                token = sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k)
+                tokens[slots, step] = token
+                if step == steps - 1:
                     break
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-                logits, cache = self._forward(token.unsqueeze(-1), mask, cache)
+                going = ~torch.isin(token, stop)
+                if not bool(going.all()):
+                    slots, token = slots[going], token[going]
+                    if not len(slots):
+                        break
+                    decoder.keep(slots, going)
+                logits = decoder.logits_after(token)
         flat = [_until_stop(row, self._stop) for row in tokens.tolist()]
         return [flat[start : start + n] for start in range(0, len(flat), n)]
 
