@@ -25,9 +25,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from tiny import TEXTS, tiny_tokenizer
-
 from polydetox.generation.engines import Sampling, TransformersEngine
+from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 1.8
 PROMPTS_A_BATCH = 10  # 250 continuations side by side, the stage's default

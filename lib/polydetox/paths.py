@@ -72,6 +72,11 @@ def score_cache() -> Path:
     return runs() / "cache" / "scores.sqlite"
 
 
+def reference_cache(key: str) -> Path:
+    """Log-probabilities of preference pairs under one reference model; shared by all profiles and runs."""
+    return runs() / "cache" / "reference" / f"{key}.parquet"
+
+
 def trim(profile: str, model: str) -> Path:
     """The checkpoint with its vocabulary trimmed to the languages of the profile."""
     return profile_run(profile) / model / "trim"

@@ -91,7 +91,7 @@ class SharedPrompts(Cache):
 
         ``slopes`` are ALiBi's: each key is favoured by its position times the slope of the head.
         """
-        rows, heads, size = query.shape
+        _, heads, size = query.shape
         keys, values = self._prompt_keys[layer], self._prompt_values[layer]
         prompts, n, group = self.prompts, self.n, heads // self._heads
         tokens, new = self.prompt_tokens, self.written + 1
@@ -125,7 +125,7 @@ class SharedPrompts(Cache):
             result = result[self.slots]
         return result.to(query.dtype)
 
-    def _alibi(self, slopes: Float[torch.Tensor, " heads"], new: int) -> Float[torch.Tensor, "..."]:
+    def _alibi(self, slopes: Float[torch.Tensor, " heads"], new: int) -> torch.Tensor:
         """Slope times position, for (prompts, heads, 1, 1, tokens + new); padding counts as position 0."""
         place = torch.arange(self.prompt_tokens + new, device=slopes.device)
         positions = (place - (self.prompt_tokens - self.lengths)[:, None]).clamp(min=0)  # (prompts, tokens + new)

@@ -90,9 +90,7 @@ def _sample(
     for width in (*_NUCLEUS_GUESSES, vocabulary):
         values, tokens = largest(logits, min(width, vocabulary))  # most probable first
         probabilities = ((values - greatest).exp() / total).double()
-        found = (
-            probabilities.sum(dim=-1) >= top_p if width < vocabulary else torch.ones_like(open_rows, dtype=torch.bool)
-        )
+        found = probabilities.sum(dim=-1) >= (top_p if width < vocabulary else 0.0)
         if bool(found.all()):
             chosen[open_rows] = _pick_in_nucleus(probabilities, tokens, uniform, top_p)
             break
