@@ -145,8 +145,8 @@ class LanguageStage(VariantStage):
             raise ValueError(str(error)) from None
 
 
-class GenerateParameters(LanguageStage):
-    """Continuations of the evaluation prompts."""
+class SamplingStage(VariantStage):
+    """A stage that draws continuations of the evaluation prompts."""
 
     prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
     prompts_folder: str = ""  # folder of RTP_LX_<LOCALE>.json, where the source is rtp-lx
@@ -158,6 +158,16 @@ class GenerateParameters(LanguageStage):
     max_new_tokens: int = Field(20, gt=0)
     engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where there is a GPU and vLLM
     batch_size: int = Field(256, gt=0)  # continuations decoded side by side
+
+
+class GenerateParameters(SamplingStage, LanguageStage):
+    """Continuations of the evaluation prompts."""
+
+
+class DrawParameters(SamplingStage):
+    """Continuations in all languages of one model and variant, drawn ahead of the stage `generate` by one engine."""
+
+    languages: list[str] = list(LANGUAGES)
 
 
 class EvaluateParameters(LanguageStage):
@@ -179,6 +189,7 @@ STAGES: dict[str, type[StageParameters]] = {
     "pairs": PairsParameters,
     "dpo": DPOParameters,
     "merge": MergeParameters,
+    "draw": DrawParameters,
     "generate": GenerateParameters,
     "evaluate": EvaluateParameters,
     "summary_detox": SummaryParameters,
@@ -317,6 +328,7 @@ class Profile(StageSettings):
     trim: TrimSettings | None = None
     pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
     variants: dict[str, Variant] = Field(min_length=1)
+    draw_together: bool = False  # one job draws all languages of a model and variant, so that the model loads once
 
     @field_validator("languages")
     @classmethod
@@ -482,6 +494,10 @@ def stage_parameters(
         values |= getattr(load_model(model), stage) | getattr(profile, stage)
         if variant in profile.variants:
             values |= getattr(profile.variants[variant], stage)
+    if stage == "draw":
+        together = stage_parameters("generate", profile, model, variant=variant)
+        del together["lang"]
+        values |= together | {"languages": profile.languages}
     if stage in ("trim", "generate"):
         values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
                    "prompt_limit": profile.prompts.limit}  # fmt: skip

@@ -97,6 +97,11 @@ def merge(profile: str, model: str, variant: str) -> Path:
     return profile_run(profile) / model / variant / "merge"
 
 
+def draw(profile: str, model: str, variant: str) -> Path:
+    """How one engine drew the continuations of all languages ahead; they are under each language's own folder."""
+    return profile_run(profile) / model / variant / "draw"
+
+
 def generate(profile: str, model: str, variant: str, language: str) -> Path:
     """The continuations of one model, variant and language."""
     return profile_run(profile) / model / variant / "generate" / language

@@ -58,6 +58,10 @@ class Graph:
         """The manifest of the checkpoint of one variant."""
         return self.base(model) if variant == "base" else manifest(paths.merge(self.profile.name, model, variant))
 
+    def drawn(self, model: str, variant: str) -> list[str]:
+        """What a language's continuations wait for where all languages are drawn together."""
+        return [manifest(paths.draw(self.profile.name, model, variant))] if self.profile.draw_together else []
+
     def tuned(self, model: str, variant: str) -> list[str]:
         """What merging waits for: the training, or nothing for a published checkpoint."""
         trained = variant in self.profile.variants

@@ -93,36 +93,69 @@ def generate(
     Returns a row a continuation: ``prompt_id, prompt, sample`` (0 .. n-1), ``continuation`` (text as it follows the
     prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
     """
-    engine = choose_engine(engine)
-    if prompts["prompt_id"].duplicated().any():
-        double = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"].iloc[0]
-        raise UserError(f"prompt id {double!r} is used twice; give each prompt its own")
-    depends_on = {
-        "weights": input_hash(provenance(weights)), "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
-        "sampling": asdict(sampling), "engine": engine, "dtype": dtype, "batch_size": batch_size,
-    }  # fmt: skip
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    for stale in parts.glob("*"):
-        if stale.name != key:
-            shutil.rmtree(stale)
+    return Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size).continuations(prompts, parts)
 
-    # Prompts of like length share a batch; a stable order makes the batches the same in every attempt.
-    ordered = prompts.assign(length=prompts["prompt"].str.len()).sort_values(["length", "prompt_id"], kind="stable")
-    # vLLM schedules its own batches and wants many requests at once.
-    size = max(1, (batch_size * 32 if engine == "vllm" else batch_size) // sampling.n)
-    batches = [ordered.iloc[start : start + size] for start in range(0, len(ordered), size)]
-    files = [parts / key / f"{number:05d}.parquet" for number in range(len(batches))]
-    runner: Engine | None = None
-    for batch, file in zip(tqdm(batches, desc="generate", unit="batch"), files, strict=True):
-        if file.is_file():
-            continue
-        runner = runner or _start(engine, weights, dtype)
-        drawn = runner.draw(list(batch["prompt_id"]), list(batch["prompt"]), sampling)
-        write_parquet(file, _table(batch, drawn, runner.tokenizer))
-    table = pd.concat([read_parquet(file, COLUMNS) for file in files], ignore_index=True)
-    rank = {identifier: position for position, identifier in enumerate(prompts["prompt_id"])}
-    order = table["prompt_id"].map(rank)
-    return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
+
+class Drawing:
+    """Draws continuations with one engine, which is started at the first batch that has not been drawn before.
+
+    A table that was drawn ahead (:meth:`draw`, for all languages of a model at once) is put together without it.
+    """
+
+    def __init__(
+        self, weights: Path, sampling: Sampling, *, engine: str = "auto", dtype: str = "bfloat16", batch_size: int = 256
+    ):
+        self._weights = weights
+        self._sampling = sampling
+        self._engine = choose_engine(engine)
+        self._dtype = dtype
+        self._batch_size = batch_size
+        self._runner: Engine | None = None
+
+    def draw(self, prompts: pd.DataFrame, parts: Path) -> int:
+        """Draw the batches that are not under ``parts`` yet; returns how many tokens these have."""
+        tokens = 0
+        plan = self._plan(prompts, parts)
+        for batch, file in tqdm(plan, desc="generate", unit="batch"):
+            if file.is_file():
+                continue
+            self._runner = self._runner or _start(self._engine, self._weights, self._dtype)
+            drawn = self._runner.draw(list(batch["prompt_id"]), list(batch["prompt"]), self._sampling)
+            table = _table(batch, drawn, self._runner.tokenizer)
+            write_parquet(file, table)
+            tokens += int(table["tokens"].sum())
+        return tokens
+
+    def continuations(self, prompts: pd.DataFrame, parts: Path) -> pd.DataFrame:
+        """The whole table, as :func:`generate` returns it."""
+        self.draw(prompts, parts)
+        files = [file for _, file in self._plan(prompts, parts)]
+        table = pd.concat([read_parquet(file, COLUMNS) for file in files], ignore_index=True)
+        rank = {identifier: position for position, identifier in enumerate(prompts["prompt_id"])}
+        order = table["prompt_id"].map(rank)
+        return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
+
+    def _plan(self, prompts: pd.DataFrame, parts: Path) -> list[tuple[pd.DataFrame, Path]]:
+        """The batches and the file of each; files that depended on other things are removed."""
+        if prompts["prompt_id"].duplicated().any():
+            double = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"].iloc[0]
+            raise UserError(f"prompt id {double!r} is used twice; give each prompt its own")
+        depends_on = {
+            "weights": input_hash(provenance(self._weights)),
+            "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
+            "sampling": asdict(self._sampling), "engine": self._engine, "dtype": self._dtype,
+            "batch_size": self._batch_size,
+        }  # fmt: skip
+        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        for stale in parts.glob("*"):
+            if stale.name != key:
+                shutil.rmtree(stale)
+        # Prompts of like length share a batch; a stable order makes the batches the same in every attempt.
+        ordered = prompts.assign(length=prompts["prompt"].str.len()).sort_values(["length", "prompt_id"], kind="stable")
+        # vLLM schedules its own batches and wants many requests at once.
+        size = max(1, (self._batch_size * 32 if self._engine == "vllm" else self._batch_size) // self._sampling.n)
+        starts = range(0, len(ordered), size)
+        return [(ordered.iloc[start : start + size], parts / key / f"{start // size:05d}.parquet") for start in starts]
 
 
 def _start(engine: str, weights: Path, dtype: str) -> Engine:
