@@ -88,8 +88,12 @@ def test_results_are_complete_and_in_range(finished):
         assert scores.groupby("prompt_id").size().tolist() == [3] * 4
 
 
-def test_no_machine_path_in_parameters_or_site(finished):
+def test_no_machine_path_in_manifests_or_site(finished, tiny_checkpoints):
     checkout, _ = finished
+    given = str(tiny_checkpoints["llama"])  # the model file itself names a local folder
+    for folder in stage_folders(checkout):
+        manifest = (folder / "manifest.json").read_text("utf-8").replace(given, "")
+        assert str(checkout) not in manifest and sys.prefix not in manifest, folder
     for page in (checkout / "runs/tiny/site").rglob("*.html"):
         assert str(checkout) not in page.read_text("utf-8"), page
 
@@ -102,21 +106,36 @@ def test_a_second_run_does_nothing(finished):
     assert {folder: (folder / "manifest.json").stat().st_mtime_ns for folder in stage_folders(checkout)} == before
 
 
+def planned(checkout: Path, file: str, **changes) -> dict[str, int]:
+    """How many jobs of each rule the plan has with a changed parameter file, which is put back."""
+    path = checkout / "params" / file
+    original = path.read_text()
+    path.write_text(yaml.safe_dump(yaml.safe_load(original) | changes))
+    try:
+        done = polydetox(checkout, "run", "--profile", "tiny", "-n")
+    finally:
+        path.write_text(original)
+    assert done.returncode == 0, done.stderr
+    words = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    return {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].isdigit()}
+
+
 def test_changed_settings_run_only_what_depends_on_them(finished):
     checkout, _ = finished
     plan = polydetox(checkout, "run", "--profile", "tiny", "-n")
     assert plan.returncode == 0 and "Nothing to be done" in plan.stdout + plan.stderr
-    file = checkout / "params/profiles/tiny.yaml"
-    original = file.read_text()
-    file.write_text(yaml.safe_dump(TINY_PROFILE | {"generate": {"n": 2, "max_new_tokens": 6}}))
-    try:
-        done = polydetox(checkout, "run", "--profile", "tiny", "-n")
-    finally:
-        file.write_text(original)
-    words = [line.split() for line in (done.stdout + done.stderr).splitlines()]
-    counts = {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].isdigit()}
+
+    counts = planned(checkout, "profiles/tiny.yaml", generate={"n": 2, "max_new_tokens": 6})
     assert counts["generate"] == counts["evaluate"] == 9 and counts["summary"] == len(SECTIONS)
     assert not {"checkpoint", "trim", "pairs", "dpo", "merge"} & set(counts)
+
+    # Other weights under the same name: everything made from them is made again.
+    counts = planned(checkout, "models/tiny.yaml", dtype="bfloat16")
+    assert counts["checkpoint"] == counts["trim"] == counts["pairs"] == 1 and counts["generate"] == 9
+
+    # Without the trimmed vocabulary, what was made with it does not count.
+    counts = planned(checkout, "profiles/tiny.yaml", trim=None)
+    assert "trim" not in counts and counts["pairs"] == 1 and counts["dpo"] == 2 and counts["generate"] == 9
 
 
 def test_one_stage_by_hand_with_plain_papermill(finished):

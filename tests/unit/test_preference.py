@@ -133,6 +133,11 @@ def test_a_whole_checkpoint_is_linked_not_copied(tiny_checkpoints, tmp_path):
     assert dpo.merge_adapter(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "merged", "x") == 0.0
     assert (tmp_path / "merged/model.safetensors").stat().st_nlink == 2
 
+    for file in (tmp_path / "tuned").glob("*token*"):
+        file.unlink()
+    dpo.merge_adapter(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "alone", "x")
+    assert load_tokenizer(tmp_path / "alone")("The neighbours")["input_ids"]
+
 
 def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_path, monkeypatch):
     weights = tiny_checkpoints["llama"]
@@ -163,6 +168,39 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_pa
     joined = whole.merge(resumed, on=key)
     assert len(joined) == len(whole)
     assert np.allclose(joined["value_x"], joined["value_y"], rtol=1e-3, atol=1e-5)
+
+
+def test_the_patience_of_early_stopping_outlives_a_stop(tiny_checkpoints, tmp_path, monkeypatch):
+    """Two evaluations without improvement, one before a stop and one after it, end the training."""
+    import trl
+
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    # A step this large only makes the held-out loss worse.
+    worse = settings(learning_rate=3.0, warmup_steps=0, eval_steps=1, max_steps=8, early_stopping_patience=2)
+    _, whole = dpo.train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "whole")
+    assert whole["steps"] < 8, "stopped early"
+
+    step = trl.DPOTrainer.training_step
+    seen = []
+
+    def stop_before_the_last(self, *arguments, **named):
+        seen.append(self.state.global_step)
+        if len(seen) == whole["steps"]:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(trl.DPOTrainer, "training_step", stop_before_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        dpo.train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "stopped")
+    _, resumed = dpo.train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "stopped")
+    assert resumed["steps"] == whole["steps"]
+    assert resumed["best_step"] == whole["best_step"]
+
+
+def test_a_training_that_diverges_is_an_error():
+    log = dpo.training_log([{"step": 1, "eval_loss": float("nan")}, {"step": 2, "eval_loss": float("nan")}])
+    with pytest.raises(UserError, match="held-out loss is not a number; lower learning_rate"):
+        dpo._best_step(log)
 
 
 def test_other_settings_do_not_resume_from_old_checkpoints(tiny_checkpoints, tmp_path):

@@ -72,15 +72,16 @@ def train_dpo(
     resumed = _last_checkpoint(checkpoints)
     trainer = make_trainer(weights, train, held_out, settings, checkpoints, resumed=resumed is not None)
     trainer.train(resume_from_checkpoint=resumed)
+    log = training_log(trainer.state.log_history)
+    best = _best_step(log)
     with atomic_folder(folder / "weights") as temporary:
         trainer.save_model(str(temporary))
         trainer.processing_class.save_pretrained(temporary)
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
-    log = training_log(trainer.state.log_history)
     figures = {
         "method": settings.method,
         "steps": trainer.state.global_step,
-        "best_step": _best_step(log),
+        "best_step": best,
         "learning_rate": settings.learning_rate,
         "beta": settings.beta,
         "pairs_train": len(train),
@@ -307,7 +308,10 @@ def _held_out(log: pd.DataFrame, metric: str) -> pd.Series:
 
 
 def _best_step(log: pd.DataFrame) -> int:
-    return int(_held_out(log, "loss").idxmin())
+    losses = _held_out(log, "loss").dropna()
+    if losses.empty:
+        raise UserError("dpo: the training diverged, its held-out loss is not a number; lower learning_rate")
+    return int(losses.idxmin())
 
 
 def _at_best(log: pd.DataFrame) -> dict[str, float]:
@@ -338,6 +342,8 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
                     os.link(source.resolve(), target)
                 except OSError:  # another file system, or one without hard links
                     shutil.copy2(source, target)
+            if not (temporary / "tokenizer_config.json").is_file():  # a published checkpoint of weights alone
+                load_tokenizer(base).save_pretrained(temporary)
         return 0.0
     import torch
     from peft import PeftModel
