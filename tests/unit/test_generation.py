@@ -138,7 +138,15 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(tiny_checkpoints, tmp_pa
     assert len(calls) == 5, "two batches before the stop, the one it hit, and the two that were left"
     pd.testing.assert_frame_equal(resumed, whole)
 
-    # Other settings must not meet the parts of the old ones.
+    # Another release of the engine's library does not finish what this one began, nor do other settings.
+    calls.clear()
+    generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
+    assert not calls, "all batches are there"
+    newer = engines.library_versions() | {"transformers": "99.0"}
+    monkeypatch.setattr(engines, "library_versions", lambda: newer)
+    monkeypatch.setattr(TransformersEngine, "draw", draw)
+    drawing = engines.Drawing(weights, sampling, batch_size=2)
+    assert drawing.draw(table(), tmp_path / "stopped") == whole["tokens"].sum()
     other = generate(weights, table(), Sampling(n=2, max_new_tokens=3), tmp_path / "stopped", batch_size=2)
     assert other["tokens"].max() == 3
 

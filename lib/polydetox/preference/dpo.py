@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from polydetox import paths
-from polydetox.artifacts import atomic_folder, input_hash
+from polydetox.artifacts import atomic_folder, input_hash, library_versions
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
 from polydetox.params import DPOParameters
@@ -174,7 +174,11 @@ def make_trainer(
 
 def _reference_cache(weights: Path, settings: DPOParameters) -> Path:
     """The file of reference log-probabilities for this model, in the precision in which training computes them."""
-    depends_on = [input_hash(provenance(weights)), settings.method, settings.max_length, mixed_precision()]
+    versions = library_versions()
+    depends_on = [
+        input_hash(provenance(weights)), settings.method, settings.max_length, device().type, mixed_precision(),
+        *(versions[name] for name in ("torch", "transformers", "trl")),
+    ]  # fmt: skip
     return paths.reference_cache(hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16])
 
 
