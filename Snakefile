@@ -181,7 +181,7 @@ rule generate:
     log: f"{GENERATE}/log.txt",
     resources:
         # What was drawn together is only put into a table here.
-        gpu=lambda w: 0 if graph.profile.draw_together else graph.resource(w.model, "gpu"),
+        gpu=lambda w: 0 if graph.is_drawn_ahead(w.model, w.variant, w.lang) else graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 

@@ -1,7 +1,9 @@
 # Continuations of all languages of one model and variant, drawn by one engine ahead of the stage `generate`.
 #
 # Loading a large model and starting vLLM takes longer than drawing one language; a profile with `draw_together: true`
-# pays for it once. The stage leaves its batches where `generate` looks for them, so a run that stops loses none.
+# pays for it once. The stage keeps its batches, which `generate` puts into tables: neither stage draws what is there.
+# The languages are no parameter here, since one that is added later must not make the others again: its own job of
+# `generate` then draws it.
 
 DRAW = stage_folder(paths.draw, "{model}", "{variant}")
 

@@ -167,7 +167,7 @@ class GenerateParameters(SamplingStage, LanguageStage):
 class DrawParameters(SamplingStage):
     """Continuations in all languages of one model and variant, drawn ahead of the stage `generate` by one engine."""
 
-    languages: list[str] = list(LANGUAGES)
+    languages: list[str] = []  # empty: all of the profile
 
 
 class EvaluateParameters(LanguageStage):
@@ -496,8 +496,13 @@ def stage_parameters(
             values |= getattr(profile.variants[variant], stage)
     if stage == "draw":
         together = stage_parameters("generate", profile, model, variant=variant)
+        if together["engine"] == "auto":
+            raise UserError(
+                f"params/profiles/{profile.name}.yaml: draw_together: engine 'auto' may choose another one in the jobs "
+                "that have no GPU; set generate: engine to vllm or transformers"
+            )
         del together["lang"]
-        values |= together | {"languages": profile.languages}
+        values |= together
     if stage in ("trim", "generate"):
         values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
                    "prompt_limit": profile.prompts.limit}  # fmt: skip
@@ -516,14 +521,17 @@ def stage_parameters(
     return check_parameters(stage, values).model_dump()
 
 
-def check_language_of_run(settings: LanguageStage) -> None:
-    """Refuse a language that the profile does not cover, whose tokens may have been trimmed away."""
+def languages_of_run(settings: LanguageStage | DrawParameters) -> list[str]:
+    """The languages of a stage; one that the profile does not cover, its tokens maybe trimmed away, is refused."""
     profile = load_profile(settings.profile)
-    if settings.lang not in profile.languages:
-        raise UserError(
-            f"params/profiles/{profile.name}.yaml: 'languages' does not list {settings.lang!r} (it has "
-            f"{' '.join(profile.languages)}); add it there, or choose another language or profile"
-        )
+    languages = [settings.lang] if isinstance(settings, LanguageStage) else settings.languages or profile.languages
+    for language in languages:
+        if language not in profile.languages:
+            raise UserError(
+                f"params/profiles/{profile.name}.yaml: 'languages' does not list {language!r} (it has "
+                f"{' '.join(profile.languages)}); add it there, or choose another language or profile"
+            )
+    return languages
 
 
 def check_parameters(stage: str, values: Mapping[str, Any]) -> StageParameters:

@@ -98,7 +98,7 @@ def merge(profile: str, model: str, variant: str) -> Path:
 
 
 def draw(profile: str, model: str, variant: str) -> Path:
-    """How one engine drew the continuations of all languages ahead; they are under each language's own folder."""
+    """The continuations that one engine drew ahead, a folder of batches a language."""
     return profile_run(profile) / model / variant / "draw"
 
 

@@ -83,29 +83,34 @@ def generate(
     engine: str = "auto",
     dtype: str = "bfloat16",
     batch_size: int = 256,
+    drawn: Path | None = None,
 ) -> pd.DataFrame:
     """Draw continuations of every prompt; a run that was stopped goes on where it was.
 
     ``prompts`` has the columns ``prompt_id`` and ``prompt``; ids are unique, texts need not be. Every finished
     batch is kept under ``parts``, in a folder that is named by everything that the result depends on; the folder
-    is removed by the caller once the whole table is written.
+    is removed by the caller once the whole table is written. Batches that were drawn ahead with the same settings are
+    taken from ``drawn``.
 
     Returns a row a continuation: ``prompt_id, prompt, sample`` (0 .. n-1), ``continuation`` (text as it follows the
     prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
     """
-    return Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size).continuations(prompts, parts)
+    drawing = Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size)
+    return drawing.continuations(prompts, drawn if drawn and drawing.began(prompts, drawn) else parts)
 
 
 class Drawing:
     """Draws continuations with one engine, which is started at the first batch that has not been drawn before.
 
-    A table that was drawn ahead (:meth:`draw`, for all languages of a model at once) is put together without it.
+    The batches are files in a folder named by a hash of everything that they depend on, below a folder that the
+    caller names. A table whose batches are all there is put together without starting the engine.
     """
 
     def __init__(
         self, weights: Path, sampling: Sampling, *, engine: str = "auto", dtype: str = "bfloat16", batch_size: int = 256
     ):
         self._weights = weights
+        self._weights_hash = input_hash(provenance(weights))
         self._sampling = sampling
         self._engine = choose_engine(engine)
         self._dtype = dtype
@@ -113,10 +118,16 @@ class Drawing:
         self._runner: Engine | None = None
 
     def draw(self, prompts: pd.DataFrame, parts: Path) -> int:
-        """Draw the batches that are not under ``parts`` yet; returns how many tokens these have."""
+        """Draw the batches that are not under ``parts`` yet; returns how many tokens these have.
+
+        What is under ``parts`` and depended on other things is removed.
+        """
+        key = self._key(prompts)
+        for stale in parts.glob("*"):
+            if stale.name != key:
+                shutil.rmtree(stale)
         tokens = 0
-        plan = self._plan(prompts, parts)
-        for batch, file in tqdm(plan, desc="generate", unit="batch"):
+        for batch, file in tqdm(self._plan(prompts, parts), desc="generate", unit="batch"):
             if file.is_file():
                 continue
             self._runner = self._runner or _start(self._engine, self._weights, self._dtype)
@@ -135,21 +146,26 @@ class Drawing:
         order = table["prompt_id"].map(rank)
         return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
 
-    def _plan(self, prompts: pd.DataFrame, parts: Path) -> list[tuple[pd.DataFrame, Path]]:
-        """The batches and the file of each; files that depended on other things are removed."""
+    def began(self, prompts: pd.DataFrame, parts: Path) -> bool:
+        """Whether there are batches of these prompts, drawn with the same settings, under ``parts``."""
+        return (parts / self._key(prompts)).is_dir()
+
+    def _key(self, prompts: pd.DataFrame) -> str:
+        """Names everything that the continuations depend on."""
         if prompts["prompt_id"].duplicated().any():
             double = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"].iloc[0]
             raise UserError(f"prompt id {double!r} is used twice; give each prompt its own")
         depends_on = {
-            "weights": input_hash(provenance(self._weights)),
+            "weights": self._weights_hash,
             "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
             "sampling": asdict(self._sampling), "engine": self._engine, "versions": _engine_versions(self._engine),
             "dtype": self._dtype, "batch_size": self._batch_size,
         }  # fmt: skip
-        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-        for stale in parts.glob("*"):
-            if stale.name != key:
-                shutil.rmtree(stale)
+        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _plan(self, prompts: pd.DataFrame, parts: Path) -> list[tuple[pd.DataFrame, Path]]:
+        """The batches and the file of each."""
+        key = self._key(prompts)
         # Prompts of like length share a batch; a stable order makes the batches the same in every attempt.
         ordered = prompts.assign(length=prompts["prompt"].str.len()).sort_values(["length", "prompt_id"], kind="stable")
         # vLLM schedules its own batches and wants many requests at once.
