@@ -98,8 +98,13 @@ def merge(profile: str, model: str, variant: str) -> Path:
 
 
 def draw(profile: str, model: str, variant: str) -> Path:
-    """The continuations that one engine drew ahead, a folder of batches a language."""
+    """The continuations of all languages that one engine drew ahead."""
     return profile_run(profile) / model / variant / "draw"
+
+
+def drawn(profile: str, model: str, variant: str, language: str) -> Path:
+    """The batches of one language that were drawn ahead."""
+    return draw(profile, model, variant) / language
 
 
 def generate(profile: str, model: str, variant: str, language: str) -> Path:

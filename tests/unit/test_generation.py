@@ -83,6 +83,29 @@ def test_sharing_the_prompts_cache_changes_no_token(tiny_checkpoints, tmp_path, 
     assert shared == expected and len({len(one.tokens) for row in shared for one in row}) > 3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_the_prompts_cache_keeps_bfloat16_logits(tiny_checkpoints, monkeypatch, family):
+    """Over two steps, before the second of which some continuations leave."""
+    monkeypatch.setattr(engines, "inference_dtype", lambda wanted: torch.bfloat16)
+    engine = TransformersEngine(tiny_checkpoints[family], "bfloat16")
+    inputs = engine.tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    found = {}
+    for name in ("_SharedPrompts", "_RepeatedPrompts"):
+        monkeypatch.setattr(attention, "supports", lambda model, positions, name=name: name == "_SharedPrompts")
+        with torch.inference_mode():
+            _, cache = engine._forward(inputs["input_ids"], inputs["attention_mask"], None)
+            decoder = engine._decoder(cache, inputs["attention_mask"], 2, 3)
+            assert type(decoder).__name__ == name
+            first = decoder.logits_after(torch.arange(300, 300 + 2 * len(PROMPTS)))
+            going = torch.arange(len(first)) % 3 > 0
+            decoder.keep(torch.arange(len(first))[going], going)
+            found[name] = torch.cat([first, decoder.logits_after(torch.arange(400, 400 + int(going.sum())))])
+    shared, repeated = found.values()
+    assert shared.dtype == torch.bfloat16 and float((shared - repeated).abs().max()) < 0.03 * float(
+        repeated.abs().max()
+    )
+
+
 def test_a_window_shorter_than_the_text_keeps_transformers_attention():
     model = tiny_of("gemma3")
     assert attention.supports(model, 40) and not attention.supports(model, 41)

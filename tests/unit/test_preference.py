@@ -275,6 +275,16 @@ def test_reference_log_probabilities_are_computed_once(tiny_checkpoints, tmp_pat
     assert sum(seen) == 24
 
 
+def test_a_training_that_stops_before_the_last_pair_computes_no_reference_ahead(tiny_checkpoints, tmp_path):
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    short = settings(max_steps=2, batch_size=1)
+    trainer = dpo.make_trainer(tiny_checkpoints["llama"], train, held_out, short, tmp_path / "a")
+    assert "ref_chosen_logps" not in trainer.train_dataset.column_names
+    assert not (tmp_path / "runs/cache/reference").exists()
+    assert dpo._sees_all_pairs(settings(max_steps=None, epochs=1), 6)
+    assert not dpo._sees_all_pairs(settings(max_steps=None, epochs=0.5), 6)
+
+
 def test_pairs_of_like_length_share_a_batch():
     from polydetox.preference.trainer import LengthBuckets
 

@@ -35,6 +35,7 @@ class LengthBuckets(torch.utils.data.Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Called through accelerate's data loader before each epoch, of a resumed training as well."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -66,14 +67,15 @@ def pair_lengths(dataset: Dataset) -> list[int]:
 
 
 class PairTrainer(DPOTrainer):
-    """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a cache of them.
+    """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a file of them.
 
     ``reference_cache`` is a Parquet file of ``pair, chosen, rejected``: the summed log-probabilities of the completions
     under the reference model. It must be named by that model and by what else they depend on. Runs that split the same
-    pairs by another seed, or train with another learning rate, find theirs there.
+    pairs by another seed, or train with another learning rate, find theirs there. Of two that write it at once one
+    remains; what the other computed is computed again by the next run that needs it.
     """
 
-    def __init__(self, *arguments: Any, reference_cache: Path | None = None, **named: Any):
+    def __init__(self, *arguments: Any, reference_cache: Path, **named: Any):
         self._reference_cache = reference_cache  # read while the parent class is set up
         super().__init__(*arguments, **named)
 
@@ -84,8 +86,6 @@ class PairTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         cache = self._reference_cache
-        if cache is None:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
         keys = pair_keys(dataset)
         place = {key: row for row, key in enumerate(keys)}
         known = read_parquet(cache, REFERENCE_COLUMNS) if cache.is_file() else pd.DataFrame(columns=REFERENCE_COLUMNS)
