@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 from polydetox import paths, workflow
+from polydetox.report.assemble import _write_appendices
+from polydetox.report.collect import Results
+from polydetox.report.sections import STAGE_TITLES, stages_table
 from polydetox.workflow import Graph
 from tiny import make_checkout
 
@@ -92,3 +95,17 @@ def test_a_job_that_finds_its_batches_asks_for_no_gpu(drawn, monkeypatch):
     assert Graph("tiny").is_drawn_ahead("tiny", "dpo", "ja"), "that stage has not run, and will draw all languages"
     monkeypatch.setattr(workflow, "library_versions", lambda: {"vllm": "99.0"})
     assert not Graph("tiny").is_drawn_ahead("tiny", "base", "de"), "drawn with another release"
+
+
+def test_the_report_shows_what_was_drawn_ahead(drawn, monkeypatch, tmp_path):
+    together, apart = drawn
+    monkeypatch.setattr(paths, "root", lambda: together)
+    results = Results("tiny")
+    runs = [run for run in results.stages if run.stage == "draw"]
+    assert [(run.variant, run.done) for run in runs] == [("base", True), ("dpo", False), ("dpo-lora", False)]
+    assert "draw" in set(results.manifests()["stage"])
+    assert any(row[0] == STAGE_TITLES["draw"] for group in stages_table(results).groups for row in group.rows)
+    pages = {page.file for page in _write_appendices(results, tmp_path)}
+    assert "notebooks/tiny-base-draw.ipynb" in pages
+    monkeypatch.setattr(paths, "root", lambda: apart)
+    assert not [run for run in Results("tiny").stages if run.stage == "draw"]
