@@ -183,7 +183,7 @@ def test_what_was_drawn_ahead_is_taken_where_it_fits(tiny_checkpoints, tmp_path,
 
     # Other settings neither take these batches nor remove them.
     other = generate(weights, table(), Sampling(n=2, max_new_tokens=3), tmp_path / "parts", batch_size=4, drawn=ahead)
-    assert other["tokens"].max() == 3 and drawing.began(table(), ahead)
+    assert other["tokens"].max() == 3 and drawing.has_batches(table(), ahead)
 
     monkeypatch.setattr(engines, "_start", lambda *_: pytest.fail("an engine was started"))
     taken = generate(weights, table(), sampling, tmp_path / "parts", batch_size=4, drawn=ahead)

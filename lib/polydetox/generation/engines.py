@@ -96,7 +96,7 @@ def generate(
     prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
     """
     drawing = Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size)
-    return drawing.continuations(prompts, drawn if drawn and drawing.began(prompts, drawn) else parts)
+    return drawing.continuations(prompts, drawn if drawn and drawing.has_batches(prompts, drawn) else parts)
 
 
 class Drawing:
@@ -146,7 +146,7 @@ class Drawing:
         order = table["prompt_id"].map(rank)
         return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
 
-    def began(self, prompts: pd.DataFrame, parts: Path) -> bool:
+    def has_batches(self, prompts: pd.DataFrame, parts: Path) -> bool:
         """Whether there are batches of these prompts, drawn with the same settings, under ``parts``."""
         return (parts / self._key(prompts)).is_dir()
 

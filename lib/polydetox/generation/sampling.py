@@ -2,7 +2,8 @@
 
 Tokens are drawn by inverse transform: one uniform number a token, fixed by the seed, the prompt's id, the sample and
 the position. A continuation therefore does not depend on which other prompts share its batch, nor on whether the run
-was interrupted in between.
+was interrupted in between; in bfloat16 this holds for the same batches only, since rounding differs between others and
+often decides which token is drawn.
 """
 
 from __future__ import annotations
