@@ -167,6 +167,7 @@ rule generate:
     input:
         notebook="notebooks/generate.ipynb",
         checkpoint=lambda w: graph.checkpoint(w.model, w.variant),
+        drawn=lambda w: graph.drawn(w.model, w.variant),
         prompts=graph.prompts(),
     output:
         manifest=f"{GENERATE}/manifest.json",
@@ -179,7 +180,8 @@ rule generate:
         source=lambda w: graph.source(w.model),
     log: f"{GENERATE}/log.txt",
     resources:
-        gpu=lambda w: graph.resource(w.model, "gpu"),
+        # What was drawn together is only put into a table here.
+        gpu=lambda w: 0 if graph.is_drawn_ahead(w.model, w.variant, w.lang) else graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 
@@ -208,6 +210,7 @@ rule evaluate:
     shell: EXECUTE
 
 
+include: "rules/draw.smk"
 include: "rules/why.smk"
 
 

@@ -145,8 +145,8 @@ class LanguageStage(VariantStage):
             raise ValueError(str(error)) from None
 
 
-class GenerateParameters(LanguageStage):
-    """Continuations of the evaluation prompts."""
+class SamplingStage(VariantStage):
+    """A stage that draws continuations of the evaluation prompts."""
 
     prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
     prompts_folder: str = ""  # folder of RTP_LX_<LOCALE>.json, where the source is rtp-lx
@@ -158,6 +158,16 @@ class GenerateParameters(LanguageStage):
     max_new_tokens: int = Field(20, gt=0)
     engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where there is a GPU and vLLM
     batch_size: int = Field(256, gt=0)  # continuations decoded side by side
+
+
+class GenerateParameters(SamplingStage, LanguageStage):
+    """Continuations of the evaluation prompts."""
+
+
+class DrawParameters(SamplingStage):
+    """Continuations in all languages of one model and variant, drawn ahead of the stage `generate` by one engine."""
+
+    languages: list[str] = []  # empty: all of the profile
 
 
 class EvaluateParameters(LanguageStage):
@@ -259,6 +269,7 @@ STAGES: dict[str, type[StageParameters]] = {
     "pairs": PairsParameters,
     "dpo": DPOParameters,
     "merge": MergeParameters,
+    "draw": DrawParameters,
     "generate": GenerateParameters,
     "evaluate": EvaluateParameters,
     "probe": ProbeParameters,
@@ -434,6 +445,7 @@ class Profile(StageSettings):
     trim: TrimSettings | None = None
     pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
     variants: dict[str, Variant] = Field(min_length=1)
+    draw_together: bool = False  # one job draws all languages of a model and variant, so that the model loads once
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
 
@@ -605,6 +617,15 @@ def stage_parameters(
         values |= getattr(profile.mechanism, stage)
     if stage in Alignment.model_fields:
         values |= getattr(profile.alignment, stage)
+    if stage == "draw":
+        together = stage_parameters("generate", profile, model, variant=variant)
+        if together["engine"] == "auto":
+            raise UserError(
+                f"params/profiles/{profile.name}.yaml: draw_together: engine 'auto' may choose another one in the jobs "
+                "that have no GPU; set generate: engine to vllm or transformers"
+            )
+        del together["lang"]
+        values |= together
     if stage in _PROMPTED:
         prompts = {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
                    "prompt_limit": profile.prompts.limit}  # fmt: skip
@@ -628,14 +649,17 @@ def stage_parameters(
 _PROMPTED = ("trim", "generate", "value_vectors", "activations", "intervene")
 
 
-def check_language_of_run(settings: LanguageStage) -> None:
-    """Refuse a language that the profile does not cover, whose tokens may have been trimmed away."""
+def languages_of_run(settings: LanguageStage | DrawParameters) -> list[str]:
+    """The languages of a stage; one that the profile does not cover, its tokens maybe trimmed away, is refused."""
     profile = load_profile(settings.profile)
-    if settings.lang not in profile.languages:
-        raise UserError(
-            f"params/profiles/{profile.name}.yaml: 'languages' does not list {settings.lang!r} (it has "
-            f"{' '.join(profile.languages)}); add it there, or choose another language or profile"
-        )
+    languages = [settings.lang] if isinstance(settings, LanguageStage) else settings.languages or profile.languages
+    for language in languages:
+        if language not in profile.languages:
+            raise UserError(
+                f"params/profiles/{profile.name}.yaml: 'languages' does not list {language!r} (it has "
+                f"{' '.join(profile.languages)}); add it there, or choose another language or profile"
+            )
+    return languages
 
 
 def check_parameters(stage: str, values: Mapping[str, Any]) -> StageParameters:

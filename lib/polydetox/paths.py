@@ -72,6 +72,11 @@ def score_cache() -> Path:
     return runs() / "cache" / "scores.sqlite"
 
 
+def reference_cache(key: str) -> Path:
+    """Log-probabilities of preference pairs under one reference model; shared by all profiles and runs."""
+    return runs() / "cache" / "reference" / f"{key}.parquet"
+
+
 def trim(profile: str, model: str) -> Path:
     """The checkpoint with its vocabulary trimmed to the languages of the profile."""
     return profile_run(profile) / model / "trim"
@@ -90,6 +95,16 @@ def dpo(profile: str, model: str, variant: str) -> Path:
 def merge(profile: str, model: str, variant: str) -> Path:
     """The plain checkpoint of one variant, adapter merged."""
     return profile_run(profile) / model / variant / "merge"
+
+
+def draw(profile: str, model: str, variant: str) -> Path:
+    """The continuations of all languages that one engine drew ahead."""
+    return profile_run(profile) / model / variant / "draw"
+
+
+def drawn(profile: str, model: str, variant: str, language: str) -> Path:
+    """The batches of one language that were drawn ahead."""
+    return draw(profile, model, variant) / language
 
 
 def generate(profile: str, model: str, variant: str, language: str) -> Path:

@@ -7,11 +7,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from polydetox import paths
-from polydetox.artifacts import MANIFEST
+from polydetox.artifacts import MANIFEST, finished, library_versions, read_json
 from polydetox.data import (
     load_prompts,
     local_path,
@@ -71,6 +72,28 @@ class Graph:
     def checkpoint(self, model: str, variant: str) -> str:
         """The manifest of the checkpoint of one variant."""
         return self.base(model) if variant == "base" else manifest(paths.merge(self.profile.name, model, variant))
+
+    def drawn(self, model: str, variant: str) -> list[str]:
+        """What a language's continuations wait for where all languages are drawn together."""
+        return [manifest(paths.draw(self.profile.name, model, variant))] if self.profile.draw_together else []
+
+    def is_drawn_ahead(self, model: str, variant: str, language: str) -> bool:
+        """Whether a language's batches are there when its continuations are put into a table, which needs no GPU then.
+
+        They are not for a language that was added to the profile after the others were drawn, and may not be after a
+        change of the installed packages.
+        """
+        if not self.profile.draw_together:
+            return False
+        folder = paths.draw(self.profile.name, model, variant)
+        if not finished(folder):
+            return True  # that stage runs first
+        drawn = read_json(folder / MANIFEST)
+        return language in drawn["languages"] and drawn["versions"] == self._versions
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return library_versions()
 
     def tuned(self, model: str, variant: str) -> list[str]:
         """What merging waits for: the training, or nothing for a published checkpoint."""
@@ -195,6 +218,8 @@ def preflight(profile: str) -> None:
     for model in graph.models:
         for variant in graph.trained(model):
             stage_parameters("dpo", settings, graph._listed[model], variant=variant)
+        for variant in graph.variants(model) if settings.draw_together else []:
+            stage_parameters("draw", settings, graph._listed[model], variant=variant)
         _check_why(graph, model)
         for kind in graph.kinds(model):
             made = stage_parameters("pairs", settings, graph._listed[model], kind=kind)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polydetox.errors import UserError
-from polydetox.generation import engines
+from polydetox.generation import attention, engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
 from tiny import FAMILIES
 
@@ -36,6 +36,79 @@ def test_samples_do_not_depend_on_the_batch(tiny_checkpoints, family):
     assert together == alone
     assert len({tuple(continuation.tokens) for row in together for continuation in row}) > 3
     assert engine.draw(IDS, PROMPTS, Sampling(n=3, max_new_tokens=8, seed=6)) != together
+
+
+def tiny_of(family):
+    """A tiny model of an architecture that only the engine's attention is tested on."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 900, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+    configuration = {
+        "gemma3": lambda: transformers.Gemma3TextConfig(**sizes, sliding_window=40, sliding_window_pattern=2),
+        "mistral": lambda: transformers.MistralConfig(**sizes, sliding_window=None),
+        "cohere": lambda: transformers.CohereConfig(**sizes, use_qk_norm=True),
+        "qwen2": lambda: transformers.Qwen2Config(**sizes),
+        "qwen3": lambda: transformers.Qwen3Config(**sizes),
+        # Not a power of two: the slopes of BLOOM's heads are made of two series.
+        "bloom-3-heads": lambda: transformers.BloomConfig(vocab_size=900, hidden_size=24, n_layer=2, n_head=3),
+    }[family]()
+    configuration.pad_token_id, configuration.eos_token_id, configuration.bos_token_id = 0, 1, 2
+    model = transformers.AutoModelForCausalLM.from_config(configuration)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4.0) if weight.dim() > 1 else None
+    return model
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma3", "mistral", "cohere", "qwen2", "qwen3", "bloom-3-heads"])
+def test_sharing_the_prompts_cache_changes_no_token(tiny_checkpoints, tmp_path, monkeypatch, family):
+    """Against transformers' own attention, with continuations that end early and leave the batch."""
+    weights = tiny_checkpoints.get(family)
+    if weights is None:
+        weights = tmp_path
+        tiny_of(family).save_pretrained(weights)
+        engines.load_tokenizer(tiny_checkpoints["llama"]).save_pretrained(weights)
+    engine = TransformersEngine(weights, "float32")
+    assert attention.supports(engine.model, 30)
+    sampling = Sampling(n=5, top_p=0.95, max_new_tokens=8)
+    whole = engine.draw(IDS, PROMPTS, sampling)
+    engine._stop = frozenset(range(0, 900, 9))
+    shared = engine.draw(IDS, PROMPTS, sampling)
+    monkeypatch.setattr(attention, "supports", lambda model, positions: False)
+    assert shared == engine.draw(IDS, PROMPTS, sampling)
+    # Nothing but the cut differs from continuations that all went on to the end.
+    expected = [[engines._until_stop(one.tokens, engine._stop) for one in row] for row in whole]
+    assert shared == expected and len({len(one.tokens) for row in shared for one in row}) > 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_the_prompts_cache_keeps_bfloat16_logits(tiny_checkpoints, monkeypatch, family):
+    """Over two steps, before the second of which some continuations leave."""
+    monkeypatch.setattr(engines, "inference_dtype", lambda wanted: torch.bfloat16)
+    engine = TransformersEngine(tiny_checkpoints[family], "bfloat16")
+    inputs = engine.tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    found = {}
+    for name in ("_SharedPrompts", "_RepeatedPrompts"):
+        monkeypatch.setattr(attention, "supports", lambda model, positions, name=name: name == "_SharedPrompts")
+        with torch.inference_mode():
+            _, cache = engine._forward(inputs["input_ids"], inputs["attention_mask"], None)
+            decoder = engine._decoder(cache, inputs["attention_mask"], 2, 3)
+            assert type(decoder).__name__ == name
+            first = decoder.logits_after(torch.arange(300, 300 + 2 * len(PROMPTS)))
+            going = torch.arange(len(first)) % 3 > 0
+            decoder.keep(torch.arange(len(first))[going], going)
+            found[name] = torch.cat([first, decoder.logits_after(torch.arange(400, 400 + int(going.sum())))])
+    shared, repeated = found.values()
+    assert shared.dtype == torch.bfloat16 and float((shared - repeated).abs().max()) < 0.03 * float(
+        repeated.abs().max()
+    )
+
+
+def test_a_window_shorter_than_the_text_keeps_transformers_attention():
+    model = tiny_of("gemma3")
+    assert attention.supports(model, 40) and not attention.supports(model, 41)
 
 
 def test_end_of_sequence_ends_a_continuation():
@@ -88,9 +161,33 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(tiny_checkpoints, tmp_pa
     assert len(calls) == 5, "two batches before the stop, the one it hit, and the two that were left"
     pd.testing.assert_frame_equal(resumed, whole)
 
-    # Other settings must not meet the parts of the old ones.
+    # Another release of the engine's library does not finish what this one began, nor do other settings.
+    calls.clear()
+    generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
+    assert not calls, "all batches are there"
+    newer = engines.library_versions() | {"transformers": "99.0"}
+    monkeypatch.setattr(engines, "library_versions", lambda: newer)
+    monkeypatch.setattr(TransformersEngine, "draw", draw)
+    assert engines.Drawing(weights, sampling, batch_size=2).draw(table(), tmp_path / "stopped") > 0
     other = generate(weights, table(), Sampling(n=2, max_new_tokens=3), tmp_path / "stopped", batch_size=2)
     assert other["tokens"].max() == 3
+
+
+def test_what_was_drawn_ahead_is_taken_where_it_fits(tiny_checkpoints, tmp_path, monkeypatch):
+    sampling, weights = Sampling(n=2, max_new_tokens=4), tiny_checkpoints["llama"]
+    whole = generate(weights, table(), sampling, tmp_path / "whole", batch_size=4)
+    ahead = tmp_path / "ahead"
+    drawing = engines.Drawing(weights, sampling, batch_size=4)
+    assert drawing.draw(table(), ahead) == whole["tokens"].sum()
+    assert drawing.draw(table(), ahead) == 0, "nothing is drawn twice"
+
+    # Other settings neither take these batches nor remove them.
+    other = generate(weights, table(), Sampling(n=2, max_new_tokens=3), tmp_path / "parts", batch_size=4, drawn=ahead)
+    assert other["tokens"].max() == 3 and drawing.has_batches(table(), ahead)
+
+    monkeypatch.setattr(engines, "_start", lambda *_: pytest.fail("an engine was started"))
+    taken = generate(weights, table(), sampling, tmp_path / "parts", batch_size=4, drawn=ahead)
+    pd.testing.assert_frame_equal(taken, whole)
 
 
 def test_engine_that_is_missing_is_named():

@@ -193,6 +193,10 @@ def test_nothing_leaks_into_the_next_notebook(batch: Batch) -> None:
     assert not any(json.loads(second[0])[key] for key in ("global", "variable", "attribute", "path", "module"))
     # Random generators do not go on from one shared state.
     assert set(first[1].split()).isdisjoint(second[1].split())
+    # Within one notebook all of it stays, so every one of these looks would have told of a leak.
+    _, _, leaked = batch.run(show, leave, show)
+    kept, clean = json.loads(leaked.splitlines()[0]), json.loads(second[0])
+    assert [key for key in clean if kept[key] == clean[key]] == ["server"]
 
 
 def test_the_environment_is_the_clients(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +237,35 @@ def test_torch_is_seeded_and_has_the_threads_of_the_client(own_batch: Batch, mon
     assert own_batch.run(look)[0].split()[1] == plain.stdout.decode().strip()
 
 
+def test_threads_work_in_a_kernel(own_batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools of threads do not survive a fork; those of torch and tokenizers must start in the kernel, twice over."""
+    monkeypatch.setenv("POLYDETOX_KERNEL_PRELOAD", "torch,torch.utils.data,tokenizers")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    use = (
+        "import os, torch\n"
+        "from tokenizers import Tokenizer, models, pre_tokenizers\n"
+        "x = torch.randn(600, 600, requires_grad=True); (x @ x).exp().sum().backward()\n"
+        "words = Tokenizer(models.WordLevel({'a': 0, '?': 1}, unk_token='?'))\n"
+        "words.pre_tokenizer = pre_tokenizers.Whitespace()\n"
+        "encoded = words.encode_batch(['a b a'] * 2000)\n"
+        "loaded = sum(len(batch) for batch in torch.utils.data.DataLoader(range(40), batch_size=4, num_workers=2))\n"
+        "print(torch.get_num_threads(), tuple(x.grad.shape), len(encoded), loaded, os.getppid())"
+    )
+    for _ in range(2):
+        assert own_batch.run(use)[0].split() == ["2", "(600,", "600)", "2000", "40", str(own_batch.servers()[0])]
+
+
 # How it behaves as a process
+
+
+def test_the_heart_beats_while_a_cell_runs(session: Session) -> None:
+    session.client.hb_channel.time_to_dead = 0.3
+    session.client.execute("total = 0\nwhile True: total += 1")
+    time.sleep(1.5)
+    assert session.client.hb_channel.is_beating()
+    session.manager.interrupt_kernel()
+    assert session.ask("print('goes on')") in ("goes on\n", "")
 
 
 def test_interrupt(session: Session) -> None:
@@ -469,11 +501,12 @@ def test_no_private_folder_gives_the_plain_kernel(own_batch: Batch, monkeypatch:
     [
         ("import threading; threading.Thread(target=__import__('time').sleep, args=(60,), daemon=True).start()",
          "2 threads"),
+        ("import torch; torch.cuda.is_initialized = lambda: True", "CUDA was initialised"),
         ("import os; os._exit(1)", "did not start"),
         ("import os, time; open(f'{__file__}.process', 'w').write(str(os.getpid())); time.sleep(60)",
          "still starting"),
     ],
-    ids=["threads", "crash", "slow"],
+    ids=["threads", "cuda", "crash", "slow"],
 )  # fmt: skip
 def test_a_server_that_cannot_serve_gives_the_plain_kernel(
     own_batch: Batch, monkeypatch: pytest.MonkeyPatch, module: str, reason: str
@@ -481,7 +514,7 @@ def test_a_server_that_cannot_serve_gives_the_plain_kernel(
     (own_batch.work / "unfit.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", f"{LIBRARY}:{own_batch.work}")
     monkeypatch.setenv("POLYDETOX_KERNEL_PRELOAD", "unfit")
-    monkeypatch.setenv("POLYDETOX_KERNEL_WAIT", "1")
+    monkeypatch.setenv("POLYDETOX_KERNEL_WAIT", "1" if reason == "still starting" else "30")
     told = plain_kernel(own_batch)
     assert reason in told
     assert "using the plain kernel" in told

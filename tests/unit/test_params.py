@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import yaml
 
-from polydetox import params
+from polydetox import params, workflow
 from polydetox.errors import UserError, nearest
 from polydetox.notebook import begin
 from tiny import CHECKOUT, TINY_PROFILE
@@ -90,6 +90,20 @@ def test_a_mistake_in_a_profile_is_named_with_its_remedy(checkout, change, words
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_languages_drawn_together_need_a_named_engine(checkout):
+    rewrite(checkout / "params/profiles/tiny.yaml", draw_together=True)
+    with pytest.raises(UserError, match=r"params/profiles/tiny.yaml: draw_together: .* set generate: engine"):
+        workflow.preflight("tiny")
+    rewrite(checkout / "params/profiles/tiny.yaml", draw_together=True, generate={"engine": "transformers", "n": 2})
+    workflow.preflight("tiny")
+    drawn = params.stage_parameters("draw", params.load_profile("tiny"), "tiny", variant="dpo")
+    assert (drawn["n"], drawn["variant"], drawn["prompt_limit"]) == (2, "dpo", 4), "all from the profile"
+    settings = params.DrawParameters.model_validate(drawn)
+    assert params.languages_of_run(settings) == ["de", "en", "ja"]
+    with pytest.raises(UserError, match="does not list 'sv'"):
+        params.languages_of_run(settings.model_copy(update={"languages": ["en", "sv"]}))
 
 
 def test_a_mistake_in_a_model_file_is_named(checkout):

@@ -38,8 +38,30 @@ def test_a_nucleus_wider_than_the_guess_is_sorted_in_full(monkeypatch):
     logits = torch.randn(6, 200) * torch.tensor([[0.01], [0.1], [1.0], [3.0], [5.0], [0.5]])
     uniform = torch.rand(6, dtype=torch.float64)
     whole = sampling.sample(logits, uniform, 1.0, 0.9)
-    monkeypatch.setattr(sampling, "_NUCLEUS_GUESS", 4)
+    monkeypatch.setattr(sampling, "_NUCLEUS_GUESSES", (2, 8))
     assert torch.equal(sampling.sample(logits, uniform, 1.0, 0.9), whole)
+
+
+def test_the_largest_logits_are_found_in_blocks():
+    torch.manual_seed(2)
+    logits = torch.randn(5, 64 * 40 + 17)
+    logits[0, 100:130] += 9.0  # many in two neighbouring blocks
+    logits[1, -3:] += 9.0  # in the tokens that fill no block
+    values, tokens = sampling.largest(logits, 10)
+    assert torch.equal(values, logits.topk(10).values) and torch.equal(logits.gather(-1, tokens), values)
+
+
+def test_a_large_vocabulary_has_the_distribution_of_transformers():
+    torch.manual_seed(3)
+    logits = torch.randn(1, 20_000) * 2
+    expected = reference(logits, 0.9, 0.8, 0)[0].double()
+    order = expected.argsort(descending=True)
+    # The middle of each token's stretch of the cumulative distribution, and of none outside the nucleus.
+    kept = order[expected[order] > 0]
+    edges = expected[order].cumsum(0)[: len(kept)]
+    uniform = edges - expected[kept] / 2
+    drawn = sampling.sample(logits.expand(len(kept), -1), uniform, 0.9, 0.8)
+    assert len(kept) > 512 and torch.equal(drawn, kept)
 
 
 def test_by_hand():

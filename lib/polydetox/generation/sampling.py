@@ -2,7 +2,8 @@
 
 Tokens are drawn by inverse transform: one uniform number a token, fixed by the seed, the prompt's id, the sample and
 the position. A continuation therefore does not depend on which other prompts share its batch, nor on whether the run
-was interrupted in between.
+was interrupted in between; in bfloat16 this holds for the same batches only, since rounding differs between others and
+often decides which token is drawn.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import hashlib
 import torch
 from jaxtyping import Float, Int
 
-# A nucleus at top-p 0.8 nearly always lies within so many tokens; rows where it does not are sorted in full.
-_NUCLEUS_GUESS = 256
+# A nucleus at top-p 0.8 mostly lies within the first so many tokens, and nearly always within the second; rows where
+# it does not are sorted in full.
+_NUCLEUS_GUESSES = (64, 512)
+
+# Tokens of a block: the k largest logits lie in the k blocks with the largest maxima, which are quick to find.
+_BLOCK = 64
 
 # Logits that are worked on at once on a CPU.
 _PIECE = 1 << 19
@@ -73,19 +78,48 @@ def _sample(
     vocabulary = logits.shape[-1]
     if top_k == 0 and top_p >= 1.0:
         return pick(logits.softmax(dim=-1).double().cumsum(dim=-1), uniform)
+    if top_k:
+        # The mass that top-p cuts is that of the k tokens.
+        values, tokens = largest(logits, min(top_k, vocabulary))
+        return _pick_in_nucleus(values.softmax(dim=-1).double(), tokens, uniform, top_p)
 
-    width = min(top_k or _NUCLEUS_GUESS, vocabulary)
-    values, tokens = logits.topk(width, dim=-1)  # (rows, width), most probable first
-    # With top-k, the mass that top-p cuts is that of the k tokens; without it, of the whole vocabulary.
-    total = values.logsumexp(-1, keepdim=True) if top_k else logits.logsumexp(-1, keepdim=True)
-    chosen = _pick_in_nucleus((values - total).exp().double(), tokens, uniform, top_p)
-    if not top_k and width < vocabulary:
-        wide = (values - total).exp().double().sum(dim=-1) < top_p
-        if wide.any():
-            ordered, tokens = logits[wide].sort(dim=-1, descending=True)
-            probabilities = (ordered - total[wide]).exp().double()
-            chosen[wide] = _pick_in_nucleus(probabilities, tokens, uniform[wide], top_p)
+    # Without top-k, it is that of the whole vocabulary: exp(logit - largest) / total.
+    greatest = logits.amax(dim=-1, keepdim=True)  # (rows, 1)
+    total = (logits - greatest).exp_().sum(dim=-1, keepdim=True)
+    chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    open_rows = torch.arange(len(logits), device=logits.device)  # whose nucleus has not been found yet
+    for width in (*_NUCLEUS_GUESSES, vocabulary):
+        values, tokens = largest(logits, min(width, vocabulary))  # most probable first
+        probabilities = ((values - greatest).exp() / total).double()
+        found = probabilities.sum(dim=-1) >= (top_p if width < vocabulary else 0.0)
+        if bool(found.all()):
+            chosen[open_rows] = _pick_in_nucleus(probabilities, tokens, uniform, top_p)
+            break
+        chosen[open_rows[found]] = _pick_in_nucleus(probabilities[found], tokens[found], uniform[found], top_p)
+        wide = ~found
+        open_rows, logits, uniform = open_rows[wide], logits[wide], uniform[wide]
+        greatest, total = greatest[wide], total[wide]
     return chosen
+
+
+def largest(
+    logits: Float[torch.Tensor, "rows vocabulary"], width: int
+) -> tuple[Float[torch.Tensor, "rows width"], Int[torch.Tensor, "rows width"]]:
+    """The ``width`` largest logits of each row and their tokens, in descending order.
+
+    Where the vocabulary is many times as large, only the blocks of tokens that can hold them are looked at.
+    """
+    rows, vocabulary = logits.shape
+    blocks = vocabulary // _BLOCK
+    if blocks < 4 * width or logits.device.type != "cpu":
+        return logits.topk(width, dim=-1)
+    body = logits[:, : blocks * _BLOCK].view(rows, blocks, _BLOCK)
+    best = body.amax(dim=-1).topk(width, dim=-1, sorted=False).indices  # (rows, width)
+    tokens = (best.unsqueeze(-1) * _BLOCK + torch.arange(_BLOCK)).flatten(1)
+    rest = torch.arange(blocks * _BLOCK, vocabulary).expand(rows, -1)  # the tokens that fill no block
+    tokens = torch.cat([tokens, rest], dim=-1)
+    values, place = logits.gather(-1, tokens).topk(width, dim=-1)
+    return values, tokens.gather(-1, place)
 
 
 def _pick_in_nucleus(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from polydetox.artifacts import atomic_folder, input_hash
+from polydetox import paths
+from polydetox.artifacts import atomic_folder, input_hash, library_versions
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
 from polydetox.params import DPOParameters
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Float
     from transformers import PreTrainedModel
+
+    from polydetox.preference.trainer import PairTrainer
 
 LOG_COLUMNS = ["step", "split", "metric", "value"]
 _METRICS = {"loss": "loss", "rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}
@@ -64,18 +67,56 @@ def train_dpo(
 
     Returns the training log (a row a step, split and metric) and the run's figures.
     """
+    _check_evaluated(settings, len(train))
+    checkpoints = _checkpoint_folder(weights, train, held_out, settings, folder)
+    resumed = _last_checkpoint(checkpoints)
+    trainer = make_trainer(weights, train, held_out, settings, checkpoints, resumed=resumed is not None)
+    trainer.train(resume_from_checkpoint=resumed)
+    log = training_log(trainer.state.log_history)
+    best = _best_step(log)
+    with atomic_folder(folder / "weights") as temporary:
+        trainer.save_model(str(temporary))
+        trainer.processing_class.save_pretrained(temporary)
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
+    figures = {
+        "method": settings.method,
+        "steps": trainer.state.global_step,
+        "best_step": best,
+        "learning_rate": settings.learning_rate,
+        "beta": settings.beta,
+        "pairs_train": len(train),
+        "pairs_held_out": len(held_out),
+        **_at_best(log),
+    }
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return log, figures
+
+
+def make_trainer(
+    weights: Path,
+    train: pd.DataFrame,
+    held_out: pd.DataFrame,
+    settings: DPOParameters,
+    checkpoints: Path,
+    *,
+    resumed: bool = False,
+) -> PairTrainer:
+    """TRL's trainer with these settings, and without those of its defaults that only suit a GPU.
+
+    Reference log-probabilities are computed beforehand and kept in ``paths.reference_cache`` where training goes over
+    the pairs at least once: held-out pairs are evaluated many times, and another run finds them there.
+    """
     from datasets import Dataset
     from transformers import EarlyStoppingCallback, set_seed
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
+
+    from polydetox.preference.trainer import PairTrainer
 
     use_threads()
     set_seed(settings.seed)
     on_cpu = device().type == "cpu"
     tokenizer = load_tokenizer(weights)
     model, adapter = _trainable(weights, settings)
-    _check_evaluated(settings, len(train))
-    checkpoints = _checkpoint_folder(weights, train, held_out, settings, folder)
-    resumed = _last_checkpoint(checkpoints)
     arguments = DPOConfig(
         output_dir=str(checkpoints),
         beta=settings.beta,
@@ -92,10 +133,10 @@ def train_dpo(
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         max_length=settings.max_length,
-        precompute_ref_log_probs=_sees_pairs_twice(settings, len(train)),
+        precompute_ref_log_probs=_sees_all_pairs(settings, len(train)),
         eval_strategy="steps",
         eval_steps=settings.eval_steps,
-        eval_on_start=resumed is None,
+        eval_on_start=not resumed,
         restore_callback_states_from_checkpoint=True,  # the patience of early stopping counts on
         save_strategy="steps",
         save_steps=settings.eval_steps,
@@ -114,7 +155,7 @@ def train_dpo(
         dataloader_pin_memory=not on_cpu,
         report_to="none",
     )
-    trainer = DPOTrainer(
+    trainer = PairTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_pandas(train[["prompt", "chosen", "rejected"]], preserve_index=False),
@@ -122,30 +163,23 @@ def train_dpo(
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience)],
+        reference_cache=_reference_cache(weights, settings),
     )
     # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    trainer.train(resume_from_checkpoint=resumed)
-    log = training_log(trainer.state.log_history)
-    best = _best_step(log)
-    with atomic_folder(folder / "weights") as temporary:
-        trainer.save_model(str(temporary))
-        tokenizer.save_pretrained(temporary)
-        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
-    figures = {
-        "method": settings.method,
-        "steps": trainer.state.global_step,
-        "best_step": best,
-        "learning_rate": settings.learning_rate,
-        "beta": settings.beta,
-        "pairs_train": len(train),
-        "pairs_held_out": len(held_out),
-        **_at_best(log),
-    }
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return log, figures
+    return trainer
+
+
+def _reference_cache(weights: Path, settings: DPOParameters) -> Path:
+    """The file of reference log-probabilities for this model, in the precision in which training computes them."""
+    versions = library_versions()
+    depends_on = [
+        input_hash(provenance(weights)), settings.method, settings.max_length, device().type, mixed_precision(),
+        *(versions[name] for name in ("torch", "transformers", "trl")),
+    ]  # fmt: skip
+    return paths.reference_cache(hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16])
 
 
 def _check_evaluated(settings: DPOParameters, pairs: int) -> None:
@@ -184,11 +218,11 @@ def mixed_precision() -> bool:
     return device().type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _sees_pairs_twice(settings: DPOParameters, pairs: int) -> bool:
-    """Whether training goes over the pairs more than once; computing the reference beforehand then pays."""
+def _sees_all_pairs(settings: DPOParameters, pairs: int) -> bool:
+    """Whether training goes over all pairs; computing the reference beforehand then costs no more than on the way."""
     if settings.max_steps is None:
-        return settings.epochs > 1
-    return settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps > pairs
+        return settings.epochs >= 1
+    return settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps >= pairs
 
 
 def _trainable(weights: Path, settings: DPOParameters) -> tuple[PreTrainedModel, Any]:

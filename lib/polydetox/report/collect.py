@@ -353,6 +353,8 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
                 yield StageRun("dpo", paths.dpo(profile.name, model, variant), model, variant)
             if variant != "base":
                 yield StageRun("merge", paths.merge(profile.name, model, variant), model, variant)
+            if profile.draw_together:
+                yield StageRun("draw", paths.draw(profile.name, model, variant), model, variant)
             for language in profile.languages:
                 for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
                     yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)

@@ -246,6 +246,7 @@ STAGE_TITLES = {
     "pairs": "Preference pairs",
     "dpo": "Training",
     "merge": "Merge",
+    "draw": "Continuations of all languages, drawn ahead",
     "generate": "Continuations",
     "evaluate": "Evaluation",
     "probe": "Toxicity probe",

@@ -1,0 +1,107 @@
+"""TRL's DPO trainer with batches of pairs of like length, and reference log-probabilities that are computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset, concatenate_datasets
+from trl import DPOTrainer
+
+from polydetox.artifacts import read_parquet, write_parquet
+
+REFERENCE_COLUMNS = ["pair", "chosen", "rejected"]
+
+# So many batches are drawn at random, then sorted by length among themselves.
+_BATCHES_SORTED = 8
+
+
+class LengthBuckets(torch.utils.data.Sampler[int]):
+    """A new random order of the pairs in each epoch, in which those that share a batch have about the same length.
+
+    Pairs are shuffled, each run of a few batches is sorted by length and cut into batches, and the batches are
+    shuffled, so that training meets no lengths in order. The order depends on the seed and the epoch alone.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self._lengths = torch.tensor(lengths)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called through accelerate's data loader before each epoch, of a resumed training as well."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 100_003 + self._epoch)
+        order = torch.randperm(len(self), generator=generator)
+        buckets = []
+        for run in order.split(self._batch_size * _BATCHES_SORTED):
+            buckets += run[self._lengths[run].argsort(stable=True)].split(self._batch_size)
+        # A batch that is not full stays last: anywhere else it would shift the batches after it.
+        full = [bucket for bucket in buckets if len(bucket) == self._batch_size]
+        rest = [bucket for bucket in buckets if len(bucket) < self._batch_size]
+        shuffled = [full[place] for place in torch.randperm(len(full), generator=generator).tolist()]
+        yield from torch.cat([*shuffled, *rest]).tolist()
+
+
+def pair_keys(dataset: Dataset) -> list[str]:
+    """A name for each pair, made of its tokens."""
+    columns = zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:32] for row in columns]
+
+
+def pair_lengths(dataset: Dataset) -> list[int]:
+    """How many tokens the longer text of each pair has."""
+    columns = zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in columns]
+
+
+class PairTrainer(DPOTrainer):
+    """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a file of them.
+
+    ``reference_cache`` is a Parquet file of ``pair, chosen, rejected``: the summed log-probabilities of the completions
+    under the reference model. It must be named by that model and by what else they depend on. Runs that split the same
+    pairs by another seed, or train with another learning rate, find theirs there. Of two that write it at once one
+    remains; what the other computed is computed again by the next run that needs it.
+    """
+
+    def __init__(self, *arguments: Any, reference_cache: Path, **named: Any):
+        self._reference_cache = reference_cache  # read while the parent class is set up
+        super().__init__(*arguments, **named)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBuckets:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthBuckets(pair_lengths(dataset), size, self.args.data_seed or self.args.seed)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        cache = self._reference_cache
+        keys = pair_keys(dataset)
+        place = {key: row for row, key in enumerate(keys)}
+        known = read_parquet(cache, REFERENCE_COLUMNS) if cache.is_file() else pd.DataFrame(columns=REFERENCE_COLUMNS)
+        missing = place.keys() - set(known["pair"])
+        if missing:
+            lengths = pair_lengths(dataset)
+            # By length, so that batches have little padding.
+            order = sorted((place[key] for key in missing), key=lambda row: (lengths[row], row))
+            computed = super()._precompute_ref_logps(dataset.select(order), name, batch_size)
+            fresh = pd.DataFrame({
+                "pair": pair_keys(computed), "chosen": computed["ref_chosen_logps"],
+                "rejected": computed["ref_rejected_logps"],
+            })  # fmt: skip
+            known = fresh if known.empty else pd.concat([known, fresh], ignore_index=True)
+            if self.accelerator.is_main_process:
+                write_parquet(cache, known)
+        table = known.drop_duplicates("pair").set_index("pair").loc[keys]
+        columns = {"ref_chosen_logps": table["chosen"].tolist(), "ref_rejected_logps": table["rejected"].tolist()}
+        return concatenate_datasets([dataset, Dataset.from_dict(columns)], axis=1)
