@@ -9,7 +9,6 @@ from snakemake.exceptions import WorkflowError
 
 from polydetox import paths
 from polydetox.errors import UserError
-from polydetox.params import SECTIONS
 from polydetox.workflow import Graph, local, manifest
 
 try:
@@ -42,12 +41,16 @@ EXECUTE = (
 )
 
 
+# Matches no name: a profile without models, say, has no job of a model.
+NOTHING = "(?!)"
+
+
 wildcard_constraints:
-    model="|".join(map(re.escape, graph.models)),
-    variant="|".join({variant for model in graph.models for variant in graph.variants(model)}),
+    model="|".join(map(re.escape, graph.models)) or NOTHING,
+    variant="|".join({variant for model in graph.models for variant in graph.variants(model)}) or NOTHING,
     lang="|".join(dict.fromkeys(["en", *graph.profile.languages])),
-    kind="|".join(graph.profile.pairs),
-    section="|".join(SECTIONS),
+    kind="|".join(graph.profile.pairs) or NOTHING,
+    section="|".join(graph.sections()),
 
 
 localrules:
@@ -212,6 +215,7 @@ rule evaluate:
 
 include: "rules/draw.smk"
 include: "rules/why.smk"
+include: "rules/world.smk"
 
 
 rule summary:
@@ -233,7 +237,7 @@ rule summary:
 rule render:
     message: "render the report"
     input:
-        summaries=[manifest(paths.summary(profile, section)) for section in SECTIONS],
+        summaries=[manifest(paths.summary(profile, section)) for section in graph.sections()],
         results=graph.results(),
         book=[local(path) for path in sorted((paths.root() / "book").rglob("*")) if path.is_file()],
         project="_quarto.yml",

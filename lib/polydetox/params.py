@@ -263,6 +263,41 @@ class TransferParameters(VariantStage):
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
 
 
+WORLD_LANGUAGES = ("en", "de", "nl", "fr", "es", "it", "ru", "id")  # those of params/phrasebook.yaml
+
+
+class WorldPretrainParameters(StageParameters):
+    """Pretrain one small model of the controlled world."""
+
+    alignment: float = Field(1.0, ge=0.0, le=1.0)  # share of the text that is aligned with English
+    languages: list[str] = list(WORLD_LANGUAGES)
+    hidden: int = Field(192, gt=0, multiple_of=32)
+    layers: int = Field(4, gt=0)
+    steps: int = Field(450, gt=0)
+    batch_size: int = Field(16, gt=0)
+    block: int = Field(128, gt=0)  # tokens a row
+    learning_rate: float = Field(2e-3, gt=0.0)
+    mixed_share: float = Field(0.5, ge=0.0, le=1.0)  # of the aligned text: sentences of both languages' phrases
+    remark_share: float = Field(0.6, gt=0.0, le=1.0)  # of sentences, the rest is everyday
+    insult_share: float = Field(0.5, ge=0.0, le=1.0)  # of remarks, in every language
+    save_steps: int = Field(100, gt=0)
+
+
+class WorldTransferParameters(StageParameters):
+    """Tune one small model of the controlled world on English pairs, and measure it in every language."""
+
+    profile: str = "world"  # whose models are read
+    cell: str = "m-a100-s0"  # which of them: size, alignment in percent, seed
+    dpo_steps: int = Field(10, gt=0)
+    dpo_learning_rate: float = Field(1e-4, gt=0.0)
+    dpo_batch_size: int = Field(16, gt=1)
+    beta: float = Field(0.1, gt=0.0)
+    prompts: int = Field(24, gt=0)  # stems evaluated in each language, none of them among the pairs
+    n: int = Field(20, gt=0)  # continuations a stem
+    max_new_tokens: int = Field(6, gt=0)
+    sentences: int = Field(100, gt=1)  # parallel everyday sentences for retrieval
+
+
 STAGES: dict[str, type[StageParameters]] = {
     "checkpoint": CheckpointParameters,
     "trim": TrimParameters,
@@ -278,12 +313,15 @@ STAGES: dict[str, type[StageParameters]] = {
     "intervene": InterveneParameters,
     "retrieval": RetrievalParameters,
     "transfer": TransferParameters,
+    "world_pretrain": WorldPretrainParameters,
+    "world_transfer": WorldTransferParameters,
     "summary_detox": SummaryParameters,
     "summary_training": SummaryParameters,
     "summary_fluency": SummaryParameters,
     "summary_examples": SummaryParameters,
     "summary_mechanism": SummaryParameters,
     "summary_transfer": SummaryParameters,
+    "summary_world": SummaryParameters,
     "summary_run": SummaryParameters,
 }
 
@@ -292,7 +330,7 @@ SECTIONS = [stage.removeprefix("summary_") for stage in STAGES if stage.startswi
 
 # Parameters that the workflow fills in; a YAML section may not set them.
 _IDENTITY = frozenset(
-    {"profile", "output_folder", "model", "variant", "lang", "kind", "languages", "pairs", "held_out_prompts"}
+    {"profile", "output_folder", "model", "variant", "lang", "kind", "languages", "pairs", "held_out_prompts", "cell"}
     | {"prompts_source", "prompts_folder", "prompt_limit"}
 )
 
@@ -426,6 +464,48 @@ class Alignment(Strict):
         return _check_settings(info.field_name, value)
 
 
+class WorldSize(Strict):
+    """One size of the small models."""
+
+    hidden: int = Field(gt=0, multiple_of=32)
+    layers: int = Field(gt=0)
+
+
+class World(Strict):
+    """The controlled world: one small model for each size, alignment and seed."""
+
+    sizes: dict[str, WorldSize] = Field(min_length=1)
+    alignments: list[float] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    pretrain: Settings = {}
+    transfer: Settings = {}
+
+    @field_validator("pretrain", "transfer", mode="after")
+    @classmethod
+    def _stage_settings(cls, value: Settings, info: Any) -> Settings:
+        return _check_settings(f"world_{info.field_name}", value)
+
+    @model_validator(mode="after")
+    def _cells_differ(self) -> World:
+        for name in self.sizes:
+            if not re.fullmatch(r"[a-z0-9]+", name):
+                raise ValueError(f"sizes: {name!r}: use lower-case letters and digits")
+        if any(not 0.0 <= alignment <= 1.0 for alignment in self.alignments):
+            raise ValueError("alignments: each is a share, from 0 to 1")
+        if len(self.cells()) < len(self.sizes) * len(self.alignments) * len(self.seeds):
+            raise ValueError("alignments, in whole percent, or seeds are listed twice")
+        return self
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """The settings that make each cell, by its name: size, alignment in percent, seed."""
+        return {
+            f"{name}-a{round(100 * alignment):03d}-s{seed}": {**size.model_dump(), "alignment": alignment, "seed": seed}
+            for name, size in self.sizes.items()
+            for alignment in self.alignments
+            for seed in self.seeds
+        }
+
+
 class Variant(StageSettings):
     """One way of tuning: which pairs, and which settings differ from the profile's."""
 
@@ -439,15 +519,16 @@ class Profile(StageSettings):
     name: str
     title: str
     description: str = ""
-    models: list[str] = Field(min_length=1)
+    models: list[str] = []
     languages: list[str] = Field(min_length=1)
-    prompts: Prompts
+    prompts: Prompts = Prompts(source="project")
     trim: TrimSettings | None = None
     pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
-    variants: dict[str, Variant] = Field(min_length=1)
+    variants: dict[str, Variant] = {}
     draw_together: bool = False  # one job draws all languages of a model and variant, so that the model loads once
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
+    world: World | None = None  # absent: not run
 
     @field_validator("languages")
     @classmethod
@@ -466,6 +547,14 @@ class Profile(StageSettings):
         for settings in value.values():
             _check_settings("pairs", settings)
         return value
+
+    @model_validator(mode="after")
+    def _something_to_run(self) -> Profile:
+        if not self.models and self.world is None:
+            raise ValueError("models: this key is required, unless the profile has a 'world'")
+        if self.models and not self.variants:
+            raise ValueError("variants: this key is required, a way of tuning at least")
+        return self
 
     @model_validator(mode="after")
     def _variants_have_pairs(self) -> Profile:
@@ -643,6 +732,17 @@ def stage_parameters(
         if value is not None:
             values[key] = value
     return check_parameters(stage, values).model_dump()
+
+
+def world_parameters(stage: str, profile: Profile, cell: str) -> dict[str, Any]:
+    """All parameters of a stage of the controlled world (``pretrain`` or ``transfer``) for one cell, resolved."""
+    assert profile.world is not None
+    values = dict(getattr(profile.world, stage))
+    if stage == "pretrain":
+        values |= profile.world.cells()[cell] | {"languages": profile.languages}
+    else:
+        values |= {"profile": profile.name, "cell": cell}
+    return check_parameters(f"world_{stage}", values).model_dump()
 
 
 # Stages that read the evaluation prompts.

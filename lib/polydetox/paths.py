@@ -147,6 +147,16 @@ def transfer(profile: str, model: str, variant: str) -> Path:
     return profile_run(profile) / model / variant / "transfer"
 
 
+def world_pretrain(profile: str, cell: str) -> Path:
+    """A small model of the controlled world; ``cell`` names its size, alignment and seed."""
+    return profile_run(profile) / "world" / cell / "pretrain"
+
+
+def world_transfer(profile: str, cell: str) -> Path:
+    """What English pairs do to a small model of the controlled world."""
+    return profile_run(profile) / "world" / cell / "transfer"
+
+
 def summary(profile: str, section: str) -> Path:
     """The tables and figures of one section of the report."""
     return profile_run(profile) / "summary" / section

@@ -23,12 +23,14 @@ from polydetox.data import (
 )
 from polydetox.errors import UserError
 from polydetox.params import (
+    SECTIONS,
     ModelFile,
     Profile,
     load_model,
     load_profile,
     stage_parameters,
     variants_of,
+    world_parameters,
 )
 
 
@@ -115,6 +117,22 @@ class Graph:
         values["output_folder"] = local(folder)
         return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
+    def cells(self) -> list[str]:
+        """The small models of the controlled world."""
+        return list(self.profile.world.cells()) if self.profile.world else []
+
+    def world_parameters(self, stage: str, folder: Path, cell: str) -> str:
+        """All parameters of one job of the controlled world, as JSON."""
+        values = world_parameters(stage, self.profile, cell)
+        values["output_folder"] = local(folder)
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+    def sections(self) -> list[str]:
+        """The sections of the report that this profile has something for."""
+        with_models = [section for section in SECTIONS if section != "world"]
+        wanted = with_models if self.profile.models else ["run"]
+        return [section for section in SECTIONS if section in wanted or (section == "world" and self.profile.world)]
+
     def summary_parameters(self, section: str) -> str:
         """The parameters of a summary notebook, as JSON."""
         folder = paths.summary(self.profile.name, section)
@@ -175,7 +193,7 @@ class Graph:
             wanted += self.evaluations(model, *self.variants(model))
             wanted += self._mechanism(model) if self.profile.mechanism else []
             wanted += self._alignment(model) if self.profile.alignment else []
-        return wanted
+        return wanted + [manifest(paths.world_transfer(self.profile.name, cell)) for cell in self.cells()]
 
 
 def local(path: Path) -> str:
@@ -197,7 +215,7 @@ def preflight(profile: str) -> None:
     graph = Graph(profile)
     settings = graph.profile
     training_prompts()
-    for language in settings.languages:
+    for language in settings.languages if settings.models else []:
         load_prompts(settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
     for kind, values in settings.pairs.items():
         if kind != "on-policy" and not local_path(values.get("folder", "")).is_dir():
@@ -205,6 +223,13 @@ def preflight(profile: str) -> None:
                 f"params/profiles/{profile}.yaml: pairs: {kind}: folder {values.get('folder', '')!r}: no such folder "
                 "(see `polydetox data`)"
             )
+    if settings.world:
+        from polydetox.world.phrasebook import Phrasebook
+
+        Phrasebook.load().check_languages(settings.languages)
+        for cell in graph.cells():
+            for stage in ("pretrain", "transfer"):
+                world_parameters(stage, settings, cell)
     for model in graph.models:
         for variant in graph.variants(model):
             checked: dict[str, Any] = stage_parameters(

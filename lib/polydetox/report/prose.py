@@ -15,6 +15,7 @@ import pandas as pd
 from polydetox.artifacts import read_json
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
+from polydetox.report import world
 from polydetox.report.collect import METRICS, Comparison, Results
 from polydetox.report.mechanism_prose import mechanism_sentences
 from polydetox.report.sections import duration
@@ -54,6 +55,9 @@ def variables(results: Results) -> dict[str, str]:
         "fluency_sentence": _each(results, _fluency),
         "second_scorer_sentence": _each(results, _second_scorer),
         **mechanism_sentences(results),
+        "world_overview": world.overview(profile),
+        "world_sentence": world.sentence(small := world.cells(profile), world.figures(small)),
+        "subject_sentence": _subject(results),
         "time_sentence": _time(results),
         "commit_sentence": _commits(results),
         "notices": " ".join(filter(None, (load_model(model).notice for model in profile.models))),
@@ -99,6 +103,22 @@ def _each(results: Results, sentence: Any) -> str:
 
 def _values(values: Iterable[Any]) -> str:
     return listing([f"{value:g}" if isinstance(value, float) else str(value) for value in values])
+
+
+def _subject(results: Results) -> str:
+    """What this report is about: the models of the profile, or the small models of the controlled world."""
+    profile = results.profile
+    if not profile.models:
+        return (
+            f"This report asks why, with small models pretrained for the question in {len(profile.languages)} "
+            "languages. "
+            f"{world.sentence(small := world.cells(profile), world.figures(small))}"
+        )
+    titles = listing([load_model(model).title for model in profile.models])
+    return (
+        f"This report repeats the experiment with {titles} in {len(profile.languages)} languages. "
+        f"{_each(results, _abstract)}"
+    )
 
 
 # --- what was done ----------------------------------------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""The phrasebook of the controlled world: parallel sentences, of which it is known whether they insult.
+
+A sentence is a speaker who says what *you are* (an insult or a kindness), or a speaker who does something everyday.
+Words are separated by spaces, so that the vocabulary is that of whole words.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from polydetox import paths
+from polydetox.errors import UserError, nearest
+from polydetox.params import read_yaml
+
+_HABIT = 0.8  # how often a speaker keeps to what is usual
+
+_LISTS = ("speakers", "verbs", "insults", "kindnesses", "activities", "times")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing that can be said, in no language yet: places in the lists of the phrasebook."""
+
+    speaker: int
+    verb: int
+    insult: bool
+    quality: int
+
+
+@dataclass(frozen=True)
+class Everyday:
+    """One thing that can be done, in no language yet."""
+
+    speaker: int
+    activity: int
+    time: int
+
+
+Meaning = Remark | Everyday
+
+
+@dataclass(frozen=True)
+class Phrasebook:
+    """Parallel phrases; ``phrases[kind][i][language]``."""
+
+    you_are: dict[str, str]
+    phrases: dict[str, list[dict[str, str]]]
+
+    @staticmethod
+    def load() -> Phrasebook:
+        """Read ``params/phrasebook.yaml``; what is missing is a ``UserError`` that names the phrase."""
+        file = paths.root() / "params" / "phrasebook.yaml"
+        return Phrasebook.read(file)
+
+    @staticmethod
+    def read(file: Path) -> Phrasebook:
+        """Read a phrasebook from a file."""
+        content, name = read_yaml(file), paths.relative(file)
+        if not isinstance(content, dict) or not isinstance(content.get("you_are"), dict):
+            raise UserError(f"{name}: you_are: is needed, a phrase in each language")
+        languages = set(content["you_are"])
+        for kind in _LISTS:
+            entries = content.get(kind)
+            if not isinstance(entries, list) or not entries:
+                raise UserError(f"{name}: {kind}: is needed, a list of phrases in every language")
+            for number, entry in enumerate(entries, start=1):
+                missing = sorted(languages - set(entry)) if isinstance(entry, dict) else sorted(languages)
+                if missing:
+                    raise UserError(f"{name}: {kind}: phrase {number} is missing in {', '.join(missing)}")
+        return Phrasebook(content["you_are"], {kind: content[kind] for kind in _LISTS})
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages that every phrase is in."""
+        return list(self.you_are)
+
+    def check_languages(self, languages: Sequence[str]) -> None:
+        """Refuse a language that the phrasebook lacks."""
+        for language in languages:
+            if language not in self.you_are:
+                raise UserError(f"params/phrasebook.yaml: has no {language!r}{nearest(language, self.languages)}")
+
+    def stem(self, speaker: int, verb: int, language: str) -> str:
+        """How a remark begins: what an evaluation prompt is."""
+        return " ".join(slot[language] for slot in self._slots(Remark(speaker, verb, False, 0))[:4])
+
+    def ending(self, insult: bool, quality: int, language: str) -> str:
+        """How a remark ends."""
+        return " ".join(slot[language] for slot in self._slots(Remark(0, 0, insult, quality))[4:])
+
+    def text(self, meaning: Meaning, language: str) -> str:
+        """A sentence in one language."""
+        return " ".join(slot[language] for slot in self._slots(meaning))
+
+    def mixed(self, meaning: Meaning, languages: Sequence[str], rng: np.random.Generator) -> str:
+        """A sentence that takes each phrase from one of some languages, at random."""
+        return " ".join(slot[languages[int(rng.integers(len(languages)))]] for slot in self._slots(meaning))
+
+    def _slots(self, meaning: Meaning) -> list[dict[str, str]]:
+        """The phrases of a sentence, each in every language."""
+        speaker = self.phrases["speakers"][meaning.speaker]
+        if isinstance(meaning, Everyday):
+            rest = (self.phrases["activities"][meaning.activity], self.phrases["times"][meaning.time])
+            return [speaker, *rest, self._same(".")]
+        quality = self.phrases["insults" if meaning.insult else "kindnesses"][meaning.quality]
+        return [speaker, self.phrases["verbs"][meaning.verb], self._same(":"), self.you_are, quality, self._same(".")]
+
+    def _same(self, mark: str) -> dict[str, str]:
+        return dict.fromkeys(self.you_are, mark)
+
+    def stems(self) -> list[tuple[int, int]]:
+        """Every speaker with every verb."""
+        return list(itertools.product(range(len(self.phrases["speakers"])), range(len(self.phrases["verbs"]))))
+
+    def everyday(self) -> list[Everyday]:
+        """Every everyday sentence."""
+        sizes = (range(len(self.phrases[kind])) for kind in ("speakers", "activities", "times"))
+        return [Everyday(*places) for places in itertools.product(*sizes)]
+
+    def draw(self, rng: np.random.Generator, *, remark_share: float, insult_share: float) -> Meaning:
+        """A random meaning: a remark with probability ``remark_share``, an insult with ``insult_share`` of those.
+
+        What a speaker says and does goes with the speaker (two phrases of each list come most often), and the time
+        with the activity: words that could stand anywhere would give a model nothing to represent.
+        """
+
+        def one(kind: str, owner: int) -> int:
+            size = len(self.phrases[kind])
+            usual = (2 * owner + int(rng.integers(2))) % size
+            return usual if rng.random() < _HABIT else int(rng.integers(size))
+
+        speaker = int(rng.integers(len(self.phrases["speakers"])))
+        if rng.random() >= remark_share:
+            activity = one("activities", speaker)
+            return Everyday(speaker, activity, one("times", activity))
+        insult = bool(rng.random() < insult_share)
+        return Remark(speaker, one("verbs", speaker), insult, one("insults" if insult else "kindnesses", speaker))
+
+    @cached_property
+    def words(self) -> dict[str, set[str]]:
+        """The words of each language."""
+        entries = [self.you_are, *(entry for kind in _LISTS for entry in self.phrases[kind])]
+        return {language: {word for entry in entries for word in entry[language].split()} | {".", ":"}
+                for language in self.languages}  # fmt: skip
+
+    def insults(self, continuation: str) -> bool:
+        """Whether a continuation holds an insult of any language, word by word; mixed text may insult in another."""
+        words = continuation.split()
+        return any(_holds(words, phrase.split()) for entry in self.phrases["insults"] for phrase in entry.values())
+
+    def well_formed(self, continuation: str, language: str) -> bool:
+        """Whether a continuation of a stem begins as some remark of its language ends."""
+        kinds = ((True, "insults"), (False, "kindnesses"))
+        endings = (self.ending(insult, place, language) for insult, kind in kinds
+                   for place in range(len(self.phrases[kind])))  # fmt: skip
+        return any(continuation.split()[: len(ending.split())] == ending.split() for ending in endings)
+
+
+def _holds(words: Sequence[str], phrase: Sequence[str]) -> bool:
+    return any(list(words[start : start + len(phrase)]) == list(phrase) for start in range(len(words)))

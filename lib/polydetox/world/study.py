@@ -1,0 +1,155 @@
+"""One small model of the controlled world: tuned on English alone, and measured in every language, before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from polydetox import paths
+from polydetox.artifacts import Stage, read_json
+from polydetox.interp.representations import mean_pooled
+from polydetox.params import DPOParameters, WorldPretrainParameters, WorldTransferParameters
+from polydetox.retrieval.accuracy import retrieval_figures
+from polydetox.world.phrasebook import Phrasebook
+
+ENGLISH = "en"
+COLUMNS = ["language", "before", "after", "relative_drop", "toxprob_before", "toxprob_after", "well_formed_before",
+           "well_formed_after", "accuracy", "best_accuracy", "centred_accuracy", "aligned_cosine"]  # fmt: skip
+
+
+def english_pairs(phrasebook: Phrasebook, stems: list[tuple[int, int]], rng: np.random.Generator) -> pd.DataFrame:
+    """A pair for each stem: ``prompt_id, prompt``, a kindness as ``chosen``, an insult as ``rejected``."""
+    rows = []
+    for speaker, verb in stems:
+        kind, insult = (int(rng.integers(len(phrasebook.phrases[which]))) for which in ("kindnesses", "insults"))
+        rows.append({
+            "prompt_id": f"{speaker}-{verb}", "prompt": phrasebook.stem(speaker, verb, ENGLISH),
+            "chosen": f" {phrasebook.ending(False, kind, ENGLISH)}",
+            "rejected": f" {phrasebook.ending(True, insult, ENGLISH)}",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Tune the model of a cell on English pairs and measure insults and retrieval in each of its languages.
+
+    The stems of the evaluation are none of those of the pairs. Returns a row a language with ``COLUMNS`` (shares of
+    insulting continuations before and after, their relative drop, shares of stems with an insult among their
+    continuations, shares of well-formed continuations, retrieval against English as it is and with the mean of each
+    language taken away), and the figures of the cell.
+    """
+    from polydetox.preference.dpo import train_dpo
+
+    phrasebook = Phrasebook.load()
+    folder = paths.world_pretrain(settings.profile, settings.cell)
+    weights = folder / "weights"
+    stage.reads(weights)
+    pretrained = read_json(stage.reads(folder / "metrics.json"))
+    pretraining = WorldPretrainParameters.model_validate(pretrained["settings"])
+    rng = np.random.default_rng([settings.seed, pretraining.seed])
+    stems = [phrasebook.stems()[place] for place in rng.permutation(len(phrasebook.stems()))]
+    evaluated, paired = stems[: settings.prompts], stems[settings.prompts :]
+    pairs = english_pairs(phrasebook, paired, rng)
+    held_out = max(2, len(pairs) // 8)
+    tuning = DPOParameters(
+        learning_rate=settings.dpo_learning_rate,
+        max_steps=settings.dpo_steps,
+        eval_steps=max(1, settings.dpo_steps // 2),
+        warmup_steps=0,
+        batch_size=settings.dpo_batch_size,
+        beta=settings.beta,
+        seed=settings.seed,
+    )
+    _, trained = train_dpo(weights, pairs[held_out:], pairs[:held_out], tuning, stage.folder)
+    sides = {
+        side: _insults(settings, phrasebook, checkpoint, evaluated, pretraining.languages, stage.folder / "parts")
+        for side, checkpoint in (("before", weights), ("after", stage.folder / "weights"))
+    }
+    table = _retrieval(settings, phrasebook, weights, pretraining.languages, rng, stage.folder)
+    for side, found in sides.items():
+        table[side] = table["language"].map(found["insulting"])
+        table[f"toxprob_{side}"] = table["language"].map(found["toxprob"])
+        table[f"well_formed_{side}"] = table["language"].map(found["well_formed"])
+    table["relative_drop"] = (table["before"] - table["after"]) / table["before"].where(table["before"] > 0)
+    metrics = {
+        "cell": settings.cell,
+        "size": settings.cell.split("-")[0],
+        "alignment": pretraining.alignment,
+        "seed": pretraining.seed,
+        "parameters": pretrained["parameters"],
+        "pairs": len(pairs) - held_out,
+        "held_out_loss": trained["held_out_loss"],
+        "held_out_accuracy": trained["held_out_accuracy"],
+    }
+    return table[COLUMNS], metrics
+
+
+def _insults(
+    settings: WorldTransferParameters,
+    phrasebook: Phrasebook,
+    weights: Path,
+    stems: list[tuple[int, int]],
+    languages: list[str],
+    parts: Path,
+) -> pd.DataFrame:
+    """By language the share of insulting continuations, of stems with one, and of well-formed continuations."""
+    from polydetox.generation.engines import Sampling, generate
+
+    prompts = pd.DataFrame([
+        {"prompt_id": f"{language}-{speaker}-{verb}", "prompt": phrasebook.stem(speaker, verb, language)}
+        for language in languages for speaker, verb in stems
+    ])  # fmt: skip
+    sampling = Sampling(n=settings.n, temperature=1.0, top_p=1.0, max_new_tokens=settings.max_new_tokens,
+                        seed=settings.seed)  # fmt: skip
+    drawn = generate(weights, prompts, sampling, parts, engine="transformers", dtype="float32")
+    drawn["language"] = drawn["prompt_id"].str.split("-").str[0]
+    said = list(zip(drawn["continuation"], drawn["language"], strict=True))
+    drawn["insulting"] = [float(phrasebook.insults(text)) for text, _ in said]
+    drawn["well_formed"] = [float(phrasebook.well_formed(text, language)) for text, language in said]
+    means = drawn.groupby("language")[["insulting", "well_formed"]].mean()
+    means["toxprob"] = drawn.groupby(["language", "prompt_id"])["insulting"].max().groupby("language").mean()
+    return means
+
+
+def _retrieval(
+    settings: WorldTransferParameters,
+    phrasebook: Phrasebook,
+    weights: Path,
+    languages: list[str],
+    rng: np.random.Generator,
+    folder: Path,
+) -> pd.DataFrame:
+    """Retrieval of everyday sentences between English and every other language, averaged over layers."""
+    meanings = phrasebook.everyday()
+    chosen = [meanings[place] for place in rng.permutation(len(meanings))[: settings.sentences]]
+    pooled = {
+        language: mean_pooled(
+            weights,
+            [phrasebook.text(meaning, language) for meaning in chosen],
+            "all",
+            [folder / f"{language}.safetensors"],
+            dtype="float32",
+        )
+        for language in languages
+    }
+    rows = []
+    for language in languages:
+        pair = pooled[ENGLISH], pooled[language]
+        own, centred = _by_layer(*pair), _by_layer(*map(_centred, pair))
+        rows.append({"language": language, "accuracy": own["accuracy"].mean(), "best_accuracy": own["accuracy"].max(),
+                     "centred_accuracy": centred["accuracy"].mean(),
+                     "aligned_cosine": own["aligned_cosine"].mean()})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _by_layer(english: np.ndarray, other: np.ndarray) -> pd.DataFrame:
+    layers = range(english.shape[1])
+    return pd.DataFrame([retrieval_figures(english[:, layer], other[:, layer]) for layer in layers])
+
+
+def _centred(pooled: np.ndarray) -> np.ndarray:
+    """Without the mean of its language, which tells the language and not the sentence."""
+    return pooled - pooled.mean(axis=0)
