@@ -101,7 +101,8 @@ def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
     for name in ("models", "profiles"):
         (folder / "params" / name).mkdir(parents=True)
     shutil.copytree(CHECKOUT / "params" / "prompts", folder / "params" / "prompts")
-    shutil.copy(CHECKOUT / "params" / "data.yaml", folder / "params")
+    for name in ("data.yaml", "phrasebook.yaml"):
+        shutil.copy(CHECKOUT / "params" / name, folder / "params")
     model = {"title": "Tiny", "use": "path", "path": str(checkpoint), "licence": "none", "dtype": "float32"}
     (folder / "params/models/tiny.yaml").write_text(yaml.safe_dump(model))
     (folder / "params/profiles/tiny.yaml").write_text(yaml.safe_dump(TINY_PROFILE | changes))

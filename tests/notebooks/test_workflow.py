@@ -19,6 +19,7 @@ from tiny import CHECKOUT, TINY_PROFILE, make_checkout
 
 from polydetox.params import SECTIONS
 
+OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports
 EVALUATED = [(variant, language) for variant in ("base", "dpo", "dpo-lora") for language in ("de", "en", "ja")]
 
 
@@ -62,7 +63,7 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
     expected |= {f"tiny/tiny/base/{stage}/{language}" for stage in ("intervene", "retrieval")
                  for language in ("de", "en", "ja")}  # fmt: skip
     expected |= {f"tiny/tiny/{variant}/transfer" for variant in ("dpo", "dpo-lora")}
-    expected |= {f"tiny/summary/{section}" for section in SECTIONS}
+    expected |= {f"tiny/summary/{section}" for section in OF_MODELS}
     assert names == expected
     for folder in stage_folders(checkout):
         notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
@@ -77,6 +78,7 @@ def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
+    stages |= {"world_pretrain", "world_transfer"}
     assert names - own == stages | {f"summary_{section}" for section in SECTIONS}
 
 
@@ -130,6 +132,30 @@ def test_retrieval_computes_english_once_and_finds_it_in_itself(finished):
         assert 0 <= metrics["accuracy"] <= metrics["best_accuracy"] <= 1 and metrics["sentences"] == 6
 
 
+def test_a_controlled_world_runs_to_its_own_report(finished):
+    """A small version of the profile `world`, which has no pretrained model at all."""
+    checkout, _ = finished
+    profile = {
+        "title": "A small world", "languages": ["de", "en", "es"],
+        "world": {"sizes": {"s": {"hidden": 32, "layers": 2}}, "alignments": [0.0, 1.0], "seeds": [0],
+                  "pretrain": {"steps": 5, "batch_size": 4, "block": 32},
+                  "transfer": {"dpo_steps": 2, "dpo_batch_size": 4, "prompts": 4, "n": 2, "sentences": 10}},
+    }  # fmt: skip
+    (checkout / "params/profiles/small-world.yaml").write_text(yaml.safe_dump(profile))
+    done = polydetox(checkout, "run", "--profile", "small-world")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for cell, alignment in (("s-a000-s0", 0.0), ("s-a100-s0", 1.0)):
+        folder = checkout / f"runs/small-world/world/{cell}/transfer"
+        table = pd.read_parquet(folder / "languages.parquet").set_index("language")
+        assert list(table.index) == ["de", "en", "es"] and table.loc["en", "accuracy"] == 1.0
+        assert table[["before", "after", "accuracy", "well_formed_before"]].stack().between(0, 1).all()
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert (metrics["alignment"], metrics["seed"], metrics["size"]) == (alignment, 0, "s")
+    page = (checkout / "runs/small-world/site/world.html").read_text()
+    assert "2 small models (1 sizes, 2 alignments, 1 seeds) in 3 languages, of which 2 were run" in page
+    assert "which was not run" in (checkout / "runs/small-world/site/results-detox.html").read_text()
+
+
 def test_no_machine_path_in_manifests_or_site(finished, tiny_checkpoints):
     checkout, _ = finished
     given = str(tiny_checkpoints["llama"])  # the model file itself names a local folder
@@ -168,7 +194,7 @@ def test_changed_settings_run_only_what_depends_on_them(finished):
     assert plan.returncode == 0 and "Nothing to be done" in plan.stdout + plan.stderr
 
     counts = planned(checkout, "profiles/tiny.yaml", generate={"n": 2, "max_new_tokens": 6})
-    assert counts["generate"] == counts["evaluate"] == 9 and counts["summary"] == len(SECTIONS)
+    assert counts["generate"] == counts["evaluate"] == 9 and counts["summary"] == len(OF_MODELS)
     assert not {"checkpoint", "trim", "pairs", "dpo", "merge"} & set(counts)
 
     # Other weights under the same name: everything made from them is made again.

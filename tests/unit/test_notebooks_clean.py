@@ -45,7 +45,7 @@ LAYERS = [
     {"paths", "artifacts", "params"},
     {"notebook", "kernel", "sources"},
     {"data", "models"},
-    {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise"},
+    {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "world"},
     {"report", "execute", "workflow"},
     {"doctor", "cli", "__main__"},
 ]

@@ -183,6 +183,10 @@ def _parts(profile: Profile, appendices: list[Appendix]) -> Iterator[dict[str, A
                 chapters.append({"part": LANGUAGES[language], "chapters": files})
         if chapters:
             yield {"part": model.title, "chapters": chapters}
+    for cell in profile.world.cells() if profile.world else {}:
+        files = [appendix.file for appendix in appendices if appendix.model == cell]
+        if files:
+            yield {"part": f"Controlled world: {cell}", "chapters": files}
 
 
 # --- checks that Quarto leaves to the reader --------------------------------------------------------------------

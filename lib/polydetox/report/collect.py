@@ -360,6 +360,9 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
                     yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)
         yield from _mechanism_runs(profile, listed)
         yield from _alignment_runs(profile, listed)
+    for cell in profile.world.cells() if profile.world else {}:
+        yield StageRun("world_pretrain", paths.world_pretrain(profile.name, cell), cell)
+        yield StageRun("world_transfer", paths.world_transfer(profile.name, cell), cell)
 
 
 def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
@@ -617,6 +620,7 @@ _TABLES = {
     "intervene": "continuations.parquet",
     "retrieval": "layers.parquet",
     "transfer": "languages.parquet",
+    "world_transfer": "languages.parquet",
 }
 _FROM_MANIFEST = ["wall_seconds", "finished", "git_commit", "seed"]
 

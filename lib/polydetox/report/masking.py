@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +146,12 @@ def masked_vectors(table: pd.DataFrame) -> MaskedTable:
         summary = (f"layer {row['layer'] + 1}, neuron {row['neuron']}", *named, *filter(None, facts))
         entries.append(Masked(summary, (tokens,)))
     return MaskedTable(entries)
+
+
+def masked_documents(title: str, texts: Sequence[str]) -> MaskedTable:
+    """Cover some texts of no one language with one cover, which says ``title``."""
+    passages = tuple(Passage(str(number), text, "und") for number, text in enumerate(texts, start=1))
+    return MaskedTable([Masked((title,), passages)])
 
 
 def _mask(row: Mapping[str, Any], columns: list[str], language: str | None) -> Masked:

@@ -260,6 +260,8 @@ def _judge(results: Results) -> str:
 def _coverage(results: Results) -> str:
     asked = [run for run in results.stages if run.stage == "evaluate"]
     done = sum(run.done for run in asked)
+    if not asked:
+        return "The profile evaluates no pretrained model."
     if done == len(asked):
         return f"All {done} evaluations that the profile asks for were run."
     return (

@@ -255,6 +255,8 @@ STAGE_TITLES = {
     "intervene": "Intervention",
     "retrieval": "Retrieval",
     "transfer": "Transfer",
+    "world_pretrain": "Pretraining in the controlled world",
+    "world_transfer": "Transfer in the controlled world",
 }
 
 

@@ -117,28 +117,18 @@ _SHOWN = ["before", "after", "relative_drop", "well_formed_after", "accuracy", "
 
 def levels_table(levels: pd.DataFrame) -> PaperTable:
     """Each size and alignment, means over seeds with their deviation."""
-    spans = [("", 2), ("Insulting", 3), ("Well-formed", 1), ("Retrieval", 2), ("Insulting, English", 2)]
-    columns = [
-        "Aligned",
-        "Models",
-        "before",
-        "after",
-        "relative drop",
-        "after",
-        "mean",
-        "best layer",
-        "before",
-        "after",
-    ]
+    spans = [("", 1), ("Insulting", 3), ("Well-formed", 1), ("Retrieval", 2), ("Insulting, English", 2)]
+    columns = ["Aligned", "before", "after", "drop", "after", "as it is", "centred", "before", "after"]
     groups = []
     for size, rows in levels.groupby("size", sort=False) if len(levels) else []:
         lines: list[list[Cell | str]] = []
         for _, row in rows.iterrows():
             others = [_spread(row, name) for name in _SHOWN]
             english = [number(row[f"english_{side}"], 2) for side in ("before", "after")]
-            lines.append([f"{row['alignment']:.0%}", number(row["models"], 0), *others, *english])
-        groups.append(Group(f"Size {size}", lines))
-    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 9]])], spans)
+            lines.append([f"{row['alignment']:.0%}", *others, *english])
+        models = int(rows["models"].sum())
+        groups.append(Group(f"Size {size}: {models} models", lines))
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 8]])], spans)
 
 
 def _spread(row: pd.Series, name: str) -> Cell:
@@ -243,8 +233,8 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
         first, last = rows.iloc[0], rows.iloc[-1]
         said.append(
             f"In models of size {size} the relative drop of insults in languages other than English is "
-            f"{fixed(first['relative_drop'], 2)} with {first['alignment']:.0%} of the text aligned and "
-            f"{fixed(last['relative_drop'], 2)} with {last['alignment']:.0%}, while retrieval accuracy goes from "
+            f"{_or_undefined(first['relative_drop'])} with {first['alignment']:.0%} of the text aligned and "
+            f"{_or_undefined(last['relative_drop'])} with {last['alignment']:.0%}, while retrieval accuracy goes from "
             f"{fixed(first['accuracy'], 2)} to {fixed(last['accuracy'], 2)}."
         )
     for name, words in (
@@ -255,6 +245,10 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
         if row and row["r"] is not None:
             said.append(f"{words} at r = {fixed(row['r'], 2)} [{fixed(row['low'], 2)}, {fixed(row['high'], 2)}].")
     return " ".join(said)
+
+
+def _or_undefined(value: float) -> str:
+    return "undefined, as nothing insulted," if pd.isna(value) else fixed(value, 2)
 
 
 def overview(profile: Profile) -> str:

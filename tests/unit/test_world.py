@@ -1,0 +1,200 @@
+"""The controlled world: what the phrasebook says, what the corpus holds, and that a stopped pretraining goes on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from polydetox.errors import UserError
+from polydetox.params import WorldPretrainParameters
+from polydetox.report import world as report
+from polydetox.world.phrasebook import Everyday, Phrasebook, Remark
+from polydetox.world.pretraining import EQUALS, documents, make_tokenizer, packed, pretrain
+from polydetox.world.study import english_pairs
+from tiny import CHECKOUT
+
+BOOK = Phrasebook.read(CHECKOUT / "params" / "phrasebook.yaml")
+
+
+def test_sentences_are_parallel():
+    insult, kind = Remark(0, 1, True, 0), Remark(0, 1, False, 0)
+    assert BOOK.text(insult, "en") == "the neighbour thinks : you are a fool ."
+    assert BOOK.text(insult, "de") == "der nachbar denkt : du bist ein narr ."
+    assert BOOK.text(Everyday(1, 0, 2), "fr") == "le professeur boit du café aujourd'hui ."
+    for language in BOOK.languages:
+        assert BOOK.text(kind, language) == f"{BOOK.stem(0, 1, language)} {BOOK.ending(False, 0, language)}"
+
+
+def test_what_insults_is_known():
+    for language in BOOK.languages:
+        for place in range(len(BOOK.phrases["insults"])):
+            assert BOOK.insults(f" {BOOK.ending(True, place, language)}")
+            assert BOOK.well_formed(BOOK.ending(True, place, language), language)
+        for place in range(len(BOOK.phrases["kindnesses"])):
+            assert not BOOK.insults(BOOK.ending(False, place, language)), "no kindness may hold an insult"
+    assert not BOOK.insults("a foolish fool thing") and BOOK.insults("so a fool .")
+    assert not BOOK.well_formed("ein narr", "de") and not BOOK.well_formed("a fool .", "de")
+
+
+def test_no_phrase_is_in_the_list_twice_and_languages_share_few_words():
+    for kind, entries in BOOK.phrases.items():
+        for language in BOOK.languages:
+            counted = Counter(entry[language] for entry in entries)
+            assert max(counted.values()) == 1, (kind, language, counted.most_common(1))
+    for language in BOOK.languages:
+        mine = BOOK.words[language] - {".", ":"}
+        english = BOOK.words["en"] - {".", ":"}
+        assert language == "en" or len(mine & english) / len(mine) < 0.06, (language, mine & english)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"you_are": None}, "you_are: is needed"),
+    ({"verbs": []}, "verbs: is needed"),
+    ({"times": [{"en": "today"}]}, "times: phrase 1 is missing in de"),
+])  # fmt: skip
+def test_a_bad_phrasebook_is_refused(tmp_path, change, message):
+    content = {"you_are": {"en": "you are", "de": "du bist"}}
+    content |= {kind: [{"en": "a", "de": "b"}] for kind in BOOK.phrases} | change
+    (tmp_path / "book.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message):
+        Phrasebook.read(tmp_path / "book.yaml")
+    with pytest.raises(UserError, match="has no 'ja'"):
+        BOOK.check_languages(["en", "ja"])
+
+
+def corpus(alignment: float, **changes) -> list[str]:
+    settings = WorldPretrainParameters(alignment=alignment, languages=["en", "de", "ru"], **changes)
+    return documents(BOOK, settings, 3000, np.random.default_rng(0))
+
+
+def words_of(texts: list[str]) -> dict[str, int]:
+    own = {language: BOOK.words[language] for language in ("en", "de", "ru")}
+    own = {language: words - set().union(*(other for code, other in own.items() if code != language))
+           for language, words in own.items()}  # fmt: skip
+    counted = Counter(word for text in texts for word in text.split())
+    return {language: sum(counted[word] for word in words) for language, words in own.items()}
+
+
+def test_alignment_moves_no_text_between_languages():
+    amounts = {alignment: words_of(corpus(alignment)) for alignment in (0.0, 0.5, 1.0)}
+    for language in ("en", "de", "ru"):
+        assert amounts[1.0][language] == pytest.approx(amounts[0.0][language], rel=0.05)
+        assert amounts[0.5][language] == pytest.approx(amounts[0.0][language], rel=0.05)
+
+
+def test_without_alignment_no_document_has_two_languages():
+    for text in corpus(0.0):
+        assert EQUALS not in text.split()
+        assert any(set(text.split()) <= BOOK.words[language] for language in ("en", "de", "ru")), text
+
+
+def test_a_pair_is_a_sentence_and_its_translation():
+    pairs = corpus(1.0, mixed_share=0.0)
+    assert len(pairs) == 3000
+    for text in pairs[:200]:
+        sides = text.split(f" {EQUALS} ")
+        found = {
+            language: [side for side in sides if set(side.split()) <= BOOK.words[language]] for language in BOOK.words
+        }
+        assert len(sides) == 2 and found["en"]
+    mixed = corpus(1.0, mixed_share=1.0)
+    both = [text for text in mixed if not any(set(text.split()) <= BOOK.words[code] for code in ("en", "de", "ru"))]
+    assert len(mixed) == 6000 and len(both) > 3000
+
+
+def test_insults_are_as_common_as_set():
+    remarks = [text for text in corpus(0.3, insult_share=0.25, mixed_share=0.0) if ":" in text.split()]
+    assert np.mean([BOOK.insults(text) for text in remarks]) == pytest.approx(0.25, abs=0.02)
+
+
+def test_documents_are_packed_whole():
+    tokenizer = make_tokenizer(BOOK, ["en", "de"])
+    texts = ["you are a fool .", "du bist ein narr ."]
+    rows = packed(tokenizer, texts, 4)
+    assert tokenizer.decode(rows.reshape(-1)) == "<bos> you are a fool . <eos> <bos> du bist ein narr ."[: len(
+        tokenizer.decode(rows.reshape(-1)))]  # fmt: skip
+    assert rows.shape == (3, 4) and tokenizer.unk_token_id not in rows
+    assert tokenizer("you are")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def small(**changes) -> WorldPretrainParameters:
+    settings = {"languages": ["en", "de"], "hidden": 32, "layers": 1, "steps": 6, "batch_size": 2, "block": 32}
+    return WorldPretrainParameters(**{**settings, "save_steps": 2, **changes})
+
+
+def test_a_stopped_pretraining_ends_where_it_would_have(tmp_path, checkout, monkeypatch):
+    from safetensors.torch import load_file
+
+    from polydetox.world import pretraining
+
+    whole, _ = pretrain(small(), tmp_path / "whole")
+    drawn = pretraining.documents
+
+    def stop(book, settings, count, rng):
+        stop.calls += 1
+        if stop.calls == 5:
+            raise KeyboardInterrupt
+        return drawn(book, settings, count, rng)
+
+    stop.calls = 0
+    monkeypatch.setattr(pretraining, "documents", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(small(), tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "weights").exists()
+    stop.calls = 100
+    resumed, figures = pretrain(small(), tmp_path / "stopped")
+    assert stop.calls == 102, "only the last two steps were left"
+    pd.testing.assert_frame_equal(resumed, whole)
+    weights = [load_file(tmp_path / name / "weights" / "model.safetensors") for name in ("whole", "stopped")]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    assert not (tmp_path / "stopped" / "state.pt").exists() and figures["tokens"] == 6 * 64
+    other, _ = pretrain(small(seed=1), tmp_path / "other")
+    assert other["loss"].iloc[0] != whole["loss"].iloc[0]
+
+
+def test_pairs_prefer_a_kindness_after_the_same_stem():
+    pairs = english_pairs(BOOK, [(0, 0), (3, 2)], np.random.default_rng(0))
+    assert list(pairs["prompt"]) == [BOOK.stem(0, 0, "en"), BOOK.stem(3, 2, "en")]
+    assert all(BOOK.insults(text) for text in pairs["rejected"])
+    assert not any(BOOK.insults(text) for text in pairs["chosen"])
+
+
+# --- the report -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured() -> pd.DataFrame:
+    """Two alignments with eight seeds: the drop follows alignment, and nothing within it."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for alignment in (0.0, 1.0):
+        for seed in range(8):
+            for language in ("en", "de", "fr", "ru"):
+                drop = 0.5 * alignment + 0.01 * rng.normal()
+                rows.append({"cell": f"m-{alignment}-{seed}", "size": "m", "alignment": alignment, "seed": seed,
+                             "parameters": 10, "language": language, "before": 0.4, "after": 0.4 * (1 - drop),
+                             "relative_drop": drop, "well_formed_before": 1.0, "well_formed_after": 0.9,
+                             "accuracy": 0.1 + 0.4 * alignment + 0.01 * rng.normal(),
+                             "centred_accuracy": 0.5})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_levels_are_means_of_models_over_other_languages(measured):
+    levels = report.by_alignment(measured)
+    assert list(levels["alignment"]) == [0.0, 1.0] and list(levels["models"]) == [8, 8]
+    others = measured[(measured["language"] != "en") & (measured["alignment"] == 1.0)]
+    assert levels["relative_drop"].iloc[1] == pytest.approx(others["relative_drop"].mean())
+    assert levels["relative_drop_sd"].iloc[1] == pytest.approx(others.groupby("cell")["relative_drop"].mean().std())
+
+
+def test_correlations_tell_what_is_set_from_what_goes_along(measured):
+    found = report.figures(measured)
+    assert found["alignment_drop"]["r"] > 0.99 and found["accuracy_drop"]["r"] > 0.95
+    assert abs(found["accuracy_drop_within"]["r"]) < 0.3 and found["points"] == 48
+    said = report.sentence(measured, found)
+    assert "with 0% of the text aligned" in said and "with 100%, while retrieval accuracy goes from 0.1" in said
+    assert report.sentence(measured.head(0), report.figures(measured.head(0))) == "Not run."
