@@ -60,6 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     render.set_defaults(function=_render)
 
     data = commands.add_parser("data", help="the data sources: licence, address, and what to do to get each")
+    actions = data.add_subparsers(dest="action")
+    fetching = actions.add_parser("fetch", help="download a source, verify it, and unpack it")
+    fetching.add_argument("name", help="as `polydetox data` lists it")
+    actions.add_parser("check", help="read every source that is at hand, and say what it holds")
     data.set_defaults(function=_data)
 
     execute = commands.add_parser("execute", help="execute one notebook (what the workflow calls)")
@@ -103,9 +107,26 @@ def _render(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> int:
-    from polydetox.sources import table
+    from polydetox.sources import fetch, source, sources, table
 
-    print(table())
+    if options.action == "fetch":
+        print(f"{source(options.name).title}: {fetch(options.name)}")
+        return 0
+    if options.action is None:
+        print(table())
+        return 0
+    return max([_check(name) for name in sources()])
+
+
+def _check(name: str) -> int:
+    """Say what one source holds; 1 where it is broken, 0 where it is whole or not at hand."""
+    from polydetox.data import check_source
+
+    try:
+        print(f"{name}: {check_source(name) or 'not at hand'}")
+    except UserError as error:
+        print(f"{name}: BROKEN: {error}")
+        return 1
     return 0
 
 

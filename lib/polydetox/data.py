@@ -17,6 +17,7 @@ from polydetox import paths
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language, rtp_lx_locale
 from polydetox.params import read_yaml
+from polydetox.sources import changed, fetched_folder, folder_of_variable, source, where
 
 _NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
 
@@ -104,14 +105,19 @@ def _prompt_rows(file: Path, language: str) -> dict[str, str]:
 def local_path(given: str | Path) -> Path:
     """A folder or file as a parameter names it, with ``~`` and ``$VARIABLES`` filled in.
 
+    For the variable of a data source that is not set, the source as ``polydetox data fetch`` left it stands in.
     Parameters keep the variable, so that artefacts do not depend on where a reader keeps the data.
     """
     expanded = os.path.expandvars(str(given))
-    unset = re.match(r"\$\{?(\w+)", expanded)
+    unset = re.match(r"\$\{?(\w+)\}?", expanded)
     if unset:
+        fetched = folder_of_variable(unset[1])
+        if fetched:
+            return fetched / expanded[unset.end() :].lstrip("/")
         raise UserError(
             f"{str(given)!r}: the environment variable {unset[1]} is not set; "
-            f"export {unset[1]}=<the folder that holds the data> (see `polydetox data`)"
+            f"fetch the data with `polydetox data fetch NAME`, or export {unset[1]}=<the folder that holds it> "
+            "(see `polydetox data`)"
         )
     return Path(expanded).expanduser()
 
@@ -346,3 +352,55 @@ def read_labelled(path: Path, threshold: float) -> pd.DataFrame:
     texts = table[columns[0]].fillna("").astype(str).str.strip()
     result = pd.DataFrame({"text": texts, "label": (labels >= threshold).astype(int)})
     return result[result["text"] != ""].reset_index(drop=True)
+
+
+# --- what is at hand --------------------------------------------------------------------------------------------
+
+
+def check_source(name: str) -> str | None:
+    """Read all of a data source that is at hand, and say what it holds; None where it is not at hand.
+
+    What is wrong with it is a ``UserError`` that names the file.
+    """
+    entry, folder = source(name), where(name)
+    if name == "project-prompts":
+        return f"{len(project_prompts('en'))} prompts in {len(LANGUAGES)} languages, {len(training_prompts())} to train"
+    if folder is None:
+        return None
+    if folder == fetched_folder(name) and (wrong := changed(name)):
+        raise UserError(f"{folder}: changed since it was fetched: {', '.join(wrong[:3])}; fetch {name} again")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; {entry.variable} should name it")
+    readers = {"rtp-lx": _check_rtp_lx, "toxicity-pairwise": _check_pairwise, "jigsaw": _check_jigsaw,
+               "parallel-prompts": _check_parallel}  # fmt: skip
+    return readers[name](folder)
+
+
+def _check_rtp_lx(folder: Path) -> str:
+    said = []
+    for language in LANGUAGES:
+        try:
+            rtp_lx_file(folder, language)
+        except UserError:
+            continue
+        prompts, blank = load_prompts("rtp-lx", language, folder)
+        said.append(f"{language} {len(prompts)}" + (f" ({blank} blank)" if blank else ""))
+    if not said:
+        raise UserError(f"{folder}: no RTP_LX_<LOCALE>.json of any of the languages {' '.join(LANGUAGES)}")
+    return f"prompts: {', '.join(said)}"
+
+
+def _check_pairwise(folder: Path) -> str:
+    return f"{len(toxicity_pairwise(folder)):,} pairs"
+
+
+def _check_jigsaw(folder: Path) -> str:
+    table = read_labelled(folder / "train.csv", 0.5)
+    return f"{len(table):,} comments, {table['label'].mean():.1%} of them toxic"
+
+
+def _check_parallel(folder: Path) -> str:
+    lengths = {language: len(parallel_sentences("folder", language, folder)) for language in LANGUAGES}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"{folder}: the files are not parallel, line by line ({lengths})")
+    return f"{lengths['en']} sentences in {len(lengths)} languages"

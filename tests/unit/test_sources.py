@@ -1,0 +1,186 @@
+"""Fetching data sources from a server on this machine: what is verified, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+
+import pytest
+import yaml
+
+from polydetox import data, sources
+from polydetox.cli import main
+from polydetox.errors import UserError
+
+# RTP_LX_DE.json and RTP_LX_EN.json, encrypted with the password `some-set-entries-4/8/24`.
+ENCRYPTED = base64.b64decode(
+    b"UEsDBBQACQAIAMUCeF22BNKUNAAAADsAAAAOABwAUlRQX0xYX0RFLmpzb25VVAkAA7LYBGuy2ARrdXgLAAEEAAAAAAQAAAAASmwL"
+    b"Zym3GeFSOkYGuGHfjMhcjnPQdesOt5InENnJD2ISlfmsRrkirz/2rtAQ2+GI4mAhslBLBwi2BNKUNAAAADsAAABQSwMECgAJAAAA"
+    b"xQJ4XXBnAHQqAAAAHgAAAA4AHABSVFBfTFhfRU4uanNvblVUCQADstgEa7LYBGt1eAsAAQQAAAAABAAAAAAzRmBJKsDp7WZqYhRo"
+    b"cxT+NwEnQeEkA1Q2K2Hat/4k8iSdIeb55n++1PxQSwcIcGcAdCoAAAAeAAAAUEsBAh4DFAAJAAgAxQJ4XbYE0pQ0AAAAOwAAAA4A"
+    b"GAAAAAAAAQAAAKSBAAAAAFJUUF9MWF9ERS5qc29uVVQFAAOy2ARrdXgLAAEEAAAAAAQAAAAAUEsBAh4DCgAJAAAAxQJ4XXBnAHQq"
+    b"AAAAHgAAAA4AGAAAAAAAAQAAAKSBjAAAAFJUUF9MWF9FTi5qc29uVVQFAAOy2ARrdXgLAAEEAAAAAAQAAAAAUEsFBgAAAAACAAIA"
+    b"qAAAAA4BAAAAAA=="
+)
+README = b"The password is the name of the repository in lower case, `-entries` and `-4/8/24`."
+
+
+class Server:
+    """Serves some files, counts what is asked for, and can fail at one of them."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.failing: set[str] = set()
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                name = self.path.rsplit("/", 1)[-1]
+                outer.asked.append(name)
+                if name in outer.failing or name not in outer.files:
+                    self.send_error(503)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(outer.files[name])))
+                self.end_headers()
+                self.wfile.write(outer.files[name])
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def listed(checkout, server, tmp_path, monkeypatch):
+    """Declare one source, `rtp-lx`, with the files of the server; returns a function that does so."""
+    monkeypatch.setenv("POLYDETOX_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("RTP_LX", raising=False)
+    monkeypatch.delenv("POLYDETOX_ZIP_PASSWORD", raising=False)
+    file = checkout / "params/data.yaml"
+    known = yaml.safe_load(file.read_text())
+
+    def declare(files: dict[str, bytes], **sha256: str):
+        server.files = files
+        entry = known["rtp-lx"] | {"address": "https://example.org/Some-Set", "files": [
+            {"address": f"{server.address}/{name}", **({"sha256": sha256[name.split(".")[0]]}
+                                                       if name.split(".")[0] in sha256 else {})}
+            for name in files]}  # fmt: skip
+        file.write_text(yaml.safe_dump(known | {"rtp-lx": entry}))
+
+    return declare
+
+
+def test_files_are_fetched_verified_and_fetched_once(listed, server):
+    content = {"RTP_LX_EN.json": b'{"Prompt": "Two", "Index": 0}', "RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'}
+    listed(content, RTP_LX_EN=hashlib.sha256(content["RTP_LX_EN.json"]).hexdigest())
+    folder = sources.fetch("rtp-lx")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+    assert server.asked == list(content)
+    assert sources.fetch("rtp-lx") == folder and len(server.asked) == 2, "nothing is downloaded twice"
+    assert data.check_source("rtp-lx") == "prompts: de 1, en 1"
+
+
+def test_a_fetched_source_stands_in_for_its_variable(listed, tmp_path, monkeypatch):
+    listed({"RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'})
+    with pytest.raises(UserError, match="`polydetox data fetch NAME`, or export RTP_LX="):
+        data.load_prompts("rtp-lx", "de", "$RTP_LX")
+    folder = sources.fetch("rtp-lx")
+    assert data.local_path("$RTP_LX") == folder and data.local_path("${RTP_LX}/x.json") == folder / "x.json"
+    assert list(data.load_prompts("rtp-lx", "de", "$RTP_LX")[0]["prompt"]) == ["Zwei"]
+    monkeypatch.setenv("RTP_LX", str(tmp_path / "own"))
+    assert data.local_path("$RTP_LX") == tmp_path / "own" == sources.where("rtp-lx"), "the reader's own comes first"
+
+
+def test_what_was_changed_on_the_way_is_refused(listed, tmp_path):
+    listed({"RTP_LX_DE.json": b"something else"}, RTP_LX_DE="0" * 64)
+    with pytest.raises(UserError, match="has another sha256 than 000"):
+        sources.fetch("rtp-lx")
+    assert sources.fetched_folder("rtp-lx") is None and not list((tmp_path / "data").rglob("RTP_LX*"))
+
+
+def test_a_fetch_that_stopped_goes_on(listed, server):
+    listed({"RTP_LX_DE.json": b'{"Prompt": "a", "Index": 0}', "RTP_LX_EN.json": b'{"Prompt": "b", "Index": 0}'},
+           RTP_LX_DE=hashlib.sha256(b'{"Prompt": "a", "Index": 0}').hexdigest())  # fmt: skip
+    server.failing = {"RTP_LX_EN.json"}
+    with pytest.raises(UserError, match=r"RTP_LX_EN.json: cannot be downloaded .* the same command goes on"):
+        sources.fetch("rtp-lx")
+    assert sources.fetched_folder("rtp-lx") is None, "half a source is none"
+    server.failing = set()
+    sources.fetch("rtp-lx")
+    assert server.asked.count("RTP_LX_DE.json") == 1
+
+
+def test_an_encrypted_archive_opens_with_what_its_readme_says(listed):
+    listed({"README.md": README, "RTP-LX.zip": ENCRYPTED})
+    folder = sources.fetch("rtp-lx")
+    assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "RTP_LX_EN.json"]
+    assert data.check_source("rtp-lx") == "prompts: de 1 (1 blank), en 1"
+
+
+def test_a_password_may_come_from_the_environment_and_is_needed(listed, monkeypatch, tmp_path):
+    listed({"README.md": b"Nothing is said, and 1-2/3 is no date.", "RTP-LX.zip": ENCRYPTED})
+    with pytest.raises(UserError, match="export POLYDETOX_ZIP_PASSWORD="):
+        sources.fetch("rtp-lx")
+    monkeypatch.setenv("POLYDETOX_ZIP_PASSWORD", "some-set-entries-4/8/24")
+    sources.fetch("rtp-lx")
+    for path in (tmp_path / "data").rglob("*.json"):
+        assert "entries-4/8/24" not in path.read_text(), "a secret is written nowhere"
+
+
+def plain_zip(**files: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name.replace("__", "/") + ".json", text)
+    return stream.getvalue()
+
+
+def test_a_plain_archive_is_unpacked_flat_and_never_outside(listed, tmp_path):
+    listed({"RTP-LX.zip": plain_zip(**{"deep__RTP_LX_DE": '{"Prompt": "x", "Index": 0}', "..__..__evil": "{}"})})
+    folder = sources.fetch("rtp-lx")
+    assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "evil.json"]
+    assert not (tmp_path / "evil.json").exists()
+
+
+def test_a_cut_off_archive_is_refused(listed):
+    listed({"RTP-LX.zip": plain_zip(RTP_LX_DE="{}" * 100)[:80]})
+    with pytest.raises(UserError, match="not a whole zip archive"):
+        sources.fetch("rtp-lx")
+
+
+def test_check_names_what_is_broken(listed, capsys):
+    listed({"RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'})
+    assert main(["data", "check"]) == 0
+    assert "rtp-lx: not at hand" in capsys.readouterr().out
+    assert main(["data", "fetch", "rtp-lx"]) == 0
+    (sources.fetched_folder("rtp-lx") / "RTP_LX_DE.json").write_text("{}")
+    assert main(["data", "check"]) == 1
+    assert "BROKEN" in (said := capsys.readouterr().out) and "changed since it was fetched: RTP_LX_DE.json" in said
+    sources.fetch("rtp-lx")
+    assert main(["data", "check"]) == 0
+
+
+def test_what_needs_a_person_says_what_to_do(checkout, capsys):
+    assert main(["data", "fetch", "jigsaw"]) == 2
+    assert "sign in to Kaggle" in (said := capsys.readouterr().err) and "export JIGSAW=" in said
+    assert main(["data", "fetch", "jigsav"]) == 2
+    assert "did you mean 'jigsaw'" in capsys.readouterr().err
