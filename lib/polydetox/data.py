@@ -54,7 +54,8 @@ def load_prompts(
     if limit is not None:
         table = table.head(limit)
     if table.empty:
-        raise UserError(f"no prompts in {LANGUAGES[language]} ({language}) from source {source!r}")
+        file = paths.relative(prompt_file(source, language, folder))
+        raise UserError(f"{file}: no prompts in {LANGUAGES[language]} ({language}), {skipped} blank ones left out")
     return table.reset_index(drop=True), skipped
 
 

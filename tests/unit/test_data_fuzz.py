@@ -1,0 +1,49 @@
+"""Malformed data files: whatever their bytes, a reader gets rows or one line that names the file, never a traceback."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polydetox import data
+from polydetox.errors import UserError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["Prompt", "Index", "Completion", "BenignCompletion", "prompt_text", "unpert_gen_text", "pert_gen_text"]
+FIELDS += ["text", "label"]
+ROW = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6)
+LINES = st.lists(st.one_of(ROW.map(json.dumps), JSON.map(json.dumps), st.text(max_size=30)), max_size=5).map("\n".join)
+CONTENT = st.one_of(LINES.map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=60),
+                    st.lists(ROW, max_size=4).map(lambda rows: json.dumps(rows).encode()))  # fmt: skip
+
+READERS = {
+    "RTP_LX_DE.json": lambda folder: data.load_prompts("rtp-lx", "de", folder),
+    "RTP_LX_EN.json": lambda folder: data.rtp_lx_pairs(folder, 0),
+    "split_0.jsonl": lambda folder: data.toxicity_pairwise(folder),
+    "de.json": lambda folder: data.parallel_sentences("folder", "de", folder),
+    "de.jsonl": lambda folder: data.parallel_sentences("folder", "de", folder),
+    "de.txt": lambda folder: data.parallel_sentences("folder", "de", folder),
+    "texts.jsonl": lambda folder: data.read_labelled(folder / "texts.jsonl", 0.5),
+    "texts.csv": lambda folder: data.read_labelled(folder / "texts.csv", 0.5),
+    "texts.parquet": lambda folder: data.read_labelled(folder / "texts.parquet", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=CONTENT)
+def test_a_malformed_file_is_read_or_refused_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    try:
+        READERS[name](tmp_path)
+    except UserError as error:
+        said = str(error)
+        assert "\n" not in said
+        assert name in said or str(tmp_path) in said or "toxicity_pairwise" in said, said
