@@ -132,10 +132,11 @@ def _check(name: str) -> int:
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.execute import RUN_PID, report_failures
-    from polydetox.workflow import preflight, run_lock
+    from polydetox.workflow import licences, preflight, problems, run_lock
 
-    preflight(options.profile)
     plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in rest)
+    if not plan_only:
+        preflight(options.profile)
     on_cluster = any(word.split("=")[0] in ("--executor", "-e") for word in rest)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile",
@@ -152,7 +153,11 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if not on_cluster:
         environment[RUN_PID] = f"{socket.gethostname()}:{os.getpid()}"
     if plan_only:
-        return subprocess.run(command, env=environment).returncode
+        missing = problems(options.profile)
+        status = subprocess.run(command, env=environment).returncode
+        for title, lines in (("Licences:", licences(options.profile)), ("Missing before this can run:", missing)):
+            print("\n  ".join(["", title, *lines]) if lines else "", end="\n" if lines else "")
+        return status or int(bool(missing))
     began = time.time()
     with run_lock(options.profile):
         status = _supervise(command, environment)

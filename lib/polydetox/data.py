@@ -17,7 +17,7 @@ from polydetox import paths
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language, rtp_lx_locale
 from polydetox.params import read_yaml
-from polydetox.sources import changed, fetched_folder, folder_of_variable, source, where
+from polydetox.sources import advice, changed, fetched_folder, folder_of_variable, source, where
 
 _NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
 
@@ -115,11 +115,7 @@ def local_path(given: str | Path) -> Path:
         fetched = folder_of_variable(unset[1])
         if fetched:
             return fetched / expanded[unset.end() :].lstrip("/")
-        raise UserError(
-            f"{str(given)!r}: the environment variable {unset[1]} is not set; "
-            f"fetch the data with `polydetox data fetch NAME`, or export {unset[1]}=<the folder that holds it> "
-            "(see `polydetox data`)"
-        )
+        raise UserError(f"{str(given)!r}: the environment variable {unset[1]} is not set; {advice(unset[1])}")
     return Path(expanded).expanduser()
 
 

@@ -97,6 +97,15 @@ def folder_of_variable(variable: str) -> Path | None:
     return fetched_folder(named[0]) if named else None
 
 
+def advice(variable: str) -> str:
+    """What to do where an environment variable that names a folder of data is not set."""
+    export = f"export {variable}=<the folder that holds the data>"
+    for name, entry in sources().items():
+        if entry.variable == variable:
+            return f"run `polydetox data fetch {name}`, or {export}" if entry.files else f"{entry.how}; then {export}"
+    return f"{export} (see `polydetox data`)"
+
+
 # --- fetching ---------------------------------------------------------------------------------------------------
 
 

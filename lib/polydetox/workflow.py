@@ -6,8 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -212,71 +212,118 @@ def preflight(profile: str) -> None:
     Parameters of every stage, prompts of every language, folders of preference pairs, and the scorers: the first
     thing that is wrong is a ``UserError``.
     """
-    graph = Graph(profile)
-    settings = graph.profile
-    training_prompts()
-    for language in settings.languages if settings.models else []:
-        load_prompts(settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
-    for kind, values in settings.pairs.items():
-        if kind != "on-policy" and not local_path(values.get("folder", "")).is_dir():
-            raise UserError(
-                f"params/profiles/{profile}.yaml: pairs: {kind}: folder {values.get('folder', '')!r}: no such folder "
-                "(see `polydetox data`)"
-            )
-    if settings.world:
-        from polydetox.world.phrasebook import Phrasebook
+    for check in _checks(Graph(profile)):
+        check()
 
-        Phrasebook.load().check_languages(settings.languages)
-        for cell in graph.cells():
-            for stage in ("pretrain", "transfer"):
-                world_parameters(stage, settings, cell)
+
+def problems(profile: str) -> list[str]:
+    """Everything that :func:`preflight` would stop at, one line each; what the plan of a run says is missing."""
+    found = []
+    for check in _checks(Graph(profile)):
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def licences(profile: str) -> list[str]:
+    """What the models of a profile that come from the Hub ask for: a line each with a licence to read or accept."""
+    models = [load_model(model) for model in load_profile(profile).models]
+    lines = [f"{model.title}: {model.licence}" + (f", {model.licence_url}" if model.licence_url else "")
+             for model in models if model.use == "hub"]  # fmt: skip
+    if lines and not os.environ.get("HF_TOKEN"):
+        lines.append("HF_TOKEN is not set: models whose licence is accepted on the Hub need it")
+    return lines
+
+
+def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
+    """The checks of a profile, in the order in which a reader mends what they find."""
+    settings = graph.profile
+    yield training_prompts
+    for language in settings.languages if settings.models else []:
+        yield partial(load_prompts, settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
+    for kind, values in settings.pairs.items():
+        if kind != "on-policy":
+            yield partial(_check_folder, f"params/profiles/{settings.name}.yaml: pairs: {kind}", values)
+    if settings.world:
+        yield partial(_check_world, graph)
     for model in graph.models:
         for variant in graph.variants(model):
-            checked: dict[str, Any] = stage_parameters(
-                "evaluate", settings, graph._listed[model], variant=variant, lang=settings.languages[0]
-            )
-            _check_scorer(checked["scorer"], settings.languages)
-            if checked["second_scorer"]:
-                _check_scorer(checked["second_scorer"], settings.languages)
-            if checked["judge"] not in ("untuned", "none"):
-                load_model(checked["judge"])
+            yield partial(_check_evaluation, graph, model, variant)
     for model in graph.models:
         for variant in graph.trained(model):
-            stage_parameters("dpo", settings, graph._listed[model], variant=variant)
+            yield partial(stage_parameters, "dpo", settings, graph._listed[model], variant=variant)
         for variant in graph.variants(model) if settings.draw_together else []:
-            stage_parameters("draw", settings, graph._listed[model], variant=variant)
-        _check_why(graph, model)
+            yield partial(stage_parameters, "draw", settings, graph._listed[model], variant=variant)
+        if settings.mechanism:
+            yield partial(_check_mechanism, graph, model)
+        if settings.alignment:
+            yield partial(_check_alignment, graph, model)
         for kind in graph.kinds(model):
-            made = stage_parameters("pairs", settings, graph._listed[model], kind=kind)
-            if kind == "on-policy":
-                _check_scorer(made["scorer"], ["en"])
+            yield partial(_check_pairs, graph, model, kind)
 
 
-def _check_why(graph: Graph, model: str) -> None:
-    """The labelled texts of the probe, the scorer of the interventions, and the parallel sentences."""
+def _check_folder(where: str, values: Mapping[str, Any]) -> None:
+    if not local_path(values.get("folder", "")).is_dir():
+        raise UserError(f"{where}: folder {values.get('folder', '')!r}: no such folder (see `polydetox data`)")
+
+
+def _check_world(graph: Graph) -> None:
+    from polydetox.world.phrasebook import Phrasebook
+
+    Phrasebook.load().check_languages(graph.profile.languages)
+    for cell in graph.cells():
+        for stage in ("pretrain", "transfer"):
+            world_parameters(stage, graph.profile, cell)
+
+
+def _check_evaluation(graph: Graph, model: str, variant: str) -> None:
+    settings = graph.profile
+    checked: dict[str, Any] = stage_parameters(
+        "evaluate", settings, graph._listed[model], variant=variant, lang=settings.languages[0]
+    )
+    _check_scorer(checked["scorer"], settings.languages)
+    if checked["second_scorer"]:
+        _check_scorer(checked["second_scorer"], settings.languages)
+    if checked["judge"] not in ("untuned", "none"):
+        load_model(checked["judge"])
+
+
+def _check_pairs(graph: Graph, model: str, kind: str) -> None:
+    made = stage_parameters("pairs", graph.profile, graph._listed[model], kind=kind)
+    if kind == "on-policy":
+        _check_scorer(made["scorer"], ["en"])
+
+
+def _check_mechanism(graph: Graph, model: str) -> None:
+    """The labelled texts of the probe, and the scorer of the interventions."""
     settings, listed = graph.profile, graph._listed[model]
-    where = f"params/profiles/{settings.name}.yaml"
-    if settings.mechanism:
-        probe = stage_parameters("probe", settings, listed)
-        if probe["texts"]:
-            read_labelled(local_path(probe["texts"]), probe["label_threshold"])
-        elif "on-policy" not in graph.kinds(model):
-            raise UserError(
-                f"{where}: mechanism: probe: texts: is needed for {model}, which samples no on-policy pairs; name a "
-                "file of texts and labels (CSV, JSON Lines or Parquet)"
-            )
-        _check_scorer(stage_parameters("intervene", settings, listed, lang="en")["scorer"], settings.languages)
-        neutral_prompts()
-    if settings.alignment:
-        lengths = {}
-        for language in dict.fromkeys(["en", *settings.languages]):
-            values = stage_parameters("retrieval", settings, listed, lang=language)
-            lengths[language] = len(
-                parallel_sentences(values["sentences"], language, values["folder"], values["limit"])
-            )
-        if len(set(lengths.values())) > 1:
-            said = ", ".join(f"{language} {number}" for language, number in lengths.items())
-            raise UserError(f"{where}: alignment: retrieval: the files must be parallel, line by line ({said})")
+    probe = stage_parameters("probe", settings, listed)
+    if probe["texts"]:
+        read_labelled(local_path(probe["texts"]), probe["label_threshold"])
+    elif "on-policy" not in graph.kinds(model):
+        raise UserError(
+            f"params/profiles/{settings.name}.yaml: mechanism: probe: texts: is needed for {model}, which samples no "
+            "on-policy pairs; name a file of texts and labels (CSV, JSON Lines or Parquet)"
+        )
+    _check_scorer(stage_parameters("intervene", settings, listed, lang="en")["scorer"], settings.languages)
+    neutral_prompts()
+
+
+def _check_alignment(graph: Graph, model: str) -> None:
+    """The parallel sentences."""
+    settings = graph.profile
+    lengths = {}
+    for language in dict.fromkeys(["en", *settings.languages]):
+        values = stage_parameters("retrieval", settings, graph._listed[model], lang=language)
+        lengths[language] = len(parallel_sentences(values["sentences"], language, values["folder"], values["limit"]))
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{language} {number}" for language, number in lengths.items())
+        raise UserError(
+            f"params/profiles/{settings.name}.yaml: alignment: retrieval: the files must be parallel, line by line "
+            f"({said})"
+        )
 
 
 def _check_scorer(name: str, languages: list[str]) -> None:

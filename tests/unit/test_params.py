@@ -80,6 +80,15 @@ def test_a_later_source_wins(checkout):
         ({"variants": {"a": {"pairs": "rtp-lx"}}}, ["variant 'a'", "rtp-lx"]),
         ({"variants": {"a": {"pairs": "on-policy", "dpo": {"bta": 1}}}}, ["variants.a.dpo", "'bta'", "'beta'"]),
         ({"prompts": {"source": "rtplx"}}, ["prompts.source", "'rtplx'", "rtp-lx"]),
+        ({"mechanism": {"probe": {"epoch": 3}}}, ["mechanism.probe", "'epoch'", "'epochs'"]),
+        ({"mechanism": {"intervene": {"offsets": [-1.0]}}}, ["mechanism.intervene", "0 among them"]),
+        ({"mechanism": {"probe": {"prompt_limit": 3}}}, ["unknown key 'prompt_limit'"]),
+        ({"alignment": {"retrieval": {"sentences": "projekt"}}}, ["alignment.retrieval", "'project'"]),
+        ({"models": []}, ["models", "unless the profile has a 'world'"]),
+        ({"world": {"sizes": {"M": {"hidden": 32, "layers": 1}}, "alignments": [0], "seeds": [0]}}, ["'M'"]),
+        ({"world": {"sizes": {"m": {"hidden": 33, "layers": 1}}, "alignments": [0], "seeds": [0]}}, ["hidden"]),
+        ({"world": {"sizes": {"m": {"hidden": 32, "layers": 1}}, "alignments": [1.5], "seeds": [0]}}, ["alignments"]),
+        ({"world": {"sizes": {"m": {"hidden": 32, "layers": 1}}, "alignments": [0.5, 0.501], "seeds": [0]}}, ["twice"]),
     ],
 )
 def test_a_mistake_in_a_profile_is_named_with_its_remedy(checkout, change, words):
@@ -90,6 +99,38 @@ def test_a_mistake_in_a_profile_is_named_with_its_remedy(checkout, change, words
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
+    for variable in ("RTP_LX", "TOXICITY_PAIRWISE", "HF_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("POLYDETOX_DATA", str(checkout / "nothing"))
+    assert workflow.problems("tiny") == []
+    rewrite(
+        checkout / "params/profiles/tiny.yaml",
+        pairs={"toxicity-pairwise": {"folder": "$TOXICITY_PAIRWISE"}},
+        variants={"dpo": {"pairs": "toxicity-pairwise"}},
+        prompts={"source": "rtp-lx", "folder": "$RTP_LX"},
+        alignment={"retrieval": {"folder": "/nowhere"}},
+    )
+    found = workflow.problems("tiny")
+    assert len(found) == 4, found
+    assert "`polydetox data fetch rtp-lx`" in found[0] and "Google Drive" in found[1]
+    assert "mechanism: probe: texts: is needed" in found[2] and "/nowhere: no such folder" in found[3]
+    with pytest.raises(UserError, match="RTP_LX is not set"):
+        workflow.preflight("tiny")
+    assert workflow.licences("tiny") == [], "a local folder asks for nothing"
+    rewrite(checkout / "params/models/tiny.yaml", use="hub", hub="a/b", licence="Some licence")
+    assert (
+        workflow.licences("tiny")[0] == "Tiny: Some licence" and "HF_TOKEN is not set" in workflow.licences("tiny")[1]
+    )
+
+
+def test_sections_of_the_mechanism_reach_their_stages(checkout):
+    profile = params.load_profile("tiny")
+    assert params.stage_parameters("intervene", profile, "tiny", lang="de")["prompt_limit"] == 2, "a limit of its own"
+    assert params.stage_parameters("activations", profile, "tiny", variant="dpo", lang="de")["prompt_limit"] == 4
+    assert params.stage_parameters("retrieval", profile, "tiny", lang="de")["sentences"] == "project"
 
 
 def test_languages_drawn_together_need_a_named_engine(checkout):

@@ -101,7 +101,7 @@ def test_files_are_fetched_verified_and_fetched_once(listed, server):
 
 def test_a_fetched_source_stands_in_for_its_variable(listed, tmp_path, monkeypatch):
     listed({"RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'})
-    with pytest.raises(UserError, match="`polydetox data fetch NAME`, or export RTP_LX="):
+    with pytest.raises(UserError, match="run `polydetox data fetch rtp-lx`, or export RTP_LX="):
         data.load_prompts("rtp-lx", "de", "$RTP_LX")
     folder = sources.fetch("rtp-lx")
     assert data.local_path("$RTP_LX") == folder and data.local_path("${RTP_LX}/x.json") == folder / "x.json"
