@@ -1,8 +1,8 @@
 """Retrieval in 17 languages with English represented once against once for each other language, in CPU seconds.
 
 Both pool the residual stream of every layer over the same sentences, and load the model once a language; the published
-way represents English again beside each of the 16 other languages. The accuracies must be equal. The last line is the ratio; the exit status is 1 below the
-target.
+way represents English again beside each of the 16 other languages. The accuracies must be equal. The last line is the
+ratio; the exit status is 1 below the target.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _OUTCOMES = {"toxicity": "average toxicity (0 to 1)", "repeated": "share of repeated words"}
 
+_RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
+
 # Sources are told from the control by colour and by line.
 _STYLES = {"sources": (BEFORE, "-", "o"), "control": (MUTED, "--", "s")}
 
@@ -175,24 +177,32 @@ def plot_intervention(table: pd.DataFrame) -> Figure:
 
 def plot_retrieval_by_layer(tables: Mapping[str, pd.DataFrame], sentences: int) -> Figure:
     """Accuracy, and the mean cosine of aligned and other pairs, at every layer; a thin line a language."""
+    return plot_retrieval([("", tables, sentences)])
+
+
+def plot_retrieval(found: Sequence[tuple[str, Mapping[str, pd.DataFrame], int]]) -> Figure:
+    """The same for several models, a row of panels a model: its title, its languages' tables, its sentences."""
     use_theme()
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
-    for axis, column, said in zip(axes, ("accuracy", "aligned_cosine"), ("retrieval accuracy (0 to 1)", "mean cosine"),
-                                  strict=True):  # fmt: skip
-        wide = pd.DataFrame({name: table.set_index("layer")[column] for name, table in tables.items()})
-        if len(tables) > 1:
-            axis.plot(wide.index, wide, color=AFTER, linewidth=0.6, alpha=0.4)
-        aligned = "aligned pairs" if column == "aligned_cosine" else None
-        axis.plot(wide.index, wide.mean(axis=1), color=AFTER, linewidth=2.2, label=aligned)
-        axis.set_xlabel("layer")
-        axis.set_ylabel(said)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(True, axis="y")
-    other = pd.DataFrame({name: table.set_index("layer")["other_cosine"] for name, table in tables.items()})
-    axes[1].plot(other.index, other.mean(axis=1), color=BEFORE, linewidth=2.2, linestyle="--", label="all other pairs")
-    axes[0].axhline(1.0 / sentences, color=MUTED, linewidth=1.0, linestyle=":")
-    axes[0].set_ylim(-0.02, 1.02)
-    legend(figure, axes[1])
+    figure, grid = plt.subplots(len(found), 2, figsize=(WIDTH, 2.9 * len(found)), squeeze=False)
+    for axes, (title, tables, sentences) in zip(grid, found, strict=True):
+        for axis, (column, said) in zip(axes, _RETRIEVED.items(), strict=True):
+            wide = pd.DataFrame({name: table.set_index("layer")[column] for name, table in tables.items()})
+            if len(tables) > 1:
+                axis.plot(wide.index, wide, color=AFTER, linewidth=0.6, alpha=0.4)
+            aligned = "aligned pairs" if column == "aligned_cosine" else None
+            axis.plot(wide.index, wide.mean(axis=1), color=AFTER, linewidth=2.2, label=aligned)
+            axis.set_xlabel("layer")
+            axis.set_ylabel(said)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(True, axis="y")
+        other = pd.DataFrame({name: table.set_index("layer")["other_cosine"] for name, table in tables.items()})
+        mean = other.mean(axis=1)
+        axes[1].plot(other.index, mean, color=BEFORE, linewidth=2.2, linestyle="--", label="all other pairs")
+        axes[0].axhline(1.0 / sentences, color=MUTED, linewidth=1.0, linestyle=":")
+        axes[0].set_ylim(-0.02, 1.02)
+        if len(found) > 1:
+            axes[0].set_title(title, loc="left")
+    legend(figure, grid[0, 1])
     return figure
 
 
