@@ -56,6 +56,20 @@ def test_correlation_by_hand():
     assert correlation(x[:3], y[:3])["r"] is None and correlation(np.ones(4), y)["r"] is None
 
 
+def test_points_that_belong_together_are_drawn_together():
+    """Eight points that are each there five times tell as much as eight points, and their p is not told."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=8)
+    y = x + rng.normal(size=8)
+    once = correlation(x, y, samples=500)
+    often = correlation(np.tile(x, 5), np.tile(y, 5), np.tile(np.arange(8), 5), samples=500)
+    assert often["p"] is None and often["points"] == 40
+    for name in ("r", "low", "high", "least_without_one", "most_without_one"):
+        assert often[name] == pytest.approx(once[name])
+    loose = correlation(np.tile(x, 5), np.tile(y, 5), samples=500)
+    assert loose["high"] - loose["low"] < 0.8 * (once["high"] - once["low"])
+
+
 def test_the_interval_narrows_with_points():
     rng = np.random.default_rng(0)
     widths = []

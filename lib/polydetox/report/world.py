@@ -53,7 +53,9 @@ def cells(profile: Profile) -> pd.DataFrame:
     for folder in _done(profile):
         metrics = read_json(folder / "metrics.json")
         table = read_parquet(folder / "languages.parquet", ["language", "before", "after", "accuracy"])
-        tables.append(table.assign(**{key: metrics[key] for key in COLUMNS[:5]})[COLUMNS])
+        # Readers know a size by its parameters, not by the profile's name for it.
+        told = {**metrics, "size": f"{metrics['parameters'] / 1e6:.1f} M parameters"}
+        tables.append(table.assign(**{key: told[key] for key in COLUMNS[:5]})[COLUMNS])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
@@ -75,20 +77,24 @@ def by_alignment(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures(table: pd.DataFrame) -> dict[str, Any]:
-    """Correlations over models and languages other than English, with and without the means of each alignment."""
+    """Correlations over models and languages other than English, with and without the means of each alignment.
+
+    Their intervals draw whole models, as the languages of one model are not independent.
+    """
     others = table[(table["language"] != ENGLISH) & table["relative_drop"].notna()]
     found: dict[str, Any] = {"models": int(table["cell"].nunique()), "points": len(others)}
     if others.empty:
         return found
     columns = others[["alignment", "accuracy", "relative_drop"]].astype(float)
     centred = columns - columns.groupby([others["size"], columns["alignment"]]).transform("mean")
+    models = pd.factorize(others["cell"])[0]
     for name, (data, x, y) in {
         "alignment_drop": (columns, "alignment", "relative_drop"),
         "alignment_accuracy": (columns, "alignment", "accuracy"),
         "accuracy_drop": (columns, "accuracy", "relative_drop"),
         "accuracy_drop_within": (centred.assign(alignment=0.0), "accuracy", "relative_drop"),
     }.items():
-        found[name] = correlation(data[x].to_numpy(), data[y].to_numpy(), samples=2000)
+        found[name] = correlation(data[x].to_numpy(), data[y].to_numpy(), models)
     return found
 
 
@@ -112,23 +118,20 @@ def _share(value: float) -> Cell:
     return Cell(NOT_APPLICABLE) if pd.isna(value) else number(value, 2)
 
 
-_SHOWN = ["before", "after", "relative_drop", "well_formed_after", "accuracy", "centred_accuracy"]
+_SHOWN = ["before", "after", "relative_drop", "well_formed_before", "well_formed_after", "accuracy", "centred_accuracy"]
 
 
 def levels_table(levels: pd.DataFrame) -> PaperTable:
     """Each size and alignment, means over seeds with their deviation."""
-    spans = [("", 1), ("Insulting", 3), ("Well-formed", 1), ("Retrieval", 2), ("Insulting, English", 2)]
-    columns = ["Aligned", "before", "after", "drop", "after", "as it is", "centred", "before", "after"]
+    spans = [("", 1), ("Insulting", 3), ("Well-formed", 2), ("Retrieval", 2)]
+    columns = ["Aligned", "before", "after", "drop", "before", "after", "as it is", "centred"]
     groups = []
     for size, rows in levels.groupby("size", sort=False) if len(levels) else []:
-        lines: list[list[Cell | str]] = []
-        for _, row in rows.iterrows():
-            others = [_spread(row, name) for name in _SHOWN]
-            english = [number(row[f"english_{side}"], 2) for side in ("before", "after")]
-            lines.append([f"{row['alignment']:.0%}", *others, *english])
-        models = int(rows["models"].sum())
-        groups.append(Group(f"Size {size}: {models} models", lines))
-    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 8]])], spans)
+        lines: list[list[Cell | str]] = [
+            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in _SHOWN)] for _, row in rows.iterrows()
+        ]
+        groups.append(Group(f"{size} ({int(rows['models'].sum())} models)", lines))
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 7]])], spans)
 
 
 def _spread(row: pd.Series, name: str) -> Cell:
@@ -148,7 +151,7 @@ _SAID = {
 
 def correlations_table(found: Mapping[str, Any]) -> PaperTable:
     """Pearson's r of each pair of quantities."""
-    columns = ["Between", "Points", "Pearson's r", "p"]
+    columns = ["Between", "Points", "Pearson's r", "without one model"]
     lines: list[list[Cell | str]] = []
     for name, said in _SAID.items():
         row = found.get(name)
@@ -157,8 +160,9 @@ def correlations_table(found: Mapping[str, Any]) -> PaperTable:
         elif row["r"] is None:
             lines.append([said, number(row["points"], 0), *[Cell(NOT_APPLICABLE)] * 2])
         else:
+            without = [fixed(row[f"{side}_without_one"], 2) for side in ("least", "most")]
             lines.append([said, number(row["points"], 0), number(row["r"], 2, row["low"], row["high"]),
-                          Cell("< 0.001") if row["p"] < 0.001 else number(row["p"], 3)])  # fmt: skip
+                          Cell(" to ".join(without))])  # fmt: skip
     return PaperTable(columns, [Group(None, lines)])
 
 
@@ -195,7 +199,7 @@ def plot_alignment(table: pd.DataFrame) -> Figure:
             level = rows.groupby("alignment")[column].mean()
             axis.plot(level.index, level, color=colour, linestyle=style, linewidth=1.6)
             axis.plot(rows["alignment"], rows[column], linestyle="none", marker=marker, markersize=5, color=colour,
-                      alpha=0.75, label=f"size {size}")  # fmt: skip
+                      alpha=0.75, label=str(size))  # fmt: skip
         axis.set_xlabel("share of aligned text in pretraining (0 to 1)")
         axis.set_ylabel(said)
         axis.grid(True, axis="both")
@@ -232,10 +236,14 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
     for size, rows in levels.groupby("size", sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]
         said.append(
-            f"In models of size {size} the relative drop of insults in languages other than English is "
+            f"In models of {size} the relative drop of insults in languages other than English is "
             f"{_or_undefined(first['relative_drop'])} with {first['alignment']:.0%} of the text aligned and "
             f"{_or_undefined(last['relative_drop'])} with {last['alignment']:.0%}, while retrieval accuracy goes from "
-            f"{fixed(first['accuracy'], 2)} to {fixed(last['accuracy'], 2)}."
+            f"{fixed(first['accuracy'], 2)} to {fixed(last['accuracy'], 2)}. In English, the language of the pairs, "
+            f"the share of insults falls from {_range(rows['english_before'])} to {_range(rows['english_after'])}. "
+            f"What reaches the other languages is not all kindness: with {last['alignment']:.0%} aligned, the share of "
+            f"their continuations that are well formed goes from {fixed(last['well_formed_before'], 2)} to "
+            f"{fixed(last['well_formed_after'], 2)}."
         )
     for name, words in (
         ("alignment_drop", "The alignment that was set and the drop correlate"),
@@ -245,6 +253,11 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
         if row and row["r"] is not None:
             said.append(f"{words} at r = {fixed(row['r'], 2)} [{fixed(row['low'], 2)}, {fixed(row['high'], 2)}].")
     return " ".join(said)
+
+
+def _range(values: pd.Series) -> str:
+    low, high = fixed(values.min(), 2), fixed(values.max(), 2)
+    return low if low == high else f"{low}\N{EN DASH}{high}"
 
 
 def _or_undefined(value: float) -> str:
@@ -258,6 +271,11 @@ def overview(profile: Profile) -> str:
     world = profile.world
     done, asked = len(_done(profile)), len(world.cells())
     return (
-        f"The profile asks for {asked} small models ({len(world.sizes)} sizes, {len(world.alignments)} alignments, "
-        f"{len(world.seeds)} seeds) in {len(profile.languages)} languages, of which {done} were run."
+        f"The profile asks for {asked} small models ({_counted(len(world.sizes), 'size')}, "
+        f"{_counted(len(world.alignments), 'alignment')}, {_counted(len(world.seeds), 'seed')}) in "
+        f"{_counted(len(profile.languages), 'language')}, of which {done} {'was' if done == 1 else 'were'} run."
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -12,7 +12,7 @@ from polydetox.artifacts import Stage, finished, read_json
 from polydetox.params import TransferParameters, load_model, load_profile
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 COLUMNS = ["language", "before", "after", "relative_drop", "accuracy", "aligned_cosine"]
 
@@ -40,6 +40,7 @@ def transfer_table(settings: TransferParameters, stage: Stage) -> pd.DataFrame:
 def correlation(
     x: Float[np.ndarray, " n"],
     y: Float[np.ndarray, " n"],
+    groups: Int[np.ndarray, " n"] | None = None,
     *,
     samples: int = 10_000,
     confidence: float = 0.95,
@@ -47,7 +48,9 @@ def correlation(
 ) -> dict[str, float | int | None]:
     """Pearson's r and its two-sided p, a bootstrap interval over the points, and the range of r without one point.
 
-    Figures are None where there are fewer than four points, or where one side does not vary.
+    Where points belong together (the languages of one model), ``groups`` numbers what they belong to: whole groups are
+    then drawn and left out, and there is no p, which would count the points as independent. Figures are None where
+    there are fewer than four points, or where one side does not vary.
     """
     from scipy import stats
 
@@ -55,24 +58,33 @@ def correlation(
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return {"points": len(x), **dict.fromkeys(names)}
     result = stats.pearsonr(x, y)
-    draws = np.random.default_rng(seed).integers(len(x), size=(samples, len(x)))
-    left, right = x[draws], y[draws]
-    left, right = left - left.mean(axis=1, keepdims=True), right - right.mean(axis=1, keepdims=True)
-    scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    replicates = (left * right).sum(axis=1)[scale > 1e-12] / scale[scale > 1e-12]
+    _, group = np.unique(np.arange(len(x)) if groups is None else groups, return_inverse=True)
+    left, right = x - x.mean(), y - y.mean()
+    # r is a function of sums over points, so that a draw adds up the sums of the groups drawn.
+    sums = np.zeros((group.max() + 1, 6))
+    np.add.at(sums, group, np.stack([np.ones(len(x)), left, right, left**2, right**2, left * right], axis=1))
+    draws = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
+    replicates = _pearson(sums[draws].sum(axis=1))
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail])
-    kept = [np.delete(np.arange(len(x)), out) for out in range(len(x))]
-    without = [float(np.corrcoef(x[rows], y[rows])[0, 1]) for rows in kept if np.ptp(x[rows]) and np.ptp(y[rows])]
+    low, high = np.nanquantile(replicates, [tail, 1.0 - tail])
+    without = _pearson(sums.sum(axis=0) - sums)
     return {
         "points": len(x),
         "r": float(result.statistic),
-        "p": float(result.pvalue),
+        "p": float(result.pvalue) if groups is None else None,
         "low": float(low),
         "high": float(high),
-        "least_without_one": min(without),
-        "most_without_one": max(without),
+        "least_without_one": float(np.nanmin(without)),
+        "most_without_one": float(np.nanmax(without)),
     }
+
+
+def _pearson(sums: Float[np.ndarray, "samples 6"]) -> Float[np.ndarray, " samples"]:
+    """r from the count and the sums of x, y, x², y² and xy; NaN where one side does not vary."""
+    count, x, y, xx, yy, xy = sums.T
+    scale = (count * xx - x**2) * (count * yy - y**2)
+    varies = scale > 1e-24
+    return np.where(varies, (count * xy - x * y) / np.sqrt(np.where(varies, scale, 1.0)), np.nan)
 
 
 def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
