@@ -152,7 +152,7 @@ def test_a_controlled_world_runs_to_its_own_report(finished):
         metrics = json.loads((folder / "metrics.json").read_text())
         assert (metrics["alignment"], metrics["seed"], metrics["size"]) == (alignment, 0, "s")
     page = (checkout / "runs/small-world/site/world.html").read_text()
-    assert "2 small models (1 sizes, 2 alignments, 1 seeds) in 3 languages, of which 2 were run" in page
+    assert "2 small models (1 size, 2 alignments, 1 seed) in 3 languages, of which 2 were run" in page
     assert "which was not run" in (checkout / "runs/small-world/site/results-detox.html").read_text()
 
 

@@ -233,7 +233,7 @@ def test_a_killed_run_asks_for_no_answered_text_again(service, tmp_path):
     assert 45 <= before < 60
     scores = CachedScorer(scorer_of(service), path).score(TEXTS, "en")
     assert scores.tolist() == [toxicity(text) for text in TEXTS]
-    # Only an answer that was on its way when the run was killed can have been lost.
+    # Only an answer that was on its way when the run was killed can have been lost, however slowly they are stored.
     assert sum(count > 1 for count in service.answered.values()) <= 2
 
 

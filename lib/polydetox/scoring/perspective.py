@@ -1,7 +1,8 @@
 """The Perspective API, the paper's toxicity scorer, for as long as it lasts.
 
-Many requests are under way at once, within a rate; each score is handed on as it arrives, so that with the cache
-around it a killed run has lost no call that was answered. Answers that say "later" (429, 5xx), time-outs and broken
+Many requests are under way at once, within a rate; each score is handed on as it arrives, and the next request waits
+until it was taken, so that with the cache around it a killed run has lost no more answers than there are requests under
+way at once. Answers that say "later" (429, 5xx), time-outs and broken
 answers are tried again after growing random waits; what the service will never score is missing with its reason.
 
 The key comes from ``PERSPECTIVE_API_KEY`` alone. It travels in a header, not in the address, so that it is in no log
@@ -11,6 +12,7 @@ and no error message.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
 import os
@@ -99,6 +101,21 @@ class TokenBucket:
         self._closed_until = max(self._closed_until, self._clock() + seconds)
 
 
+@dataclass(frozen=True)
+class _Arrival:
+    """A score on its way from the requests' thread to whoever stores it."""
+
+    position: int
+    score: Score
+    loop: asyncio.AbstractEventLoop
+    stored: asyncio.Event
+
+    def taken(self) -> None:
+        """Tell the requests' thread that this score is safe."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, after a failure of another request
+            self.loop.call_soon_threadsafe(self.stored.set)
+
+
 class PerspectiveScorer(Scorer):
     """Toxicity as Perspective gives it.
 
@@ -137,7 +154,7 @@ class PerspectiveScorer(Scorer):
 
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
         # The requests run in a thread of their own, with their own event loop: a notebook already has one running.
-        arrived: queue.SimpleQueue[tuple[int, Score] | BaseException | None] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[_Arrival | BaseException | None] = queue.SimpleQueue()
         stop = threading.Event()
 
         def work() -> None:
@@ -152,10 +169,11 @@ class PerspectiveScorer(Scorer):
         try:
             running = bool(texts)
             while running:
-                batch, failure = [], None
+                batch: list[_Arrival] = []
+                failure = None
                 item = arrived.get()
                 while True:
-                    if isinstance(item, tuple):
+                    if isinstance(item, _Arrival):
                         batch.append(item)
                     else:
                         running, failure = False, item
@@ -165,7 +183,9 @@ class PerspectiveScorer(Scorer):
                     item = arrived.get()
                 # What has been answered is handed on before a failure is raised.
                 if batch:
-                    yield batch
+                    yield [(arrival.position, arrival.score) for arrival in batch]
+                    for arrival in batch:
+                        arrival.taken()
                 if failure is not None:
                     raise failure
         finally:
@@ -173,10 +193,11 @@ class PerspectiveScorer(Scorer):
             thread.join()
 
     async def _score_all(
-        self, texts: Sequence[str], language: str, put: Callable[[tuple[int, Score]], None], stop: threading.Event
+        self, texts: Sequence[str], language: str, put: Callable[[_Arrival], None], stop: threading.Event
     ) -> None:
         import httpx2
 
+        loop = asyncio.get_running_loop()
         bucket = TokenBucket(self._rate, burst=max(1, int(self._rate)))
         waiting = iter(enumerate(texts))
         headers = {"X-Goog-Api-Key": key} if (key := os.environ.get(KEY_VARIABLE)) else {}
@@ -184,7 +205,9 @@ class PerspectiveScorer(Scorer):
         async def worker(client: httpx2.AsyncClient) -> None:
             # All workers draw from one iterator, in one thread.
             for position, text in waiting:
-                put((position, await self._score_one(client, bucket, text, language)))
+                score, taken = await self._score_one(client, bucket, text, language), asyncio.Event()
+                put(_Arrival(position, score, loop, taken))
+                await taken.wait()
 
         async def watch() -> None:
             while not stop.is_set():
