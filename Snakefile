@@ -214,6 +214,7 @@ rule evaluate:
 
 
 include: "rules/draw.smk"
+include: "rules/more_prompts.smk"
 include: "rules/why.smk"
 include: "rules/world.smk"
 

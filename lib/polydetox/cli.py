@@ -132,11 +132,13 @@ def _check(name: str) -> int:
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.execute import RUN_PID, report_failures
-    from polydetox.workflow import licences, preflight, problems, run_lock
+    from polydetox.workflow import licences, preflight, problems, run_lock, skipped
 
     plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in rest)
     if not plan_only:
         preflight(options.profile)
+    for line in skipped(options.profile):
+        print(f"polydetox: left out: {line}", file=sys.stderr)
     on_cluster = any(word.split("=")[0] in ("--executor", "-e") for word in rest)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile",

@@ -137,6 +137,28 @@ def rtp_lx_file(folder: str | Path, language: str) -> Path:
     raise UserError(f"{folder}: no RTP_LX_{rtp_lx_locale(language)}.json for language {language!r} (found: {found})")
 
 
+def is_at_hand(folder: str | Path) -> bool:
+    """Whether the data that a parameter names can be read here: the variable is set, or the source was fetched.
+
+    A folder that is named but absent is for the check before a run to refuse.
+    """
+    try:
+        local_path(folder)
+    except UserError:
+        return False
+    return True
+
+
+def languages_at_hand(source: str, languages: list[str], folder: str | Path = "") -> list[str]:
+    """Those of some languages that a source of evaluation prompts has here; none where it is not at hand."""
+    if source == "project":
+        return list(languages)
+    if not is_at_hand(folder) or not local_path(folder).is_dir():
+        return []
+    found = {path.name.lower() for path in local_path(folder).glob("*.json")}
+    return [language for language in languages if f"rtp_lx_{rtp_lx_locale(language)}.json".lower() in found]
+
+
 def read_rtp_lx(folder: str | Path, language: str) -> list[dict[str, Any]]:
     """The rows of one language, ordered by ``Index``; JSON lines or one JSON array.
 

@@ -51,7 +51,7 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> tuple[Any, Stage]:
 def manual_folder(stage: str, settings: StageParameters) -> Path:
     """Where a notebook writes that was started by hand, so that it never touches the artefacts of a run."""
     folder = paths.runs() / "manual"
-    for key in ("model", "variant", "kind", "lang"):
+    for key in ("model", "variant", "kind", "prompt_set", "lang"):
         if hasattr(settings, key):
             value = getattr(settings, key)
             folder /= load_model(value).name if key == "model" else value

@@ -173,6 +173,7 @@ class DrawParameters(SamplingStage):
 class EvaluateParameters(LanguageStage):
     """Toxicity, fluency, diversity and language of the continuations."""
 
+    prompt_set: str = ""  # one of the profile's `more_prompts`, whose continuations are read; empty: its `prompts`
     scorer: str = "embedded"
     second_scorer: str | None = "lexicon"
     threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
@@ -331,7 +332,7 @@ SECTIONS = [stage.removeprefix("summary_") for stage in STAGES if stage.startswi
 # Parameters that the workflow fills in; a YAML section may not set them.
 _IDENTITY = frozenset(
     {"profile", "output_folder", "model", "variant", "lang", "kind", "languages", "pairs", "held_out_prompts", "cell"}
-    | {"prompts_source", "prompts_folder", "prompt_limit"}
+    | {"prompts_source", "prompts_folder", "prompt_limit", "prompt_set"}
 )
 
 # Stages that may take fewer prompts than the profile evaluates.
@@ -431,6 +432,22 @@ class Prompts(Strict):
     limit: int | None = Field(None, gt=0)
 
 
+class MorePrompts(Prompts):
+    """A further set of prompts, on which the untuned model and the variants of the main tables are evaluated as well.
+
+    Its results stand beside those of ``prompts`` and are never pooled with them.
+    """
+
+    title: str | None = None  # as the report prints it
+    optional: bool = False  # left out, with a word, where it is not at hand; so are the languages that it lacks
+
+    @model_validator(mode="after")
+    def _folder_named(self) -> MorePrompts:
+        if self.source == "rtp-lx" and not self.folder:
+            raise ValueError("folder: is needed for the source rtp-lx, for example $RTP_LX")
+        return self
+
+
 class TrimSettings(Strict):
     """How much of the vocabulary is kept."""
 
@@ -506,11 +523,29 @@ class World(Strict):
         }
 
 
+# What an ablation varies, and the setting of the stage `dpo` that it then sets.
+Ablation = Literal["seed", "method", "learning-rate"]
+ABLATED_SETTING: dict[Ablation, str] = {"seed": "seed", "method": "method", "learning-rate": "learning_rate"}
+
+
 class Variant(StageSettings):
     """One way of tuning: which pairs, and which settings differ from the profile's."""
 
     title: str | None = None
     pairs: Literal["on-policy", "rtp-lx", "toxicity-pairwise"]
+    optional: bool = False  # left out, with a word, where its pairs are not at hand
+    ablation: Ablation | None = None  # shown in the chapter of ablations instead of the main tables
+    languages: list[str] = []  # an ablation may take fewer languages; empty: all of the profile
+    prompt_limit: int | None = Field(None, gt=0)  # and fewer prompts
+
+    @model_validator(mode="after")
+    def _main_variants_are_whole(self) -> Variant:
+        if self.ablation is None and (self.languages or self.prompt_limit):
+            raise ValueError(
+                "'languages' and 'prompt_limit' are for a variant with 'ablation'; the main tables compare the same "
+                "languages and prompts"
+            )
+        return self
 
 
 class Profile(StageSettings):
@@ -522,6 +557,7 @@ class Profile(StageSettings):
     models: list[str] = []
     languages: list[str] = Field(min_length=1)
     prompts: Prompts = Prompts(source="project")
+    more_prompts: dict[str, MorePrompts] = {}  # by a name for folders
     trim: TrimSettings | None = None
     pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
     variants: dict[str, Variant] = {}
@@ -565,9 +601,40 @@ class Profile(StageSettings):
                 )
             if variant.pairs not in self.pairs:
                 raise ValueError(f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list")
-        if self.prompts.source == "rtp-lx" and "rtp-lx" in self.pairs and self.prompts.limit is None:
-            raise ValueError("prompts: limit: is needed, since pairs from RTP-LX leave out the prompts evaluated on")
+            if unknown := [language for language in variant.languages if language not in self.languages]:
+                raise ValueError(f"variant {name!r}: 'languages' of the profile does not list {' '.join(unknown)}")
+            if variant.ablation:
+                self._check_ablation(name, variant)
+        for prompts in (self.prompts, *self.more_prompts.values()):
+            if prompts.source == "rtp-lx" and "rtp-lx" in self.pairs and prompts.limit is None:
+                raise ValueError(
+                    "prompts: limit: is needed, since pairs from RTP-LX leave out the prompts evaluated on"
+                )
         return self
+
+    def _check_ablation(self, name: str, variant: Variant) -> None:
+        assert variant.ablation is not None
+        setting = ABLATED_SETTING[variant.ablation]
+        if setting not in variant.dpo:
+            raise ValueError(f"variant {name!r}: an ablation of the {variant.ablation} needs 'dpo: {setting}:'")
+        if self.ablated_from(variant) is None:
+            raise ValueError(
+                f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
+                f"'ablation' uses pairs {variant.pairs!r}"
+            )
+
+    def ablated_from(self, variant: Variant) -> str | None:
+        """The variant that an ablation is compared with: the first of the main tables with the same pairs."""
+        return next((name for name, other in self.variants.items()
+                     if other.ablation is None and other.pairs == variant.pairs), None)  # fmt: skip
+
+    @field_validator("more_prompts", mode="after")
+    @classmethod
+    def _named_sets(cls, value: dict[str, MorePrompts]) -> dict[str, MorePrompts]:
+        for name in value:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in STAGES:
+                raise ValueError(f"{name!r}: use lower-case letters, digits and hyphens, and no stage's name")
+        return value
 
 
 # `base` is the untuned model, `published` a tuned checkpoint of the model file, the rest are folder names.
@@ -582,6 +649,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be given again
+                continue
             key = self.construct_object(key_node, deep=deep)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
@@ -684,6 +753,17 @@ def variants_of(profile: Profile, model: str) -> list[str]:
     return ["base", "published"] if load_model(model).tuned else ["base", *profile.variants]
 
 
+def is_ablation(profile: Profile, variant: str | None) -> bool:
+    """Whether a variant is shown in the chapter of ablations instead of the main tables."""
+    return variant in profile.variants and profile.variants[variant].ablation is not None
+
+
+def languages_of(profile: Profile, variant: str | None) -> list[str]:
+    """The languages that a variant is evaluated in, in the profile's order."""
+    fewer = profile.variants[variant].languages if variant in profile.variants else []
+    return [language for language in profile.languages if not fewer or language in fewer]
+
+
 def stage_parameters(
     stage: str,
     profile: Profile,
@@ -692,10 +772,12 @@ def stage_parameters(
     variant: str | None = None,
     lang: str | None = None,
     kind: str | None = None,
+    prompt_set: str = "",
 ) -> dict[str, Any]:
     """All parameters of one stage of a run, resolved: defaults, then model file, profile, variant.
 
-    Returns plain values, as papermill takes them. ``output_folder`` is left to the workflow.
+    ``prompt_set`` names one of the profile's further sets of prompts; empty is the first. Returns plain values, as
+    papermill takes them. ``output_folder`` is left to the workflow.
     """
     values: dict[str, Any] = {"model": model} if stage == "checkpoint" else {"profile": profile.name, "model": model}
     if stage in ("dpo", "generate", "evaluate"):
@@ -715,19 +797,27 @@ def stage_parameters(
             )
         del together["lang"]
         values |= together
+        if len(languages := languages_of(profile, variant)) < len(profile.languages):
+            values["languages"] = languages
     if stage in _PROMPTED:
-        prompts = {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
-                   "prompt_limit": profile.prompts.limit}  # fmt: skip
+        chosen = profile.more_prompts[prompt_set] if prompt_set else profile.prompts
+        prompts = {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": chosen.limit}
+        if variant in profile.variants and profile.variants[variant].prompt_limit:
+            prompts["prompt_limit"] = profile.variants[variant].prompt_limit
         values = prompts | values  # a stage's own limit stands
     if stage == "trim":
         assert profile.trim is not None
         values |= {"languages": profile.languages, **profile.trim.model_dump()}
     if stage == "pairs":
         values |= {"kind": kind, **profile.pairs[kind]}  # type: ignore[index]
-        if kind == "rtp-lx" and profile.prompts.source == "rtp-lx":
-            values["held_out_prompts"] = profile.prompts.limit
+        evaluated = [prompts.limit or 0 for prompts in (profile.prompts, *profile.more_prompts.values())
+                     if prompts.source == "rtp-lx"]  # fmt: skip
+        if kind == "rtp-lx" and evaluated:
+            values["held_out_prompts"] = max(evaluated)
     if stage == "dpo":
         values["pairs"] = profile.variants[variant].pairs  # type: ignore[index]
+    if stage == "evaluate":
+        values["prompt_set"] = prompt_set
     for key, value in (("variant", variant), ("lang", lang)):
         if value is not None:
             values[key] = value

@@ -107,14 +107,14 @@ def drawn(profile: str, model: str, variant: str, language: str) -> Path:
     return draw(profile, model, variant) / language
 
 
-def generate(profile: str, model: str, variant: str, language: str) -> Path:
-    """The continuations of one model, variant and language."""
-    return profile_run(profile) / model / variant / "generate" / language
+def generate(profile: str, model: str, variant: str, language: str, prompt_set: str = "") -> Path:
+    """The continuations of one model, variant and language; of a further set of prompts in a folder of its name."""
+    return profile_run(profile) / model / variant / prompt_set / "generate" / language
 
 
-def evaluate(profile: str, model: str, variant: str, language: str) -> Path:
+def evaluate(profile: str, model: str, variant: str, language: str, prompt_set: str = "") -> Path:
     """The scores and metrics of one model, variant and language."""
-    return profile_run(profile) / model / variant / "evaluate" / language
+    return profile_run(profile) / model / variant / prompt_set / "evaluate" / language
 
 
 def probe(profile: str, model: str) -> Path:

@@ -14,6 +14,8 @@ from typing import Any
 from polydetox import paths
 from polydetox.artifacts import MANIFEST, finished, library_versions, read_json
 from polydetox.data import (
+    is_at_hand,
+    languages_at_hand,
     load_prompts,
     local_path,
     neutral_prompts,
@@ -26,6 +28,8 @@ from polydetox.params import (
     SECTIONS,
     ModelFile,
     Profile,
+    is_ablation,
+    languages_of,
     load_model,
     load_profile,
     stage_parameters,
@@ -55,8 +59,32 @@ class Graph:
         return load_model(self._listed[model])
 
     def variants(self, model: str) -> list[str]:
-        """``base`` and the tuned variants of a model."""
-        return variants_of(self.profile, self._listed[model])
+        """``base`` and the tuned variants of a model, but for optional ones whose pairs are not at hand."""
+        return [name for name in variants_of(self.profile, self._listed[model]) if name not in self.left_out]
+
+    def compared(self, model: str) -> list[str]:
+        """Those of them that the main tables compare: all but the ablations."""
+        return [variant for variant in self.variants(model) if not is_ablation(self.profile, variant)]
+
+    @cached_property
+    def left_out(self) -> set[str]:
+        """The optional variants whose pairs are not at hand."""
+        return {
+            name
+            for name, variant in self.profile.variants.items()
+            if variant.optional
+            and not (variant.pairs == "on-policy" or is_at_hand(self.profile.pairs[variant.pairs].get("folder", "")))
+        }
+
+    @cached_property
+    def prompt_sets(self) -> dict[str, list[str]]:
+        """The further sets of prompts that are evaluated, with their languages; of an optional set those at hand."""
+        languages = self.profile.languages
+        found = {
+            name: languages_at_hand(prompts.source, languages, prompts.folder) if prompts.optional else languages
+            for name, prompts in self.profile.more_prompts.items()
+        }
+        return {name: languages for name, languages in found.items() if languages}
 
     def trained(self, model: str) -> list[str]:
         """The variants that this profile trains itself."""
@@ -102,9 +130,10 @@ class Graph:
         trained = variant in self.profile.variants
         return [manifest(paths.dpo(self.profile.name, model, variant))] if trained else []
 
-    def prompts(self) -> list[str]:
+    def prompts(self, prompt_set: str = "") -> list[str]:
         """The files that the evaluation prompts come from, as far as they are this project's."""
-        return [local(paths.prompt_files() / "evaluation.yaml")] if self.profile.prompts.source == "project" else []
+        prompts = self.profile.more_prompts[prompt_set] if prompt_set else self.profile.prompts
+        return [local(paths.prompt_files() / "evaluation.yaml")] if prompts.source == "project" else []
 
     def parallel(self) -> list[str]:
         """The files that the parallel sentences come from, as far as they are this project's."""
@@ -154,11 +183,20 @@ class Graph:
         return [manifest(paths.pairs(self.profile.name, model, "on-policy"))]
 
     def evaluations(self, model: str, *variants: str) -> list[str]:
-        """The manifests of the evaluations of some variants in every language."""
+        """The manifests of the evaluations of some variants in every language of theirs."""
         return [
             manifest(paths.evaluate(self.profile.name, model, variant, language))
             for variant in variants
-            for language in self.profile.languages
+            for language in languages_of(self.profile, variant)
+        ]
+
+    def further_evaluations(self, model: str) -> list[str]:
+        """The manifests of the evaluations on further sets of prompts."""
+        return [
+            manifest(paths.evaluate(self.profile.name, model, variant, language, name))
+            for name, languages in self.prompt_sets.items()
+            for variant in self.compared(model)
+            for language in languages
         ]
 
     def retrievals(self, model: str) -> list[str]:
@@ -172,13 +210,13 @@ class Graph:
             manifest(paths.probe(name, model)),
             manifest(paths.value_vectors(name, model)),
             *(manifest(paths.activations(name, model, variant, language))
-              for variant in self.variants(model) for language in languages),
+              for variant in self.compared(model) for language in languages),
             *(manifest(paths.intervene(name, model, language)) for language in languages),
         ]  # fmt: skip
 
     def _alignment(self, model: str) -> list[str]:
         transfers = [
-            manifest(paths.transfer(self.profile.name, model, variant)) for variant in self.variants(model)[1:]
+            manifest(paths.transfer(self.profile.name, model, variant)) for variant in self.compared(model)[1:]
         ]
         return [*self.retrievals(model), *transfers]
 
@@ -191,6 +229,7 @@ class Graph:
             wanted += [manifest(paths.pairs(self.profile.name, model, kind)) for kind in self.kinds(model)]
             wanted += [manifest(paths.dpo(self.profile.name, model, variant)) for variant in self.trained(model)]
             wanted += self.evaluations(model, *self.variants(model))
+            wanted += self.further_evaluations(model)
             wanted += self._mechanism(model) if self.profile.mechanism else []
             wanted += self._alignment(model) if self.profile.alignment else []
         return wanted + [manifest(paths.world_transfer(self.profile.name, cell)) for cell in self.cells()]
@@ -243,8 +282,15 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
     yield training_prompts
     for language in settings.languages if settings.models else []:
         yield partial(load_prompts, settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
+    for name, prompts in settings.more_prompts.items():
+        if prompts.source == "rtp-lx" and not (prompts.optional and not is_at_hand(prompts.folder)):
+            where = f"params/profiles/{settings.name}.yaml: more_prompts: {name}"
+            yield partial(_check_folder, where, {"folder": prompts.folder})
+        for language in graph.prompt_sets.get(name, []):
+            yield partial(load_prompts, prompts.source, language, prompts.folder, prompts.limit)
+    needed = {kind for model in graph.models for kind in graph.kinds(model)}
     for kind, values in settings.pairs.items():
-        if kind != "on-policy":
+        if kind != "on-policy" and (kind in needed or not _only_optional(settings, kind)):
             yield partial(_check_folder, f"params/profiles/{settings.name}.yaml: pairs: {kind}", values)
     if settings.world:
         yield partial(_check_world, graph)
@@ -262,6 +308,27 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
             yield partial(_check_alignment, graph, model)
         for kind in graph.kinds(model):
             yield partial(_check_pairs, graph, model, kind)
+
+
+def skipped(profile: str) -> list[str]:
+    """What a run of a profile leaves out because optional data are not at hand, one line each."""
+    graph = Graph(profile)
+    lines = []
+    for name, variant in graph.profile.variants.items():
+        if name in graph.left_out:
+            lines.append(f"variant {name}: its pairs {variant.pairs} are not at hand (see `polydetox data`)")
+    for name, prompts in graph.profile.more_prompts.items():
+        missing = [language for language in graph.profile.languages if language not in graph.prompt_sets.get(name, [])]
+        if name not in graph.prompt_sets:
+            lines.append(f"prompts {name}: {prompts.source} is not at hand (see `polydetox data`)")
+        elif missing:
+            lines.append(f"prompts {name}: not at hand in {' '.join(missing)}")
+    return lines
+
+
+def _only_optional(profile: Profile, kind: str) -> bool:
+    using = [variant for variant in profile.variants.values() if variant.pairs == kind]
+    return bool(using) and all(variant.optional for variant in using)
 
 
 def _check_folder(where: str, values: Mapping[str, Any]) -> None:

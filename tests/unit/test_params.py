@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 
 import nbformat
 import pytest
@@ -89,6 +90,34 @@ def test_a_later_source_wins(checkout):
         ({"world": {"sizes": {"m": {"hidden": 33, "layers": 1}}, "alignments": [0], "seeds": [0]}}, ["hidden"]),
         ({"world": {"sizes": {"m": {"hidden": 32, "layers": 1}}, "alignments": [1.5], "seeds": [0]}}, ["alignments"]),
         ({"world": {"sizes": {"m": {"hidden": 32, "layers": 1}}, "alignments": [0.5, 0.501], "seeds": [0]}}, ["twice"]),
+        ({"variants": {"a": {"pairs": "on-policy", "languages": ["de"]}}}, ["variants.a", "'ablation'"]),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {"pairs": "on-policy", "ablation": "seed"}}},
+            ["variant 'b'", "'dpo: seed:'"],
+        ),
+        (
+            {"variants": {"b": {"pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}}}},
+            ["variant 'b'", "is compared with a variant of the main tables"],
+        ),
+        (
+            {
+                "variants": {
+                    "a": {"pairs": "on-policy"},
+                    "b": {"pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}, "languages": ["sv"]},
+                }
+            },
+            ["variant 'b'", "does not list sv"],
+        ),
+        ({"variants": {"a": {"pairs": "on-policy", "ablation": "sead"}}}, ["variants.a.ablation", "'sead'", "'seed'"]),
+        ({"more_prompts": {"generate": {"source": "project"}}}, ["more_prompts", "'generate'", "no stage's name"]),
+        ({"more_prompts": {"b": {"source": "rtp-lx"}}}, ["more_prompts.b", "folder: is needed"]),
+        (
+            {
+                "pairs": {"on-policy": {}, "rtp-lx": {"folder": "x"}},
+                "more_prompts": {"b": {"source": "rtp-lx", "folder": "x"}},
+            },
+            ["limit: is needed"],
+        ),
     ],
 )
 def test_a_mistake_in_a_profile_is_named_with_its_remedy(checkout, change, words):
@@ -124,6 +153,69 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
     assert (
         workflow.licences("tiny")[0] == "Tiny: Some licence" and "HF_TOKEN is not set" in workflow.licences("tiny")[1]
     )
+
+
+FULL = {
+    "pairs": {"on-policy": {"n": 4}, "rtp-lx": {"folder": "$RTP_LX"}},
+    "more_prompts": {"rtp-lx": {"source": "rtp-lx", "folder": "$RTP_LX", "limit": 2, "optional": True}},
+    "variants": {
+        "dpo": {"pairs": "on-policy"},
+        "other": {"pairs": "rtp-lx", "optional": True},
+        "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "prompt_limit": 3,
+               "dpo": {"learning_rate": 1e-6}, "generate": {"n": 2}},
+    },
+}  # fmt: skip
+
+
+def test_an_ablation_takes_fewer_languages_prompts_and_continuations(checkout):
+    rewrite(checkout / "params/profiles/tiny.yaml", **FULL)
+    profile = params.load_profile("tiny")
+    drawn = params.stage_parameters("generate", profile, "tiny", variant="lr", lang="de")
+    assert (drawn["n"], drawn["prompt_limit"]) == (2, 3)
+    whole = params.stage_parameters("generate", profile, "tiny", variant="dpo", lang="de")
+    assert (whole["n"], whole["prompt_limit"]) == (3, 4)
+    assert params.languages_of(profile, "lr") == ["de"] and params.languages_of(profile, "dpo") == ["de", "en", "ja"]
+    assert params.stage_parameters("dpo", profile, "tiny", variant="lr")["learning_rate"] == 1e-6
+    assert profile.ablated_from(profile.variants["lr"]) == "dpo"
+
+
+def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout, monkeypatch):
+    monkeypatch.delenv("RTP_LX", raising=False)
+    monkeypatch.setenv("POLYDETOX_DATA", str(checkout / "nothing"))
+    rewrite(checkout / "params/profiles/tiny.yaml", **FULL)
+    workflow.preflight("tiny")
+    without = workflow.Graph("tiny")
+    assert without.variants("tiny") == ["base", "dpo", "lr"] and without.compared("tiny") == ["base", "dpo"]
+    assert not without.prompt_sets and without.kinds("tiny") == ["on-policy"]
+    assert not any("rtp-lx" in result or "/other/" in result for result in without.results())
+    said = workflow.skipped("tiny")
+    assert len(said) == 2 and "variant other" in said[0] and "prompts rtp-lx" in said[1]
+
+    folder = checkout / "rtp"
+    folder.mkdir()
+    rows = [{"Index": row, "Prompt": f"p{row}", "Completion": f"bad {row}", "BenignCompletion": f"good {row}"}
+            for row in range(6)]  # fmt: skip
+    for locale in ("EN", "DE"):
+        (folder / f"RTP_LX_{locale}.json").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setenv("RTP_LX", str(folder))
+    workflow.preflight("tiny")
+    graph = workflow.Graph("tiny")
+    assert graph.compared("tiny") == ["base", "dpo", "other"] and graph.prompt_sets == {"rtp-lx": ["de", "en"]}
+    assert workflow.skipped("tiny") == ["prompts rtp-lx: not at hand in ja"]
+    results = graph.results()
+    assert "runs/tiny/tiny/other/rtp-lx/evaluate/de/manifest.json" in results
+    assert not any("/lr/rtp-lx/" in result or "/lr/evaluate/en" in result for result in results)
+    profile = params.load_profile("tiny")
+    more = params.stage_parameters("generate", profile, "tiny", variant="base", lang="de", prompt_set="rtp-lx")
+    assert (more["prompts_source"], more["prompts_folder"], more["prompt_limit"]) == ("rtp-lx", "$RTP_LX", 2)
+    evaluated = params.stage_parameters("evaluate", profile, "tiny", variant="base", lang="de", prompt_set="rtp-lx")
+    assert evaluated["prompt_set"] == "rtp-lx"
+    pairs = params.stage_parameters("pairs", profile, "tiny", kind="rtp-lx")
+    assert pairs["held_out_prompts"] == 2, "what further prompts evaluate is not trained on"
+
+    monkeypatch.setenv("RTP_LX", str(checkout / "nowhere"))
+    with pytest.raises(UserError, match="no such folder"):
+        workflow.preflight("tiny")
 
 
 def test_sections_of_the_mechanism_reach_their_stages(checkout):
@@ -162,6 +254,8 @@ def test_yaml_syntax_and_double_keys_name_the_line(checkout):
     file.write_text("title: a\ntitle: b\n")
     with pytest.raises(UserError, match=r"tiny.yaml:2: .*'title' is given twice"):
         params.load_profile("tiny")
+    file.write_text("a: &a {title: x}\nb: {<<: *a, title: y}\n")
+    assert params.read_yaml(file)["b"] == {"title": "y"}, "what an anchor brings may be given again"
     file.write_text("title: [a\nmodels: b\n")
     with pytest.raises(UserError, match=r"tiny.yaml:\d+: not valid YAML"):
         params.load_profile("tiny")

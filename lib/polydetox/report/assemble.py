@@ -152,14 +152,14 @@ def _write_appendices(results: Results, folder: Path) -> list[Appendix]:
 
 def slug(run: StageRun) -> str:
     """A name for one run of a stage that can be a file name and the end of a label."""
-    parts = [run.model, run.variant, run.kind, run.stage, run.language]
+    parts = [run.model, run.variant, run.prompt_set, run.kind, run.stage, run.language]
     return re.sub(r"[^a-z0-9]+", "-", "-".join(part for part in parts if part).lower()).strip("-")
 
 
 def appendix_title(profile: Profile, run: StageRun) -> str:
     """``Evaluation: German, untuned``."""
     subject = [LANGUAGES[run.language]] if run.language else []
-    subject += [run.kind] if run.kind else []
+    subject += [name for name in (run.kind, run.prompt_set) if name]
     subject += [variant_title(profile, run.variant)] if run.variant else []
     return f"{STAGE_TITLES[run.stage]}: {', '.join(subject)}" if subject else STAGE_TITLES[run.stage]
 

@@ -23,7 +23,7 @@ from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.diversity import distinct
-from polydetox.params import Profile, load_model, load_profile, variants_of
+from polydetox.params import Profile, is_ablation, languages_of, load_model, load_profile, variants_of
 
 ENGLISH = "en"
 
@@ -308,12 +308,17 @@ def variant_title(profile: Profile, variant: str) -> str:
     return profile.variants[variant].title or variant
 
 
+def compared_variants(profile: Profile, listed: str) -> list[str]:
+    """``base`` and the variants of a model that the main tables compare: all but the ablations."""
+    return [variant for variant in variants_of(profile, listed) if not is_ablation(profile, variant)]
+
+
 def comparisons(profile: Profile) -> list[Comparison]:
-    """Every model before and after every way of tuning that the profile lists, in its order."""
+    """Every model before and after every way of tuning of the main tables, in the profile's order."""
     found = []
     for listed in profile.models:
         model = load_model(listed)
-        tuned = variants_of(profile, listed)[1:]
+        tuned = compared_variants(profile, listed)[1:]
         for variant in tuned:
             title = model.title if len(tuned) == 1 else f"{model.title} ({variant_title(profile, variant)})"
             found.append(Comparison(model.name, variant, title, model.reference))
@@ -330,6 +335,7 @@ class StageRun:
     variant: str | None = None
     language: str | None = None
     kind: str | None = None
+    prompt_set: str | None = None  # one of the profile's further sets of prompts
 
     @property
     def done(self) -> bool:
@@ -355,14 +361,26 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
                 yield StageRun("merge", paths.merge(profile.name, model, variant), model, variant)
             if profile.draw_together:
                 yield StageRun("draw", paths.draw(profile.name, model, variant), model, variant)
-            for language in profile.languages:
+            for language in languages_of(profile, variant):
                 for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
                     yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)
+        yield from _more_prompts_runs(profile, listed)
         yield from _mechanism_runs(profile, listed)
         yield from _alignment_runs(profile, listed)
     for cell in profile.world.cells() if profile.world else {}:
         yield StageRun("world_pretrain", paths.world_pretrain(profile.name, cell), cell)
         yield StageRun("world_transfer", paths.world_transfer(profile.name, cell), cell)
+
+
+def _more_prompts_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
+    """The evaluations on further sets of prompts, as stages of their own: they are not pooled with the first set."""
+    model = load_model(listed).name
+    for name in profile.more_prompts:
+        for variant in compared_variants(profile, listed):
+            for language in profile.languages:
+                for stage, folder in (("generate_more", paths.generate), ("evaluate_more", paths.evaluate)):
+                    place = folder(profile.name, model, variant, language, name)
+                    yield StageRun(stage, place, model, variant, language, prompt_set=name)
 
 
 def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
@@ -371,7 +389,7 @@ def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
     model = load_model(listed).name
     yield StageRun("probe", paths.probe(profile.name, model), model)
     yield StageRun("value_vectors", paths.value_vectors(profile.name, model), model)
-    for variant in variants_of(profile, listed):
+    for variant in compared_variants(profile, listed):
         for language in profile.languages:
             folder = paths.activations(profile.name, model, variant, language)
             yield StageRun("activations", folder, model, variant, language)
@@ -385,7 +403,7 @@ def _alignment_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
     model = load_model(listed).name
     for language in dict.fromkeys([ENGLISH, *profile.languages]):
         yield StageRun("retrieval", paths.retrieval(profile.name, model, language), model, "base", language)
-    for variant in variants_of(profile, listed)[1:]:
+    for variant in compared_variants(profile, listed)[1:]:
         yield StageRun("transfer", paths.transfer(profile.name, model, variant), model, variant)
 
 
@@ -405,9 +423,14 @@ class Results:
         """Every stage of the profile, run or not."""
         return list(stage_runs(self.profile))
 
+    @cached_property
+    def main_stages(self) -> list[StageRun]:
+        """Those of them that the main tables are about: no ablation."""
+        return [run for run in self.stages if not is_ablation(self.profile, run.variant)]
+
     def metrics_files(self) -> list[Path]:
         """The metrics and scores of every evaluation that has run; a summary notebook records them as its inputs."""
-        done = [run.folder for run in self.stages if run.stage == "evaluate" and run.done]
+        done = [run.folder for run in self.main_stages if run.stage == "evaluate" and run.done]
         return [folder / name for folder in done for name in ("metrics.json", "scores.parquet")]
 
     def evaluation(self, model: str, variant: str, language: str) -> dict[str, Any] | None:
@@ -442,7 +465,7 @@ class Results:
         run has its row ``emt`` to ``second_opinion`` with missing values.
         """
         rows = []
-        for run in self.stages:
+        for run in self.main_stages:
             if run.stage != "evaluate":
                 continue
             content = self.evaluation(run.model, run.variant or "base", run.language or ENGLISH)
@@ -456,7 +479,7 @@ class Results:
     def counts(self) -> pd.DataFrame:
         """Of each evaluation the prompts and continuations, and how many were scored, empty and truncated."""
         rows = []
-        for run in self.stages:
+        for run in self.main_stages:
             if run.stage == "evaluate" and run.done:
                 content = read_json(run.folder / "metrics.json")
                 rows.append({"model": run.model, "variant": run.variant, "language": run.language,
@@ -529,7 +552,7 @@ class Results:
     def agreement(self) -> pd.DataFrame:
         """The agreement of the two scorers by model, variant and language, where both have scored."""
         rows = []
-        for run in self.stages:
+        for run in self.main_stages:
             if run.stage != "evaluate" or not run.done:
                 continue
             scores = read_parquet(run.folder / "scores.parquet", [*SCORE_COLUMNS, "second_opinion"])
@@ -575,19 +598,19 @@ class Results:
     def manifests(self) -> pd.DataFrame:
         """What ran: a row a finished stage, with its time, its seed, its commit and its sha256.
 
-        Columns: ``stage, model, variant, language, kind, wall_seconds, finished, git_commit, seed, sha256``. The hash
-        is that of the weights, as the manifest holds it, or else of the table that the stage wrote.
+        Columns: ``stage, model, variant, language, kind, prompt_set, wall_seconds, finished, git_commit, seed,
+        sha256``. The hash is that of the weights, as the manifest holds it, or else of the table that the stage wrote.
         """
-        rows = []
+        rows, named_by = [], ["stage", "model", "variant", "language", "kind", "prompt_set"]
         for run in self.stages:
             if not run.done:
                 continue
             manifest = read_json(run.folder / MANIFEST)
             table = run.folder / _TABLES.get(run.stage, MANIFEST)
             sha256 = manifest.get("output_sha256") or file_sha256(table)
-            named = {name: getattr(run, name) for name in ("stage", "model", "variant", "language", "kind")}
+            named = {name: getattr(run, name) for name in named_by}
             rows.append({**named, **{key: manifest.get(key) for key in _FROM_MANIFEST}, "sha256": sha256})
-        return pd.DataFrame(rows, columns=["stage", "model", "variant", "language", "kind", *_FROM_MANIFEST, "sha256"])
+        return pd.DataFrame(rows, columns=[*named_by, *_FROM_MANIFEST, "sha256"])
 
     def versions(self) -> dict[str, list[str]]:
         """Every library version that any stage recorded; more than one where stages differ."""
@@ -599,9 +622,9 @@ class Results:
         return {name: sorted(versions) for name, versions in sorted(found.items())}
 
     def parameters(self, stage: str, name: str) -> list[Any]:
-        """The distinct values of one parameter over the finished runs of a stage."""
+        """The distinct values of one parameter over the finished runs of a stage, ablations apart."""
         values: list[Any] = []
-        for run in self.stages:
+        for run in self.main_stages:
             if run.stage == stage and run.done:
                 value = read_json(run.folder / MANIFEST).get("parameters", {}).get(name)
                 if value not in values:
@@ -614,6 +637,8 @@ _TABLES = {
     "pairs": "pairs.parquet",
     "generate": "continuations.parquet",
     "evaluate": "scores.parquet",
+    "generate_more": "continuations.parquet",
+    "evaluate_more": "scores.parquet",
     "probe": "quality.parquet",
     "value_vectors": "sources.parquet",
     "activations": "neurons.parquet",

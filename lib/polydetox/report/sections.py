@@ -249,6 +249,8 @@ STAGE_TITLES = {
     "draw": "Continuations of all languages, drawn ahead",
     "generate": "Continuations",
     "evaluate": "Evaluation",
+    "generate_more": "Continuations of further prompts",
+    "evaluate_more": "Evaluation on further prompts",
     "probe": "Toxicity probe",
     "value_vectors": "Value vectors",
     "activations": "Activations",
@@ -294,6 +296,8 @@ def _subject(results: Results, row: Any) -> str:
         parts.append(f"{row.kind} pairs")
     if isinstance(row.variant, str):
         parts.append(variant_title(results.profile, row.variant))
+    if isinstance(row.prompt_set, str):
+        parts.append(results.profile.more_prompts[row.prompt_set].title or row.prompt_set)
     if isinstance(row.language, str):
         parts.append(LANGUAGES[row.language])
     return ", ".join(parts)
