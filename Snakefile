@@ -216,6 +216,7 @@ rule evaluate:
 include: "rules/draw.smk"
 include: "rules/why.smk"
 include: "rules/world.smk"
+include: "rules/control.smk"
 
 
 rule summary:
