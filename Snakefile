@@ -217,6 +217,7 @@ include: "rules/draw.smk"
 include: "rules/more_prompts.smk"
 include: "rules/why.smk"
 include: "rules/world.smk"
+include: "rules/control.smk"
 
 
 rule summary:

@@ -17,7 +17,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # The shapes that pure tensor functions declare are checked whenever a test calls them.
 install_import_hook(
-    ["polydetox.generation.sampling", "polydetox.metrics.toxicity", "polydetox.metrics.intervals"],
+    [
+        "polydetox.generation.sampling",
+        "polydetox.metrics.toxicity",
+        "polydetox.metrics.intervals",
+        "polydetox.regularise.nado",
+    ],
     "beartype.beartype",
 )
 

@@ -131,7 +131,7 @@ class MergeParameters(VariantStage):
     variant: str = "dpo"
 
 
-class LanguageStage(VariantStage):
+class OneLanguage(StageParameters):
     """A stage that works on one language."""
 
     lang: str = "en"
@@ -145,7 +145,11 @@ class LanguageStage(VariantStage):
             raise ValueError(str(error)) from None
 
 
-class SamplingStage(VariantStage):
+class LanguageStage(OneLanguage, VariantStage):
+    """A stage that works on one language of one variant."""
+
+
+class Sampled(StageParameters):
     """A stage that draws continuations of the evaluation prompts."""
 
     prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
@@ -158,6 +162,10 @@ class SamplingStage(VariantStage):
     max_new_tokens: int = Field(20, gt=0)
     engine: Literal["auto", "transformers", "vllm"] = "auto"  # auto: vLLM where there is a GPU and vLLM
     batch_size: int = Field(256, gt=0)  # continuations decoded side by side
+
+
+class SamplingStage(Sampled, VariantStage):
+    """A stage that draws continuations of the evaluation prompts from one variant."""
 
 
 class GenerateParameters(SamplingStage, LanguageStage):
@@ -299,6 +307,88 @@ class WorldTransferParameters(StageParameters):
     sentences: int = Field(100, gt=1)  # parallel everyday sentences for retrieval
 
 
+# --- control while fine-tuning (Meng et al. 2024) ----------------------------------------------------------------
+
+
+class ControlCorpusParameters(ModelStage):
+    """The corpus of attribute-controlled fine-tuning: half toxic, half neutral English text."""
+
+    source: Literal["toxigen-wikitext", "model"] = "toxigen-wikitext"  # model: sampled from it, and packaged prose
+    toxigen: str = "$TOXIGEN"  # folder or file of ToxiGen, where the source is toxigen-wikitext
+    wikitext: str = "$WIKITEXT"  # folder or file of Wikitext, where the source is toxigen-wikitext
+    rows_per_domain: int = Field(5_000, gt=1)  # at most so many toxic, and as many neutral rows
+    held_out_share: float = Field(0.1, gt=0.0, lt=0.5)  # of each domain, for perplexity
+    prompt_words: int = Field(4, ge=0)  # of a text that has no prompt of its own: these are given, the rest is learnt
+    max_words: int = Field(48, gt=0)  # of a text; longer ones are cut
+    n: int = Field(24, gt=0)  # model: continuations a training prompt
+    temperature: float = Field(1.0, gt=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_new_tokens: int = Field(20, gt=0)
+    scorer: str = "embedded"  # gives each row its toxicity
+    threshold: float | None = Field(None, ge=0.0, le=1.0)  # a sampled text is toxic from here on; None: the scorer's
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+
+
+class MethodStage(ModelStage):
+    """A stage that works on one method of attribute control: `base` (untuned), or one of the profile's."""
+
+    method: str = "regularised-adaptive"
+
+
+class RegulariseParameters(MethodStage):
+    """Fine-tune one model with one method of attribute control."""
+
+    algorithm: Literal["plain", "filtering", "rl", "nado", "regularised"] = "regularised"
+    # The oracle C: a text satisfies the constraint while its toxicity stays below the threshold.
+    scorer: str = "embedded"
+    threshold: float | None = Field(None, ge=0.0, le=1.0)  # None: the scorer's own
+    # The schedule.
+    schedule: Literal["sequential", "parallel"] = "sequential"
+    devices: int | None = Field(None, ge=1, le=2)  # of head and model in the parallel schedule; None: what is there
+    iterations: int = Field(4, gt=0)  # each samples, trains the head, and trains the model
+    steps: int = Field(200, gt=0)  # of the model in an iteration
+    # The model.
+    tuning: Literal["full", "lora"] = "full"
+    learning_rate: float = Field(1e-5, gt=0.0)
+    warmup_steps: int = Field(10, ge=0)  # in each iteration, constant afterwards
+    weight_decay: float = Field(0.0, ge=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    batch_size: int = Field(16, gt=0)  # rows a step
+    max_length: int = Field(128, gt=0)  # tokens of a row
+    lora_rank: int = Field(64, gt=0)  # lora, of the model and of the head's body
+    lora_alpha: int = Field(16, gt=0)
+    # The regulariser.
+    regulariser_weight: float = Field(1.0, ge=0.0)  # lambda
+    regulariser_weight_neutral: float | None = Field(None, ge=0.0)  # lambda on neutral rows; None: the same
+    direction: Literal["forward", "reverse"] = "forward"  # KL(q || p), or KL(p || q)
+    alpha: float = Field(1.0, gt=0.0)  # exponent of R in the target
+    # The NADO head.
+    head: Literal["full", "low-rank", "tied"] = "low-rank"  # tied: a bilinear form with the output embedding
+    head_rank: int = Field(64, gt=0)  # low-rank
+    body: Literal["frozen", "lora"] = "frozen"  # whose last hidden state the head reads
+    consistency_weight: float = Field(0.5, ge=0.0)
+    consistency_share: float = Field(0.25, gt=0.0, le=1.0)  # of the positions, drawn anew at each step
+    head_learning_rate: float = Field(1e-3, gt=0.0)
+    head_weight_decay: float = Field(0.0, ge=0.0)
+    head_epochs: int = Field(4, gt=0)  # over the samples of one iteration
+    head_batch_size: int = Field(32, gt=0)  # samples a step
+    # Samples of the model, from which the head learns.
+    samples: int = Field(2_048, gt=1)  # an iteration
+    samples_per_prompt: int = Field(4, gt=0)
+    max_new_tokens: int = Field(32, gt=0)
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    # Reinforcement learning.
+    rl_steps: int = Field(200, gt=0)
+    rl_prompts: int = Field(8, gt=0)  # a step
+    rl_generations: int = Field(4, gt=1)  # of each prompt
+    rl_learning_rate: float = Field(1e-6, gt=0.0)
+    rl_beta: float = Field(0.05, ge=0.0)  # weight of the KL to the untuned model
+
+
+class ConstrainedDecodeParameters(OneLanguage, Sampled, MethodStage):
+    """Continuations of the evaluation prompts under one method of attribute control."""
+
+
 STAGES: dict[str, type[StageParameters]] = {
     "checkpoint": CheckpointParameters,
     "trim": TrimParameters,
@@ -316,6 +406,9 @@ STAGES: dict[str, type[StageParameters]] = {
     "transfer": TransferParameters,
     "world_pretrain": WorldPretrainParameters,
     "world_transfer": WorldTransferParameters,
+    "control_corpus": ControlCorpusParameters,
+    "regularise": RegulariseParameters,
+    "constrained_decode": ConstrainedDecodeParameters,
     "summary_detox": SummaryParameters,
     "summary_training": SummaryParameters,
     "summary_fluency": SummaryParameters,
@@ -335,13 +428,19 @@ _IDENTITY = frozenset(
     | {"prompts_source", "prompts_folder", "prompt_limit", "prompt_set"}
 )
 
+# Parameters that only some stages have from the workflow.
+_IDENTITY_OF = frozenset({("regularise", "method"), ("regularise", "algorithm"), ("constrained_decode", "method")})
+
 # Stages that may take fewer prompts than the profile evaluates.
-_OWN_LIMIT = frozenset((stage, "prompt_limit") for stage in ("value_vectors", "activations", "intervene"))
+_OWN_LIMIT = frozenset(
+    (stage, "prompt_limit") for stage in ("value_vectors", "activations", "intervene", "constrained_decode")
+)
 
 
 def _check_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check a partial set of a stage's parameters, as a YAML section gives it."""
-    fields = {key for key in STAGES[stage].model_fields if key not in _IDENTITY or (stage, key) in _OWN_LIMIT}
+    given = _IDENTITY | {key for name, key in _IDENTITY_OF if name == stage}
+    fields = {key for key in STAGES[stage].model_fields if key not in given or (stage, key) in _OWN_LIMIT}
     for key in values:
         if key not in fields:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), sorted(fields))}")
@@ -528,6 +627,42 @@ Ablation = Literal["seed", "method", "learning-rate"]
 ABLATED_SETTING: dict[Ablation, str] = {"seed": "seed", "method": "method", "learning-rate": "learning_rate"}
 
 
+class ControlMethod(Strict):
+    """One method of attribute control, and which settings differ from the profile's."""
+
+    title: str | None = None
+    algorithm: Literal["plain", "filtering", "rl", "nado", "regularised"]
+    regularise: Settings = {}
+
+    @field_validator("regularise", mode="after")
+    @classmethod
+    def _stage_settings(cls, value: Settings) -> Settings:
+        return _check_settings("regularise", value)
+
+
+class Control(Strict):
+    """Attribute-controlled fine-tuning: the corpus, the methods that are compared, and the settings of its stages."""
+
+    methods: dict[str, ControlMethod] = Field(min_length=1)
+    languages: list[str] | None = None  # of the continuations; None: all of the profile
+    corpus: Settings = {}
+    regularise: Settings = {}
+    constrained_decode: Settings = {}
+
+    @field_validator("corpus", "regularise", "constrained_decode", mode="after")
+    @classmethod
+    def _stage_settings(cls, value: Settings, info: Any) -> Settings:
+        return _check_settings("control_corpus" if info.field_name == "corpus" else info.field_name, value)
+
+    @field_validator("methods", mode="after")
+    @classmethod
+    def _method_names(cls, value: dict[str, ControlMethod]) -> dict[str, ControlMethod]:
+        for name in value:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in ("base", "corpus"):
+                raise ValueError(f"method {name!r}: use lower-case letters, digits and hyphens, and not base or corpus")
+        return value
+
+
 class Variant(StageSettings):
     """One way of tuning: which pairs, and which settings differ from the profile's."""
 
@@ -565,6 +700,7 @@ class Profile(StageSettings):
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
+    control: Control | None = None  # absent: not run
 
     @field_validator("languages")
     @classmethod
@@ -590,6 +726,13 @@ class Profile(StageSettings):
             raise ValueError("models: this key is required, unless the profile has a 'world'")
         if self.models and not self.variants:
             raise ValueError("variants: this key is required, a way of tuning at least")
+        return self
+
+    @model_validator(mode="after")
+    def _control_languages(self) -> Profile:
+        for language in (self.control and self.control.languages) or []:
+            if language not in self.languages:
+                raise ValueError(f"control: languages: {language!r} is not among the profile's languages")
         return self
 
     @model_validator(mode="after")
@@ -638,7 +781,7 @@ class Profile(StageSettings):
 
 
 # `base` is the untuned model, `published` a tuned checkpoint of the model file, the rest are folder names.
-RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint")
+RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint", "control")
 
 _Checked = TypeVar("_Checked", bound=BaseModel)
 
@@ -835,14 +978,43 @@ def world_parameters(stage: str, profile: Profile, cell: str) -> dict[str, Any]:
     return check_parameters(f"world_{stage}", values).model_dump()
 
 
+def control_methods(profile: Profile) -> list[str]:
+    """The methods of attribute control that are compared: ``base`` (untuned) first."""
+    return ["base", *profile.control.methods] if profile.control else []
+
+
+def control_parameters(
+    stage: str, profile: Profile, model: str, *, method: str | None = None, lang: str | None = None
+) -> dict[str, Any]:
+    """All parameters of a stage of attribute control, resolved: defaults, then profile, method.
+
+    Continuations are drawn as the profile's stage `generate` draws them, unless its section says otherwise.
+    """
+    assert profile.control is not None
+    values: dict[str, Any] = {"profile": profile.name, "model": model}
+    if "n" in STAGES[stage].model_fields and stage in _PROMPTED:
+        values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
+                   "prompt_limit": profile.prompts.limit}  # fmt: skip
+        values |= load_model(model).generate | profile.generate
+    values |= getattr(profile.control, stage.removeprefix("control_"))
+    if method is not None:
+        values["method"] = method
+    if stage == "regularise":
+        values |= {"algorithm": profile.control.methods[str(method)].algorithm}
+        values |= profile.control.methods[str(method)].regularise
+    if lang is not None:
+        values["lang"] = lang
+    return check_parameters(stage, values).model_dump()
+
+
 # Stages that read the evaluation prompts.
-_PROMPTED = ("trim", "generate", "value_vectors", "activations", "intervene")
+_PROMPTED = ("trim", "generate", "value_vectors", "activations", "intervene", "constrained_decode")
 
 
-def languages_of_run(settings: LanguageStage | DrawParameters) -> list[str]:
+def languages_of_run(settings: LanguageStage | DrawParameters | ConstrainedDecodeParameters) -> list[str]:
     """The languages of a stage; one that the profile does not cover, its tokens maybe trimmed away, is refused."""
     profile = load_profile(settings.profile)
-    languages = [settings.lang] if isinstance(settings, LanguageStage) else settings.languages or profile.languages
+    languages = [settings.lang] if isinstance(settings, OneLanguage) else settings.languages or profile.languages
     for language in languages:
         if language not in profile.languages:
             raise UserError(

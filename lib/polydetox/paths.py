@@ -157,6 +157,21 @@ def world_transfer(profile: str, cell: str) -> Path:
     return profile_run(profile) / "world" / cell / "transfer"
 
 
+def control_corpus(profile: str, model: str) -> Path:
+    """The corpus of attribute-controlled fine-tuning: toxic and neutral text, a part of it held out."""
+    return profile_run(profile) / model / "control" / "corpus"
+
+
+def regularise(profile: str, model: str, method: str) -> Path:
+    """The fine-tuned weights, or the NADO checkpoint, of one method of attribute control."""
+    return profile_run(profile) / model / "control" / method / "regularise"
+
+
+def constrained_decode(profile: str, model: str, method: str, language: str) -> Path:
+    """The continuations of one method of attribute control and one language; ``base`` is the untuned model."""
+    return profile_run(profile) / model / "control" / method / "constrained_decode" / language
+
+
 def summary(profile: str, section: str) -> Path:
     """The tables and figures of one section of the report."""
     return profile_run(profile) / "summary" / section

@@ -28,6 +28,8 @@ from polydetox.params import (
     SECTIONS,
     ModelFile,
     Profile,
+    control_methods,
+    control_parameters,
     is_ablation,
     languages_of,
     load_model,
@@ -156,6 +158,41 @@ class Graph:
         values["output_folder"] = local(folder)
         return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
+    def methods(self) -> list[str]:
+        """The methods of attribute control, `base` (untuned) first; none without a section `control`."""
+        return control_methods(self.profile)
+
+    def control_languages(self) -> list[str]:
+        """The languages that methods of attribute control are sampled in."""
+        control = self.profile.control
+        return (control.languages or self.profile.languages) if control else []
+
+    def control_parameters(self, stage: str, folder: Path, model: str, **identity: str) -> str:
+        """All parameters of one job of attribute control, as JSON."""
+        values = control_parameters(stage, self.profile, self._listed[model], **identity)
+        values["output_folder"] = local(folder)
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+    def control_gpus(self, model: str, method: str) -> int:
+        """GPUs of one fine-tuning: two where head and model train side by side."""
+        values = control_parameters("regularise", self.profile, self._listed[model], method=method)
+        return self.resource(model, "gpu") * (values["devices"] or 1)
+
+    def controlled(self, model: str, method: str) -> list[str]:
+        """The manifest of a method's checkpoint."""
+        if method == "base":
+            return [self.base(model)]
+        return [manifest(paths.regularise(self.profile.name, model, method))]
+
+    def _control(self, model: str) -> list[str]:
+        name = self.profile.name
+        return [
+            manifest(paths.control_corpus(name, model)),
+            *(manifest(paths.regularise(name, model, method)) for method in self.methods() if method != "base"),
+            *(manifest(paths.constrained_decode(name, model, method, language))
+              for method in self.methods() for language in self.control_languages()),
+        ]  # fmt: skip
+
     def sections(self) -> list[str]:
         """The sections of the report that this profile has something for."""
         with_models = [section for section in SECTIONS if section != "world"]
@@ -232,6 +269,7 @@ class Graph:
             wanted += self.further_evaluations(model)
             wanted += self._mechanism(model) if self.profile.mechanism else []
             wanted += self._alignment(model) if self.profile.alignment else []
+            wanted += self._control(model) if self.profile.control else []
         return wanted + [manifest(paths.world_transfer(self.profile.name, cell)) for cell in self.cells()]
 
 

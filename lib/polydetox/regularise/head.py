@@ -1,0 +1,243 @@
+"""The NADO head, and the decoding model that it makes of a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from polydetox.artifacts import atomic_folder, read_json, write_json
+from polydetox.regularise.nado import target_log_probabilities
+
+
+class NadoHead(torch.nn.Module):
+    """R_phi: a logit for every token of the vocabulary, from the last hidden state h of a body.
+
+    Every kind is a value of the prefix, the same for all tokens, plus a part of each token:
+
+    - ``full``: a (vocabulary, hidden) matrix times h;
+    - ``low-rank``: the same with a matrix of rank ``rank``;
+    - ``tied``: E A h with the language model's output embedding E (vocabulary, embedding), which is not trained; what
+      is learnt of one token then holds for those of like meaning, which helps where there are few samples.
+
+    It begins at a constant: R = 1/2 everywhere, or what :meth:`set_prior` says, so that at first q = p.
+    """
+
+    def __init__(self, kind: str, hidden: int, vocabulary: int, rank: int, embedding: int):
+        super().__init__()
+        self.options = {"kind": kind, "hidden": hidden, "vocabulary": vocabulary, "rank": rank, "embedding": embedding}
+        self.kind = kind
+        self.prefix = torch.nn.Linear(hidden, 1)
+        self.token_bias = torch.nn.Parameter(torch.zeros(vocabulary))
+        torch.nn.init.zeros_(self.prefix.weight)
+        torch.nn.init.zeros_(self.prefix.bias)
+        if kind == "full":
+            self.up = torch.nn.Parameter(torch.zeros(vocabulary, hidden))
+        elif kind == "low-rank":
+            self.down = torch.nn.Linear(hidden, rank, bias=False)
+            self.up = torch.nn.Parameter(torch.zeros(vocabulary, rank))
+        else:
+            self.down = torch.nn.Linear(hidden, embedding, bias=False)
+            torch.nn.init.zeros_(self.down.weight)
+
+    def set_prior(self, share: float) -> None:
+        """Let R be ``share`` everywhere, as long as nothing has been learnt."""
+        share = min(max(share, 0.01), 0.99)
+        torch.nn.init.constant_(self.prefix.bias, torch.logit(torch.tensor(share)).item())
+
+    def _query(self, hidden: Float[torch.Tensor, "*positions hidden"]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value of the prefix (*positions, 1), and what is multiplied with each token's vector."""
+        # Families differ in the scale of their hidden states by orders of magnitude.
+        hidden = torch.nn.functional.layer_norm(hidden.to(self.prefix.weight.dtype), hidden.shape[-1:])
+        return self.prefix(hidden), hidden if self.kind == "full" else self.down(hidden)
+
+    def _vectors(self, embedding: torch.Tensor) -> torch.Tensor:
+        """A vector for each token (vocabulary, size)."""
+        if self.kind != "tied":
+            return self.up
+        embedding = embedding.detach().to(self.prefix.weight.dtype)
+        return embedding / embedding.square().mean().sqrt()
+
+    def forward(
+        self, hidden: Float[torch.Tensor, "*positions hidden"], embedding: Float[torch.Tensor, "vocabulary size"]
+    ) -> Float[torch.Tensor, "*positions vocabulary"]:
+        """The logits of R for every token that may come next. ``embedding`` is E; only ``tied`` looks at it."""
+        value, query = self._query(hidden)
+        return query @ self._vectors(embedding).T + self.token_bias + value
+
+    def of_tokens(
+        self,
+        hidden: Float[torch.Tensor, "*positions hidden"],
+        tokens: Int[torch.Tensor, "*positions"],
+        embedding: Float[torch.Tensor, "vocabulary size"],
+    ) -> Float[torch.Tensor, "*positions"]:
+        """The logit of R for one token a position: :meth:`forward` gathered, without the rest of the vocabulary."""
+        value, query = self._query(hidden)
+        return (query * self._vectors(embedding)[tokens]).sum(dim=-1) + self.token_bias[tokens] + value.squeeze(-1)
+
+    def save(self, folder: Path, **facts: Any) -> None:
+        """Write ``head.safetensors`` and ``head.json``, all or nothing."""
+        with atomic_folder(folder) as temporary:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()},
+                      temporary / "head.safetensors")  # fmt: skip
+            write_json(temporary / "head.json", {**self.options, **facts})
+
+    @classmethod
+    def load(cls, folder: Path) -> NadoHead:
+        """What :meth:`save` wrote."""
+        options = read_json(folder / "head.json")
+        head = cls(**{name: options[name] for name in ("kind", "hidden", "vocabulary", "rank", "embedding")})
+        head.load_state_dict(load_file(folder / "head.safetensors"))
+        return head
+
+
+def make_head(model: PreTrainedModel, kind: str, rank: int) -> NadoHead:
+    """An untrained head for the last hidden state of a causal language model."""
+    vocabulary, embedding = model.get_output_embeddings().weight.shape
+    return NadoHead(kind, model.config.get_text_config().hidden_size, vocabulary, rank, embedding)
+
+
+class NadoConfig(PreTrainedConfig):
+    """The configuration of a decoding model: that of its language model, of its head, and alpha."""
+
+    model_type = "polydetox_nado"
+
+    def __init__(
+        self, language_model: dict | None = None, head: dict | None = None, alpha: float = 1.0,
+        separate_body: bool = False, **named: Any,
+    ):  # fmt: skip
+        self.language_model = language_model or {}
+        self.head = head or {}
+        self.alpha = alpha
+        self.separate_body = separate_body
+        if self.language_model:
+            # Families name these differently; transformers' decoding and caches ask by the common names.
+            inner = AutoConfig.for_model(**self.language_model)
+            for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+                named.setdefault(name, getattr(inner, name))
+        named.setdefault("tie_word_embeddings", False)  # the language model ties its own
+        super().__init__(**named)
+
+
+class _TwoCaches(DynamicCache):
+    """The cache of the language model, and with it that of a body of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = DynamicCache()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.body.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.body.batch_select_indices(indices)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.body.reorder_cache(beam_idx)
+
+    def crop(self, max_length: int) -> None:
+        super().crop(max_length)
+        self.body.crop(max_length)
+
+
+class NadoForCausalLM(PreTrainedModel, GenerationMixin):
+    """A language model p whose next-token logits are log q, what the head R allows of p.
+
+    It saves and loads like any checkpoint and decodes with a cache. The head reads the language model's own last hidden
+    state, or that of a body of its own where ``separate_body`` says so (one that was adapted to the head).
+    """
+
+    config_class = NadoConfig
+    config: NadoConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    def __init__(self, config: NadoConfig):
+        super().__init__(config)
+        inner = AutoConfig.for_model(**config.language_model)
+        self.language_model = AutoModelForCausalLM.from_config(inner)
+        self.body = AutoModel.from_config(inner) if config.separate_body else None
+        self.head = NadoHead(**config.head)
+        self._takes_positions = inner.model_type != "bloom"  # which derives them from the attention mask
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Parts initialise themselves; all weights come from a checkpoint."""
+
+    @classmethod
+    def assemble(
+        cls, language_model: PreTrainedModel, head: NadoHead, alpha: float, body: PreTrainedModel | None = None
+    ) -> NadoForCausalLM:
+        """The decoding model of a language model and a head that were trained."""
+        config = NadoConfig(
+            language_model=language_model.config.to_dict(), head=head.options, alpha=alpha,
+            separate_body=body is not None,
+            **{name: getattr(language_model.config, name, None)
+               for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        )  # fmt: skip
+        with torch.device("meta"):
+            model = cls(config)
+        model.language_model, model.body, model.head = language_model, body, head
+        model.generation_config = GenerationConfig.from_model_config(config)
+        model.generation_config.eos_token_id = language_model.generation_config.eos_token_id
+        return model.eval()
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,  # (texts, positions)
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **named: Any,
+    ) -> CausalLMOutputWithPast:
+        """``logits`` are log q (texts, positions kept, vocabulary), normalised."""
+        if self.body is not None and use_cache and not isinstance(past_key_values, _TwoCaches):
+            if past_key_values is not None and past_key_values.get_seq_length():
+                raise ValueError("a cache that began without the head's body cannot be gone on with")
+            past_key_values = _TwoCaches()
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache}
+        if self._takes_positions:
+            inputs["position_ids"] = position_ids
+        output = self.language_model(**inputs, past_key_values=past_key_values, logits_to_keep=logits_to_keep,
+                                     output_hidden_states=self.body is None)  # fmt: skip
+        if self.body is None:
+            hidden = output.hidden_states[-1]
+        else:
+            cache = past_key_values.body if isinstance(past_key_values, _TwoCaches) else None
+            hidden = self.body(**inputs, past_key_values=cache).last_hidden_state
+        hidden = hidden[:, -output.logits.shape[1] :]
+        head_logits = self.head(hidden, self.get_output_embeddings().weight)
+        log_q = target_log_probabilities(output.logits.float().log_softmax(-1), head_logits.float(), self.config.alpha)
+        loss = self.loss_function(log_q, labels, log_q.shape[-1]) if labels is not None else None
+        return CausalLMOutputWithPast(loss=loss, logits=log_q, past_key_values=output.past_key_values)
+
+
+# With these, transformers' auto classes load a decoding model like any other checkpoint.
+AutoConfig.register(NadoConfig.model_type, NadoConfig)
+AutoModelForCausalLM.register(NadoConfig, NadoForCausalLM)
