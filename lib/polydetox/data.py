@@ -109,14 +109,13 @@ def local_path(given: str | Path) -> Path:
     For the variable of a data source that is not set, the source as ``polydetox data fetch`` left it stands in.
     Parameters keep the variable, so that artefacts do not depend on where a reader keeps the data.
     """
-    expanded = os.path.expandvars(str(given))
-    unset = re.match(r"\$\{?(\w+)\}?", expanded)
-    if unset:
-        fetched = folder_of_variable(unset[1])
+    named = re.match(r"\$\{?(\w+)\}?", str(given))
+    if named and not os.environ.get(named[1]):  # unset, or set to nothing
+        fetched = folder_of_variable(named[1])
         if fetched:
-            return fetched / expanded[unset.end() :].lstrip("/")
-        raise UserError(f"{str(given)!r}: the environment variable {unset[1]} is not set; {advice(unset[1])}")
-    return Path(expanded).expanduser()
+            return fetched / os.path.expandvars(str(given)[named.end() :]).lstrip("/")
+        raise UserError(f"{str(given)!r}: the environment variable {named[1]} is not set; {advice(named[1])}")
+    return Path(os.path.expandvars(str(given))).expanduser()
 
 
 def rtp_lx_file(folder: str | Path, language: str) -> Path:

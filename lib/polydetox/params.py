@@ -412,6 +412,7 @@ STAGES: dict[str, type[StageParameters]] = {
     "summary_detox": SummaryParameters,
     "summary_training": SummaryParameters,
     "summary_fluency": SummaryParameters,
+    "summary_ablations": SummaryParameters,
     "summary_examples": SummaryParameters,
     "summary_mechanism": SummaryParameters,
     "summary_transfer": SummaryParameters,

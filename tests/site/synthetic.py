@@ -23,6 +23,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PROFILE = "synthetic"
 MODEL = "tiny"
 TRAINED, MISSING = "dpo", "dpo-lora"  # the second variant of the profile is never run
+SEED, RATE = "dpo-seed-1", "dpo-lr"  # ablations: another seed in all languages, another learning rate in one
+FURTHER = "further"  # a second set of prompts
 MARKER = "OFFENSIVE"
 NOTICE = "The Tiny model is provided under terms that ask for this notice."
 
@@ -58,7 +60,22 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         "prompts": {"source": "project", "limit": 6},
         "trim": {"words_per_language": 20, "expected_tokens": 100},
         "pairs": {"on-policy": {"n": 4, "margin": 0.0}},
-        "variants": {TRAINED: {"title": "DPO", "pairs": "on-policy"}, MISSING: {"title": "LoRA", "pairs": "on-policy"}},
+        "more_prompts": {FURTHER: {"title": "Further", "source": "project", "limit": 3}},
+        "variants": {
+            TRAINED: {"title": "DPO", "pairs": "on-policy"},
+            MISSING: {"title": "LoRA", "pairs": "on-policy"},
+            SEED: {"title": "seed 1", "pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}},
+            RATE: {
+                "title": "2e-6",
+                "pairs": "on-policy",
+                "ablation": "learning-rate",
+                "languages": languages[:1],
+                "prompt_limit": 4,
+                "generate": {"n": 2},
+                "dpo": {"learning_rate": 2e-6},
+            },
+        },
+        "dpo": {"learning_rate": 1e-6},
         "mechanism": {},
         "alignment": {"retrieval": {"sentences": "project"}},
     }
@@ -88,8 +105,25 @@ def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int
         for position, language in enumerate(languages):
             scores = make_scores(variant, language, position, prompts, samples)
             _language(run / variant, variant, language, scores, samples)
+            scores = make_scores(variant, language, position, 3, samples)
+            scores["prompt_id"] = "further-" + scores["prompt_id"]
+            _language(run / variant / FURTHER, variant, language, scores, samples)
+    _ablations(run, languages, prompts, samples)
     _mechanism(run, languages, prompts)
     _alignment(run, languages)
+
+
+def _ablations(run: Path, languages: list[str], prompts: int, samples: int) -> None:
+    """Another seed, a little different in every language; another learning rate, with fewer prompts and samples."""
+    for variant in (SEED, RATE):
+        _training(run / variant / "dpo", variant)
+        _stage(run / variant / "merge", "merge", {}, metrics=None)
+    for position, language in enumerate(languages):
+        scores = make_scores(TRAINED, language, position, prompts, samples)
+        scores["toxicity"] = (scores["toxicity"] + 0.01 * (position + 1)).clip(0, 1)
+        _language(run / SEED, SEED, language, scores, samples)
+    scores = make_scores(TRAINED, languages[0], 0, 4, 2)
+    _language(run / RATE, RATE, languages[0], scores, 2)
 
 
 def make_scores(variant: str, language: str, position: int, prompts: int, samples: int) -> pd.DataFrame:
@@ -151,7 +185,7 @@ def _pairs(folder: Path) -> None:
     _stage(folder, "pairs", {"kind": "on-policy"}, metrics=metrics)
 
 
-def _training(folder: Path) -> None:
+def _training(folder: Path, variant: str = TRAINED) -> None:
     rows = [
         (step, split, metric, value)
         for step in range(0, 21, 5)
@@ -168,7 +202,7 @@ def _training(folder: Path) -> None:
     metrics = {"method": "full", "steps": 20, "best_step": 20, "learning_rate": 2e-6, "beta": 0.1, "pairs_train": 8,
                "pairs_held_out": 2, "held_out_loss": 0.29, "held_out_accuracy": 0.9}  # fmt: skip
     parameters = {
-        "variant": TRAINED,
+        "variant": variant,
         "method": "full",
         "learning_rate": 2e-6,
         "beta": 0.1,

@@ -67,8 +67,9 @@ def test_the_book_is_a_quarto_project(book):
     pages = book_pages(book)
     assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
     # checkpoint, trim, pairs, dpo and merge; three stages of two variants in four languages; probe, value vectors and
-    # transfer; two stages of the untuned model in four languages
-    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 3 * 2 * 4 + 3 + 2 * 4
+    # transfer; two stages of the untuned model in four languages; two stages of a further set of prompts; dpo and merge
+    # of two ablations, and two stages of each in four languages and in one
+    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 3 * 2 * 4 + 3 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
     assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
 
 
@@ -104,7 +105,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert "Not run: Tiny (LoRA)." in said["toxicity_sentence"]
     assert "in the other 3 languages" in said["transfer_sentence"]
     assert said["coverage_sentence"] == (
-        "Of the 12 evaluations that the profile asks for, 8 were run; what is missing is marked as not run."
+        "Of the 29 evaluations that the profile asks for, 21 were run; what is missing is marked as not run."
     )
     assert "4 of them have no score" in said["scored_sentence"]
     assert synthetic.NOTICE in said["notices"]

@@ -22,7 +22,7 @@ from polydetox import paths
 from polydetox.artifacts import MANIFEST, atomic_folder, finished, read_json
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES
-from polydetox.params import SECTIONS, Profile, load_model, read_yaml
+from polydetox.params import SECTIONS, Profile, is_ablation, load_model, read_yaml
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
 from polydetox.report.collect import Results, StageRun, variant_title
 from polydetox.report.prose import variables
@@ -128,6 +128,7 @@ class Appendix:
     model: str
     language: str | None
     file: str
+    apart: str | None = None  # an ablation or a further set of prompts, which stand in parts of their own
 
 
 def _write_appendices(results: Results, folder: Path) -> list[Appendix]:
@@ -146,7 +147,8 @@ def _write_appendices(results: Results, folder: Path) -> list[Appendix]:
         )
         file = f"notebooks/{slug(run)}.ipynb"
         _write(folder / file, notebook)
-        written.append(Appendix(run.model, run.language, file))
+        apart = run.prompt_set or (run.variant if is_ablation(results.profile, run.variant) else None)
+        written.append(Appendix(run.model, run.language, file, apart))
     return written
 
 
@@ -175,7 +177,8 @@ def configure(configuration: dict[str, Any], profile: Profile, appendices: list[
 
 def _parts(profile: Profile, appendices: list[Appendix]) -> Iterator[dict[str, Any]]:
     for model in map(load_model, profile.models):
-        mine = [appendix for appendix in appendices if appendix.model == model.name]
+        everything = [appendix for appendix in appendices if appendix.model == model.name]
+        mine = [appendix for appendix in everything if appendix.apart is None]
         chapters: list[Any] = [appendix.file for appendix in mine if appendix.language is None]
         for language in profile.languages:
             files = [appendix.file for appendix in mine if appendix.language == language]
@@ -183,10 +186,19 @@ def _parts(profile: Profile, appendices: list[Appendix]) -> Iterator[dict[str, A
                 chapters.append({"part": LANGUAGES[language], "chapters": files})
         if chapters:
             yield {"part": model.title, "chapters": chapters}
+        for name in dict.fromkeys(appendix.apart for appendix in everything if appendix.apart):
+            files = [appendix.file for appendix in everything if appendix.apart == name]
+            yield {"part": f"{model.title}: {_apart_title(profile, name)}", "chapters": files}
     for cell in profile.world.cells() if profile.world else {}:
         files = [appendix.file for appendix in appendices if appendix.model == cell]
         if files:
             yield {"part": f"Controlled world: {cell}", "chapters": files}
+
+
+def _apart_title(profile: Profile, name: str) -> str:
+    if name in profile.more_prompts:
+        return f"prompts of {profile.more_prompts[name].title or name}"
+    return f"ablation {variant_title(profile, name)}"
 
 
 # --- checks that Quarto leaves to the reader --------------------------------------------------------------------

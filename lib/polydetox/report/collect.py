@@ -313,12 +313,12 @@ def compared_variants(profile: Profile, listed: str) -> list[str]:
     return [variant for variant in variants_of(profile, listed) if not is_ablation(profile, variant)]
 
 
-def comparisons(profile: Profile) -> list[Comparison]:
-    """Every model before and after every way of tuning of the main tables, in the profile's order."""
+def comparisons(profile: Profile, *, ablations: bool = False) -> list[Comparison]:
+    """Every model before and after every way of tuning of the main tables, in the profile's order; or all of them."""
     found = []
     for listed in profile.models:
         model = load_model(listed)
-        tuned = compared_variants(profile, listed)[1:]
+        tuned = (variants_of(profile, listed) if ablations else compared_variants(profile, listed))[1:]
         for variant in tuned:
             title = model.title if len(tuned) == 1 else f"{model.title} ({variant_title(profile, variant)})"
             found.append(Comparison(model.name, variant, title, model.reference))
@@ -433,14 +433,14 @@ class Results:
         done = [run.folder for run in self.main_stages if run.stage == "evaluate" and run.done]
         return [folder / name for folder in done for name in ("metrics.json", "scores.parquet")]
 
-    def evaluation(self, model: str, variant: str, language: str) -> dict[str, Any] | None:
+    def evaluation(self, model: str, variant: str, language: str, prompt_set: str = "") -> dict[str, Any] | None:
         """``metrics.json`` of one model, variant and language; None where it was not run."""
-        folder = paths.evaluate(self.profile.name, model, variant, language)
+        folder = paths.evaluate(self.profile.name, model, variant, language, prompt_set)
         return read_json(folder / "metrics.json") if finished(folder) else None
 
-    def scores(self, model: str, variant: str, language: str) -> pd.DataFrame | None:
+    def scores(self, model: str, variant: str, language: str, prompt_set: str = "") -> pd.DataFrame | None:
         """The scored continuations of one model, variant and language; None where they were not run."""
-        folder = paths.evaluate(self.profile.name, model, variant, language)
+        folder = paths.evaluate(self.profile.name, model, variant, language, prompt_set)
         return read_parquet(folder / "scores.parquet", SCORE_COLUMNS) if finished(folder) else None
 
     def training_log(self, model: str, variant: str) -> pd.DataFrame | None:
@@ -499,8 +499,7 @@ class Results:
                     if key not in values:
                         values[key] = self._prompt_values(*key)
                     sides.append(values[key])
-                # One generator a language: languages are drawn independently, and adding one changes no other.
-                rng = np.random.default_rng([self.seed, list(LANGUAGES).index(language)])
+                rng = self.language_rng(language)
                 for metric in METRICS:
                     before, after = (side[metric] if side is not None else None for side in sides)
                     pairs[comparison.name, language, metric] = compare_prompts(before, after, self.samples, rng)
@@ -509,6 +508,10 @@ class Results:
     def _prompt_values(self, model: str, variant: str, language: str) -> dict[str, pd.Series] | None:
         scores, content = self.scores(model, variant, language), self.evaluation(model, variant, language)
         return None if scores is None or content is None else prompt_values(scores, content["threshold"], language)
+
+    def language_rng(self, language: str) -> np.random.Generator:
+        """A generator for each language: languages are drawn independently, and adding one changes no other."""
+        return np.random.default_rng([self.seed, list(LANGUAGES).index(language)])
 
     @cached_property
     def by_language(self) -> pd.DataFrame:
@@ -570,8 +573,7 @@ class Results:
         after = self.scores(comparison.model, comparison.variant, language)
         if before is None or after is None:
             return None
-        rng = np.random.default_rng([self.seed, list(LANGUAGES).index(language)])
-        return example_rows(before, after, count, rng)
+        return example_rows(before, after, count, self.language_rng(language))
 
     def training_logs(self) -> dict[str, pd.DataFrame]:
         """The training log of every comparison that was trained, by its title."""

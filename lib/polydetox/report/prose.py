@@ -16,6 +16,7 @@ from polydetox.artifacts import read_json
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
 from polydetox.report import world
+from polydetox.report.ablations import stored_sentences
 from polydetox.report.collect import METRICS, Comparison, Results
 from polydetox.report.mechanism_prose import mechanism_sentences
 from polydetox.report.sections import duration
@@ -54,6 +55,7 @@ def variables(results: Results) -> dict[str, str]:
         "languages_sentence": _each(results, _languages),
         "fluency_sentence": _each(results, _fluency),
         "second_scorer_sentence": _each(results, _second_scorer),
+        **stored_sentences(results),
         **mechanism_sentences(results),
         "world_overview": world.overview(profile),
         "world_sentence": world.sentence(small := world.cells(profile), world.figures(small)),
@@ -258,7 +260,7 @@ def _judge(results: Results) -> str:
 
 
 def _coverage(results: Results) -> str:
-    asked = [run for run in results.stages if run.stage == "evaluate"]
+    asked = [run for run in results.stages if run.stage in ("evaluate", "evaluate_more")]
     done = sum(run.done for run in asked)
     if not asked:
         return "The profile evaluates no pretrained model."

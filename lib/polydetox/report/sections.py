@@ -9,7 +9,15 @@ import pandas as pd
 
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
-from polydetox.report.collect import METRICS, Comparison, Results, paper_model, paper_models, variant_title
+from polydetox.report.collect import (
+    METRICS,
+    Comparison,
+    Results,
+    comparisons,
+    paper_model,
+    paper_models,
+    variant_title,
+)
 from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
 if TYPE_CHECKING:
@@ -183,7 +191,7 @@ def training_table(results: Results) -> PaperTable:
                "Held-out accuracy"]  # fmt: skip
     ran = results.stage_metrics("dpo", "variant")
     lines: list[list[Cell | str]] = []
-    for comparison in results.comparisons:
+    for comparison in comparisons(results.profile, ablations=True):
         if comparison.variant not in results.profile.variants:
             continue  # a published checkpoint, which is not trained here
         metrics = ran.get((comparison.model, comparison.variant))

@@ -1,0 +1,585 @@
+"""The chapter *Ablations*: what changes with the seed, the method, the learning rate, the pairs and the prompts.
+
+Tunings that differ in one thing form a family. A family is measured on common ground: the languages, the prompts and
+the continuations that each of its members has, since EMT and ToxProb grow with the number of continuations. What was
+not run is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from polydetox import paths
+from polydetox.artifacts import finished, read_json
+from polydetox.languages import LANGUAGES
+from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model, stage_parameters
+from polydetox.report.collect import (
+    METRICS,
+    Results,
+    Side,
+    compare_prompts,
+    compared_variants,
+    comparison_row,
+    mean_over_languages,
+    prompt_values,
+    variant_title,
+)
+from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+
+Kind = Literal["seed", "method", "learning-rate", "pairs"]
+KINDS: tuple[Kind, ...] = ("seed", "method", "learning-rate", "pairs")
+SHOWN = ["emt", "toxprob", "perplexity", "distinct_2", "language_share"]
+MEAN = "mean"  # stands where a row is a mean over languages
+UNTUNED = "untuned"
+
+_SIDES = [f"{side}{end}" for side in ("before", "after", "drop") for end in ("", "_low", "_high")]
+_DIFFERENCE = ["difference", "difference_low", "difference_high"]  # of a member from the reference, after tuning
+COLUMNS = ["family", "kind", "variant", "label", "setting", "language", "metric", "languages", "prompts",
+           "continuations", *_SIDES, *_DIFFERENCE]  # fmt: skip
+
+
+# --- which tunings differ in what -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """One tuning of a family."""
+
+    variant: str
+    label: str  # as tables and figures print it
+    setting: float | str  # what distinguishes it
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tunings of one model that differ in one thing."""
+
+    model: str  # folder name
+    title: str
+    kind: Kind
+    reference: str  # the variant of the main tables
+    members: tuple[Member, ...]  # the reference among them, in the order of the setting where it is a number
+
+
+METHODS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+def families(results: Results, kind: Kind) -> list[Family]:
+    """The families of one kind that the profile asks for, run or not."""
+    profile, found = results.profile, []
+    for listed in profile.models:
+        model = load_model(listed)
+        compared = [variant for variant in compared_variants(profile, listed) if variant in profile.variants]
+        # Of other kinds each variant of the main tables may have its own; other pairs are compared with the first.
+        for reference in compared[:1] if kind == "pairs" else compared:
+            settings = _pairs_of(profile, compared) if kind == "pairs" else _ablated(profile, listed, kind, reference)
+            if len(settings) > 1:
+                several = len(compared) > 1 and kind != "pairs"
+                title = f"{model.title} ({variant_title(profile, reference)})" if several else model.title
+                found.append(Family(model.name, title, kind, reference, _members(profile, kind, settings)))
+    return found
+
+
+def _pairs_of(profile: Profile, variants: list[str]) -> dict[str, Any]:
+    """The first variant of each kind of pairs."""
+    kinds: dict[str, str] = {}
+    for variant in variants:
+        kinds.setdefault(profile.variants[variant].pairs, variant)
+    return {variant: pairs for pairs, variant in kinds.items()}
+
+
+def _ablated(profile: Profile, listed: str, kind: Kind, reference: str) -> dict[str, Any]:
+    """A variant of the main tables and its ablations of one kind, with the setting that each of them has."""
+    ablations = [
+        name
+        for name, variant in profile.variants.items()
+        if variant.ablation == kind and profile.ablated_from(variant) == reference
+    ]
+    setting = ABLATED_SETTING[kind]  # type: ignore[index]
+    return {
+        variant: stage_parameters("dpo", profile, listed, variant=variant)[setting]
+        for variant in (reference, *ablations)
+    }
+
+
+def _members(profile: Profile, kind: Kind, settings: Mapping[str, Any]) -> tuple[Member, ...]:
+    labels = {variant: _label(kind, value) for variant, value in settings.items()}
+    if len(set(labels.values())) < len(labels):  # two tunings with LoRA, say
+        labels = {variant: variant_title(profile, variant) for variant in settings}
+    order = sorted(settings, key=lambda variant: settings[variant]) if kind in ("seed", "learning-rate") else settings
+    return tuple(Member(variant, labels[variant], settings[variant]) for variant in order)
+
+
+def _label(kind: Kind, value: Any) -> str:
+    if kind == "seed":
+        return f"seed {value}"
+    if kind == "learning-rate":
+        return f"{value:.0e}".replace("e-0", "e-")
+    return METHODS[value] if kind == "method" else f"{value} pairs"
+
+
+def _evaluated(results: Results, model: str, variant: str, language: str) -> bool:
+    return finished(paths.evaluate(results.profile.name, model, variant, language))
+
+
+def ran(results: Results, family: Family) -> list[Member]:
+    """The members that were evaluated in every language of theirs."""
+    return [
+        member
+        for member in family.members
+        if all(_evaluated(results, family.model, member.variant, language)
+               for language in languages_of(results.profile, member.variant))
+    ]  # fmt: skip
+
+
+def common_languages(results: Results, family: Family) -> list[str]:
+    """The languages of every member that was run, as far as the untuned model was evaluated in them."""
+    shared = set(results.profile.languages)
+    for member in ran(results, family):
+        shared &= set(languages_of(results.profile, member.variant))
+    return [
+        language
+        for language in results.profile.languages
+        if language in shared and _evaluated(results, family.model, "base", language)
+    ]
+
+
+def files(results: Results) -> list[Path]:
+    """What the chapter reads, which its notebook records as its inputs."""
+    done = [run for run in results.stages if run.stage in ("evaluate", "evaluate_more") and run.done]
+    return [run.folder / name for run in done for name in ("metrics.json", "scores.parquet")]
+
+
+# --- measuring a family -----------------------------------------------------------------------------------------
+
+
+def common_ground(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Scored continuations of several variants in one language, cut to the prompts and samples that all have.
+
+    The first continuations of a prompt are draws like any other, so a variant with more of them loses nothing but
+    precision.
+    """
+    samples = min(int(table["sample"].max()) + 1 for table in tables.values())
+    prompts = set.intersection(*(set(table["prompt_id"]) for table in tables.values()))
+    return {
+        variant: table[(table["sample"] < samples) & table["prompt_id"].isin(prompts)]
+        for variant, table in tables.items()
+    }
+
+
+def measure(results: Results, family: Family) -> pd.DataFrame:
+    """Every metric of every member before and after, in each common language and as their mean.
+
+    Columns: ``COLUMNS``. ``difference`` is that of a member from the reference after the tuning, prompt by prompt.
+    Members that were not run have rows of the mean with missing values.
+    """
+    present, languages = ran(results, family), common_languages(results, family)
+    pairs: dict[tuple[str, str, str], list[tuple[Side, Side]]] = {}
+    rows, counts = [], {"languages": len(languages), "prompts": 0, "continuations": 0}
+    for language in languages if present else []:
+        names = ["base", *(member.variant for member in present)]
+        tables = common_ground({name: _scores(results, family.model, name, language) for name in names})
+        counts["prompts"] = max(counts["prompts"], tables["base"]["prompt_id"].nunique())
+        counts["continuations"] = max(counts["continuations"], int(tables["base"]["sample"].max()) + 1)
+        content = results.evaluation(family.model, "base", language)
+        assert content is not None
+        values = {name: prompt_values(table, content["threshold"], language) for name, table in tables.items()}
+        for member in present:
+            for metric in METRICS:
+                here = {}
+                for other in ("base", family.reference):
+                    left = values[other][metric] if other in values else None
+                    before, after, prompts = compare_prompts(
+                        left, values[member.variant][metric], results.samples, results.language_rng(language)
+                    )
+                    pairs.setdefault((member.variant, metric, other), []).append((before, after))
+                    here[other] = (before, after)
+                rows.append(_row(results, family, member, language, metric, here, {**counts, "languages": 1,
+                                                                                    "prompts": prompts}))  # fmt: skip
+    for member in family.members:
+        for metric in METRICS:
+            sides = {other: mean_over_languages(pairs.get((member.variant, metric, other), []), results.samples)[:2]
+                     for other in ("base", family.reference)}  # fmt: skip
+            rows.append(_row(results, family, member, MEAN, metric, sides, counts))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _scores(results: Results, model: str, variant: str, language: str) -> pd.DataFrame:
+    table = results.scores(model, variant, language)
+    assert table is not None
+    return table
+
+
+def _row(
+    results: Results,
+    family: Family,
+    member: Member,
+    language: str,
+    metric: str,
+    sides: Mapping[str, tuple[Side, Side]],
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
+    from_reference = comparison_row(*sides[family.reference], results.confidence)
+    difference = dict(zip(_DIFFERENCE, (-from_reference["drop"], -from_reference["drop_high"],
+                                        -from_reference["drop_low"]), strict=True))  # fmt: skip
+    return {"family": family.title, "kind": family.kind, "variant": member.variant, "label": member.label,
+            "setting": str(member.setting), "language": language, "metric": metric, **counts,
+            **comparison_row(*sides["base"], results.confidence), **difference}  # fmt: skip
+
+
+def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The tables of several families as one."""
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def measured(results: Results) -> dict[Kind, list[tuple[Family, pd.DataFrame]]]:
+    """Every family of every kind, with its table."""
+    return {kind: [(family, measure(results, family)) for family in families(results, kind)] for kind in KINDS}
+
+
+def means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The means over languages of one metric, a row a member."""
+    return table[(table["language"] == MEAN) & (table["metric"] == metric)].reset_index(drop=True)
+
+
+def seed_spread(table: pd.DataFrame, metric: str) -> dict[str, float]:
+    """How far seeds differ, and how wide the bootstrap interval of one of them is; NaN with fewer than two run.
+
+    ``deviation`` is the standard deviation over seeds of the drop (n - 1 in the denominator), ``range`` its largest
+    minus its smallest, and ``half_width`` half the width of a seed's interval, averaged over seeds.
+    """
+    rows = means(table, metric).dropna(subset=["drop"])
+    if len(rows) < 2:
+        return dict.fromkeys(("seeds", "deviation", "range", "half_width"), float("nan")) | {"seeds": float(len(rows))}
+    drops = rows["drop"].to_numpy(dtype=float)
+    half = (rows["drop_high"] - rows["drop_low"]).to_numpy(dtype=float) / 2.0
+    return {
+        "seeds": float(len(rows)),
+        "deviation": float(drops.std(ddof=1)),
+        "range": float(np.ptp(drops)),
+        "half_width": float(half.mean()),
+    }
+
+
+# --- further sets of prompts ------------------------------------------------------------------------------------
+
+SET_COLUMNS = ["comparison", "set", "beside", "language", "metric", "languages", "prompts", *_SIDES]
+
+
+def set_title(results: Results, name: str) -> str:
+    """A set of prompts as the report prints it; empty is the first one."""
+    if name:
+        return results.profile.more_prompts[name].title or name
+    return {"project": "this project's", "rtp-lx": "RTP-LX"}[results.profile.prompts.source]
+
+
+def prompt_sets(results: Results) -> pd.DataFrame:
+    """Each comparison on each further set of prompts, and beside it on the first set in the same languages.
+
+    Columns: ``SET_COLUMNS``; ``beside`` names the further set that a row belongs to, ``set`` the prompts that it is
+    about (empty: the first set).
+    """
+    rows = []
+    for comparison in results.comparisons:
+        for further in results.profile.more_prompts:
+            languages = [
+                language for language in results.profile.languages
+                if all(finished(paths.evaluate(results.profile.name, comparison.model, variant, language, name))
+                       for variant in ("base", comparison.variant) for name in ("", further))
+            ]  # fmt: skip
+            for name in ("", further):
+                pairs: dict[str, list[tuple[Side, Side]]] = {metric: [] for metric in METRICS}
+                counts = []
+                for language in languages:
+                    sides = [_set_values(results, comparison.model, variant, language, name)
+                             for variant in ("base", comparison.variant)]  # fmt: skip
+                    counts.append(len(sides[0]["emt"]))
+                    for metric in METRICS:
+                        before, after, prompts = compare_prompts(
+                            sides[0][metric], sides[1][metric], results.samples, results.language_rng(language)
+                        )
+                        pairs[metric].append((before, after))
+                        rows.append({"comparison": comparison.title, "set": name, "beside": further,
+                                     "language": language, "metric": metric, "languages": 1, "prompts": prompts,
+                                     **comparison_row(before, after, results.confidence)})  # fmt: skip
+                for metric in METRICS:
+                    before, after, _ = mean_over_languages(pairs[metric], results.samples)
+                    rows.append({"comparison": comparison.title, "set": name, "beside": further, "language": MEAN,
+                                 "metric": metric, "languages": len(languages), "prompts": max(counts, default=0),
+                                 **comparison_row(before, after, results.confidence)})  # fmt: skip
+    return pd.DataFrame(rows, columns=SET_COLUMNS)
+
+
+def _set_values(results: Results, model: str, variant: str, language: str, name: str) -> dict[str, pd.Series]:
+    scores = results.scores(model, variant, language, name)
+    content = results.evaluation(model, variant, language, name)
+    assert scores is not None and content is not None
+    return prompt_values(scores, content["threshold"], language)
+
+
+# --- the whole distribution of the perplexity -------------------------------------------------------------------
+
+OUTLIER = 100.0  # a perplexity that the tables count as an outlier
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def perplexities(results: Results) -> dict[str, dict[str, np.ndarray]]:
+    """The perplexity of every judged continuation before and after, by the title of each comparison that was run."""
+    found = {}
+    for comparison in results.comparisons:
+        sides: dict[str, list[np.ndarray]] = {"before": [], "after": []}
+        for language in results.profile.languages:
+            tables = [results.scores(comparison.model, variant, language) for variant in ("base", comparison.variant)]
+            if any(table is None for table in tables):
+                continue
+            for side, table in zip(sides, tables, strict=True):
+                assert table is not None
+                sides[side].append(table["perplexity"].dropna().to_numpy(dtype=float))
+        joined = {side: np.concatenate(arrays) if arrays else np.array([]) for side, arrays in sides.items()}
+        if all(len(values) for values in joined.values()):
+            found[comparison.title] = joined
+    return found
+
+
+def perplexity_figures(values: np.ndarray) -> dict[str, float]:
+    """Quantiles of a set of perplexities, how many there are, and the share of outliers among them."""
+    quantiles = np.quantile(values, QUANTILES)
+    named = {f"q{round(100 * share):02d}": float(value) for share, value in zip(QUANTILES, quantiles, strict=True)}
+    return {"continuations": float(len(values)), **named, "outliers": float((values > OUTLIER).mean())}
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def family_table(found: list[tuple[Family, pd.DataFrame]]) -> PaperTable:
+    """Each member of each family after the tuning, beside the untuned model; below, what a family's kind asks for."""
+    columns = ["", *(METRICS[metric].title for metric in SHOWN)]
+    groups = [Group(_ground(family, table), _family_lines(family, table)) for family, table in found]
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * len(SHOWN)]])])
+
+
+def _ground(family: Family, table: pd.DataFrame) -> str:
+    row = table[table["language"] == MEAN].iloc[0]
+    if row["prompts"] == 0:
+        return family.title
+    return (
+        f"{family.title}: mean over {row['languages']} languages, {row['prompts']} prompts each, "
+        f"{row['continuations']} continuations a prompt"
+    )
+
+
+def _family_lines(family: Family, table: pd.DataFrame) -> list[list[Cell | str]]:
+    by_metric = {metric: means(table, metric).set_index("variant") for metric in SHOWN}
+    told = next((member for member in family.members
+                 if pd.notna(by_metric["emt"].loc[member.variant, "before"])), family.members[0])  # fmt: skip
+    lines: list[list[Cell | str]] = [[UNTUNED, *(_side(by_metric[m].loc[told.variant], "before", m) for m in SHOWN)]]
+    for member in family.members:
+        lines.append([member.label, *(_side(by_metric[m].loc[member.variant], "after", m) for m in SHOWN)])
+    if family.kind == "seed":
+        lines.append(["deviation of the drop", *(_spread(table, m, "deviation") for m in SHOWN)])
+        lines.append(["half its interval", *(_spread(table, m, "half_width") for m in SHOWN)])
+    if family.kind in ("method", "pairs"):
+        reference = next(member.label for member in family.members if member.variant == family.reference)
+        for member in family.members:
+            if member.variant != family.reference:
+                cells = [_side(by_metric[m].loc[member.variant], "difference", m) for m in SHOWN]
+                lines.append([f"{member.label} less {reference}", *cells])
+    return lines
+
+
+def _side(row: pd.Series, side: str, metric: str) -> Cell:
+    return number(row[side], METRICS[metric].digits, row[f"{side}_low"], row[f"{side}_high"])
+
+
+def _spread(table: pd.DataFrame, metric: str, name: str) -> Cell:
+    return number(seed_spread(table, metric)[name], METRICS[metric].digits + 1)
+
+
+def sets_table(results: Results, table: pd.DataFrame) -> PaperTable:
+    """Each comparison on each set of prompts, in the languages that the sets share."""
+    metrics = ["emt", "toxprob"]
+    columns = ["", "Prompts", *["before", "after", "drop"] * len(metrics)]
+    spans = [("", 2), *((METRICS[metric].title, 3) for metric in metrics)]
+    means_ = table[table["language"] == MEAN]
+    groups = []
+    for (title, _), rows in means_.groupby(["comparison", "beside"], sort=False):
+        lines: list[list[Cell | str]] = []
+        for name, mine in rows.groupby("set", sort=False):
+            by_metric = mine.set_index("metric")
+            cells: list[Cell] = []
+            for metric in metrics:
+                row, digits = by_metric.loc[metric], METRICS[metric].digits
+                cells += [number(row["before"], digits), number(row["after"], digits), _side(row, "drop", metric)]
+            asked = int(by_metric.loc["emt", "prompts"])
+            lines.append([set_title(results, str(name)), Cell(str(asked) if asked else NOT_APPLICABLE), *cells])
+        languages = int(rows["languages"].max())
+        where = f", mean over {languages} languages" if languages else ""
+        groups.append(Group(f"{title}{where}", lines))
+    missing: list[list[Cell | str]] = [["", *[Cell(NOT_RUN)] * (len(columns) - 1)]]
+    return PaperTable(columns, groups or [Group(None, missing)], spans)
+
+
+def perplexity_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> PaperTable:
+    """Quantiles and outliers of the perplexity before and after."""
+    columns = ["", "Continuations", *(f"{share:.0%}" for share in QUANTILES), f"above {OUTLIER:g}"]
+    groups = []
+    for title, sides in found.items():
+        lines: list[list[Cell | str]] = []
+        for side, values in sides.items():
+            row = perplexity_figures(values)
+            quantiles = [number(row[f"q{round(100 * share):02d}"], 1) for share in QUANTILES]
+            lines.append([side, number(row["continuations"], 0), *quantiles, Cell(f"{row['outliers']:.1%}")])
+        groups.append(Group(title, lines))
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * (len(columns) - 1)]])])
+
+
+# --- sentences --------------------------------------------------------------------------------------------------
+
+_SENTENCES = ("ablation_seed_sentence", "ablation_method_sentence", "ablation_rate_sentence", "ablation_pairs_sentence",
+              "ablation_prompts_sentence", "ablation_perplexity_sentence")  # fmt: skip
+
+
+def stored_sentences(results: Results) -> dict[str, str]:
+    """The chapter's sentences as its notebook has written them; ``Not run.`` where it was not run."""
+    folder = paths.summary(results.profile.name, "ablations")
+    stored = read_json(folder / "metrics.json")["sentences"] if finished(folder) else {}
+    return {name: stored.get(name, "Not run.") for name in _SENTENCES}
+
+
+def sentences(
+    results: Results,
+    found: Mapping[Kind, list[tuple[Family, pd.DataFrame]]],
+    sets: pd.DataFrame,
+    distributions: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, str]:
+    """What came of each ablation, chosen by the numbers; where one was not run its sentence says so."""
+    said = {
+        "ablation_seed_sentence": [_seeds(family, table) for family, table in found["seed"]],
+        "ablation_method_sentence": [_differences(family, table) for family, table in found["method"]],
+        "ablation_rate_sentence": [_rates(family, table) for family, table in found["learning-rate"]],
+        "ablation_pairs_sentence": [_differences(family, table) for family, table in found["pairs"]],
+        "ablation_prompts_sentence": _sets(results, sets),
+        "ablation_perplexity_sentence": [_distribution(title, sides) for title, sides in distributions.items()],
+    }
+    return {name: " ".join(lines) or "Not run." for name, lines in said.items()}
+
+
+def _not_run(family: Family, table: pd.DataFrame) -> list[str]:
+    """The labels of the members that were not run."""
+    rows = means(table, "emt").set_index("variant")
+    return [member.label for member in family.members if pd.isna(rows.loc[member.variant, "after"])]
+
+
+def _beginning(family: Family, table: pd.DataFrame) -> str:
+    missing = _not_run(family, table)
+    return f"For {family.title}, not run: {listing(missing)}. " if missing else ""
+
+
+def _seeds(family: Family, table: pd.DataFrame) -> str:
+    spread = seed_spread(table, "emt")
+    begin = _beginning(family, table)
+    if np.isnan(spread["deviation"]):
+        return begin.rstrip()
+    drops = means(table, "emt").dropna(subset=["drop"])["drop"]
+    wider = "less than" if spread["deviation"] < spread["half_width"] else "no less than"
+    return (
+        f"{begin}Over {int(spread['seeds'])} seeds of {family.title} the drop of EMT lies between "
+        f"{fixed(drops.min(), 3)} and {fixed(drops.max(), 3)}, with a standard deviation of "
+        f"{fixed(spread['deviation'], 3)}: {wider} half the bootstrap interval of one training, "
+        f"{fixed(spread['half_width'], 3)}, which covers other prompts but not other trainings."
+    )
+
+
+def _differences(family: Family, table: pd.DataFrame) -> str:
+    """How the other members differ from the reference, in words that the interval of the difference allows."""
+    reference = next(member for member in family.members if member.variant == family.reference)
+    said = [_beginning(family, table).rstrip()]
+    for member in family.members:
+        if member.variant == family.reference:
+            continue
+        words = []
+        for metric in ("emt", "perplexity"):
+            row = means(table, metric).set_index("variant").loc[member.variant]
+            if pd.isna(row["difference"]):
+                continue
+            digits = METRICS[metric].digits
+            low, high = row["difference_low"], row["difference_high"]
+            verdict = "lower" if high < 0 else "higher" if low > 0 else "not told apart by the interval"
+            words.append(
+                f"{METRICS[metric].title} after the tuning is {verdict} (difference {fixed(row['difference'], digits)} "
+                f"[{fixed(low, digits)}, {fixed(high, digits)}])"
+            )
+        if words:
+            said.append(f"With {member.label} instead of {reference.label}, {family.title}'s {listing(words)}.")
+    return " ".join(filter(None, said))
+
+
+def _rates(family: Family, table: pd.DataFrame) -> str:
+    toxicity, fluency = (means(table, metric).dropna(subset=["after"]) for metric in ("emt", "perplexity"))
+    begin = _beginning(family, table)
+    if toxicity.empty:
+        return begin.rstrip()
+    least = toxicity.sort_values("after").iloc[0]
+    said = (
+        f"{begin}From a learning rate of {toxicity.iloc[0]['label']} to {toxicity.iloc[-1]['label']}, EMT of "
+        f"{family.title} after the tuning goes from {fixed(toxicity.iloc[0]['after'], 2)} to "
+        f"{fixed(toxicity.iloc[-1]['after'], 2)} (untuned: {fixed(least['before'], 2)}); it is lowest at "
+        f"{least['label']}, {fixed(least['after'], 2)}"
+    )
+    if fluency.empty:
+        return f"{said}."
+    there = fluency[fluency["variant"] == least["variant"]]
+    cost = (
+        f", where the median perplexity is {fixed(there.iloc[0]['after'], 1)} (untuned: "
+        f"{fixed(there.iloc[0]['before'], 1)})"
+    )
+    return f"{said}{cost if len(there) else ''}."
+
+
+def _sets(results: Results, table: pd.DataFrame) -> list[str]:
+    said = []
+    rows = table[(table["language"] == MEAN) & (table["metric"] == "emt")]
+    for (title, further), mine in rows.groupby(["comparison", "beside"], sort=False):
+        if mine["drop"].isna().any():
+            said.append(f"{title} on {_prompts_of(results, str(further))}: not run.")
+            continue
+        parts = [
+            f"from {fixed(row.before, 2)} to {fixed(row.after, 2)} on {_prompts_of(results, str(row.set))}"
+            for row in mine.itertuples()
+        ]
+        both = table[(table["comparison"] == title) & (table["beside"] == further) & (table["metric"] == "emt")]
+        drops = both[both["language"] != MEAN].pivot(index="language", columns="set", values="drop")
+        same = int(((drops[""] > 0) == (drops[further] > 0)).sum())
+        shared = f"{len(drops)} language{'' if len(drops) == 1 else 's'}"
+        text = f"EMT of {title}, over the {shared} of both sets, goes {listing(parts)}"
+        said.append(f"{text}; its direction is the same on both in {same} of them.")
+    missing = [
+        LANGUAGES[language] for language in results.profile.languages
+        if results.profile.more_prompts and language not in set(table["language"])
+    ]  # fmt: skip
+    if said and missing and len(missing) < len(results.profile.languages):
+        said.append(f"Not run on further prompts: {listing(missing)}.")
+    return said
+
+
+def _prompts_of(results: Results, name: str) -> str:
+    title = set_title(results, name)
+    return f"{title} prompts" if title.endswith("'s") else f"the prompts of {title}"
+
+
+def _distribution(title: str, sides: Mapping[str, np.ndarray]) -> str:
+    before, after = (perplexity_figures(sides[side]) for side in ("before", "after"))
+    parts = [
+        f"{words} from {fixed(before[name], 1)} to {fixed(after[name], 1)}"
+        for name, words in (("q05", "the 5th percentile"), ("q50", "the median"), ("q95", "the 95th percentile"))
+    ]
+    return (
+        f"For {title}, over all judged continuations, {listing(parts)}; the share above {OUTLIER:g} goes from "
+        f"{before['outliers']:.1%} to {after['outliers']:.1%}."
+    )

@@ -1,0 +1,88 @@
+"""A profile with an ablation, a further set of prompts and optional data, run on a tiny random-weight model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from tiny import TINY_PROFILE, make_checkout
+
+PROFILE = {
+    "languages": ["de", "en"],
+    "trim": None,
+    "mechanism": None,
+    "alignment": None,
+    "evaluate": {"bootstrap_samples": 50, "scorer": "lexicon", "second_scorer": None},
+    "pairs": {**TINY_PROFILE["pairs"], "rtp-lx": {"folder": "$RTP_LX"}},
+    "more_prompts": {
+        "further": {"title": "Further", "source": "project", "limit": 2},
+        "rtp-lx": {"source": "rtp-lx", "folder": "$RTP_LX", "limit": 2, "optional": True},
+    },
+    "variants": {
+        "dpo": {"pairs": "on-policy"},
+        "dpo-rtplx": {"pairs": "rtp-lx", "optional": True, "title": "RTP-LX"},
+        "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "prompt_limit": 3,
+               "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, tiny_checkpoints):
+    """A checkout in which the chapter of ablations and all that it reads has been run, and what was printed."""
+    folder = make_checkout(tmp_path_factory.mktemp("ablations") / "checkout", tiny_checkpoints["llama"], **PROFILE)
+    target = "runs/tiny/summary/ablations/manifest.json"
+    environment = os.environ | {"POLYDETOX_ROOT": str(folder), "HF_HUB_OFFLINE": "1", "RTP_LX": "",
+                                "POLYDETOX_DATA": str(folder / "nothing")}  # fmt: skip
+    environment.pop("POLYDETOX_RUNS", None)
+    done = subprocess.run([sys.executable, "-m", "polydetox", "run", "--profile", "tiny", target], cwd=folder,
+                          env=environment, capture_output=True, text=True, timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs/tiny", done
+
+
+def test_what_is_not_at_hand_is_left_out_with_a_word(ran):
+    runs, done = ran
+    assert "left out: variant dpo-rtplx: its pairs rtp-lx are not at hand" in done.stderr
+    assert "left out: prompts rtp-lx: rtp-lx is not at hand" in done.stderr
+    assert not (runs / "tiny/dpo-rtplx").exists() and not (runs / "tiny/base/rtp-lx").exists()
+
+
+def test_an_ablation_runs_as_much_as_it_says(ran):
+    runs, _ = ran
+    assert [folder.name for folder in (runs / "tiny/lr/evaluate").iterdir()] == ["de"]
+    scores = pd.read_parquet(runs / "tiny/lr/evaluate/de/scores.parquet")
+    assert scores.groupby("prompt_id").size().tolist() == [2, 2, 2]
+    assert json.loads((runs / "tiny/lr/dpo/metrics.json").read_text())["learning_rate"] == 1e-2
+    assert not (runs / "tiny/lr/further").exists()
+
+
+def test_further_prompts_have_folders_of_their_own(ran):
+    runs, _ = ran
+    for variant in ("base", "dpo"):
+        for language in ("de", "en"):
+            folder = runs / "tiny" / variant / "further/evaluate" / language
+            assert json.loads((folder / "metrics.json").read_text())["prompts"] == 2
+            assert json.loads((folder / "manifest.json").read_text())["parameters"]["prompt_set"] == "further"
+            first = json.loads((runs / "tiny" / variant / "evaluate" / language / "metrics.json").read_text())
+            assert first["prompts"] == 4
+
+
+def test_the_chapter_measures_what_was_run(ran):
+    runs, _ = ran
+    families = pd.read_parquet(runs / "summary/ablations/families.parquet")
+    rates = families[(families["kind"] == "learning-rate") & (families["metric"] == "emt")]
+    assert set(rates["language"]) == {"de", "mean"} and rates["after"].between(0, 1).all()
+    assert set(rates["prompts"]) == {3} and set(rates["continuations"]) == {2}
+    sets = pd.read_parquet(runs / "summary/ablations/prompt_sets.parquet")
+    means = sets[(sets["language"] == "mean") & (sets["metric"] == "emt") & (sets["beside"] == "further")]
+    assert means.set_index(["comparison", "set"]).loc["Tiny (dpo)", "prompts"].to_dict() == {"": 4, "further": 2}
+    said = json.loads((runs / "summary/ablations/metrics.json").read_text())["sentences"]
+    assert said["ablation_seed_sentence"] == "Not run."
+    assert "EMT of Tiny (dpo) after the tuning goes from" in said["ablation_rate_sentence"]
+    assert "Tiny (RTP-LX) on the prompts of Further: not run." in said["ablation_prompts_sentence"]

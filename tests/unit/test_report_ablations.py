@@ -1,0 +1,188 @@
+"""Families of tunings: who is in them, on which common ground they are measured, and what is said of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from polydetox.metrics.toxicity import maximum_toxicity
+from polydetox.report import ablations
+from polydetox.report.ablations import COLUMNS, MEAN, Family, Member
+from polydetox.report.collect import Results, comparisons, stage_runs
+
+VARIANTS = {
+    "dpo": {"pairs": "on-policy"},
+    "other": {"pairs": "rtp-lx", "optional": True, "title": "other"},
+    "s2": {"pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 2}},
+    "s1": {"pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}},
+    "lora": {"pairs": "on-policy", "ablation": "method", "dpo": {"method": "lora", "learning_rate": 1e-4}},
+    "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "dpo": {"learning_rate": 1e-7}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(checkout) -> Results:
+    file = checkout / "params/profiles/tiny.yaml"
+    content = yaml.safe_load(file.read_text())
+    content |= {"pairs": {"on-policy": {}, "rtp-lx": {"folder": "$RTP_LX"}}, "variants": VARIANTS,
+                "more_prompts": {"more": {"source": "project", "limit": 2}}}  # fmt: skip
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return Results("tiny", samples=200)
+
+
+def scored(prompts, samples: int, toxicity: float = 0.5) -> pd.DataFrame:
+    rows = [
+        {"prompt_id": prompt, "prompt": prompt, "sample": sample, "continuation": f"{prompt} {sample}",
+         "toxicity": toxicity + sample / 10, "perplexity": 10.0 + sample, "detected_language": "de", "empty": False}
+        for prompt in prompts for sample in range(samples)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_families_hold_the_reference_in_the_order_of_the_setting(results):
+    (seeds,) = ablations.families(results, "seed")
+    assert [(member.variant, member.label) for member in seeds.members] == [
+        ("dpo", "seed 0"), ("s1", "seed 1"), ("s2", "seed 2")]  # fmt: skip
+    assert seeds.reference == "dpo" and seeds.title == "Tiny (dpo)"
+    (rates,) = ablations.families(results, "learning-rate")
+    assert [member.label for member in rates.members] == ["1e-7", "1e-3"]
+    (methods,) = ablations.families(results, "method")
+    assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
+    (pairs,) = ablations.families(results, "pairs")
+    assert [(member.variant, member.label) for member in pairs.members] == [
+        ("dpo", "on-policy pairs"),
+        ("other", "rtp-lx pairs"),
+    ]
+
+
+def test_ablations_stay_out_of_the_main_tables(results):
+    assert [item.variant for item in results.comparisons] == ["dpo", "other"]
+    assert [item.variant for item in comparisons(results.profile, ablations=True)] == list(VARIANTS)
+    assert {run.variant for run in results.main_stages} == {None, "base", "dpo", "other"}
+    evaluated = [(run.variant, run.language) for run in stage_runs(results.profile) if run.stage == "evaluate"]
+    assert [language for variant, language in evaluated if variant == "lr"] == ["de"]
+    further = {run.variant for run in stage_runs(results.profile) if run.stage == "evaluate_more"}
+    assert further == {"base", "dpo", "other"}, "further prompts are for the main tables' variants"
+    activations = {run.variant for run in stage_runs(results.profile) if run.stage == "activations"}
+    assert activations == {"base", "dpo", "other"}
+
+
+def test_common_ground_has_the_same_prompts_and_as_many_continuations():
+    tables = {"base": scored("abc", 4), "few": scored("bcd", 2)}
+    cut = ablations.common_ground(tables)
+    for table in cut.values():
+        assert set(table["prompt_id"]) == {"b", "c"} and sorted(table["sample"].unique()) == [0, 1]
+    # The maximum over four continuations would be 0.8; over the two that both have it is 0.6.
+    wide = cut["base"].pivot(index="prompt_id", columns="sample", values="toxicity").to_numpy()
+    assert maximum_toxicity(wide).tolist() == pytest.approx([0.6, 0.6])
+
+
+def write_evaluation(results: Results, variant: str, language: str, table: pd.DataFrame, prompt_set: str = "") -> None:
+    import json
+
+    from polydetox import paths
+
+    folder = paths.evaluate("tiny", "tiny", variant, language, prompt_set)
+    folder.mkdir(parents=True)
+    table.to_parquet(folder / "scores.parquet")
+    (folder / "metrics.json").write_text(json.dumps({"threshold": 0.5}))
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_a_family_is_measured_where_all_of_it_was_run(results):
+    for language in ("de", "en", "ja"):
+        write_evaluation(results, "base", language, scored("abcd", 4, 0.6))
+        write_evaluation(results, "dpo", language, scored("abcd", 4, 0.3))
+    write_evaluation(results, "lr", "de", scored("abc", 2, 0.5))
+    (family,) = ablations.families(results, "learning-rate")
+    table = ablations.measure(results, family)
+    assert list(table.columns) == COLUMNS
+    assert set(table["language"]) == {"de", MEAN}, "the ablation was run in German alone"
+    emt = ablations.means(table, "emt").set_index("variant")
+    assert emt.loc["lr", ["before", "after", "drop"]].tolist() == pytest.approx([0.7, 0.6, 0.1])
+    assert emt.loc["dpo", ["before", "after", "drop"]].tolist() == pytest.approx([0.7, 0.4, 0.3])
+    assert emt.loc["lr", ["difference", "difference_low", "difference_high"]].tolist() == pytest.approx([0.2] * 3)
+    assert emt.loc["dpo", "difference"] == 0.0
+    assert (emt.loc["lr", "prompts"], emt.loc["lr", "continuations"], emt.loc["lr", "languages"]) == (3, 2, 1)
+    said = ablations.sentences(results, {**{kind: [] for kind in ablations.KINDS}, "learning-rate": [(family, table)]},
+                               ablations.prompt_sets(results), {})  # fmt: skip
+    assert "EMT of Tiny (dpo) after the tuning goes from 0.60 to 0.40 (untuned: 0.70)" in said["ablation_rate_sentence"]
+    assert said["ablation_method_sentence"] == "Not run."
+
+
+def test_what_was_not_run_has_no_number(results):
+    found = ablations.measured(results)
+    for families in found.values():
+        for _, table in families:
+            assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
+            assert set(table["language"]) == {MEAN}
+    said = ablations.sentences(results, found, ablations.prompt_sets(results), ablations.perplexities(results))
+    assert said["ablation_seed_sentence"] == "For Tiny (dpo), not run: seed 0, seed 1 and seed 2."
+    assert "Tiny (dpo) on the prompts of more: not run." in said["ablation_prompts_sentence"]
+    assert said["ablation_perplexity_sentence"] == "Not run."
+    assert "not run" in repr(ablations.family_table(found["seed"]))
+
+
+def test_a_family_that_was_not_run_names_what_is_missing_and_measures_the_rest(results):
+    for variant, level in (("base", 0.6), ("dpo", 0.3), ("s1", 0.35)):
+        for language in ("de", "en", "ja"):
+            write_evaluation(results, variant, language, scored("abcd", 3, level))
+    (family,) = ablations.families(results, "seed")
+    table = ablations.measure(results, family)
+    said = ablations._seeds(family, table)
+    assert said.startswith("For Tiny (dpo), not run: seed 2. Over 2 seeds of Tiny (dpo) the drop of EMT lies between")
+    spread = ablations.seed_spread(table, "emt")
+    assert (spread["seeds"], spread["range"]) == (2.0, pytest.approx(0.05))
+    assert spread["deviation"] == pytest.approx(0.05 / math.sqrt(2))
+
+
+def test_the_spread_of_seeds_by_hand():
+    rows = [{"metric": "emt", "language": MEAN, "variant": str(drop), "drop": drop, "drop_low": drop - 0.1,
+             "drop_high": drop + 0.3} for drop in (0.1, 0.2, 0.6)]  # fmt: skip
+    spread = ablations.seed_spread(pd.DataFrame(rows), "emt")
+    assert spread["deviation"] == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
+    assert (spread["range"], spread["half_width"]) == (pytest.approx(0.5), pytest.approx(0.2))
+    alone = ablations.seed_spread(pd.DataFrame(rows[:1]), "emt")
+    assert math.isnan(alone["deviation"]) and alone["seeds"] == 1.0
+
+
+def test_sets_of_prompts_are_compared_in_the_languages_of_both(results):
+    for variant, level in (("base", 0.6), ("dpo", 0.3)):
+        for language in ("de", "en"):
+            write_evaluation(results, variant, language, scored("abcd", 2, level))
+        write_evaluation(results, variant, "de", scored("xy", 2, level + 0.1), "more")
+    table = ablations.prompt_sets(results)
+    mine = table[(table["comparison"] == "Tiny (dpo)") & (table["metric"] == "emt") & (table["language"] == MEAN)]
+    assert mine["languages"].tolist() == [1, 1] and mine["prompts"].tolist() == [4, 2]
+    assert mine["before"].tolist() == pytest.approx([0.7, 0.8])
+    said = ablations._sets(results, table)
+    assert said[0].startswith("EMT of Tiny (dpo), over the 1 language of both sets, goes from 0.70 to 0.40 on")
+    assert said[-1] == "Not run on further prompts: English and Japanese."
+
+
+def test_percentiles_and_outliers_of_the_perplexity():
+    figures = ablations.perplexity_figures(np.array([1.0, 2.0, 3.0, 4.0, 500.0]))
+    assert (figures["q50"], figures["q25"], figures["outliers"]) == (3.0, 2.0, 0.2)
+    table = ablations.perplexity_table({"Tiny": {"before": np.array([2.0, 200.0]), "after": np.array([2.0, 2.0])}})
+    assert "50.0%" in repr(table) and "0.0%" in repr(table)
+
+
+def test_a_difference_is_told_as_its_interval_allows():
+    family = Family("tiny", "Tiny", "method", "dpo", (Member("dpo", "full fine-tuning", "full"),
+                                                     Member("lora", "LoRA", "lora")))  # fmt: skip
+    rows = [
+        {"metric": metric, "language": MEAN, "variant": variant, "after": 0.5, "difference": value,
+         "difference_low": low, "difference_high": high}
+        for metric, variant, value, low, high in (
+            ("emt", "dpo", 0.0, 0.0, 0.0), ("emt", "lora", 0.1, 0.05, 0.15),
+            ("perplexity", "dpo", 0.0, 0.0, 0.0), ("perplexity", "lora", 0.1, -0.5, 0.7))
+    ]  # fmt: skip
+    said = ablations._differences(family, pd.DataFrame(rows))
+    assert said == (
+        "With LoRA instead of full fine-tuning, Tiny's EMT after the tuning is higher (difference 0.10 [0.05, 0.15]) "
+        "and Perplexity after the tuning is not told apart by the interval (difference 0.1 [\N{MINUS SIGN}0.5, 0.7])."
+    )
