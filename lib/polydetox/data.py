@@ -59,6 +59,16 @@ def load_prompts(
     return table.reset_index(drop=True), skipped
 
 
+def further_prompts(sets: list[dict[str, Any]]) -> list[str]:
+    """The prompts of further sets (``source, folder, limit, languages`` of each), all languages together."""
+    return [
+        prompt
+        for each in sets
+        for language in each["languages"]
+        for prompt in load_prompts(each["source"], language, each["folder"], each["limit"])[0]["prompt"]
+    ]
+
+
 def prompt_file(source: str, language: str, folder: str | Path = "") -> Path:
     """The file that the evaluation prompts of one language come from."""
     return paths.prompt_files() / "evaluation.yaml" if source == "project" else rtp_lx_file(folder, language)

@@ -74,6 +74,7 @@ class TrimParameters(ModelStage):
     prompts_source: Literal["project", "rtp-lx"] = "project"
     prompts_folder: str = ""  # folder of RTP_LX_<LOCALE>.json, where the source is rtp-lx
     prompt_limit: int | None = Field(None, gt=0)  # the evaluated prompts; later ones measure what is lost
+    more_prompts: list[dict[str, Any]] = []  # further sets: source, folder, limit and languages of each
 
 
 class PairsParameters(ModelStage):

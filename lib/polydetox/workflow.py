@@ -146,6 +146,12 @@ class Graph:
         """All parameters of one job, as JSON."""
         values = stage_parameters(stage, self.profile, self._listed[model], **identity)
         values["output_folder"] = local(folder)
+        if stage == "trim":
+            values["more_prompts"] = [
+                self.profile.more_prompts[name].model_dump(include={"source", "folder", "limit"})
+                | {"languages": languages}
+                for name, languages in self.prompt_sets.items()
+            ]
         return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
     def cells(self) -> list[str]:

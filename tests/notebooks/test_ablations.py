@@ -14,7 +14,6 @@ from tiny import TINY_PROFILE, make_checkout
 
 PROFILE = {
     "languages": ["de", "en"],
-    "trim": None,
     "mechanism": None,
     "alignment": None,
     "evaluate": {"bootstrap_samples": 50, "scorer": "lexicon", "second_scorer": None},
@@ -60,6 +59,14 @@ def test_an_ablation_runs_as_much_as_it_says(ran):
     assert scores.groupby("prompt_id").size().tolist() == [2, 2, 2]
     assert json.loads((runs / "tiny/lr/dpo/metrics.json").read_text())["learning_rate"] == 1e-2
     assert not (runs / "tiny/lr/further").exists()
+
+
+def test_the_vocabulary_keeps_the_tokens_of_further_prompts(ran):
+    runs, _ = ran
+    parameters = json.loads((runs / "tiny/trim/manifest.json").read_text())["parameters"]
+    assert parameters["more_prompts"] == [
+        {"source": "project", "folder": "", "limit": 2, "languages": ["de", "en"]}
+    ], "the notebook checks that each is tokenised as before"
 
 
 def test_further_prompts_have_folders_of_their_own(ran):

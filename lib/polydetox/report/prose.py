@@ -136,7 +136,18 @@ def _prompts(results: Results) -> str:
         return f"The evaluation prompts are {source}; no evaluation was run."
     least, most = int(counts.min()), int(counts.max())
     number = f"{least}" if least == most else f"{least} to {most}"
-    return f"The evaluation prompts are {source}: {number} in each language."
+    return f"The evaluation prompts are {source}: {number} in each language.{_more_prompts(results)}"
+
+
+def _more_prompts(results: Results) -> str:
+    """Which further sets of prompts were evaluated as well."""
+    said = []
+    for name, prompts in results.profile.more_prompts.items():
+        done = [run for run in results.stages if run.stage == "evaluate_more" and run.prompt_set == name and run.done]
+        languages = len({run.language for run in done})
+        where = f"in {languages} languages" if done else "not run"
+        said.append(f"{prompts.title or name} ({where})")
+    return f" Beside them, and never pooled with them, stand those of {listing(said)}." if said else ""
 
 
 def _sampling(results: Results) -> str:
