@@ -121,6 +121,23 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
 
 
+def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
+    said = variables(results := Results(PROFILE, samples=50))
+    assert said["ablation_seed_sentence"].startswith("Over 2 seeds of Tiny (DPO) the drop of EMT lies between")
+    assert said["ablation_method_sentence"] == said["ablation_pairs_sentence"] == "Not run."
+    assert "Tiny (LoRA) on the prompts of Further: not run." in said["ablation_prompts_sentence"]
+    assert said["prompts_sentence"].endswith("never pooled with them, stand those of Further (in 4 languages).")
+    assert "seed 1" not in said["toxicity_sentence"] + said["training_sentence"] + said["dpo_sentence"]
+    families = read_parquet(paths.summary(PROFILE, "ablations") / "families.parquet")
+    rows = families[(families["metric"] == "emt") & (families["language"] == "mean")].set_index(["kind", "variant"])
+    measured = [read_json(paths.evaluate(PROFILE, "tiny", "dpo-seed-1", language) / "metrics.json")["emt"]["value"]
+                for language in results.profile.languages]  # fmt: skip
+    assert rows.loc[("seed", "dpo-seed-1"), "after"] == pytest.approx(sum(measured) / len(measured))
+    assert rows.loc[("learning-rate", "dpo"), ["languages", "prompts", "continuations"]].tolist() == [1, 4, 2]
+    pages = {page.name for page in book_pages(assemble(PROFILE))}
+    assert {"tiny-dpo-lr-evaluate-ar.ipynb", "tiny-base-further-evaluate-more-de.ipynb"} <= pages
+
+
 def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
     synthetic_profile = run / "checkout/params/profiles/never.yaml"
     shutil.copy(run / f"checkout/params/profiles/{PROFILE}.yaml", synthetic_profile)

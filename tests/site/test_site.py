@@ -90,9 +90,12 @@ def test_figures_and_tables_are_there_and_numbered(site, browser):
                                "tbl-main": "Table 3.1", "tbl-transfer": "Table 3.2", "tbl-languages": "Table 3.3"},
         "training.html": {"fig-training-curves": "Figure 2.1", "tbl-pairs": "Table 2.1", "tbl-training": "Table 2.3"},
         "fluency.html": {"fig-perplexity": "Figure 4.1", "tbl-fluency": "Table 4.1", "tbl-agreement": "Table 4.3"},
-        "why.html": {"fig-probe-languages": "Figure 5.1", "fig-activations": "Figure 5.3", "fig-transfer": "Figure 5.6",
-                     "tbl-probe": "Table 5.1", "tbl-intervention": "Table 5.5", "tbl-correlation": "Table 5.8"},
-        "reproducibility.html": {"tbl-stages": "Table 8.1", "tbl-versions": "Table 8.2", "tbl-licences": "Table 8.3"},
+        "ablations.html": {"fig-seeds": "Figure 5.1", "fig-learning-rate": "Figure 5.2",
+                           "fig-prompt-sets": "Figure 5.3", "fig-perplexity-distribution": "Figure 5.4",
+                           "tbl-method": "Table 5.2", "tbl-learning-rate": "Table 5.3", "tbl-prompt-sets": "Table 5.5"},
+        "why.html": {"fig-probe-languages": "Figure 6.1", "fig-activations": "Figure 6.3", "fig-transfer": "Figure 6.6",
+                     "tbl-probe": "Table 6.1", "tbl-intervention": "Table 6.5", "tbl-correlation": "Table 6.8"},
+        "reproducibility.html": {"tbl-stages": "Table 9.1", "tbl-versions": "Table 9.2", "tbl-licences": "Table 9.3"},
         "notebooks/tiny-base-evaluate-de.html": {"fig-toxicity-tiny-base-evaluate-de": "Figure 1"},
     }  # fmt: skip
     for page, floats in expected.items():
