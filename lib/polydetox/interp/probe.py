@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
@@ -17,9 +18,6 @@ from polydetox.errors import UserError
 from polydetox.interp.representations import mean_pooled
 from polydetox.models.checkpoints import checkpoint_of, provenance
 from polydetox.params import ProbeParameters, load_model, load_profile
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
