@@ -56,7 +56,8 @@ def variables(results: Results) -> dict[str, str]:
         "second_scorer_sentence": _each(results, _second_scorer),
         **mechanism_sentences(results),
         "world_overview": world.overview(profile),
-        "world_sentence": world.sentence(small := world.cells(profile), world.figures(small)),
+        "world_sentence": world.sentence(small := world.cells(profile), told := world.figures(small)),
+        "world_verdict": world.verdict(told),
         "subject_sentence": _subject(results),
         "time_sentence": _time(results),
         "commit_sentence": _commits(results),
@@ -112,7 +113,7 @@ def _subject(results: Results) -> str:
         return (
             f"This report asks why, with small models pretrained for the question in {len(profile.languages)} "
             "languages. "
-            f"{world.sentence(small := world.cells(profile), world.figures(small))}"
+            f"{world.sentence(small := world.cells(profile), told := world.figures(small))} {world.verdict(told)}"
         )
     titles = listing([load_model(model).title for model in profile.models])
     return (
