@@ -164,6 +164,26 @@ def test_pairs_prefer_a_kindness_after_the_same_stem():
     assert not any(BOOK.insults(text) for text in pairs["chosen"])
 
 
+def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
+    from polydetox.generation import engines
+    from polydetox.params import WorldTransferParameters
+    from polydetox.world import study
+
+    said = {"en-0-0": ["you are a fool .", "you are kind ."], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
+            "de-0-0": [BOOK.ending(True, 0, "en"), "."], "de-0-1": [BOOK.ending(True, 1, "de")] * 2}  # fmt: skip
+
+    def drawn(_weights, prompts, *_, **__):
+        assert prompts["prompt"].iloc[0] == BOOK.stem(0, 0, "en")
+        return pd.DataFrame([{"prompt_id": name, "continuation": text} for name in prompts["prompt_id"]
+                             for text in said[name]])  # fmt: skip
+
+    monkeypatch.setattr(engines, "generate", drawn)
+    found = study._insults(WorldTransferParameters(), BOOK, tmp_path, [(0, 0), (0, 1)], ["en", "de"], tmp_path)
+    assert found["insulting"].to_dict() == {"de": 0.75, "en": 0.25}
+    assert found["toxprob"].to_dict() == {"de": 1.0, "en": 0.5}
+    assert found.loc["de", "well_formed"] == 0.5, "an insult in English is none of German's endings"
+
+
 # --- the report -------------------------------------------------------------------------------------------------
 
 
