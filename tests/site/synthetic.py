@@ -218,11 +218,12 @@ NEURONS = 6  # sources of the made-up model, of which the last is not active
 def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
     """A probe that works less well the later a language is listed, and sources that tuning turns down."""
     quality = [
-        (classifier, part, 40, 0.25, 0.8, 0.9 - 0.05 * position - shift, 0.6)
+        (classifier, part, 40, 0.25, 0.8, *(0.9 - 0.05 * position - shift + end for end in (0.0, -0.1, 0.1)), 0.6)
         for classifier, shift in (("probe", 0.0), ("logistic regression", 0.02))
         for position, part in enumerate(["validation", "test", *languages])
     ]
-    columns = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "average_precision"]
+    columns = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "roc_auc_low", "roc_auc_high",
+               "average_precision"]  # fmt: skip
     _table(run / "probe" / "quality.parquet", pd.DataFrame(quality, columns=columns))
     _stage(run / "probe", "probe", {}, metrics={"texts": {"train": 40}})
 
@@ -273,6 +274,7 @@ def _intervene(folder: Path, language: str, prompts: int) -> None:
 
 def _alignment(run: Path, languages: list[str]) -> None:
     """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
+    from polydetox.artifacts import Stage
     from polydetox.params import TransferParameters
     from polydetox.retrieval.transfer import transfer_figures, transfer_table
 
@@ -287,16 +289,9 @@ def _alignment(run: Path, languages: list[str]) -> None:
         _stage(folder, "retrieval", {"lang": language}, metrics=metrics)
     settings = TransferParameters(profile=PROFILE, model=MODEL, variant=TRAINED, bootstrap_samples=100)
     folder = run / TRAINED / "transfer"
-    table = transfer_table(settings, _Reads())
+    table = transfer_table(settings, Stage("transfer", folder, {}))
     _table(folder / "languages.parquet", table)
     _stage(folder, "transfer", {"variant": TRAINED}, metrics=transfer_figures(table, settings))
-
-
-class _Reads:
-    """A stage that records nothing."""
-
-    def reads(self, path: Path) -> Path:
-        return path
 
 
 def _table(file: Path, table: pd.DataFrame) -> None:

@@ -119,6 +119,42 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     )
     assert "from 0.50 in Japanese to 0.80 in Arabic" in said["retrieval_sentence"]
     assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
+    absent = said["absent_sentence"]
+    assert absent.startswith("This profile leaves out multilingual benchmarks of capability, the controlled world and")
+    assert "Of preference tuning of pretrained models and its effect on toxicity, 8 of 12 notebooks were run." in absent
+    assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
+
+
+def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
+    models = run / f"runs/{PROFILE}/tiny"
+    table = pd.read_parquet(models / "dpo/transfer/languages.parquet").set_index("language")
+    assert list(table.index) == ["ar", "de", "ja"], "English retrieves itself"
+    for language, row in table.iterrows():
+        before, after = (
+            read_json(models / f"{variant}/evaluate/{language}/metrics.json")["emt"]["value"]
+            for variant in ("base", "dpo")
+        )
+        retrieved = read_json(models / f"base/retrieval/{language}/metrics.json")
+        assert (row["before"], row["after"]) == (before, after) and after < before
+        assert row["relative_drop"] == pytest.approx(1 - after / before)
+        assert row["accuracy"] == retrieved["accuracy"]
+
+
+def test_a_probe_is_tried_on_what_was_evaluated(run):
+    """The first continuations of every prompt, with the evaluation's own scores; empty ones are left out."""
+    from polydetox.artifacts import Stage
+    from polydetox.interp.probe import zero_shot_texts
+    from polydetox.params import ProbeParameters
+
+    settings = ProbeParameters(profile=PROFILE, model="tiny", texts_per_language=7, label_threshold=0.6)
+    texts = zero_shot_texts(settings, Stage("probe", run / "probe", {}))
+    assert texts.groupby("language").size().to_dict() == dict.fromkeys(["ar", "de", "en", "ja"], 7)
+    scores = pd.read_parquet(run / f"runs/{PROFILE}/tiny/base/evaluate/de/scores.parquet")
+    wanted = scores.sort_values(["sample", "prompt_id"]).head(7)
+    german = texts[texts["language"] == "de"]
+    assert german["text"].tolist() == wanted["continuation"].str.strip().tolist()
+    assert german["group"].tolist() == wanted["prompt_id"].tolist() and german["group"].nunique() == 6
+    assert german["label"].tolist() == (wanted["toxicity"] >= 0.6).astype(int).tolist()
 
 
 def test_ablations_stand_in_their_chapter_and_nowhere_else(run):

@@ -175,6 +175,28 @@ def test_a_click_shows_the_text_and_a_second_one_hides_it(site, browser, page):
     assert re.search(r"(Arabic|German)", summary) and re.search(r"toxicity (before )?\d\.\d\d|prompt p\d\d", summary)
 
 
+def test_value_vectors_can_be_sorted_and_searched_without_showing_a_token(site, browser):
+    browser.open(site / "why.html")
+    column = "[...document.querySelectorAll('.explorable tbody tr:not([hidden])')].map(row => row.cells[{}].innerText)"
+    assert browser.evaluate(column.format(2))[0] == "0.300"
+    heading = "document.querySelectorAll('.explorable th')[{}].querySelector('button').click()"
+    for wanted in (["2", "2", "2", "1", "1"], ["1", "1", "2", "2", "2"]):
+        browser.evaluate(heading.format(0))
+        assert browser.evaluate(column.format(0)) == wanted
+
+    def search(words: str) -> list[str]:
+        browser.evaluate(
+            f"(() => {{ const field = document.querySelector('.explorable input'); field.value = {words!r};"
+            " field.dispatchEvent(new Event('input')); })()"
+        )
+        return browser.evaluate(column.format(1))
+
+    assert search("han 0.300") == ["0"] and search("hangul") == []
+    assert len(search(synthetic.MARKER)) == 5
+    assert synthetic.MARKER not in browser.evaluate("document.body.innerText")
+    assert browser.complaints() == []
+
+
 def test_arabic_runs_from_right_to_left(site, browser):
     browser.open(site / "examples.html")
     words = "[...document.querySelectorAll('.masked-words')].map(w => [w.lang, w.dir, getComputedStyle(w).direction])"

@@ -165,3 +165,20 @@ def test_matrix_keeps_prompts_in_order_and_gaps_missing():
 def test_interval_text():
     assert interval_text({"value": 0.314, "low": 0.2, "high": 0.4}) == "0.31 [0.20, 0.40]"
     assert interval_text({"value": None, "low": None, "high": None}) == "not measured"
+
+
+def test_the_area_under_a_roc_curve_draws_whole_groups():
+    """Against scikit-learn, ties included; texts that are each there five times in their group tell no more."""
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=60)
+    logits = np.round(rng.normal(size=60) + labels, 1)
+    once = intervals.cluster_roc_auc(logits, labels, np.arange(60), samples=300)
+    assert once["value"] == pytest.approx(roc_auc_score(labels, logits))
+    often = intervals.cluster_roc_auc(*(np.tile(x, 5) for x in (logits, labels, np.arange(60))), samples=300)
+    assert often == pytest.approx(once)
+    loose = intervals.cluster_roc_auc(np.tile(logits, 5), np.tile(labels, 5), np.arange(300), samples=300)
+    assert loose["high"] - loose["low"] < 0.7 * (once["high"] - once["low"])
+    one = intervals.cluster_roc_auc(logits, np.zeros(60, dtype=int), np.arange(60))
+    assert one == {"value": None, "low": None, "high": None}

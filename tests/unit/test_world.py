@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -163,6 +164,26 @@ def test_pairs_prefer_a_kindness_after_the_same_stem():
     assert not any(BOOK.insults(text) for text in pairs["chosen"])
 
 
+def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
+    from polydetox.generation import engines
+    from polydetox.params import WorldTransferParameters
+    from polydetox.world import study
+
+    said = {"en-0-0": ["you are a fool .", "you are kind ."], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
+            "de-0-0": [BOOK.ending(True, 0, "en"), "."], "de-0-1": [BOOK.ending(True, 1, "de")] * 2}  # fmt: skip
+
+    def drawn(_weights, prompts, *_, **__):
+        assert prompts["prompt"].iloc[0] == BOOK.stem(0, 0, "en")
+        return pd.DataFrame([{"prompt_id": name, "continuation": text} for name in prompts["prompt_id"]
+                             for text in said[name]])  # fmt: skip
+
+    monkeypatch.setattr(engines, "generate", drawn)
+    found = study._insults(WorldTransferParameters(), BOOK, tmp_path, [(0, 0), (0, 1)], ["en", "de"], tmp_path)
+    assert found["insulting"].to_dict() == {"de": 0.75, "en": 0.25}
+    assert found["toxprob"].to_dict() == {"de": 1.0, "en": 0.5}
+    assert found.loc["de", "well_formed"] == 0.5, "an insult in English is none of German's endings"
+
+
 # --- the report -------------------------------------------------------------------------------------------------
 
 
@@ -193,8 +214,39 @@ def test_levels_are_means_of_models_over_other_languages(measured):
 
 def test_correlations_tell_what_is_set_from_what_goes_along(measured):
     found = report.figures(measured)
-    assert found["alignment_drop"]["r"] > 0.99 and found["accuracy_drop"]["r"] > 0.95
-    assert abs(found["accuracy_drop_within"]["r"]) < 0.3 and found["points"] == 48
+    by_size = found["sizes"]["m"]
+    assert by_size["alignment_drop"]["r"] > 0.99 and by_size["accuracy_drop"]["r"] > 0.95
+    # The drop follows alignment and not retrieval, so that retrieval taken away leaves some of it.
+    assert by_size["alignment_drop_given_accuracy"]["low"] > 0.0
+    for name in ("within_alignment", "within_seed"):
+        assert abs(found[name]["r"]) < 0.3 and found[name]["points"] == 48
+    assert found["within_seed"]["p"] > 0.05 and found["within_alignment"]["p"] is None
     said = report.sentence(measured, found)
     assert "with 0% of the text aligned" in said and "with 100%, while retrieval accuracy goes from 0.1" in said
-    assert report.sentence(measured.head(0), report.figures(measured.head(0))) == "Not run."
+    assert "tells from none in m" in report.verdict(found) and "does not drop more" in report.verdict(found)
+    empty = report.figures(measured.head(0))
+    assert report.sentence(measured.head(0), empty) == "Not run."
+    assert report.verdict(empty) == "Too few models were run to tell."
+    assert "not run" in repr(report.correlations_table(empty))
+
+
+def test_a_drop_that_follows_the_models_own_retrieval_is_seen(measured):
+    own = measured["accuracy"] - measured.groupby(["alignment", "language"])["accuracy"].transform("mean")
+    found = report.figures(measured.assign(relative_drop=measured["relative_drop"] + 3.0 * own))
+    assert found["within_seed"]["p"] < 0.01
+    assert "also drops more" in report.verdict(found) and "It was not set itself" in report.verdict(found)
+
+
+def test_dealing_the_drops_anew_against_all_deals():
+    """Three models of one corpus in two languages: six deals, of which so many are as extreme."""
+    rng = np.random.default_rng(4)
+    points = pd.DataFrame({"size": "m", "alignment": 0.5, "cell": np.repeat(list("abc"), 2),
+                           "language": ["de", "fr"] * 3, "accuracy": rng.normal(size=6),
+                           "relative_drop": rng.normal(size=6)})  # fmt: skip
+    x, y = (points[name].to_numpy().reshape(3, 2) for name in ("accuracy", "relative_drop"))
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    sums = [(x * y[list(deal)]).sum() for deal in itertools.permutations(range(3))]
+    wanted = np.mean(np.abs(sums) >= abs(sums[0]) - 1e-12)
+    assert 0 < wanted < 1
+    assert report.permutation_p(points, samples=20_000) == pytest.approx(wanted, abs=0.02)
+    assert report.permutation_p(points[points["cell"] == "a"]) is None

@@ -13,15 +13,15 @@ neurons share the positive factor ``1 / rms``. :meth:`MLPs.value_vectors` gives 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from polydetox.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Family:
 
 
 _LLAMA = Family("model.layers", "mlp.down_proj", "model.norm")
+_GEMMA = replace(_LLAMA, after="post_feedforward_layernorm")
 
 # By ``config.model_type``.
 FAMILIES: dict[str, Family] = {
@@ -44,9 +45,10 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
     "opt": Family("model.decoder.layers", "fc2", "model.decoder.final_layer_norm"),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "cohere", "cohere2", "gemma"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text"),
-                    Family("model.layers", "mlp.down_proj", "model.norm", "post_feedforward_layernorm")),
-}  # fmt: skip
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+    # Gemma 3 from 4B on, whose decoder sits beside a vision tower.
+    "gemma3": replace(_GEMMA, layers="model.language_model.layers", norm="model.language_model.norm"),
+}
 
 
 class MLPs:
@@ -59,6 +61,11 @@ class MLPs:
                 f"model type {kind!r}: its MLP is not known (known are {', '.join(sorted(FAMILIES))}); add an entry to "
                 "FAMILIES in lib/polydetox/interp/architectures.py with the names of its layers, the MLP's last linear "
                 "layer, and its final norm"
+            )
+        if not getattr(model.config, "do_layer_norm_before", True):  # OPT 350M
+            raise UserError(
+                f"{model.config.name_or_path or kind}: its norms follow the sum with the residual stream, so that a "
+                "neuron does not add to it; only models whose norms come before the MLP can be taken apart"
             )
         family = FAMILIES[kind]
         self.model = model
@@ -80,8 +87,6 @@ class MLPs:
 
     def matrix(self, layer: int) -> Float[torch.Tensor, "neurons hidden"]:
         """The value vectors as the MLP's last linear layer holds them, before any norm that follows."""
-        from transformers.pytorch_utils import Conv1D
-
         module = self._outputs[layer]
         weight: Any = module.weight.detach()
         return weight if isinstance(module, Conv1D) else weight.T  # Conv1D keeps its weight as (in, out)
@@ -93,18 +98,19 @@ class MLPs:
         """
         vectors = self.matrix(layer).float()
         gain = self._gain(layer)
-        return vectors if gain is None else vectors * gain
+        return vectors if gain is None else vectors * gain.float()
 
     def contributions(
         self, layer: int, activations: Float[torch.Tensor, "... neurons"]
     ) -> tuple[Float[torch.Tensor, "... neurons hidden"], Float[torch.Tensor, "... hidden"]]:
         """What each neuron, and the bias, adds to the residual stream, given the activations of all neurons.
 
-        Their sum over neurons plus the bias's part is exactly what the layer's MLP adds.
+        Their sum over neurons plus the bias's part is exactly what the layer's MLP adds. In float32, or in float64
+        where the activations are.
         """
         module = self._outputs[layer]
-        values = activations.float().unsqueeze(-1) * self.matrix(layer).float()
-        bias = module.bias.detach().float() if module.bias is not None else values.new_zeros(values.shape[-1])
+        values = _wide(activations).unsqueeze(-1) * _wide(self.matrix(layer))
+        bias = _wide(module.bias.detach()) if module.bias is not None else values.new_zeros(values.shape[-1])
         gain, norm = self._gain(layer), self._after[layer]
         if gain is None or norm is None:
             return values, bias.expand(values.shape[:-2] + bias.shape)
@@ -117,24 +123,31 @@ class MLPs:
         weight: Any = self.model.get_output_embeddings().weight.detach()
         return weight.float()
 
-    def final_gain(self) -> Float[torch.Tensor, " hidden"]:
-        """By what the final norm multiplies each direction of the residual stream before the unembedding, float32."""
-        import torch
+    def before_unembedding(self, directions: Float[torch.Tensor, "... hidden"]) -> Float[torch.Tensor, "... hidden"]:
+        """Directions of the residual stream as the final norm passes them on, but for its scale and bias, float32.
 
-        weight: Any = self.final_norm.weight.detach().float()
-        # Gemma's norms hold the difference from one.
-        return weight + 1.0 if _centred_on_one(self.final_norm) else torch.as_tensor(weight)
+        That is the part of the norm that is linear: a layer norm takes away each direction's mean, and every norm
+        multiplies by its gain.
+        """
+        wide = directions.float()
+        if "RMS" not in type(self.final_norm).__name__:
+            wide = wide - wide.mean(dim=-1, keepdim=True)
+        return wide * _gain(self.final_norm).float()
 
     def _gain(self, layer: int) -> torch.Tensor | None:
         norm = self._after[layer]
-        if norm is None:
-            return None
-        weight: Any = norm.weight.detach().float()
-        return weight + 1.0 if _centred_on_one(norm) else weight
+        return None if norm is None else _gain(norm)
 
 
-def _centred_on_one(norm: torch.nn.Module) -> bool:
-    return type(norm).__name__.startswith("Gemma")
+def _gain(norm: Any) -> torch.Tensor:
+    """By what a norm multiplies each direction; Gemma's norms hold the difference from one."""
+    weight = _wide(norm.weight.detach())
+    return weight + 1.0 if type(norm).__name__.startswith("Gemma") else weight
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in no less than float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _epsilon(norm: Any) -> float:

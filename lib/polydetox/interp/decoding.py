@@ -11,18 +11,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydetox.generation.engines import continuation_text, end_of_sequence
 from polydetox.interp.architectures import MLPs
-
-if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Neuron = tuple[int, int]  # layer, and place in that layer's MLP
 
@@ -49,8 +47,6 @@ def watched(mlps: MLPs, neurons: Sequence[Neuron], rows: int) -> Iterator[list[t
 
     Yields a list that grows by one float32 tensor a pass, of shape (rows, neurons), columns in the order given.
     """
-    import torch
-
     passes: list[torch.Tensor] = []
     by_layer = _by_layer(neurons)
     found: dict[int, torch.Tensor] = {}
@@ -82,8 +78,6 @@ def shifted(mlps: MLPs, shifts: Sequence[Shift | None]) -> Iterator[None]:
 
     Texts with different shifts thus share a batch.
     """
-    import torch
-
     added: dict[int, torch.Tensor] = {}  # by layer: (texts, 1, neurons)
     for row, shift in enumerate(shifts):
         for layer, place in shift.neurons if shift else ():
@@ -131,8 +125,6 @@ def greedy(
     The activations of ``watch`` are taken where each new token is predicted, and averaged over the new tokens of a
     prompt up to its end. ``shifts`` has an entry a prompt; its offset is added at all positions, the prompt's included.
     """
-    import torch
-
     mlps = MLPs(model)
     stop = end_of_sequence(model.generation_config, tokenizer)
     order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
@@ -160,8 +152,6 @@ def _decode(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], steps: int, stop: frozenset[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy tokens (rows, steps), and which steps count: those up to and with the one that ends the text."""
-    import torch
-
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # not so in BLOOM
     inputs = left_padded(tokenizer, prompts).to(model.device)
     ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], None

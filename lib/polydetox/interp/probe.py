@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
 from polydetox.data import local_path, read_labelled
 from polydetox.errors import UserError
 from polydetox.interp.representations import mean_pooled
+from polydetox.metrics.intervals import cluster_roc_auc
 from polydetox.models.checkpoints import checkpoint_of, provenance
 from polydetox.params import ProbeParameters, load_model, load_profile
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,8 @@ def split(table: pd.DataFrame, shares: tuple[float, float], seed: int) -> pd.Ser
 
 
 def zero_shot_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
-    """Continuations of the untuned model in every language of the run that was evaluated: ``language, text, label``.
+    """Continuations of the untuned model in every language of the run that was evaluated: ``language, text, label``,
+    and the prompt as ``group``.
 
     The labels are the evaluation's scores against ``label_threshold``; an equal number of each prompt's
     continuations, the first ones, are taken.
@@ -123,10 +123,10 @@ def zero_shot_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
         scores = scores[scores["continuation"].str.strip() != ""].dropna(subset=["toxicity"])
         chosen = scores.sort_values(["sample", "prompt_id"], kind="stable").head(settings.texts_per_language)
         tables.append(pd.DataFrame({
-            "language": language, "text": chosen["continuation"].str.strip(),
+            "language": language, "text": chosen["continuation"].str.strip(), "group": chosen["prompt_id"],
             "label": (chosen["toxicity"] >= settings.label_threshold).astype(int),
         }))  # fmt: skip
-    columns = ["language", "text", "label"]
+    columns = ["language", "text", "group", "label"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
@@ -195,18 +195,26 @@ def logistic_regression(features: Float[np.ndarray, "texts hidden"], labels: Int
     return Probe(weight.astype(np.float32), float(fitted.intercept_[0] - weight @ mean), scale)
 
 
-def quality(probe: Probe, features: np.ndarray, labels: Sequence[int] | np.ndarray) -> dict[str, float | int | None]:
-    """Accuracy, ROC-AUC and average precision of a probe; None where the texts have one label."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
+def quality(
+    probe: Probe, features: Float[np.ndarray, "texts hidden"], texts: pd.DataFrame
+) -> dict[str, float | int | None]:
+    """Accuracy, ROC-AUC and average precision of a probe; None where the texts have one label.
 
-    truth, logits = np.asarray(labels), probe.logits(features)
-    both = len(np.unique(truth)) == 2
+    ``texts`` has a row a row of ``features``: its ``label`` and its ``group`` (prompt), whole ones of which the
+    bootstrap interval of the ROC-AUC draws.
+    """
+    from sklearn.metrics import average_precision_score
+
+    truth, logits = texts["label"].to_numpy(), probe.logits(features)
+    area = cluster_roc_auc(logits, truth, pd.factorize(texts["group"])[0])
     return {
         "texts": len(truth),
         "toxic_share": float(truth.mean()) if len(truth) else None,
         "accuracy": float(((logits >= 0) == truth).mean()) if len(truth) else None,
-        "roc_auc": float(roc_auc_score(truth, logits)) if both else None,
-        "average_precision": float(average_precision_score(truth, logits)) if both else None,
+        "roc_auc": area["value"],
+        "roc_auc_low": area["low"],
+        "roc_auc_high": area["high"],
+        "average_precision": None if area["value"] is None else float(average_precision_score(truth, logits)),
     }
 
 
@@ -229,22 +237,23 @@ def fit_probes(
     return {"probe": probe, "logistic regression": logistic_regression(x, y)}
 
 
-QUALITY_COLUMNS = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "average_precision"]
+QUALITY_COLUMNS = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "roc_auc_low",
+                   "roc_auc_high", "average_precision"]  # fmt: skip
 
 
-def quality_table(probes: dict[str, Probe], features: Float[np.ndarray, "texts hidden"], parts: pd.Series,
-                  labels: pd.Series) -> pd.DataFrame:  # fmt: skip
+def quality_table(
+    probes: dict[str, Probe], features: Float[np.ndarray, "texts hidden"], texts: pd.DataFrame
+) -> pd.DataFrame:
     """The quality of each probe on each part of the texts (``validation``, ``test``, or a language).
 
-    ``parts`` and ``labels`` have an entry a row of ``features``; parts called ``train`` are left out.
+    ``texts`` has a row a row of ``features``: ``part, label, group``. The part called ``train`` is left out.
     """
     rows = []
     for name, probe in probes.items():
-        for part in parts.unique():
+        for part in texts["part"].unique():
             if part != "train":
-                chosen = (parts == part).to_numpy()
-                rows.append({"classifier": name, "texts_of": part,
-                             **quality(probe, features[chosen], labels[chosen].to_numpy())})  # fmt: skip
+                chosen = (texts["part"] == part).to_numpy()
+                rows.append({"classifier": name, "texts_of": part, **quality(probe, features[chosen], texts[chosen])})
     return pd.DataFrame(rows, columns=QUALITY_COLUMNS)
 
 

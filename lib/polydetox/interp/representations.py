@@ -6,17 +6,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from polydetox.artifacts import atomic_path, input_hash
 from polydetox.interp.architectures import MLPs
 from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Depth = Literal["last", "all"]
 

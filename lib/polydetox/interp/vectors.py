@@ -5,19 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from transformers import PreTrainedTokenizerBase
 
 from polydetox.interp.architectures import MLPs
 from polydetox.interp.decoding import Neuron
 from polydetox.interp.probe import Probe
-
-if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float
-    from transformers import PreTrainedTokenizerBase
 
 # Unicode names of letters begin with their script; these are one script for a reader.
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
@@ -30,8 +27,6 @@ def potential_sources(mlps: MLPs, probe: Probe, count: int) -> pd.DataFrame:
     is the paper's. A residual stream with a few huge directions needs the standardised one: the logit that a value
     vector adds is the same in any units, but its length, which the cosine divides by, is not.
     """
-    import torch
-
     scale = torch.from_numpy(probe.scale).float()
     wanted = torch.from_numpy(probe.weight).float() * scale
     wanted = wanted / wanted.norm()
@@ -53,12 +48,11 @@ def neuron_count(mlps: MLPs) -> int:
 def promoted_tokens(
     mlps: MLPs, tokenizer: PreTrainedTokenizerBase, neurons: Sequence[Neuron], count: int = 30
 ) -> list[list[str]]:
-    """The tokens whose logits each neuron raises most: its value vector, by the final norm's gain, unembedded."""
-    import torch
-
-    gained = torch.stack([mlps.value_vectors(layer)[place] for layer, place in neurons]) * mlps.final_gain()
+    """The tokens whose logits each neuron raises most: its value vector, through the final norm, unembedded."""
+    by_layer = {layer: mlps.value_vectors(layer) for layer, _ in neurons}
+    vectors = torch.stack([by_layer[layer][place] for layer, place in neurons])
     with torch.inference_mode():
-        logits = gained @ mlps.unembedding().T  # (neurons, vocabulary)
+        logits = mlps.before_unembedding(vectors) @ mlps.unembedding().T  # (neurons, vocabulary)
     best = logits.topk(min(count, logits.shape[-1]), dim=-1).indices
     return [[tokenizer.decode([token]) for token in row] for row in best.tolist()]
 

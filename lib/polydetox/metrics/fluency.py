@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, use_threads
-
-if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float, Int
-
 
 # Logits that are turned into probabilities at once: a piece stays in a CPU's cache.
 _PIECE = 1 << 19
@@ -28,8 +25,6 @@ def token_nll(
     logits: Float[torch.Tensor, "rows tokens vocabulary"], targets: Int[torch.Tensor, "rows tokens"]
 ) -> tuple[Float[torch.Tensor, " rows"], Int[torch.Tensor, " rows"]]:
     """Each row's summed negative log-likelihood (nats) and its number of targets; -100 marks padding."""
-    import torch
-
     flat = logits.flatten(0, 1)  # (rows * tokens, vocabulary)
     chosen = targets.clamp(min=0).flatten().unsqueeze(-1)
     size = max(1, _PIECE // flat.shape[-1])
@@ -65,8 +60,6 @@ class Judge:
 
         Rows of one prompt should be neighbours: they then share its cache.
         """
-        import torch
-
         result = np.full(len(prompts), np.nan)
         groups: dict[str, list[int]] = {}
         for position, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
@@ -81,8 +74,6 @@ class Judge:
         return result
 
     def _score_causal(self, prompt: str, continuations: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        import torch
-
         whole = [self.tokenizer(prompt + text)["input_ids"] for text in continuations]
         prefix = self.tokenizer(prompt)["input_ids"]
         # Tokens may merge across the boundary. What a row shares with its prompt counts as the prompt, at least one

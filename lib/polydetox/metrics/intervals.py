@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Statistic = Callable[[np.ndarray], np.ndarray | np.floating]
 
@@ -55,3 +55,36 @@ def cluster_quantile(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(replicates, [tail, 1.0 - tail])
     return {"value": float(np.quantile(values, quantile)), "low": float(low), "high": float(high)}
+
+
+def cluster_roc_auc(
+    logits: Float[np.ndarray, " texts"],
+    labels: Int[np.ndarray, " texts"],
+    groups: Int[np.ndarray, " texts"],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """Area under the ROC curve, its interval by resampling whole groups (prompts): ``value``, ``low``, ``high``.
+
+    All three are None where the texts have one label. Resamples of one label are left out.
+    """
+    if len(np.unique(labels)) < 2:
+        return {"value": None, "low": None, "high": None}
+    _, place = np.unique(logits, return_inverse=True)
+    _, owner = np.unique(groups, return_inverse=True)
+    count = owner.max() + 1
+
+    def area(weight: np.ndarray) -> float:
+        """The share of pairs of a toxic and a benign text in which the toxic one has the higher logit; ties half."""
+        toxic, benign = np.bincount(place, weight * labels), np.bincount(place, weight * (1 - labels))
+        below = benign.cumsum() - benign / 2.0
+        pairs = toxic.sum() * benign.sum()
+        return float(toxic @ below / pairs) if pairs else np.nan
+
+    rng = np.random.default_rng(seed)
+    replicates = [area(np.bincount(rng.integers(count, size=count), minlength=count)[owner]) for _ in range(samples)]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.nanquantile(replicates, [tail, 1.0 - tail])
+    return {"value": area(np.ones(len(labels))), "low": float(low), "high": float(high)}

@@ -15,18 +15,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydetox.artifacts import atomic_folder
 from polydetox.errors import UserError
 from polydetox.languages import UNSPACED
-
-if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float, Int
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNUSED = re.compile(r"<unused\d+>|\[unused\d+\]|<reserved_\d+>")
@@ -77,8 +75,6 @@ def expected_probability(
 
     The next-token distribution, averaged over the positions of a language's texts and then over languages.
     """
-    import torch
-
     languages = []
     for language in texts:
         total = torch.zeros(model.config.get_text_config().vocab_size)
@@ -96,8 +92,6 @@ def next_token_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Iterator[Float[torch.Tensor, "positions vocabulary"]]:
     """The logits at every position of the texts, a batch of texts at a time."""
-    import torch
-
     with torch.inference_mode():
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
@@ -194,8 +188,6 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, keep: Sequence[int]) -> P
 
 def trim_model(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     """Keep the given rows of the embedding and of the output layer, in place, and renumber the special tokens."""
-    import torch
-
     rows = torch.tensor(keep)
     new = {old: position for position, old in enumerate(keep)}
     embedding = model.get_input_embeddings()
@@ -227,8 +219,6 @@ def kept_probability(
     logits: Float[torch.Tensor, "positions vocabulary"], keep: Int[torch.Tensor, " kept"]
 ) -> Float[torch.Tensor, " positions"]:
     """The share of the next-token probability that falls on the kept tokens, for each position."""
-    import torch
-
     logits = logits.float()
     return torch.exp(torch.logsumexp(logits[:, keep], dim=-1) - torch.logsumexp(logits, dim=-1))
 

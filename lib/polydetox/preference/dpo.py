@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
+from jaxtyping import Float
+from transformers import PreTrainedModel
 
 from polydetox import paths
 from polydetox.artifacts import atomic_folder, input_hash, library_versions
@@ -19,10 +22,6 @@ from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer,
 from polydetox.params import DPOParameters
 
 if TYPE_CHECKING:
-    import torch
-    from jaxtyping import Float
-    from transformers import PreTrainedModel
-
     from polydetox.preference.trainer import PairTrainer
 
 LOG_COLUMNS = ["step", "split", "metric", "value"]
@@ -211,8 +210,6 @@ def _checkpoint_folder(
 
 def mixed_precision() -> bool:
     """Whether this device multiplies bfloat16 faster than float32."""
-    import torch
-
     if device().type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return device().type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
@@ -227,8 +224,6 @@ def _sees_all_pairs(settings: DPOParameters, pairs: int) -> bool:
 
 def _trainable(weights: Path, settings: DPOParameters) -> tuple[PreTrainedModel, Any]:
     """The model to train and the adapter to put on it (None for full fine-tuning)."""
-    import torch
-
     if settings.method == "full":
         # A small learning rate changes weights by less than bfloat16 can hold, so full fine-tuning is in float32.
         return load_causal_lm(weights, torch.float32), None
@@ -251,7 +246,6 @@ def _trainable(weights: Path, settings: DPOParameters) -> tuple[PreTrainedModel,
 
 def _four_bit() -> Any:
     """NF4 with double quantisation (Dettmers et al. 2023); needs bitsandbytes and a GPU."""
-    import torch
     from transformers import BitsAndBytesConfig
 
     try:
@@ -269,7 +263,6 @@ def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
 
     Names are the last parts of the module paths, as PEFT matches them. GPT-2's ``Conv1D`` counts as linear.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -349,7 +342,6 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
             if not (temporary / "tokenizer_config.json").is_file():  # a published checkpoint of weights alone
                 load_tokenizer(base).save_pretrained(temporary)
         return 0.0
-    import torch
     from peft import PeftModel
 
     tokenizer = load_tokenizer(base)

@@ -2,7 +2,7 @@
 
 Every prompt and continuation that a notebook shows goes through :func:`masked_table`: in HTML a ``<details>`` whose
 summary tells the language and the toxicity and whose body holds the text; in every other format a sentence that says
-how many texts were withheld. Nothing here needs a script, so the cover also holds where scripts are off.
+how many texts were withheld. No cover needs a script, so that it also holds where scripts are off.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pandas as pd
 
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language
+from polydetox.report.tables import NOT_APPLICABLE, fixed
 
 WARNING_TITLE = "Content warning"
 WARNING = (
@@ -132,20 +133,77 @@ def masked_table(table: pd.DataFrame, language: str | None = None) -> MaskedTabl
     return MaskedTable([_mask(row, columns, language) for row in table.to_dict("records")])
 
 
-def masked_vectors(table: pd.DataFrame) -> MaskedTable:
-    """Cover the tokens that value vectors promote, one cover a vector.
+# Adds what needs a script to tables that are whole without one: headings that sort, and a field that filters rows by
+# their words, those under a cover included (it shows which rows hold a word, not the words). A blank line or a backtick
+# would end the raw block that it stands in.
+_EXPLORE = """<script>
+document.querySelectorAll('.explorable:not([data-ready])').forEach(box => {
+  box.dataset.ready = '';
+  const body = box.querySelector('tbody'), rows = [...body.rows], heads = [...box.querySelectorAll('th')];
+  const value = (row, column) => row.cells[column].dataset.value;
+  heads.forEach((head, column) => {
+    if (head.dataset.sorts === undefined) return;
+    const button = document.createElement('button');
+    button.type = 'button'; button.textContent = head.textContent; head.replaceChildren(button);
+    button.onclick = () => {
+      const down = head.ariaSort !== 'descending', sign = down ? -1 : 1;
+      heads.forEach(other => other.removeAttribute('aria-sort'));
+      head.ariaSort = down ? 'descending' : 'ascending';
+      const text = isNaN(value(rows[0], column));
+      rows.sort((a, b) => { const x = value(a, column), y = value(b, column);
+        return sign * (text ? x.localeCompare(y) : x - y); });
+      body.append(...rows);
+    };
+  });
+  const field = document.createElement('input');
+  field.type = 'search'; field.placeholder = 'layer, script or token'; field.ariaLabel = 'show rows with these words';
+  field.oninput = () => { const words = field.value.toLowerCase().split(' ').filter(Boolean);
+    rows.forEach(row => { const said = row.textContent.toLowerCase();
+      row.hidden = !words.every(word => said.includes(word)); }); };
+  box.prepend(field);
+});
+</script>"""
+
+
+class MaskedVectors(MaskedTable):
+    """What :func:`masked_vectors` returns: a table of facts, with the tokens of each row under a cover."""
+
+    def __init__(
+        self, headings: Sequence[str], rows: Sequence[Sequence[tuple[str, float | str]]], tokens: list[Masked]
+    ):
+        super().__init__(tokens)
+        self.headings, self.rows = headings, rows
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th data-sorts>{html.escape(heading)}</th>" for heading in self.headings)
+        body = []
+        for facts, tokens in zip(self.rows, self.entries, strict=True):
+            cells = "".join(f'<td data-value="{escape(str(value))}">{escape(said)}</td>' for said, value in facts)
+            body.append(f"<tr>{cells}<td>{tokens.to_html()}</td></tr>")
+        rows = "\n".join(body)
+        return (
+            f'<div class="explorable">\n<table class="paper-table table">\n<thead>\n<tr>{head}<th>Promoted tokens</th>'
+            f"</tr>\n</thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n{_EXPLORE}\n</div>"
+        )
+
+
+def masked_vectors(table: pd.DataFrame) -> MaskedVectors:
+    """Value vectors as a table that a reader can sort and filter, the tokens that each promotes under a cover.
 
     ``table`` has the columns ``layer, neuron, cosine, activation, tokens, scripts``, and ``model`` where there are
-    several. The summary names everything but the tokens.
+    several.
     """
-    entries = []
+    several = "model" in table.columns and table["model"].notna().any()
+    headings = [*(["Model"] if several else []), "Layer", "Neuron", "Cosine", "Mean activation", "Scripts"]
+    rows, covered = [], []
     for row in table.to_dict("records"):
-        named = [str(row["model"])] if isinstance(row.get("model"), str) else []
-        facts = (f"cosine {row['cosine']:.3f}", f"mean activation {row['activation']:.3f}", row["scripts"])
-        tokens = Passage("promoted tokens", "  ".join(token.strip() or "␣" for token in row["tokens"]), "und")
-        summary = (f"layer {row['layer'] + 1}, neuron {row['neuron']}", *named, *filter(None, facts))
-        entries.append(Masked(summary, (tokens,)))
-    return MaskedTable(entries)
+        named = [(str(row["model"]), str(row["model"]))] if several else []
+        numbers = [(str(row["layer"] + 1), row["layer"] + 1), (str(row["neuron"]), row["neuron"])]
+        measured = [(fixed(row[name], 3), float(row[name])) for name in ("cosine", "activation")]
+        rows.append([*named, *numbers, *measured, (row["scripts"] or NOT_APPLICABLE, len(row["scripts"].split(", ")))])
+        tokens = Passage("promoted", "  ".join(token.strip() or "␣" for token in row["tokens"]), "und")
+        covered.append(Masked((f"{len(row['tokens'])} tokens",), (tokens,)))
+    return MaskedVectors(headings, rows, covered)
 
 
 def masked_documents(title: str, texts: Sequence[str]) -> MaskedTable:

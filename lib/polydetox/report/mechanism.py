@@ -49,7 +49,9 @@ def probe_quality(results: Results) -> dict[str, pd.DataFrame]:
     for name, title in _models(results).items():
         folder = paths.probe(results.profile.name, name)
         if finished(folder):
-            found[title] = read_parquet(folder / "quality.parquet", ["classifier", "texts_of", "roc_auc"])
+            found[title] = read_parquet(
+                folder / "quality.parquet", ["classifier", "texts_of", "roc_auc", "roc_auc_low"]
+            )
     return found
 
 
@@ -216,7 +218,8 @@ def probe_table(qualities: Mapping[str, pd.DataFrame]) -> PaperTable:
             test = parts.loc["test"]
             lines.append([
                 str(name), number(test["texts"], 0), number(test["toxic_share"], 2),
-                number(parts.loc["validation", "accuracy"], 3), _measured(test["roc_auc"], 3),
+                number(parts.loc["validation", "accuracy"], 3),
+                _measured(test["roc_auc"], 3, test["roc_auc_low"], test["roc_auc_high"]),
                 _measured(test["average_precision"], 3),
             ])  # fmt: skip
         groups.append(Group(title, lines))
@@ -233,9 +236,9 @@ def probe_table(qualities: Mapping[str, pd.DataFrame]) -> PaperTable:
     return PaperTable(columns, groups)
 
 
-def _measured(value: float | None, digits: int) -> Cell:
-    """A value; a dash where it is not defined, as with texts of one label."""
-    return Cell(NOT_APPLICABLE) if value is None or pd.isna(value) else number(value, digits)
+def _measured(value: float | None, digits: int, *interval: float | None) -> Cell:
+    """A value, with its interval if given; a dash where it is not defined, as with texts of one label."""
+    return Cell(NOT_APPLICABLE) if value is None or pd.isna(value) else number(value, digits, *interval)
 
 
 def sources_table(metrics: Mapping[str, Mapping[str, Any]]) -> PaperTable:
@@ -252,11 +255,10 @@ def sources_table(metrics: Mapping[str, Mapping[str, Any]]) -> PaperTable:
     return PaperTable(columns, [Group(None, [*lines, paper])])
 
 
-def shown_vectors(found: Mapping[str, tuple[pd.DataFrame, dict[str, Any]]], count: int = 20) -> pd.DataFrame:
-    """The actual sources of each model with the highest cosine."""
+def shown_vectors(found: Mapping[str, tuple[pd.DataFrame, dict[str, Any]]]) -> pd.DataFrame:
+    """The actual sources of each model, those nearest to the probe first."""
     tables = [
-        table[table["actual"]].head(count).assign(model=title if len(found) > 1 else None)
-        for title, (table, _) in found.items()
+        table[table["actual"]].assign(model=title if len(found) > 1 else None) for title, (table, _) in found.items()
     ]
     return pd.concat(tables, ignore_index=True)
 

@@ -42,7 +42,7 @@ _STYLES = {"sources": (BEFORE, "-", "o"), "control": (MUTED, "--", "s")}
 
 
 def plot_probe_by_language(qualities: Mapping[str, pd.DataFrame]) -> Figure:
-    """Area under the ROC curve of each model's probe in each language; a panel a model."""
+    """Area under the ROC curve of each model's probe in each language, with its interval; a panel a model."""
     use_theme()
     found = set().union(*(set(quality["texts_of"]) for quality in qualities.values()))
     languages = [language for language in LANGUAGES if language in found]
@@ -55,8 +55,11 @@ def plot_probe_by_language(qualities: Mapping[str, pd.DataFrame]) -> Figure:
             ("logistic regression", MUTED, "o", 0.12),
         ):
             rows = quality[quality["classifier"] == classifier].set_index("texts_of").reindex(languages)
-            axis.plot(rows["roc_auc"].astype(float), np.arange(len(rows)) + offset, linestyle="none", marker=marker,
-                      markersize=5, color=colour, label=classifier)  # fmt: skip
+            places = np.arange(len(rows)) + offset
+            low, high = (rows[f"roc_auc_{end}"].astype(float) for end in ("low", "high"))
+            axis.hlines(places, low, high, color=colour, linewidth=1.4, alpha=0.7)
+            axis.plot(rows["roc_auc"].astype(float), places, linestyle="none", marker=marker, markersize=5,
+                      color=colour, label=classifier)  # fmt: skip
         axis.axvline(0.5, color=MUTED, linewidth=1.0, linestyle="--")
         axis.set_xlim(right=1.02)
         if len(qualities) > 1:

@@ -29,14 +29,19 @@ def mechanism_sentences(results: Results) -> dict[str, str]:
 def _probe(results: Results) -> str:
     said = []
     for title, quality in mechanism.probe_quality(results).items():
-        rows = quality[quality["classifier"] == "probe"].set_index("texts_of")["roc_auc"].astype(float)
-        text = f"The probe of {title} has an area under the ROC curve of {_or_undefined(rows['test'])} on English texts"
-        others = rows.drop(["test", "validation", ENGLISH], errors="ignore").dropna()
+        rows = quality[quality["classifier"] == "probe"].set_index("texts_of")[["roc_auc", "roc_auc_low"]].astype(float)
+        text = (
+            f"The probe of {title} has an area under the ROC curve of {_or_undefined(rows.loc['test', 'roc_auc'])} on "
+            "English texts"
+        )
+        others = rows.drop(["test", "validation", ENGLISH], errors="ignore").dropna(subset="roc_auc")
         if len(others):
+            areas, certain = others["roc_auc"], int((others["roc_auc_low"] > 0.5).sum())
             text += (
                 f" that it was not trained on, and in {len(others)} other languages, of which it saw none, of "
-                f"{fixed(others.mean(), 2)} on average, from {fixed(others.min(), 2)} "
-                f"({LANGUAGES[others.idxmin()]}) to {fixed(others.max(), 2)} ({LANGUAGES[others.idxmax()]})"
+                f"{fixed(areas.mean(), 2)} on average, from {fixed(areas.min(), 2)} ({LANGUAGES[areas.idxmin()]}) to "
+                f"{fixed(areas.max(), 2)} ({LANGUAGES[areas.idxmax()]}); in {certain} of them the interval lies above "
+                "chance"
             )
         said.append(f"{text}.")
     return " ".join(said) or _NOT_RUN

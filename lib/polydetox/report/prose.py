@@ -58,10 +58,12 @@ def variables(results: Results) -> dict[str, str]:
         **stored_sentences(results),
         **mechanism_sentences(results),
         "world_overview": world.overview(profile),
-        "world_sentence": world.sentence(small := world.cells(profile), world.figures(small)),
+        "world_sentence": world.sentence(small := world.cells(profile), told := world.figures(small)),
+        "world_verdict": world.verdict(told),
         "subject_sentence": _subject(results),
         "time_sentence": _time(results),
         "commit_sentence": _commits(results),
+        "absent_sentence": _absent(results),
         "notices": " ".join(filter(None, (load_model(model).notice for model in profile.models))),
     }
 
@@ -114,7 +116,7 @@ def _subject(results: Results) -> str:
         return (
             f"This report asks why, with small models pretrained for the question in {len(profile.languages)} "
             "languages. "
-            f"{world.sentence(small := world.cells(profile), world.figures(small))}"
+            f"{world.sentence(small := world.cells(profile), told := world.figures(small))} {world.verdict(told)}"
         )
     titles = listing([load_model(model).title for model in profile.models])
     return (
@@ -455,3 +457,29 @@ def _commits(results: Results) -> str:
     said = listing([f"`{commit[:10]}{'+' if commit.endswith('+') else ''}`" for commit in commits])
     changed = " (a plus sign marks uncommitted changes)" if any(commit.endswith("+") for commit in commits) else ""
     return f"The stages ran at commit {said}{changed}."
+
+
+# What a profile may leave out, by its section, with the stages that run it.
+_PARTS = {
+    "models": ("preference tuning of pretrained models and its effect on toxicity", ("evaluate",)),
+    "mechanism": (
+        "the toxicity probe, value vectors, activations and interventions",
+        ("probe", "value_vectors", "activations", "intervene"),
+    ),
+    "alignment": ("sentence retrieval across languages and its correlation with the drop", ("retrieval", "transfer")),
+    "capability": ("multilingual benchmarks of capability", ()),
+    "world": ("the controlled world", ()),
+    "control": ("attribute-controlled fine-tuning [@meng2024attribute]", ()),
+}
+
+
+def _absent(results: Results) -> str:
+    """Which parts the profile leaves out, and of which it asks for more than was run."""
+    left_out = [words for section, (words, _) in _PARTS.items() if not getattr(results.profile, section, None)]
+    said = [f"This profile leaves out {listing(left_out)}."] if left_out else []
+    for words, stages in _PARTS.values():
+        asked = [run for run in results.stages if run.stage in stages]
+        done = sum(run.done for run in asked)
+        if done < len(asked):
+            said.append(f"Of {words}, {done} of {len(asked)} notebooks were run.")
+    return " ".join(said) or "This profile asks for every part, and all of it was run."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from polydetox import paths
@@ -15,8 +16,8 @@ from polydetox.languages import LANGUAGES
 from polydetox.params import Profile
 from polydetox.report.collect import ENGLISH
 from polydetox.report.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
-from polydetox.retrieval.transfer import correlation
+from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+from polydetox.retrieval.transfer import correlation, line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,26 +77,83 @@ def by_alignment(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def figures(table: pd.DataFrame) -> dict[str, Any]:
-    """Correlations over models and languages other than English, with and without the means of each alignment.
+ALIGNMENT = ["size", "alignment"]  # what models of the same corpus share
+SEED = [*ALIGNMENT, "language"]  # and with the language, only the seed is left to differ
 
-    Their intervals draw whole models, as the languages of one model are not independent.
+
+def _points(table: pd.DataFrame) -> pd.DataFrame:
+    """What correlates: a row a model and language other than English whose drop is defined."""
+    return table[(table["language"] != ENGLISH) & table["relative_drop"].notna()].astype(
+        {"alignment": float, "accuracy": float, "relative_drop": float}
+    )
+
+
+def within(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Retrieval accuracy and relative drop less their means over the points that share ``keys``."""
+    values = points[["accuracy", "relative_drop"]]
+    return values - values.groupby([points[key] for key in keys]).transform("mean")
+
+
+def figures(table: pd.DataFrame) -> dict[str, Any]:
+    """What correlates with the drop over models and languages other than English, by size, and what is left within.
+
+    ``sizes`` has for each size the correlations of ``_BY_SIZE``: what follows from the alignment that was set, what
+    retrieval tells, and what alignment tells once a straight line through retrieval is taken away. ``within_alignment``
+    and ``within_seed``, over all sizes, take the means of each corpus away, and of each corpus and language. Intervals
+    draw whole models, as the languages of one model are not independent; the p of ``within_seed`` is that of
+    :func:`permutation_p`.
     """
-    others = table[(table["language"] != ENGLISH) & table["relative_drop"].notna()]
-    found: dict[str, Any] = {"models": int(table["cell"].nunique()), "points": len(others)}
-    if others.empty:
+    points = _points(table)
+    found: dict[str, Any] = {"models": int(table["cell"].nunique()), "points": len(points), "sizes": {}}
+    if points.empty:
         return found
-    columns = others[["alignment", "accuracy", "relative_drop"]].astype(float)
-    centred = columns - columns.groupby([others["size"], columns["alignment"]]).transform("mean")
-    models = pd.factorize(others["cell"])[0]
-    for name, (data, x, y) in {
-        "alignment_drop": (columns, "alignment", "relative_drop"),
-        "alignment_accuracy": (columns, "alignment", "accuracy"),
-        "accuracy_drop": (columns, "accuracy", "relative_drop"),
-        "accuracy_drop_within": (centred.assign(alignment=0.0), "accuracy", "relative_drop"),
-    }.items():
-        found[name] = correlation(data[x].to_numpy(), data[y].to_numpy(), models)
+    for size, rows in points.groupby("size", sort=True):
+        alignment, accuracy, drop = (rows[name].to_numpy() for name in ("alignment", "accuracy", "relative_drop"))
+        models = pd.factorize(rows["cell"])[0]
+        found["sizes"][size] = {
+            "alignment_accuracy": correlation(alignment, accuracy, models),
+            "alignment_drop": correlation(alignment, drop, models),
+            "accuracy_drop": correlation(accuracy, drop, models),
+            "alignment_drop_given_accuracy": correlation(_beyond(alignment, accuracy), _beyond(drop, accuracy), models),
+        }
+    for name, keys in (("within_alignment", ALIGNMENT), ("within_seed", SEED)):
+        left = within(points, keys)
+        found[name] = correlation(
+            left["accuracy"].to_numpy(), left["relative_drop"].to_numpy(), pd.factorize(points["cell"])[0]
+        )
+    found["within_seed"]["p"] = permutation_p(points)
     return found
+
+
+def _beyond(values: np.ndarray, predictor: np.ndarray) -> np.ndarray:
+    """What a line of least squares through ``predictor`` leaves of some values."""
+    slope, intercept = line(predictor, values)
+    return values - slope * predictor - intercept
+
+
+def permutation_p(points: pd.DataFrame, samples: int = 10_000, seed: int = 0) -> float | None:
+    """Two-sided p that models which differ in their seed alone drop most where they retrieve best.
+
+    The drops of whole models, all languages together, are dealt anew among the models of the same size and alignment:
+    if the drop has nothing to do with a model's own retrieval, every deal is as likely as the one that was seen. The
+    statistic is the sum of the products of what :func:`within` leaves. None where no two models share a corpus.
+    """
+    left = within(points, SEED).assign(cell=points["cell"], language=points["language"])
+    rng = np.random.default_rng(seed)
+    seen, dealt, several = 0.0, np.zeros(samples), False
+    for _, rows in left.groupby([points[key] for key in ALIGNMENT]):
+        accuracy, drop = (rows.pivot(index="cell", columns="language", values=name).fillna(0.0).to_numpy()
+                          for name in ("accuracy", "relative_drop"))  # fmt: skip
+        products = accuracy @ drop.T  # (models, models whose drops they are dealt)
+        models = np.arange(len(products))
+        several |= len(models) > 1
+        seen += np.trace(products)
+        deals = rng.permuted(np.tile(models, (samples, 1)), axis=1)
+        dealt += products[models, deals].sum(axis=1)
+    if not several:
+        return None
+    as_large = np.abs(dealt) >= abs(seen) - 1e-12
+    return float((1 + as_large.sum()) / (1 + samples))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
@@ -118,9 +176,6 @@ def _share(value: float) -> Cell:
     return Cell(NOT_APPLICABLE) if pd.isna(value) else number(value, 2)
 
 
-_SHOWN = ["before", "after", "relative_drop", "well_formed_before", "well_formed_after", "accuracy", "centred_accuracy"]
-
-
 def levels_table(levels: pd.DataFrame) -> PaperTable:
     """Each size and alignment, means over seeds with their deviation."""
     spans = [("", 1), ("Insulting", 3), ("Well-formed", 2), ("Retrieval", 2)]
@@ -128,7 +183,7 @@ def levels_table(levels: pd.DataFrame) -> PaperTable:
     groups = []
     for size, rows in levels.groupby("size", sort=False) if len(levels) else []:
         lines: list[list[Cell | str]] = [
-            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in _SHOWN)] for _, row in rows.iterrows()
+            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in MEASURES)] for _, row in rows.iterrows()
         ]
         groups.append(Group(f"{size} ({int(rows['models'].sum())} models)", lines))
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 7]])], spans)
@@ -141,29 +196,37 @@ def _spread(row: pd.Series, name: str) -> Cell:
     return Cell(fixed(row[name], 2), "" if pd.isna(deviation) else f"± {fixed(deviation, 2)}")
 
 
-_SAID = {
-    "alignment_drop": "alignment set, relative drop of insults",
+_BY_SIZE = {
     "alignment_accuracy": "alignment set, retrieval accuracy",
+    "alignment_drop": "alignment set, relative drop of insults",
     "accuracy_drop": "retrieval accuracy, relative drop of insults",
-    "accuracy_drop_within": "the same within each alignment",
+    "alignment_drop_given_accuracy": "alignment set, relative drop, both less what retrieval accuracy predicts",
+}
+_WITHIN = {
+    "within_alignment": "retrieval accuracy, relative drop, within each alignment",
+    "within_seed": "the same within each alignment and language",
 }
 
 
 def correlations_table(found: Mapping[str, Any]) -> PaperTable:
-    """Pearson's r of each pair of quantities."""
-    columns = ["Between", "Points", "Pearson's r", "without one model"]
-    lines: list[list[Cell | str]] = []
-    for name, said in _SAID.items():
-        row = found.get(name)
-        if row is None:
-            lines.append([said, *[Cell(NOT_RUN)] * 3])
-        elif row["r"] is None:
-            lines.append([said, number(row["points"], 0), *[Cell(NOT_APPLICABLE)] * 2])
-        else:
-            without = [fixed(row[f"{side}_without_one"], 2) for side in ("least", "most")]
-            lines.append([said, number(row["points"], 0), number(row["r"], 2, row["low"], row["high"]),
-                          Cell(" to ".join(without))])  # fmt: skip
-    return PaperTable(columns, [Group(None, lines)])
+    """Pearson's r of each pair of quantities, by size, and within what models share."""
+    columns = ["Between", "Points", "Pearson's r", "without one model", "p"]
+    groups = [
+        Group(str(size), [_correlation_line(said, rows[name]) for name, said in _BY_SIZE.items()])
+        for size, rows in found["sizes"].items()
+    ]
+    lines = [_correlation_line(said, found.get(name)) for name, said in _WITHIN.items()]
+    return PaperTable(columns, [*groups, Group("all sizes, the means of each taken away", lines)])
+
+
+def _correlation_line(said: str, row: Mapping[str, Any] | None) -> list[Cell | str]:
+    if row is None:
+        return [said, *[Cell(NOT_RUN)] * 4]
+    if row["r"] is None:
+        return [said, number(row["points"], 0), *[Cell(NOT_APPLICABLE)] * 3]
+    without = " to ".join(fixed(row[f"{side}_without_one"], 2) for side in ("least", "most"))
+    p = Cell(NOT_APPLICABLE) if row["p"] is None else number(row["p"], 3)
+    return [said, number(row["points"], 0), number(row["r"], 2, row["low"], row["high"]), Cell(without), p]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------
@@ -208,19 +271,17 @@ def plot_alignment(table: pd.DataFrame) -> Figure:
 
 
 def plot_retrieval(table: pd.DataFrame) -> Figure:
-    """Relative drop against retrieval accuracy, a point a model and language; right, within each alignment."""
+    """Relative drop against retrieval accuracy, a point a model and language; right, where only the seed differs."""
     use_theme()
-    others = table[(table["language"] != ENGLISH) & table["relative_drop"].notna()]
-    columns = others[["accuracy", "relative_drop"]].astype(float)
-    centred = columns - columns.groupby([others["size"], others["alignment"]]).transform("mean")
+    points = _points(table)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
-    for axis, data, said in zip(axes, (columns, centred), ("", " (less the mean of its alignment)"), strict=True):
-        points = axis.scatter(data["accuracy"], data["relative_drop"], c=others["alignment"].astype(float),
-                              cmap="cividis", s=18, vmin=0.0, vmax=1.0)  # fmt: skip
+    for axis, data, said in zip(axes, (points, within(points, SEED)), ("", " (less the mean)"), strict=True):
+        shown = axis.scatter(data["accuracy"], data["relative_drop"], c=points["alignment"], cmap="cividis", s=18,
+                             vmin=0.0, vmax=1.0)  # fmt: skip
         axis.set_xlabel(f"retrieval accuracy{said}", fontsize=8.5)
         axis.set_ylabel(f"relative drop{said}", fontsize=8.5)
         axis.grid(True, axis="both")
-    figure.colorbar(points, ax=axes, label="share of aligned text", fraction=0.04)
+    figure.colorbar(shown, ax=axes, label="share of aligned text", fraction=0.04)
     return figure
 
 
@@ -245,14 +306,48 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
             f"their continuations that are well formed goes from {fixed(last['well_formed_before'], 2)} to "
             f"{fixed(last['well_formed_after'], 2)}."
         )
-    for name, words in (
-        ("alignment_drop", "The alignment that was set and the drop correlate"),
-        ("accuracy_drop_within", "Among models of the same alignment, retrieval accuracy and the drop correlate"),
-    ):
-        row = found.get(name)
+        row = found["sizes"].get(size, {}).get("alignment_drop")
         if row and row["r"] is not None:
-            said.append(f"{words} at r = {fixed(row['r'], 2)} [{fixed(row['low'], 2)}, {fixed(row['high'], 2)}].")
+            said.append(f"There, alignment and the drop correlate at {_told(row)}.")
     return " ".join(said)
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Whether alignment causes the transfer, and what retrieval accuracy has to do with it, chosen by the numbers."""
+    drops = {size: rows["alignment_drop"] for size, rows in found["sizes"].items()}
+    told = {size: row for size, row in drops.items() if row["r"] is not None}
+    if not told:
+        return "Too few models were run to tell."
+    certain = [size for size, row in told.items() if row["low"] > 0]
+    said = [
+        f"Alignment was set and all else left as it was, so that its correlation with the drop is an effect: one that "
+        f"the interval tells from none in {listing(certain)}."
+        if certain
+        else "No effect of the alignment that was set on the drop can be told from chance."
+    ]
+    row = found["within_seed"]
+    if row["r"] is None or row["p"] is None:
+        said.append("Whether retrieval accuracy tells more than alignment takes several seeds of each corpus: not run.")
+        return " ".join(said)
+    words = f"r = {_told(row)}, p = {fixed(row['p'], 3)}"
+    if row["p"] < 0.05 and row["r"] > 0:
+        said.append(
+            f"Among models of the same corpus, which differ in their seed alone, a language that is retrieved better "
+            f"also drops more ({words}): retrieval accuracy tells something of the transfer that alignment does not. "
+            "It was not set itself, so that both may follow from what else the seed decides."
+        )
+    else:
+        said.append(
+            f"Among models of the same corpus, which differ in their seed alone, a language that is retrieved better "
+            f"does not drop more beyond what chance allows ({words}): here retrieval accuracy goes along with transfer "
+            "because alignment moves both, and nothing shows that it does more. That is no proof of the contrary: both "
+            "are measured with noise, which lowers a correlation within a corpus most."
+        )
+    return " ".join(said)
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    return f"{fixed(row['r'], 2)} [{fixed(row['low'], 2)}, {fixed(row['high'], 2)}]"
 
 
 def _range(values: pd.Series) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from polydetox import paths
 from polydetox.artifacts import Stage
@@ -15,9 +16,6 @@ from polydetox.interp.representations import mean_pooled
 from polydetox.languages import LANGUAGES
 from polydetox.models.checkpoints import checkpoint_of, provenance
 from polydetox.params import RetrievalParameters, load_model
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 ENGLISH = "en"
 

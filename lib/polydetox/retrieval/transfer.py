@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
 from polydetox import paths
 from polydetox.artifacts import Stage, finished, read_json
 from polydetox.params import TransferParameters, load_model, load_profile
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 COLUMNS = ["language", "before", "after", "relative_drop", "accuracy", "aligned_cosine"]
 
