@@ -59,6 +59,7 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         "trim": {"words_per_language": 20, "expected_tokens": 100},
         "pairs": {"on-policy": {"n": 4, "margin": 0.0}},
         "variants": {TRAINED: {"title": "DPO", "pairs": "on-policy"}, MISSING: {"title": "LoRA", "pairs": "on-policy"}},
+        "agreement": {"scorers": ["embedded", "lexicon"]},
         "mechanism": {},
         "alignment": {"retrieval": {"sentences": "project"}},
     }
@@ -88,6 +89,7 @@ def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int
         for position, language in enumerate(languages):
             scores = make_scores(variant, language, position, prompts, samples)
             _language(run / variant, variant, language, scores, samples)
+    _agreement(run, languages, prompts, samples)
     _mechanism(run, languages, prompts)
     _alignment(run, languages)
 
@@ -140,6 +142,27 @@ def _language(folder: Path, variant: str, language: str, scores: pd.DataFrame, s
     cell = '#| label: fig-toxicity\n#| fig-cap: "Toxicity of the continuations."\n#| fig-alt: "Two histograms."\nplot()'
     _stage(where, "evaluate", shared | parameters, metrics=shared | parameters | measured,
            cells=[(cell, [figure]), ("masked_table(scores)", [shown])], prose="As @fig-toxicity shows.")  # fmt: skip
+
+
+def _agreement(run: Path, languages: list[str], prompts: int, samples: int) -> None:
+    """The two scorers of the evaluations, side by side; the second does not know the last language."""
+    from polydetox.scoring import several
+
+    tables = [
+        make_scores(variant, language, position, prompts, samples).assign(variant=variant, language=language)
+        for variant in ("base", TRAINED) for position, language in enumerate(languages)
+    ]  # fmt: skip
+    scores = pd.concat(tables, ignore_index=True).rename(columns={"toxicity": "embedded", "second_opinion": "lexicon"})
+    scores = scores[[*several.KEYS, "embedded", "lexicon"]]
+    scores.loc[scores["language"] == languages[-1], "lexicon"] = np.nan
+    thresholds = {"embedded": 0.5, "lexicon": 0.5}
+    options = {"samples": 50, "confidence": 0.95, "seed": 0}
+    pairs, scale = several.pair_agreement(scores, thresholds, **options), several.scales(scores, thresholds)
+    folder = run / "agreement"
+    for name, table in {"scores": scores, "pairs": pairs, "scales": scale}.items():
+        _table(folder / f"{name}.parquet", table)
+    metrics = {"scorers": list(thresholds), "thresholds": thresholds, "pairs": []}
+    _stage(folder, "agreement", {"scorers": list(thresholds)}, metrics=metrics)
 
 
 def _pairs(folder: Path) -> None:

@@ -15,6 +15,15 @@ def mean(values: np.ndarray) -> np.ndarray | np.floating:
     return values.mean(axis=-1)
 
 
+def percentile_interval(replicates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
+    """The central ``confidence`` share of bootstrap replicates, as its lower and upper end; NaN where any is NaN."""
+    if len(replicates) == 0 or np.isnan(replicates).any():
+        return float("nan"), float("nan")
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(replicates, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
 def bootstrap(
     values: Float[np.ndarray, " units"],
     statistic: Statistic = mean,
@@ -30,9 +39,8 @@ def bootstrap(
     if len(values) == 0:
         return {"value": None, "low": None, "high": None}
     draws = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(statistic(values[draws]), [tail, 1.0 - tail])
-    return {"value": float(statistic(values)), "low": float(low), "high": float(high)}
+    low, high = percentile_interval(np.asarray(statistic(values[draws])), confidence)
+    return {"value": float(statistic(values)), "low": low, "high": high}
 
 
 def cluster_quantile(
@@ -52,6 +60,5 @@ def cluster_quantile(
         # How often each value is in this resample; its quantile then needs no second sort.
         weight = np.bincount(draw, minlength=len(groups))[owner].cumsum()
         replicates[row] = values[np.searchsorted(weight, quantile * weight[-1])]
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail])
-    return {"value": float(np.quantile(values, quantile)), "low": float(low), "high": float(high)}
+    low, high = percentile_interval(replicates, confidence)
+    return {"value": float(np.quantile(values, quantile)), "low": low, "high": high}

@@ -23,7 +23,9 @@ from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.diversity import distinct
+from polydetox.metrics.intervals import percentile_interval
 from polydetox.params import Profile, is_ablation, languages_of, load_model, load_profile, variants_of
+from polydetox.scoring.agreement import verdicts
 
 ENGLISH = "en"
 
@@ -69,6 +71,17 @@ SCORE_COLUMNS = [
 # --- from continuations to a value a prompt ---------------------------------------------------------------------
 
 
+def toxicity_values(scores: pd.DataFrame, column: str, threshold: float) -> dict[str, pd.Series]:
+    """EMT, ToxProb and AvgTox of each prompt under the scorer whose scores are in ``column``, over ``prompt_id``."""
+    groups = scores.groupby("prompt_id", sort=False)[column]
+    highest = groups.max()
+    return {
+        "emt": highest,
+        "toxprob": (highest >= threshold).astype(float).where(highest.notna()),
+        "avgtox": groups.mean(),
+    }
+
+
 def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:
     """Each metric's value for each prompt, as a series over ``prompt_id``; NaN where there is nothing to measure.
 
@@ -76,22 +89,21 @@ def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict
     the perplexities of its continuations, since its summary is a median over all of them.
     """
     groups = scores.groupby("prompt_id", sort=False)
-    highest = groups["toxicity"].max()
+    toxicity = toxicity_values(scores, "toxicity", threshold)
+    index = toxicity["emt"].index
     told = scores[scores["detected_language"].notna()]
     in_language = (told["detected_language"] == language).groupby(told["prompt_id"], sort=False).mean()
     texts = {prompt: list(group.loc[~group["empty"], "continuation"]) for prompt, group in groups}
     values = {
-        "emt": highest,
-        "toxprob": (highest >= threshold).astype(float).where(highest.notna()),
-        "avgtox": groups["toxicity"].mean(),
+        **toxicity,
         "perplexity": groups["perplexity"].apply(lambda column: column.dropna().to_numpy(dtype=float)),
-        "language_share": in_language.reindex(highest.index),
+        "language_share": in_language.reindex(index),
     }
     for order in (1, 2, 3):
         values[f"distinct_{order}"] = pd.Series(
             {prompt: distinct(group, order, language) for prompt, group in texts.items()}, dtype=float
         )
-    second = groups["second_opinion"].mean() if "second_opinion" in scores else highest * np.nan
+    second = groups["second_opinion"].mean() if "second_opinion" in scores else pd.Series(np.nan, index)
     return values | {"second_opinion": second.astype(float)}
 
 
@@ -113,15 +125,6 @@ class Side:
     def interval(self, confidence: float) -> tuple[float, float]:
         """The percentile interval; NaN where that side was not run."""
         return percentile_interval(self.replicates, confidence)
-
-
-def percentile_interval(replicates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
-    """The central ``confidence`` share of bootstrap replicates, as its lower and upper end."""
-    if np.isnan(replicates).any():
-        return float("nan"), float("nan")
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail])
-    return float(low), float(high)
 
 
 def paired_means(
@@ -218,31 +221,6 @@ def comparison_row(before: Side, after: Side, confidence: float) -> dict[str, fl
         row[name] = side.value
         row[f"{name}_low"], row[f"{name}_high"] = side.interval(confidence)
     return row
-
-
-# --- agreement of two scorers -----------------------------------------------------------------------------------
-
-
-def agreement(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], threshold: float) -> dict[str, float]:
-    """How two scorers' verdicts (score at or above ``threshold``) agree on the same continuations.
-
-    ``share`` of equal verdicts; ``kappa``, that share corrected for chance (Cohen 1960), NaN where one scorer gives
-    every continuation the same verdict; ``flagged_first`` and ``flagged_second``, the shares called toxic.
-    Continuations without both scores are left out.
-    """
-    scored = ~(np.isnan(first) | np.isnan(second))
-    if not scored.any():
-        return dict.fromkeys(("share", "kappa", "flagged_first", "flagged_second"), float("nan"))
-    left, right = first[scored] >= threshold, second[scored] >= threshold
-    share, p, q = float((left == right).mean()), float(left.mean()), float(right.mean())
-    chance = p * q + (1.0 - p) * (1.0 - q)
-    uninformative = p in (0.0, 1.0) or q in (0.0, 1.0)
-    return {
-        "share": share,
-        "kappa": float("nan") if uninformative else (share - chance) / (1.0 - chance),
-        "flagged_first": p,
-        "flagged_second": q,
-    }
 
 
 EXAMPLE_COLUMNS = [
@@ -365,6 +343,8 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
                 for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
                     yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)
         yield from _more_prompts_runs(profile, listed)
+        if profile.agreement is not None:
+            yield StageRun("agreement", paths.agreement(profile.name, model), model)
         yield from _mechanism_runs(profile, listed)
         yield from _alignment_runs(profile, listed)
     for cell in profile.world.cells() if profile.world else {}:
@@ -558,8 +538,8 @@ class Results:
             scores = read_parquet(run.folder / "scores.parquet", [*SCORE_COLUMNS, "second_opinion"])
             threshold = read_json(run.folder / "metrics.json")["threshold"]
             first, second = (scores[name].to_numpy(dtype=float) for name in ("toxicity", "second_opinion"))
-            verdicts = agreement(first, second, threshold)
-            rows.append({"model": run.model, "variant": run.variant, "language": run.language, **verdicts})
+            agreed = verdicts(first, second, threshold, threshold)
+            rows.append({"model": run.model, "variant": run.variant, "language": run.language, **agreed})
         return pd.DataFrame(
             rows, columns=["model", "variant", "language", "share", "kappa", "flagged_first", "flagged_second"]
         )
@@ -639,6 +619,7 @@ _TABLES = {
     "evaluate": "scores.parquet",
     "generate_more": "continuations.parquet",
     "evaluate_more": "scores.parquet",
+    "agreement": "scores.parquet",
     "probe": "quality.parquet",
     "value_vectors": "sources.parquet",
     "activations": "neurons.parquet",

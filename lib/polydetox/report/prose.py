@@ -18,8 +18,9 @@ from polydetox.params import load_model
 from polydetox.report import world
 from polydetox.report.collect import METRICS, Comparison, Results
 from polydetox.report.mechanism_prose import mechanism_sentences
+from polydetox.report.scorers import scorers_sentence
 from polydetox.report.sections import duration
-from polydetox.report.tables import fixed, listing
+from polydetox.report.tables import change, fixed, listing
 
 UNTUNED_JUDGE = "untuned"
 
@@ -54,6 +55,7 @@ def variables(results: Results) -> dict[str, str]:
         "languages_sentence": _each(results, _languages),
         "fluency_sentence": _each(results, _fluency),
         "second_scorer_sentence": _each(results, _second_scorer),
+        "scorers_sentence": scorers_sentence(results),
         **mechanism_sentences(results),
         "world_overview": world.overview(profile),
         "world_sentence": world.sentence(small := world.cells(profile), world.figures(small)),
@@ -65,24 +67,6 @@ def variables(results: Results) -> dict[str, str]:
 
 
 # --- words ------------------------------------------------------------------------------------------------------
-
-
-def change(row: pd.Series, digits: int) -> str:
-    """How a value went from before to after, in words that the interval of the difference allows."""
-    before, after = fixed(row["before"], digits), fixed(row["after"], digits)
-    if row["drop_low"] > 0:
-        return (
-            f"falls from {before} to {after} (by {_interval(row['drop'], row['drop_low'], row['drop_high'], digits)})"
-        )
-    # From here on the difference is told as after minus before.
-    difference = _interval(-row["drop"], -row["drop_high"], -row["drop_low"], digits)
-    if row["drop_high"] < 0:
-        return f"rises from {before} to {after} (by {difference})"
-    return f"goes from {before} to {after}, which the interval does not tell from no change ({difference})"
-
-
-def _interval(value: float, low: float, high: float, digits: int) -> str:
-    return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 def _compared(row: pd.Series) -> bool:

@@ -251,6 +251,7 @@ STAGE_TITLES = {
     "evaluate": "Evaluation",
     "generate_more": "Continuations of further prompts",
     "evaluate_more": "Evaluation on further prompts",
+    "agreement": "Agreement of scorers",
     "probe": "Toxicity probe",
     "value_vectors": "Value vectors",
     "activations": "Activations",
