@@ -186,6 +186,7 @@ class EvaluateParameters(LanguageStage):
     second_scorer: str | None = "lexicon"
     threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     judge: str = "untuned"  # fluency: `untuned` (the model before DPO), a Hub id or a folder; `none` to skip
+    perplexity: Literal["conditional", "published"] = "conditional"  # published: as the paper's code computes it
     judged_samples: int | None = Field(None, gt=0)  # continuations of a prompt that are judged; None: all
     batch_size: int = Field(64, gt=0)  # continuations a forward pass of the judge
     bootstrap_samples: int = Field(1000, gt=0)

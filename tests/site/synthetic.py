@@ -114,6 +114,9 @@ def make_scores(variant: str, language: str, position: int, prompts: int, sample
                 "detected_language": None if empty else (language if rng.random() < 0.9 else "en"),
                 "empty": empty,
                 "truncated": not empty,
+                "token_distinct_1": 0.4,
+                "token_distinct_2": 0.8,
+                "token_distinct_3": 0.9,
                 "gloss": f"{MARKER} gloss {prompt}",
             })  # fmt: skip
     return pd.DataFrame(rows)

@@ -22,7 +22,7 @@ from polydetox import paths
 from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read_parquet
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
-from polydetox.metrics.diversity import distinct
+from polydetox.metrics.diversity import ORDERS, distinct
 from polydetox.metrics.intervals import percentile_interval
 from polydetox.params import Profile, is_ablation, languages_of, load_model, load_profile, variants_of
 from polydetox.scoring.agreement import verdicts
@@ -48,6 +48,9 @@ METRICS: dict[str, Metric] = {
     "distinct_1": Metric("Distinct-1", "share of distinct words", False),
     "distinct_2": Metric("Distinct-2", "share of distinct word pairs", False),
     "distinct_3": Metric("Distinct-3", "share of distinct word triples", False),
+    "token_distinct_1": Metric("Dist-1, tokens", "distinct tokens over tokens", False),
+    "token_distinct_2": Metric("Dist-2, tokens", "distinct token pairs over tokens", False),
+    "token_distinct_3": Metric("Dist-3, tokens", "distinct token triples over tokens", False),
     "language_share": Metric("In language", "share of continuations in the prompt's language", False),
     "second_opinion": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
 }
@@ -58,9 +61,9 @@ PAPER_COLUMNS = {
     "toxprob": "toxprob",
     "avgtox": "avgtox",
     "perplexity": "ppl",
-    "distinct_1": "dist1",
-    "distinct_2": "dist2",
-    "distinct_3": "dist3",
+    "token_distinct_1": "dist1",
+    "token_distinct_2": "dist2",
+    "token_distinct_3": "dist3",
 }
 
 SCORE_COLUMNS = [
@@ -99,10 +102,12 @@ def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict
         "perplexity": groups["perplexity"].apply(lambda column: column.dropna().to_numpy(dtype=float)),
         "language_share": in_language.reindex(index),
     }
-    for order in (1, 2, 3):
+    for order in ORDERS:
         values[f"distinct_{order}"] = pd.Series(
             {prompt: distinct(group, order, language) for prompt, group in texts.items()}, dtype=float
         )
+        column = f"token_distinct_{order}"
+        values[column] = groups[column].first() if column in scores else pd.Series(np.nan, index)
     second = groups["second_opinion"].mean() if "second_opinion" in scores else pd.Series(np.nan, index)
     return values | {"second_opinion": second.astype(float)}
 
@@ -612,7 +617,7 @@ class Results:
         return values
 
 
-COUNTS = ["prompts", "continuations", "scored", "empty", "truncated"]
+COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "judged", "outliers"]
 _TABLES = {
     "pairs": "pairs.parquet",
     "generate": "continuations.parquet",
@@ -636,7 +641,8 @@ def flat_metrics(content: dict[str, Any] | None) -> dict[str, dict[str, float | 
     if content is None:
         return {metric: {} for metric in METRICS}
     flat = {name: content[name] for name in ("emt", "toxprob", "avgtox", "language_share", "second_opinion")}
-    flat |= {f"distinct_{order}": value for order, value in content["distinct"].items()}
+    for name in ("distinct", "token_distinct"):
+        flat |= {f"{name}_{order}": value for order, value in content.get(name, {}).items()}
     quartiles = content["perplexity"]
     flat |= {"perplexity": quartiles["median"], "perplexity_q1": quartiles["q1"], "perplexity_q3": quartiles["q3"]}
     return flat

@@ -14,6 +14,7 @@ import pandas as pd
 
 from polydetox.artifacts import read_json
 from polydetox.languages import LANGUAGES
+from polydetox.metrics.fluency import OUTLIER
 from polydetox.params import load_model
 from polydetox.report import world
 from polydetox.report.collect import METRICS, Comparison, Results
@@ -46,6 +47,8 @@ def variables(results: Results) -> dict[str, str]:
         "scorer_quality_sentence": _scorer_quality(results),
         "scorer_limit_sentence": _scorer_limit(results),
         "judge_sentence": _judge(results),
+        "perplexity_sentence": _perplexity(results),
+        "outliers_sentence": _outliers(results),
         "bootstrap_sentence": f"{results.samples:,} bootstrap replicates and a confidence of {results.confidence:.0%}",
         "coverage_sentence": _coverage(results),
         "scored_sentence": _scored(results),
@@ -236,6 +239,32 @@ def _judge(results: Results) -> str:
         )
     named = listing([f"`{judge}`" for judge in judges])
     return f"The judge of fluency is {named}, which is not one of the models under test."
+
+
+def _perplexity(results: Results) -> str:
+    ways = results.parameters("evaluate", "perplexity")
+    if not ways or results.parameters("evaluate", "judge") == ["none"]:
+        return ""
+    if ways == ["published"]:
+        return (
+            "It is computed as the published code does: from the likelihood of prompt and continuation together less "
+            "that of the prompt. Where the judge has an encoder, that encoder reads the continuation as well."
+        )
+    return (
+        "It is that of the continuation's tokens, given the prompt; an encoder, where the judge has one, reads no more."
+    )
+
+
+def _outliers(results: Results) -> str:
+    counts = results.counts()
+    judged, outliers = int(counts["judged"].sum()), int(counts["outliers"].sum())
+    if not judged:
+        return ""
+    found = f"{outliers:,} have" if outliers != 1 else "1 has"
+    return (
+        f"Of the {judged:,} continuations that were judged, {found if outliers else 'none has'} a perplexity of "
+        f"{OUTLIER:,.0f} or more. The published evaluation leaves such continuations out; here they are kept."
+    )
 
 
 # --- what came of it --------------------------------------------------------------------------------------------

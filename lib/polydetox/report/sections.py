@@ -15,8 +15,15 @@ from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperT
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
-MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "distinct_2", "language_share"]
-FLUENCY_METRICS = ["perplexity", "distinct_1", "distinct_2", "distinct_3", "language_share"]
+MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "token_distinct_2", "language_share"]
+FLUENCY_METRICS = [
+    "perplexity",
+    "token_distinct_1",
+    "token_distinct_2",
+    "token_distinct_3",
+    "distinct_2",
+    "language_share",
+]
 PAPER = "Li, Yong and Bach (2024)"
 
 
