@@ -19,7 +19,7 @@ from polydetox.params import load_model
 from polydetox.report import world
 from polydetox.report.collect import METRICS, Comparison, Results
 from polydetox.report.mechanism_prose import mechanism_sentences
-from polydetox.report.scorers import scorers_sentence
+from polydetox.report.scorers import candidates_sentence, scorers_sentence
 from polydetox.report.sections import duration
 from polydetox.report.tables import change, fixed, listing
 
@@ -59,6 +59,7 @@ def variables(results: Results) -> dict[str, str]:
         "fluency_sentence": _each(results, _fluency),
         "second_scorer_sentence": _each(results, _second_scorer),
         "scorers_sentence": scorers_sentence(results),
+        "candidates_sentence": candidates_sentence(),
         **mechanism_sentences(results),
         "world_overview": world.overview(profile),
         "world_sentence": world.sentence(small := world.cells(profile), world.figures(small)),

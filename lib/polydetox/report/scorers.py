@@ -25,6 +25,7 @@ from polydetox.report.collect import (
     toxicity_values,
 )
 from polydetox.report.tables import NOT_APPLICABLE, Cell, Group, PaperTable, change, fixed, listing, number
+from polydetox.scoring.candidates import CANDIDATES_FILE, SHIPPED, best_by_language
 from polydetox.scoring.several import KEYS, UNTUNED, linked
 
 if TYPE_CHECKING:
@@ -357,3 +358,82 @@ def levels_table(levels: pd.DataFrame) -> PaperTable:
         ]  # fmt: skip
         groups.append(Group(f"{scorer}, {'untuned' if variant == UNTUNED else variant}", lines))
     return PaperTable(["Language", *TITLES.values()], groups)
+
+
+# --- what ships in packages -------------------------------------------------------------------------------------
+
+
+def plot_candidates(auc: pd.DataFrame) -> Figure:
+    """AUC of each packaged scorer by language, a panel a task.
+
+    ``auc`` has ``language, task, scorer`` and ``auc``.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    from polydetox.report.figures import MUTED, ROW, WIDTH, language_axis, legend, use_theme
+
+    use_theme()
+    languages = [language for language in LANGUAGES if language in set(auc["language"])]
+    names, tasks = list(dict.fromkeys(auc["scorer"])), list(dict.fromkeys(auc["task"]))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(WIDTH, 1.2 + ROW * len(languages)), sharey=True, squeeze=False)
+    for axis, task in zip(axes.flat, tasks, strict=True):
+        language_axis(axis, languages)
+        for position, name in enumerate(names):
+            rows = auc[(auc["task"] == task) & (auc["scorer"] == name)].set_index("language").reindex(languages)
+            axis.plot(rows["auc"], range(len(languages)), linestyle="none", marker="oDs^vP"[position % 6], label=name,
+                      color=sns.color_palette("colorblind")[position % 10], markersize=5)  # fmt: skip
+        axis.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
+        axis.set(xlabel=f"AUC: {task}", xlim=(0.45, 1.02))
+    legend(figure, axes.flat[0])
+    return figure
+
+
+def candidates_table(recorded: dict[str, Any]) -> PaperTable:
+    """Mean AUC of each packaged scorer over its languages, by task, with its licence; below it each language.
+
+    ``recorded`` is what ``scoring/data/candidates.json`` holds.
+    """
+    auc = pd.DataFrame(recorded["auc"])
+    tasks, names = list(dict.fromkeys(auc["task"])), list(recorded["packages"])
+    lines: list[list[Cell | str]] = []
+    for name in names:
+        mine, package = auc[auc["scorer"] == name], recorded["packages"][name]
+        cells = [_defined(mine.loc[mine["task"] == task, "auc"].mean()) for task in tasks]
+        covered = Cell(str(mine["language"].nunique()))
+        lines.append([name, f"{package['kind']} ({package['licence']})", covered, *cells])
+    return PaperTable(
+        ["Scorer", "What", "Languages", *tasks], [Group(None, lines)], [("", 3), ("Mean AUC", len(tasks))]
+    )
+
+
+def candidates_by_language_table(recorded: dict[str, Any]) -> PaperTable:
+    """AUC of each packaged scorer in each language, on the human labels of prompts and on the completions."""
+    auc, names = pd.DataFrame(recorded["auc"]), list(recorded["packages"])
+    groups = []
+    for task in dict.fromkeys(auc["task"]):
+        wide = auc[auc["task"] == task].pivot(index="language", columns="scorer", values="auc").reindex(columns=names)
+        lines: list[list[Cell | str]] = [
+            [LANGUAGES[language], *(_defined(wide.loc[language, name]) for name in names)]
+            for language in LANGUAGES if language in wide.index
+        ]  # fmt: skip
+        groups.append(Group(task, lines))
+    return PaperTable(["Language", *names], groups)
+
+
+def candidates_sentence() -> str:
+    """Which packaged scorer is best in how many languages, and where the shipped one misses most insults."""
+    recorded = read_json(CANDIDATES_FILE)
+    best = best_by_language(pd.DataFrame(recorded["auc"]))["best"].value_counts()
+    counted = listing([f"`{name}` in {_counted(int(number))}" for name, number in best.items()])
+    table = pd.DataFrame(recorded["second_person"])
+    rows = table[table["scorer"] == SHIPPED].set_index("language")
+    least = rows["insults_flagged"].idxmin()
+    flagged, auc = rows["insults_flagged"], fixed(rows.loc[least, "auc"], 2)
+    return (
+        f"The best by mean AUC is {counted}; `{SHIPPED}` is the one that is shipped. Its weakness is its level: of the "
+        f"insults in the second person that were written for this project it calls {flagged.mean():.0%} toxic on "
+        f"average over languages, but {flagged[least]:.0%} in {LANGUAGES[least]}, where it ranks them above neutral "
+        f"sentences with an AUC of {auc}. Levels should therefore not be compared between languages; before and after "
+        "in one language can."
+    )
