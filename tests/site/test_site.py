@@ -87,9 +87,11 @@ def test_links_between_pages_lead_to_something(site, browser, pages):
 def test_figures_and_tables_are_there_and_numbered(site, browser):
     expected = {
         "results-detox.html": {"fig-toxprob": "Figure 3.1", "fig-emt": "Figure 3.2", "fig-drop": "Figure 3.3",
-                               "tbl-main": "Table 3.1", "tbl-transfer": "Table 3.2", "tbl-languages": "Table 3.3"},
+                               "tbl-main": "Table 3.1", "tbl-transfer": "Table 3.2", "tbl-languages": "Table 3.3",
+                               "fig-scorers": "Figure 3.4", "tbl-scorers": "Table 3.4", "tbl-candidates": "Table 3.7"},
         "training.html": {"fig-training-curves": "Figure 2.1", "tbl-pairs": "Table 2.1", "tbl-training": "Table 2.3"},
-        "fluency.html": {"fig-perplexity": "Figure 4.1", "tbl-fluency": "Table 4.1", "tbl-agreement": "Table 4.3"},
+        "fluency.html": {"fig-perplexity": "Figure 4.1", "tbl-fluency": "Table 4.1", "tbl-drift": "Table 4.3",
+                         "tbl-agreement": "Table 4.4"},
         "why.html": {"fig-probe-languages": "Figure 5.1", "fig-activations": "Figure 5.3", "fig-transfer": "Figure 5.6",
                      "tbl-probe": "Table 5.1", "tbl-intervention": "Table 5.5", "tbl-correlation": "Table 5.8"},
         "reproducibility.html": {"tbl-stages": "Table 8.1", "tbl-versions": "Table 8.2", "tbl-licences": "Table 8.3"},

@@ -549,6 +549,11 @@ class Results:
             rows, columns=["model", "variant", "language", "share", "kappa", "flagged_first", "flagged_second"]
         )
 
+    def detected(self, model: str, variant: str, language: str) -> pd.Series | None:
+        """The share of each detected language among the continuations in which one can be told, most frequent first."""
+        scores = self.scores(model, variant, language)
+        return None if scores is None else scores["detected_language"].value_counts(normalize=True)
+
     def examples(self, comparison: Comparison, language: str, count: int) -> pd.DataFrame | None:
         """Random example continuations of one comparison and language; None where a side was not run."""
         before = self.scores(comparison.model, "base", language)

@@ -57,6 +57,7 @@ def variables(results: Results) -> dict[str, str]:
         "transfer_sentence": _each(results, _transfer),
         "languages_sentence": _each(results, _languages),
         "fluency_sentence": _each(results, _fluency),
+        "drift_sentence": _each(results, _drift),
         "second_scorer_sentence": _each(results, _second_scorer),
         "scorers_sentence": scorers_sentence(results),
         "candidates_sentence": candidates_sentence(),
@@ -245,7 +246,7 @@ def _judge(results: Results) -> str:
 def _perplexity(results: Results) -> str:
     ways = results.parameters("evaluate", "perplexity")
     if not ways or results.parameters("evaluate", "judge") == ["none"]:
-        return ""
+        return "Perplexity was not measured."
     if ways == ["published"]:
         return (
             "It is computed as the published code does: from the likelihood of prompt and continuation together less "
@@ -260,7 +261,7 @@ def _outliers(results: Results) -> str:
     counts = results.counts()
     judged, outliers = int(counts["judged"].sum()), int(counts["outliers"].sum())
     if not judged:
-        return ""
+        return "Perplexity was not measured."
     found = f"{outliers:,} have" if outliers != 1 else "1 has"
     return (
         f"Of the {judged:,} continuations that were judged, {found if outliers else 'none has'} a perplexity of "
@@ -369,6 +370,21 @@ def _fluency(results: Results, comparison: Comparison, means: pd.DataFrame) -> s
         row = means.loc[("all", metric)]
         said.append(f"{words} {change(row, METRICS[metric].digits)}" if _compared(row) else f"{words} was not measured")
     return f"For {comparison.title}, as means over languages, {listing(said)}."
+
+
+def _drift(results: Results, comparison: Comparison, means: pd.DataFrame) -> str:
+    """In how many languages the share of text in the prompt's language falls or rises for sure."""
+    table = results.by_language
+    rows = table[(table["comparison"] == comparison.name) & (table["metric"] == "language_share")].dropna(subset="drop")
+    if rows.empty:
+        return f"The language of {comparison.title} was not detected."
+    left, back = rows[rows["drop_low"] > 0], rows[rows["drop_high"] < 0]
+    said = [f"{words} in {listing([LANGUAGES[language] for language in part['language']])}"
+            for words, part in (("falls", left), ("rises", back)) if len(part)]  # fmt: skip
+    change_of = f"the share in the prompt's language {listing(said)}" if said else "no language's share changes"
+    return (
+        f"For {comparison.title}, of {len(rows)} languages, by more than the intervals allow for chance, {change_of}."
+    )
 
 
 def _second_scorer(results: Results, comparison: Comparison, means: pd.DataFrame) -> str:
