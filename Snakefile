@@ -213,6 +213,7 @@ rule evaluate:
     shell: EXECUTE
 
 
+include: "rules/agreement.smk"
 include: "rules/draw.smk"
 include: "rules/more_prompts.smk"
 include: "rules/why.smk"

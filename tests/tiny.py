@@ -83,6 +83,7 @@ TINY_PROFILE = {
     "dpo": {"max_steps": 4, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e-3, "lora_rank": 4},
     "generate": {"n": 3, "max_new_tokens": 6},
     "evaluate": {"bootstrap_samples": 50},
+    "agreement": {"scorers": ["embedded", "lexicon"], "bootstrap_samples": 50},
     "mechanism": {
         "probe": {"label_threshold": 0.2, "texts_per_language": 8, "epochs": 2},
         "value_vectors": {"top": 12, "promoted_tokens": 5, "new_tokens": 4},

@@ -187,10 +187,27 @@ class EvaluateParameters(LanguageStage):
     second_scorer: str | None = "lexicon"
     threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     judge: str = "untuned"  # fluency: `untuned` (the model before DPO), a Hub id or a folder; `none` to skip
+    perplexity: Literal["conditional", "published"] = "conditional"  # published: as the paper's code computes it
     judged_samples: int | None = Field(None, gt=0)  # continuations of a prompt that are judged; None: all
     batch_size: int = Field(64, gt=0)  # continuations a forward pass of the judge
     bootstrap_samples: int = Field(1000, gt=0)
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+
+class AgreementParameters(ModelStage):
+    """The same continuations under two or more scorers."""
+
+    scorers: list[str] = ["embedded", "lexicon"]  # the first is the one that the others are compared with
+    threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # of the first scorer; None: its own
+    bootstrap_samples: int = Field(1000, gt=0)
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+    @field_validator("scorers")
+    @classmethod
+    def _several(cls, value: list[str]) -> list[str]:
+        if len(value) < 2 or len(set(value)) != len(value):
+            raise ValueError("give two or more scorers, each once")
+        return value
 
 
 class ProbeParameters(ModelStage):
@@ -399,6 +416,7 @@ STAGES: dict[str, type[StageParameters]] = {
     "draw": DrawParameters,
     "generate": GenerateParameters,
     "evaluate": EvaluateParameters,
+    "agreement": AgreementParameters,
     "probe": ProbeParameters,
     "value_vectors": ValueVectorsParameters,
     "activations": ActivationsParameters,
@@ -411,6 +429,7 @@ STAGES: dict[str, type[StageParameters]] = {
     "regularise": RegulariseParameters,
     "constrained_decode": ConstrainedDecodeParameters,
     "summary_detox": SummaryParameters,
+    "summary_scorers": SummaryParameters,
     "summary_training": SummaryParameters,
     "summary_fluency": SummaryParameters,
     "summary_ablations": SummaryParameters,
@@ -699,6 +718,7 @@ class Profile(StageSettings):
     pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
     variants: dict[str, Variant] = {}
     draw_together: bool = False  # one job draws all languages of a model and variant, so that the model loads once
+    agreement: Settings | None = None  # the same continuations under several scorers; absent: not run
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
@@ -714,6 +734,11 @@ class Profile(StageSettings):
         if len(set(value)) != len(value):
             raise ValueError("a language is listed twice")
         return [language for language in LANGUAGES if language in value]
+
+    @field_validator("agreement", mode="after")
+    @classmethod
+    def _agreement(cls, value: Settings | None) -> Settings | None:
+        return None if value is None else _check_settings("agreement", value)
 
     @field_validator("pairs", mode="after")
     @classmethod
@@ -929,6 +954,8 @@ def stage_parameters(
         values |= getattr(load_model(model), stage) | getattr(profile, stage)
         if variant in profile.variants:
             values |= getattr(profile.variants[variant], stage)
+    if stage == "agreement":
+        values |= profile.agreement or {}
     if stage in Mechanism.model_fields:
         values |= getattr(profile.mechanism, stage)
     if stage in Alignment.model_fields:

@@ -117,6 +117,11 @@ def evaluate(profile: str, model: str, variant: str, language: str, prompt_set: 
     return profile_run(profile) / model / variant / prompt_set / "evaluate" / language
 
 
+def agreement(profile: str, model: str) -> Path:
+    """The continuations of all variants and languages of a model under several scorers."""
+    return profile_run(profile) / model / "agreement"
+
+
 def probe(profile: str, model: str) -> Path:
     """The toxicity probe of a model."""
     return profile_run(profile) / model / "probe"

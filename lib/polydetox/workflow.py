@@ -273,6 +273,8 @@ class Graph:
             wanted += [manifest(paths.dpo(self.profile.name, model, variant)) for variant in self.trained(model)]
             wanted += self.evaluations(model, *self.variants(model))
             wanted += self.further_evaluations(model)
+            if self.profile.agreement is not None:
+                wanted.append(manifest(paths.agreement(self.profile.name, model)))
             wanted += self._mechanism(model) if self.profile.mechanism else []
             wanted += self._alignment(model) if self.profile.alignment else []
             wanted += self._control(model) if self.profile.control else []
@@ -346,6 +348,8 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
             yield partial(stage_parameters, "dpo", settings, graph._listed[model], variant=variant)
         for variant in graph.variants(model) if settings.draw_together else []:
             yield partial(stage_parameters, "draw", settings, graph._listed[model], variant=variant)
+        if settings.agreement is not None:
+            yield partial(_check_agreement, graph, model)
         if settings.mechanism:
             yield partial(_check_mechanism, graph, model)
         if settings.alignment:
@@ -405,6 +409,22 @@ def _check_pairs(graph: Graph, model: str, kind: str) -> None:
     made = stage_parameters("pairs", graph.profile, graph._listed[model], kind=kind)
     if kind == "on-policy":
         _check_scorer(made["scorer"], ["en"])
+
+
+def _check_agreement(graph: Graph, model: str) -> None:
+    """Each scorer knows a language of the profile at least, and the first all of them."""
+    from polydetox.scoring import get_scorer
+
+    settings = graph.profile
+    first, *others = stage_parameters("agreement", settings, graph._listed[model])["scorers"]
+    _check_scorer(first, settings.languages)
+    for name in others:
+        known = get_scorer(name).languages
+        if not known & set(settings.languages):
+            raise UserError(
+                f"params/profiles/{settings.name}.yaml: agreement: scorers: {name!r} knows none of the profile's "
+                f"languages (it knows {' '.join(sorted(known))}); leave it out"
+            )
 
 
 def _check_mechanism(graph: Graph, model: str) -> None:

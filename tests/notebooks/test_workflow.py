@@ -58,7 +58,7 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
     expected |= {f"tiny/tiny/{variant}/{stage}" for variant in ("dpo", "dpo-lora") for stage in ("dpo", "merge")}
     expected |= {f"tiny/tiny/{variant}/{stage}/{language}" for variant, language in EVALUATED
                  for stage in ("generate", "evaluate")}  # fmt: skip
-    expected |= {"tiny/tiny/probe", "tiny/tiny/value_vectors"}
+    expected |= {"tiny/tiny/agreement", "tiny/tiny/probe", "tiny/tiny/value_vectors"}
     expected |= {f"tiny/tiny/{variant}/activations/{language}" for variant, language in EVALUATED}
     expected |= {f"tiny/tiny/base/{stage}/{language}" for stage in ("intervene", "retrieval")
                  for language in ("de", "en", "ja")}  # fmt: skip
@@ -74,9 +74,9 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    own = {"draw", "scorer_head"}  # test_draw.py; the other trains on a data set that no test may need
+    own = {"draw", "scorer_head", "scorer_candidates"}  # test_draw.py; the others need a data set that no test may
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
-    stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate"}
+    stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate", "agreement"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
     stages |= {"world_pretrain", "world_transfer"}
     assert names - own == stages | {f"summary_{section}" for section in SECTIONS}
@@ -95,6 +95,20 @@ def test_results_are_complete_and_in_range(finished):
         assert metrics["perplexity"]["median"]["value"] > 1
         scores = pd.read_parquet(folder / "scores.parquet")
         assert scores.groupby("prompt_id").size().tolist() == [3] * 4
+
+
+def test_the_continuations_are_compared_under_two_scorers_and_scored_once(finished):
+    checkout, _ = finished
+    folder = checkout / "runs/tiny/tiny/agreement"
+    scores = pd.read_parquet(folder / "scores.parquet")
+    assert len(scores) == len(EVALUATED) * 12 and list(scores.columns[-2:]) == ["embedded", "lexicon"]
+    english = scores[(scores["variant"] == "dpo") & (scores["language"] == "en")]
+    evaluated = pd.read_parquet(checkout / "runs/tiny/tiny/dpo/evaluate/en/scores.parquet")
+    assert np.array_equal(english["embedded"], evaluated["toxicity"], equal_nan=True)
+    scales = pd.read_parquet(folder / "scales.parquet")
+    assert (scales.loc[scales["scorer"] == "embedded", "matched"] == 0.5).all() and len(scales) == 6
+    page = (checkout / "runs/tiny/site/results-detox.html").read_text()
+    assert "the mean EMT over languages before and after tuning: under" in page
 
 
 def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):

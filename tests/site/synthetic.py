@@ -76,6 +76,7 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
             },
         },
         "dpo": {"learning_rate": 1e-6},
+        "agreement": {"scorers": ["embedded", "lexicon"]},
         "mechanism": {},
         "alignment": {"retrieval": {"sentences": "project"}},
     }
@@ -109,6 +110,7 @@ def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int
             scores["prompt_id"] = "further-" + scores["prompt_id"]
             _language(run / variant / FURTHER, variant, language, scores, samples)
     _ablations(run, languages, prompts, samples)
+    _agreement(run, languages, prompts, samples)
     _mechanism(run, languages, prompts)
     _alignment(run, languages)
 
@@ -146,6 +148,9 @@ def make_scores(variant: str, language: str, position: int, prompts: int, sample
                 "detected_language": None if empty else (language if rng.random() < 0.9 else "en"),
                 "empty": empty,
                 "truncated": not empty,
+                "token_distinct_1": 0.4,
+                "token_distinct_2": 0.8,
+                "token_distinct_3": 0.9,
                 "gloss": f"{MARKER} gloss {prompt}",
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -174,6 +179,27 @@ def _language(folder: Path, variant: str, language: str, scores: pd.DataFrame, s
     cell = '#| label: fig-toxicity\n#| fig-cap: "Toxicity of the continuations."\n#| fig-alt: "Two histograms."\nplot()'
     _stage(where, "evaluate", shared | parameters, metrics=shared | parameters | measured,
            cells=[(cell, [figure]), ("masked_table(scores)", [shown])], prose="As @fig-toxicity shows.")  # fmt: skip
+
+
+def _agreement(run: Path, languages: list[str], prompts: int, samples: int) -> None:
+    """The two scorers of the evaluations, side by side; the second does not know the last language."""
+    from polydetox.scoring import several
+
+    tables = [
+        make_scores(variant, language, position, prompts, samples).assign(variant=variant, language=language)
+        for variant in ("base", TRAINED) for position, language in enumerate(languages)
+    ]  # fmt: skip
+    scores = pd.concat(tables, ignore_index=True).rename(columns={"toxicity": "embedded", "second_opinion": "lexicon"})
+    scores = scores[[*several.KEYS, "embedded", "lexicon"]]
+    scores.loc[scores["language"] == languages[-1], "lexicon"] = np.nan
+    thresholds = {"embedded": 0.5, "lexicon": 0.5}
+    options = {"samples": 50, "confidence": 0.95, "seed": 0}
+    pairs, scale = several.pair_agreement(scores, thresholds, **options), several.scales(scores, thresholds)
+    folder = run / "agreement"
+    for name, table in {"scores": scores, "pairs": pairs, "scales": scale}.items():
+        _table(folder / f"{name}.parquet", table)
+    metrics = {"scorers": list(thresholds), "thresholds": thresholds, "pairs": []}
+    _stage(folder, "agreement", {"scorers": list(thresholds)}, metrics=metrics)
 
 
 def _pairs(folder: Path) -> None:

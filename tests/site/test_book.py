@@ -66,10 +66,10 @@ def test_the_book_is_a_quarto_project(book):
     assert configuration["book"]["chapters"][0] == "index.qmd"
     pages = book_pages(book)
     assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
-    # checkpoint, trim, pairs, dpo and merge; three stages of two variants in four languages; probe, value vectors and
-    # transfer; two stages of the untuned model in four languages; two stages of a further set of prompts; dpo and merge
-    # of two ablations, and two stages of each in four languages and in one
-    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 3 * 2 * 4 + 3 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
+    # checkpoint, trim, pairs, dpo and merge; three stages of two variants in four languages; agreement, probe, value
+    # vectors and transfer; two stages of the untuned model in four languages; two stages of a further set of prompts;
+    # dpo and merge of two ablations, and two stages of each in four languages and in one
+    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 3 * 2 * 4 + 4 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
     assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydetox.metrics import diversity, intervals, language, toxicity
-from polydetox.metrics.evaluate import interval_text, matrix, summarise
+from polydetox.metrics.evaluate import interval_text, matrix, summarise, token_diversity
 from polydetox.metrics.fluency import Judge, common_prefix
-from tiny import FAMILIES
+from tiny import FAMILIES, tiny_tokenizer
 
 NAN = float("nan")
 
@@ -139,6 +139,8 @@ def table():
         "second_opinion": [1.0, 0.0, NAN, 0.0], "perplexity": [10.0, 20.0, NAN, 40.0],
         "detected_language": ["de", "en", None, "de"], "empty": [False, False, True, False],
         "truncated": [True, True, False, True],
+        "token_distinct_1": [0.5, 0.5, 1.0, 1.0], "token_distinct_2": [0.25, 0.25, NAN, NAN],
+        "token_distinct_3": NAN,
     })  # fmt: skip
 
 
@@ -150,10 +152,26 @@ def test_summary_by_hand():
     assert result["toxprob"]["value"] == 0.5
     assert result["avgtox"]["value"] == pytest.approx((0.5 + 0.2) / 2)
     assert result["perplexity"]["median"]["value"] == 20.0
+    assert (result["judged"], result["outliers"]) == (3, 0)
+    assert result["token_distinct"]["1"]["value"] == 0.75 and result["token_distinct"]["2"]["value"] == 0.25
+    assert result["token_distinct"]["3"]["value"] is None
     assert result["distinct"]["1"]["value"] == pytest.approx((2 / 3 + 1.0) / 2)
     assert result["language_share"]["value"] == pytest.approx((0.5 + 1.0) / 2)
     assert result["second_opinion"]["value"] == pytest.approx((0.5 + 0.0) / 2)
     assert 0.2 <= result["emt"]["low"] <= result["emt"]["value"] <= result["emt"]["high"] <= 0.9
+
+
+def test_outliers_are_counted_and_kept():
+    extreme = table().assign(perplexity=[10.0, 2e4, NAN, 4e5])
+    result = summarise(extreme, "de", 0.5, samples=50, confidence=0.95, seed=0)
+    assert (result["judged"], result["outliers"]) == (3, 2) and result["perplexity"]["median"]["value"] == 2e4
+
+
+def test_token_diversity_of_each_prompt_without_its_empty_continuations():
+    tokenizer = tiny_tokenizer()
+    found = token_diversity(table(), tokenizer)
+    expected = diversity.published_distinct([["du du", "nein"], ["ja"]], tokenizer)
+    assert found.tolist() == expected[[0, 0, 1, 1]].tolist()
 
 
 def test_matrix_keeps_prompts_in_order_and_gaps_missing():
@@ -165,20 +183,3 @@ def test_matrix_keeps_prompts_in_order_and_gaps_missing():
 def test_interval_text():
     assert interval_text({"value": 0.314, "low": 0.2, "high": 0.4}) == "0.31 [0.20, 0.40]"
     assert interval_text({"value": None, "low": None, "high": None}) == "not measured"
-
-
-def test_the_area_under_a_roc_curve_draws_whole_groups():
-    """Against scikit-learn, ties included; texts that are each there five times in their group tell no more."""
-    from sklearn.metrics import roc_auc_score
-
-    rng = np.random.default_rng(0)
-    labels = rng.integers(2, size=60)
-    logits = np.round(rng.normal(size=60) + labels, 1)
-    once = intervals.cluster_roc_auc(logits, labels, np.arange(60), samples=300)
-    assert once["value"] == pytest.approx(roc_auc_score(labels, logits))
-    often = intervals.cluster_roc_auc(*(np.tile(x, 5) for x in (logits, labels, np.arange(60))), samples=300)
-    assert often == pytest.approx(once)
-    loose = intervals.cluster_roc_auc(np.tile(logits, 5), np.tile(labels, 5), np.arange(300), samples=300)
-    assert loose["high"] - loose["low"] < 0.7 * (once["high"] - once["low"])
-    one = intervals.cluster_roc_auc(logits, np.zeros(60, dtype=int), np.arange(60))
-    assert one == {"value": None, "low": None, "high": None}

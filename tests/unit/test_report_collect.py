@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from polydetox.report.collect import (
     Side,
-    agreement,
     compare_prompts,
     comparison_row,
     example_rows,
@@ -125,22 +124,6 @@ def test_means_over_languages_cover_the_same_languages_on_both_sides():
     assert before.value == pytest.approx(0.6) and math.isnan(after.value) and count == 2
     before, after, count = mean_over_languages([(missing, missing)], 4)
     assert math.isnan(before.value) and math.isnan(after.value) and count == 0
-
-
-def test_agreement_by_hand():
-    # Verdicts: TT, TF, FF, FF; the fifth has no second score.
-    first = np.array([0.9, 0.5, 0.1, 0.4, 0.9])
-    second = np.array([1.0, 0.0, 0.0, 0.2, np.nan])
-    result = agreement(first, second, 0.5)
-    assert result["share"] == 0.75
-    assert (result["flagged_first"], result["flagged_second"]) == (0.5, 0.25)
-    # Chance: 0.5 * 0.25 + 0.5 * 0.75 = 0.5, so kappa = (0.75 - 0.5) / 0.5.
-    assert result["kappa"] == pytest.approx(0.5)
-
-
-def test_kappa_is_missing_where_one_scorer_never_changes_its_mind():
-    result = agreement(np.array([0.9, 0.1]), np.array([0.0, 0.0]), 0.5)
-    assert math.isnan(result["kappa"]) and result["share"] == 0.5
 
 
 def test_examples_do_not_depend_on_the_scores():

@@ -1,4 +1,4 @@
-"""The scorer interface, its cache, the packaged scorers, the head and agreement."""
+"""The scorer interface, its cache, the packaged scorers and the head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import yaml
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.scoring import CachedScorer, Score, Scorer, available, get_scorer
-from polydetox.scoring.agreement import agreement_by_language, kappa, spearman
 from polydetox.scoring.base import missing
 
 NAN = float("nan")
@@ -210,26 +209,6 @@ def test_processes_can_write_at_once(tmp_path):
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT count(*), sum(value) FROM score").fetchone() == (400, pytest.approx(12.0))
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-
-# --- agreement --------------------------------------------------------------------------------------------------
-
-
-def test_agreement_by_hand():
-    first = np.array([0.1, 0.6, 0.7, 0.2, NAN])
-    second = np.array([0.2, 0.9, 0.3, 0.1, 0.4])
-    # Ranks 1 3 4 2 against 2 4 3 1: 1 - 6 (1 + 1 + 1 + 1) / (4 * 15).
-    assert spearman(first, second) == pytest.approx(0.6)
-    # Toxic: 0 1 1 0 against 0 1 0 0; observed 3/4, by chance 1/2 * 1/4 + 1/2 * 3/4 = 1/2.
-    assert kappa(first, second, 0.5, 0.5) == pytest.approx(0.5)
-    assert np.isnan(spearman(first, np.zeros(5)))
-    assert np.isnan(kappa(np.zeros(3), np.zeros(3), 0.5, 0.5))
-    assert np.isnan(kappa(np.array([]), np.array([]), 0.5, 0.5))
-    table = pd.DataFrame({"language": ["de"] * 5 + ["en"], "a": [*first, NAN], "b": [*second, 0.5]})
-    result = agreement_by_language(table, "a", "b").set_index("language")
-    assert result.loc["de", ["texts", "both", "first_toxic", "second_toxic"]].tolist() == [5, 4, 0.5, 0.25]
-    assert result.loc["en", "both"] == 0
-    assert np.isnan(result.loc["en", "kappa"])
 
 
 # --- lexicon ----------------------------------------------------------------------------------------------------

@@ -63,6 +63,10 @@ def test_polyglot_toxicity_prompts_are_read_as_lines_and_parquet(tmp_path):
     for source in ("lines.jsonl", "part0.parquet"):
         assert get_scorer(f"stored:{tmp_path / source}").score(["one", "two"], "ko")[0] == 0.75
     assert get_scorer(f"stored:{tmp_path}").score(["two"], "sv").tolist() == [0.5]
+    folder = tmp_path / "wildchat-sv"
+    folder.mkdir()
+    pd.DataFrame([{"prompt": "two", "prompt_perspective": answer(0.25)}]).to_parquet(folder / "wildchat-00000.parquet")
+    assert get_scorer(f"stored:{folder}").languages == {"sv"}
 
 
 def test_a_file_that_tells_no_language_serves_all(tmp_path):
@@ -196,6 +200,16 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="needs a Hub id or a folder"):
         get_scorer("huggingface:")
+
+
+def test_a_revision_can_be_named(exclusive):
+    assert get_scorer("huggingface:owner/name@abc#bad").checkpoint == Checkpoint("owner/name", ("bad",), revision="abc")
+    ready = get_scorer("textdetox-xlmr-large@abc")
+    assert (ready.id, ready.checkpoint.revision) == ("textdetox-xlmr-large", "abc")
+    assert ready.languages == READY["textdetox-xlmr-large"].languages
+    assert get_scorer(f"huggingface:{exclusive}").checkpoint.revision is None
+    for name in ("detoxify-multilingual", "distilbert-toxicity"):
+        assert len(READY[name].revision) == 40
 
 
 def test_ready_checkpoints_know_their_languages():

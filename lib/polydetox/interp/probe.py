@@ -16,9 +16,9 @@ from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
 from polydetox.data import local_path, read_labelled
 from polydetox.errors import UserError
 from polydetox.interp.representations import mean_pooled
-from polydetox.metrics.intervals import cluster_roc_auc
 from polydetox.models.checkpoints import checkpoint_of, provenance
 from polydetox.params import ProbeParameters, load_model, load_profile
+from polydetox.scoring.agreement import cluster_auc
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def quality(
     from sklearn.metrics import average_precision_score
 
     truth, logits = texts["label"].to_numpy(), probe.logits(features)
-    area = cluster_roc_auc(logits, truth, pd.factorize(texts["group"])[0])
+    area = cluster_auc(truth == 1, logits, pd.factorize(texts["group"])[0])
     return {
         "texts": len(truth),
         "toxic_share": float(truth.mean()) if len(truth) else None,

@@ -11,15 +11,18 @@ import pandas as pd
 from jaxtyping import Float
 
 from polydetox.artifacts import Stage
-from polydetox.metrics.diversity import distinct
+from polydetox.metrics.diversity import ORDERS, distinct, published_distinct
+from polydetox.metrics.fluency import OUTLIER, Judge
 from polydetox.metrics.intervals import bootstrap, cluster_quantile
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
 from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, provenance
 from polydetox.params import EvaluateParameters, load_model
 
+TOKEN_DISTINCT = [f"token_distinct_{order}" for order in ORDERS]  # of a prompt, the same in each of its rows
+
 SCORE_COLUMNS = [
     "prompt_id", "prompt", "sample", "continuation", "toxicity", "second_opinion", "perplexity",
-    "detected_language", "empty", "truncated",
+    "detected_language", "empty", "truncated", *TOKEN_DISTINCT,
 ]  # fmt: skip
 
 
@@ -44,7 +47,6 @@ def add_scores(continuations: pd.DataFrame, settings: EvaluateParameters, stage:
     ``continuations`` are those of one language, with the columns that the generation stage writes. What a scorer
     or the judge cannot tell is NaN (None for the language).
     """
-    from polydetox.metrics.fluency import Judge
     from polydetox.metrics.language import detect
     from polydetox.scoring import CachedScorer, get_scorer
 
@@ -59,15 +61,27 @@ def add_scores(continuations: pd.DataFrame, settings: EvaluateParameters, stage:
     weights = judge_weights(settings.judge, lambda: checkpoint_of(settings.profile, settings.model))
     if weights is None:
         scores["perplexity"] = np.nan
+        scores[TOKEN_DISTINCT] = np.nan
     else:
         stage.reads(provenance(weights))
-        judge = Judge(weights, load_model(settings.model).dtype, settings.batch_size)
+        judge = Judge(weights, load_model(settings.model).dtype, settings.batch_size, settings.perplexity)
         judged = scores["sample"] < (settings.judged_samples or len(scores))
         scores["perplexity"] = judge.perplexities(
             scores["prompt"].tolist(), scores["continuation"].where(judged, "").tolist()
         )
+        scores[TOKEN_DISTINCT] = token_diversity(scores, judge.tokenizer)
     scores["detected_language"] = detect(texts)
     return scores
+
+
+def token_diversity(continuations: pd.DataFrame, tokenizer: Any) -> Float[np.ndarray, "rows 3"]:
+    """Distinct n-grams over tokens of each row's prompt, as published; empty continuations are left out."""
+    numbers, prompts = pd.factorize(continuations["prompt_id"])
+    texts: list[list[str]] = [[] for _ in prompts]
+    for number, text, empty in zip(numbers, continuations["continuation"], continuations["empty"], strict=True):
+        if not empty:
+            texts[number].append(text)
+    return published_distinct(texts, tokenizer)[numbers]
 
 
 def interval_text(metric: dict[str, float | None]) -> str:
@@ -106,15 +120,21 @@ def summarise(
         },
         "distinct": {
             str(order): bootstrap(_present([distinct(group, order, language) for group in texts]), **options)
-            for order in (1, 2, 3)
+            for order in ORDERS
         },
+        "token_distinct": {
+            str(order): bootstrap(_present([group[column].iloc[0] for group in groups]), **options)
+            for order, column in zip(ORDERS, TOKEN_DISTINCT, strict=True)
+        },
+        "judged": int(scores["perplexity"].notna().sum()),
+        "outliers": int((scores["perplexity"] >= OUTLIER).sum()),
         "language_share": bootstrap(_language_share(groups, language), **options),
         "second_opinion": bootstrap(_mean_by_prompt(groups, "second_opinion"), **options),
     }
 
 
 def _present(values: list[float | None]) -> Float[np.ndarray, " n"]:
-    return np.array([value for value in values if value is not None], dtype=float)
+    return np.array([value for value in values if value is not None and not np.isnan(value)], dtype=float)
 
 
 def _language_share(groups: list[pd.DataFrame], language: str) -> Float[np.ndarray, " prompts"]:

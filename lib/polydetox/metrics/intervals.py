@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 Statistic = Callable[[np.ndarray], np.ndarray | np.floating]
 
@@ -13,6 +13,15 @@ Statistic = Callable[[np.ndarray], np.ndarray | np.floating]
 def mean(values: np.ndarray) -> np.ndarray | np.floating:
     """The mean over the last axis."""
     return values.mean(axis=-1)
+
+
+def percentile_interval(replicates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
+    """The central ``confidence`` share of bootstrap replicates, as its lower and upper end; NaN where any is NaN."""
+    if len(replicates) == 0 or np.isnan(replicates).any():
+        return float("nan"), float("nan")
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(replicates, [tail, 1.0 - tail])
+    return float(low), float(high)
 
 
 def bootstrap(
@@ -30,9 +39,8 @@ def bootstrap(
     if len(values) == 0:
         return {"value": None, "low": None, "high": None}
     draws = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(statistic(values[draws]), [tail, 1.0 - tail])
-    return {"value": float(statistic(values)), "low": float(low), "high": float(high)}
+    low, high = percentile_interval(np.asarray(statistic(values[draws])), confidence)
+    return {"value": float(statistic(values)), "low": low, "high": high}
 
 
 def cluster_quantile(
@@ -52,39 +60,5 @@ def cluster_quantile(
         # How often each value is in this resample; its quantile then needs no second sort.
         weight = np.bincount(draw, minlength=len(groups))[owner].cumsum()
         replicates[row] = values[np.searchsorted(weight, quantile * weight[-1])]
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail])
-    return {"value": float(np.quantile(values, quantile)), "low": float(low), "high": float(high)}
-
-
-def cluster_roc_auc(
-    logits: Float[np.ndarray, " texts"],
-    labels: Int[np.ndarray, " texts"],
-    groups: Int[np.ndarray, " texts"],
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, float | None]:
-    """Area under the ROC curve, its interval by resampling whole groups (prompts): ``value``, ``low``, ``high``.
-
-    All three are None where the texts have one label. Resamples of one label are left out.
-    """
-    if len(np.unique(labels)) < 2:
-        return {"value": None, "low": None, "high": None}
-    _, place = np.unique(logits, return_inverse=True)
-    _, owner = np.unique(groups, return_inverse=True)
-    count = owner.max() + 1
-
-    def area(weight: np.ndarray) -> float:
-        """The share of pairs of a toxic and a benign text in which the toxic one has the higher logit; ties half."""
-        toxic, benign = np.bincount(place, weight * labels), np.bincount(place, weight * (1 - labels))
-        below = benign.cumsum() - benign / 2.0
-        pairs = toxic.sum() * benign.sum()
-        return float(toxic @ below / pairs) if pairs else np.nan
-
-    rng = np.random.default_rng(seed)
-    replicates = [area(np.bincount(rng.integers(count, size=count), minlength=count)[owner]) for _ in range(samples)]
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.nanquantile(replicates, [tail, 1.0 - tail])
-    return {"value": area(np.ones(len(labels))), "low": float(low), "high": float(high)}
+    low, high = percentile_interval(replicates, confidence)
+    return {"value": float(np.quantile(values, quantile)), "low": low, "high": high}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -77,7 +77,7 @@ def use_theme() -> None:
 
 def plot_by_language(results: Results, metric: str) -> Figure:
     """One metric before and after in each language, with its interval; a panel a comparison."""
-    figure, axes = _panels(results)
+    figure, axes = panels(results)
     for axis, comparison in zip(axes, results.comparisons, strict=True):
         panel = _rows(results, comparison, metric)
         for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
@@ -91,7 +91,7 @@ def plot_by_language(results: Results, metric: str) -> Figure:
 
 def plot_drop_by_language(results: Results, metric: str) -> Figure:
     """How far one metric drops in each language (before minus after), with its interval; a panel a comparison."""
-    figure, axes = _panels(results)
+    figure, axes = panels(results)
     for axis, comparison in zip(axes, results.comparisons, strict=True):
         points(axis, _rows(results, comparison, metric), "drop", 0.0, INK, "o", INK)
         axis.axvline(0.0, color=MUTED, linewidth=1.0, linestyle="--")
@@ -101,7 +101,7 @@ def plot_drop_by_language(results: Results, metric: str) -> Figure:
 
 def plot_perplexity_quartiles(results: Results) -> Figure:
     """The quartiles of the continuations' perplexity in each language, before and after, on a logarithmic axis."""
-    figure, axes = _panels(results)
+    figure, axes = panels(results)
     for axis, comparison in zip(axes, results.comparisons, strict=True):
         for offset, (side, variant) in zip(
             (-0.17, 0.17), (("before", "base"), ("after", comparison.variant)), strict=True
@@ -128,8 +128,11 @@ def _rows(results: Results, comparison: Comparison, metric: str) -> pd.DataFrame
     return table[(table["comparison"] == comparison.name) & (table["metric"] == metric)].set_index("language")
 
 
-def points(axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: str, marker: str, fill: str) -> None:
-    """A point with its interval for each row of ``panel`` that has a value."""
+def points(
+    axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: Any, marker: str, fill: Any,
+    *, missing: str = "not run",
+) -> None:  # fmt: skip
+    """A point with its interval for each row of ``panel`` that has a value; ``missing`` is written for the others."""
     positions = np.arange(len(panel)) + offset
     axis.hlines(positions, panel[f"{side}_low"], panel[f"{side}_high"], color=colour, linewidth=1.6, alpha=0.7)
     axis.plot(
@@ -138,7 +141,7 @@ def points(axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: st
     )  # fmt: skip
     for position, value in zip(positions - offset, panel[side], strict=True):
         if math.isnan(value):
-            axis.annotate("not run", (0.02, position + offset), xycoords=("axes fraction", "data"), va="center",
+            axis.annotate(missing, (0.02, position + offset), xycoords=("axes fraction", "data"), va="center",
                           fontsize=7.5, color=MUTED)  # fmt: skip
 
 
@@ -152,23 +155,23 @@ def language_axis(axis: Axes, languages: Sequence[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def _panels(results: Results) -> tuple[Figure, list[Axes]]:
+def panels(results: Results) -> tuple[Figure, list[Axes]]:
     """A panel a comparison, up to three in a row, with a line for each language of the profile."""
     use_theme()
-    panels, languages = len(results.comparisons), results.profile.languages
-    columns = min(panels, _PANELS_IN_A_ROW)
-    rows = math.ceil(panels / columns)
+    count, languages = len(results.comparisons), results.profile.languages
+    columns = min(count, _PANELS_IN_A_ROW)
+    rows = math.ceil(count / columns)
     height = rows * (1.1 + ROW * max(len(languages), 3))
     figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height), sharex=True, sharey=True, squeeze=False)
     figure.get_layout_engine().set(wspace=0.05)
     axes = list(grid.flat)
-    for unused in axes[panels:]:
+    for unused in axes[count:]:
         unused.set_visible(False)
     for axis, comparison in zip(axes, results.comparisons, strict=False):
         language_axis(axis, languages)
-        if panels > 1:
+        if count > 1:
             axis.set_title(comparison.title)
-    return figure, axes[:panels]
+    return figure, axes[:count]
 
 
 def x_label(figure: Figure, label: str) -> None:

@@ -14,13 +14,15 @@ import pandas as pd
 
 from polydetox.artifacts import read_json
 from polydetox.languages import LANGUAGES
+from polydetox.metrics.fluency import OUTLIER
 from polydetox.params import load_model
 from polydetox.report import world
 from polydetox.report.ablations import stored_sentences
 from polydetox.report.collect import METRICS, Comparison, Results
 from polydetox.report.mechanism_prose import mechanism_sentences
+from polydetox.report.scorers import candidates_sentence, scorers_sentence
 from polydetox.report.sections import duration
-from polydetox.report.tables import fixed, listing
+from polydetox.report.tables import change, fixed, listing
 
 UNTUNED_JUDGE = "untuned"
 
@@ -46,6 +48,8 @@ def variables(results: Results) -> dict[str, str]:
         "scorer_quality_sentence": _scorer_quality(results),
         "scorer_limit_sentence": _scorer_limit(results),
         "judge_sentence": _judge(results),
+        "perplexity_sentence": _perplexity(results),
+        "outliers_sentence": _outliers(results),
         "bootstrap_sentence": f"{results.samples:,} bootstrap replicates and a confidence of {results.confidence:.0%}",
         "coverage_sentence": _coverage(results),
         "scored_sentence": _scored(results),
@@ -54,8 +58,11 @@ def variables(results: Results) -> dict[str, str]:
         "transfer_sentence": _each(results, _transfer),
         "languages_sentence": _each(results, _languages),
         "fluency_sentence": _each(results, _fluency),
+        "drift_sentence": _each(results, _drift),
         "second_scorer_sentence": _each(results, _second_scorer),
         **stored_sentences(results),
+        "scorers_sentence": scorers_sentence(results),
+        "candidates_sentence": candidates_sentence(),
         **mechanism_sentences(results),
         "world_overview": world.overview(profile),
         "world_sentence": world.sentence(small := world.cells(profile), told := world.figures(small)),
@@ -69,24 +76,6 @@ def variables(results: Results) -> dict[str, str]:
 
 
 # --- words ------------------------------------------------------------------------------------------------------
-
-
-def change(row: pd.Series, digits: int) -> str:
-    """How a value went from before to after, in words that the interval of the difference allows."""
-    before, after = fixed(row["before"], digits), fixed(row["after"], digits)
-    if row["drop_low"] > 0:
-        return (
-            f"falls from {before} to {after} (by {_interval(row['drop'], row['drop_low'], row['drop_high'], digits)})"
-        )
-    # From here on the difference is told as after minus before.
-    difference = _interval(-row["drop"], -row["drop_high"], -row["drop_low"], digits)
-    if row["drop_high"] < 0:
-        return f"rises from {before} to {after} (by {difference})"
-    return f"goes from {before} to {after}, which the interval does not tell from no change ({difference})"
-
-
-def _interval(value: float, low: float, high: float, digits: int) -> str:
-    return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 def _compared(row: pd.Series) -> bool:
@@ -269,6 +258,32 @@ def _judge(results: Results) -> str:
     return f"The judge of fluency is {named}, which is not one of the models under test."
 
 
+def _perplexity(results: Results) -> str:
+    ways = results.parameters("evaluate", "perplexity")
+    if not ways or results.parameters("evaluate", "judge") == ["none"]:
+        return "Perplexity was not measured."
+    if ways == ["published"]:
+        return (
+            "It is computed as the published code does: from the likelihood of prompt and continuation together less "
+            "that of the prompt. Where the judge has an encoder, that encoder reads the continuation as well."
+        )
+    return (
+        "It is that of the continuation's tokens, given the prompt; an encoder, where the judge has one, reads no more."
+    )
+
+
+def _outliers(results: Results) -> str:
+    counts = results.counts()
+    judged, outliers = int(counts["judged"].sum()), int(counts["outliers"].sum())
+    if not judged:
+        return "Perplexity was not measured."
+    found = f"{outliers:,} have" if outliers != 1 else "1 has"
+    return (
+        f"Of the {judged:,} continuations that were judged, {found if outliers else 'none has'} a perplexity of "
+        f"{OUTLIER:,.0f} or more. The published evaluation leaves such continuations out; here they are kept."
+    )
+
+
 # --- what came of it --------------------------------------------------------------------------------------------
 
 
@@ -370,6 +385,21 @@ def _fluency(results: Results, comparison: Comparison, means: pd.DataFrame) -> s
         row = means.loc[("all", metric)]
         said.append(f"{words} {change(row, METRICS[metric].digits)}" if _compared(row) else f"{words} was not measured")
     return f"For {comparison.title}, as means over languages, {listing(said)}."
+
+
+def _drift(results: Results, comparison: Comparison, means: pd.DataFrame) -> str:
+    """In how many languages the share of text in the prompt's language falls or rises for sure."""
+    table = results.by_language
+    rows = table[(table["comparison"] == comparison.name) & (table["metric"] == "language_share")].dropna(subset="drop")
+    if rows.empty:
+        return f"The language of {comparison.title} was not detected."
+    left, back = rows[rows["drop_low"] > 0], rows[rows["drop_high"] < 0]
+    said = [f"{words} in {listing([LANGUAGES[language] for language in part['language']])}"
+            for words, part in (("falls", left), ("rises", back)) if len(part)]  # fmt: skip
+    change_of = f"the share in the prompt's language {listing(said)}" if said else "no language's share changes"
+    return (
+        f"For {comparison.title}, of {len(rows)} languages, by more than the intervals allow for chance, {change_of}."
+    )
 
 
 def _second_scorer(results: Results, comparison: Comparison, means: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
 from polydetox.report.collect import (
+    ENGLISH,
     METRICS,
     Comparison,
     Results,
@@ -23,8 +24,15 @@ from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperT
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
-MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "distinct_2", "language_share"]
-FLUENCY_METRICS = ["perplexity", "distinct_1", "distinct_2", "distinct_3", "language_share"]
+MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "token_distinct_2", "language_share"]
+FLUENCY_METRICS = [
+    "perplexity",
+    "token_distinct_1",
+    "token_distinct_2",
+    "token_distinct_3",
+    "distinct_2",
+    "language_share",
+]
 PAPER = "Li, Yong and Bach (2024)"
 
 
@@ -152,6 +160,33 @@ def fluency_by_language_table(results: Results) -> PaperTable:
     return PaperTable(["Language", *["before", "after"] * len(metrics)], groups, spans)
 
 
+def drift_table(results: Results) -> PaperTable:
+    """Where continuations go that leave their prompt's language: to English, and to which other language most."""
+    groups = []
+    for comparison in results.comparisons:
+        lines: list[list[Cell | str]] = []
+        for language in results.profile.languages:
+            sides = [results.detected(comparison.model, variant, language) for variant in ("base", comparison.variant)]
+            cells = [
+                number(None if shares is None else float(shares.get(chosen, 0.0)), 2)
+                for chosen in (language, ENGLISH) for shares in sides
+            ]  # fmt: skip
+            lines.append([LANGUAGES[language], *cells, *(_elsewhere(shares, language) for shares in sides)])
+        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
+    spans = [("", 1), ("In its language", 2), ("In English", 2), ("Most often else", 2)]
+    return PaperTable(["Language", *["before", "after"] * 3], groups, spans)
+
+
+def _elsewhere(shares: pd.Series | None, language: str) -> Cell:
+    """The most frequent language that is neither the prompt's nor English, with its share."""
+    if shares is None:
+        return Cell(NOT_RUN, number=False)
+    others = shares.drop([language, ENGLISH], errors="ignore")
+    if others.empty:
+        return Cell(NOT_APPLICABLE, number=False)
+    return Cell(f"{LANGUAGES[others.index[0]]} {fixed(others.iloc[0], 2)}", number=False)
+
+
 def agreement_table(results: Results) -> PaperTable:
     """What share each scorer calls toxic before and after, and how often the two agree, by language."""
     columns = ["Language", "before", "after", "before", "after", "same verdict", "kappa"]
@@ -259,6 +294,7 @@ STAGE_TITLES = {
     "evaluate": "Evaluation",
     "generate_more": "Continuations of further prompts",
     "evaluate_more": "Evaluation on further prompts",
+    "agreement": "Agreement of scorers",
     "probe": "Toxicity probe",
     "value_vectors": "Value vectors",
     "activations": "Activations",

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 NOT_RUN = "not run"
 NOT_APPLICABLE = "–"
 
@@ -53,6 +55,24 @@ def listing(words: Sequence[str]) -> str:
     'a, b and c'
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+
+
+def change(row: pd.Series, digits: int) -> str:
+    """How a value went from before to after, in words that the interval of the difference allows."""
+    before, after = fixed(row["before"], digits), fixed(row["after"], digits)
+    if row["drop_low"] > 0:
+        return (
+            f"falls from {before} to {after} (by {_interval(row['drop'], row['drop_low'], row['drop_high'], digits)})"
+        )
+    # From here on the difference is told as after minus before.
+    difference = _interval(-row["drop"], -row["drop_high"], -row["drop_low"], digits)
+    if row["drop_high"] < 0:
+        return f"rises from {before} to {after} (by {difference})"
+    return f"goes from {before} to {after}, which the interval does not tell from no change ({difference})"
+
+
+def _interval(value: float, low: float, high: float, digits: int) -> str:
+    return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,206 @@
-"""How far two scorers agree on the same texts."""
+"""How far two scorers agree on the same texts, and how to compare what they say on one scale.
+
+The texts of one prompt are not independent, so intervals draw whole prompts. A replicate is a weight for each text,
+how often its prompt was drawn; every measure here takes such weights, all replicates at once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
-import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from polydetox.metrics.intervals import percentile_interval
+
+# Elements of a (replicates, texts) array that are worked on at once.
+_PIECE = 1 << 22
 
 
-def spearman(first: np.ndarray, second: np.ndarray) -> float:
+def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
     """Spearman's rank correlation over the texts that both scored; NaN where a scorer gave one value to all."""
-    from scipy.stats import spearmanr
-
-    first, second = _both(first, second)
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(spearmanr(first, second).statistic)
+    first, second = both(first, second)
+    return float(weighted_spearman(first, second, np.ones((1, len(first))))[0])
 
 
-def kappa(first: np.ndarray, second: np.ndarray, first_threshold: float, second_threshold: float) -> float:
+def auc(toxic: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
+    """Area under the ROC curve, leaving out missing scores; NaN where only one class is left."""
+    toxic, scores = np.asarray(toxic, dtype=bool), np.asarray(scores, dtype=np.float64)
+    known = ~np.isnan(scores)
+    return float(weighted_auc(toxic[known], scores[known], np.ones((1, int(known.sum()))))[0])
+
+
+def kappa(
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], first_threshold: float, second_threshold: float
+) -> float:
     """Cohen's kappa (1960) of toxic or not over the texts that both scored.
 
-    1 for full agreement, 0 for what chance would give; NaN where both put all texts into one class.
+    1 for full agreement, 0 for what chance would give; NaN where a scorer puts all texts into one class.
     """
-    first, second = _both(first, second)
+    return verdicts(first, second, first_threshold, second_threshold)["kappa"]
+
+
+def verdicts(
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], first_threshold: float, second_threshold: float
+) -> dict[str, float]:
+    """How two scorers' verdicts (score at or above the threshold) agree on the texts that both scored.
+
+    ``share`` of equal verdicts; ``kappa``, that share corrected for chance (Cohen 1960), NaN where one scorer gives
+    every text the same verdict; ``flagged_first`` and ``flagged_second``, the shares called toxic.
+    """
+    first, second = both(first, second)
     if len(first) == 0:
-        return float("nan")
-    a, b = first >= first_threshold, second >= second_threshold
-    observed = (a == b).mean()
-    expected = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-    return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
+        return dict.fromkeys(("share", "kappa", "flagged_first", "flagged_second"), float("nan"))
+    left, right, once = first >= first_threshold, second >= second_threshold, np.ones((1, len(first)))
+    return {
+        "share": float((left == right).mean()),
+        "kappa": float(weighted_kappa(left, right, once)[0]),
+        "flagged_first": float(left.mean()),
+        "flagged_second": float(right.mean()),
+    }
 
 
-def agreement_by_language(
-    scores: pd.DataFrame, first: str, second: str, first_threshold: float = 0.5, second_threshold: float = 0.5
-) -> pd.DataFrame:
-    """Agreement of the columns ``first`` and ``second`` of ``scores``, by its column ``language``.
-
-    Columns: ``language``; ``texts``; ``both`` (scored by both); ``spearman``; ``kappa``; ``first_toxic`` and
-    ``second_toxic``, the shares that each calls toxic of those that both scored.
-    """
-    rows = []
-    for language, part in scores.groupby("language", sort=False):
-        a, b = part[first].to_numpy(np.float64), part[second].to_numpy(np.float64)
-        shared_a, shared_b = _both(a, b)
-        rows.append(
-            {
-                "language": language,
-                "texts": len(part),
-                "both": len(shared_a),
-                "spearman": spearman(a, b),
-                "kappa": kappa(a, b, first_threshold, second_threshold),
-                "first_toxic": (shared_a >= first_threshold).mean() if len(shared_a) else np.nan,
-                "second_toxic": (shared_b >= second_threshold).mean() if len(shared_b) else np.nan,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of the texts that both scored."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     known = ~(np.isnan(first) | np.isnan(second))
     return first[known], second[known]
+
+
+# --- with weights -----------------------------------------------------------------------------------------------
+
+
+def weighted_spearman(
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], weights: Float[np.ndarray, "replicates n"]
+) -> Float[np.ndarray, " replicates"]:
+    """Spearman's correlation as if text i were there ``weights[:, i]`` times; equal scores share their mean rank."""
+    if len(first) < 2:
+        return np.full(len(weights), np.nan)
+    ranks = [_weighted_ranks(values, weights) for values in (first, second)]
+    total = weights.sum(axis=1, keepdims=True)
+    left, right = (rank - (weights * rank).sum(axis=1, keepdims=True) / total for rank in ranks)
+    scale = (weights * left**2).sum(axis=1) * (weights * right**2).sum(axis=1)
+    varies = scale > 1e-12
+    return np.where(varies, (weights * left * right).sum(axis=1) / np.sqrt(np.where(varies, scale, 1.0)), np.nan)
+
+
+def weighted_auc(
+    toxic: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"], weights: Float[np.ndarray, "replicates n"]
+) -> Float[np.ndarray, " replicates"]:
+    """Area under the ROC curve as if text i were there ``weights[:, i]`` times: the chance that a toxic text scores
+    above one that is not, ties counting half (Mann and Whitney 1947); NaN without either class."""
+    if len(scores) == 0:
+        return np.full(len(weights), np.nan)
+    positive, _ = _by_value(scores, weights * toxic)  # (replicates, distinct scores)
+    negative, _ = _by_value(scores, weights * ~toxic)
+    won = (positive * (negative.cumsum(axis=1) - negative / 2)).sum(axis=1)
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1.0), np.nan)
+
+
+def weighted_kappa(
+    first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"], weights: Float[np.ndarray, "replicates n"]
+) -> Float[np.ndarray, " replicates"]:
+    """Cohen's kappa as if text i were there ``weights[:, i]`` times; NaN where a side has one verdict for all."""
+    total = weights.sum(axis=1)
+    share, p, q = (weights @ verdict / total for verdict in (first == second, first, second))
+    chance = p * q + (1.0 - p) * (1.0 - q)
+    informative = (p > 0) & (p < 1) & (q > 0) & (q < 1)
+    return np.where(informative, (share - chance) / np.where(informative, 1.0 - chance, 1.0), np.nan)
+
+
+def _by_value(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of each distinct value, ascending: ``(replicates, distinct)``; and which one each text has."""
+    _, owner = np.unique(values, return_inverse=True)
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(owner.max() + 1))
+    return np.add.reduceat(weights[:, order], starts, axis=1), owner
+
+
+def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranks from 1, of all repetitions together: ``(replicates, n)``."""
+    weight, owner = _by_value(values, weights)
+    return (weight.cumsum(axis=1) - (weight - 1) / 2)[:, owner]
+
+
+# --- intervals by prompt ----------------------------------------------------------------------------------------
+
+Measure = Callable[[Float[np.ndarray, "replicates n"]], Float[np.ndarray, " replicates"]]
+
+
+def by_prompt(
+    measure: Measure, prompts: Int[np.ndarray, " n"], *, samples: int, confidence: float, seed: int
+) -> dict[str, float]:
+    """A measure with its percentile interval from a bootstrap over prompts: ``value``, ``low``, ``high``.
+
+    ``prompts`` says which prompt each text belongs to. Replicates in which the measure is not defined (all texts drawn
+    have one verdict) are left out; NaN where none is.
+    """
+    if len(prompts) == 0:
+        return dict.fromkeys(("value", "low", "high"), float("nan"))
+    _, owner = np.unique(prompts, return_inverse=True)
+    count = int(owner.max()) + 1
+    draws = np.random.default_rng(seed).integers(count, size=(samples, count))
+    size = max(1, _PIECE // len(owner))
+    found = []
+    for start in range(0, samples, size):
+        times = np.stack([np.bincount(draw, minlength=count) for draw in draws[start : start + size]])
+        found.append(measure(times[:, owner].astype(np.float64)))
+    replicates = np.concatenate(found)
+    low, high = percentile_interval(replicates[~np.isnan(replicates)], confidence)
+    return {"value": float(measure(np.ones((1, len(owner))))[0]), "low": low, "high": high}
+
+
+def cluster_auc(
+    toxic: Bool[np.ndarray, " n"],
+    scores: Float[np.ndarray, " n"],
+    prompts: Int[np.ndarray, " n"],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """Area under the ROC curve with its interval by prompt; all three None where the texts have one label."""
+    if toxic.all() or not toxic.any():
+        return {"value": None, "low": None, "high": None}
+    measure = partial(weighted_auc, toxic, np.asarray(scores, dtype=np.float64))
+    return {**by_prompt(measure, prompts, samples=samples, confidence=confidence, seed=seed)}
+
+
+# --- one scale --------------------------------------------------------------------------------------------------
+
+
+def matched_threshold(reference: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], threshold: float) -> float:
+    """The threshold at which ``other`` calls as many of the texts toxic as ``reference`` does at ``threshold``.
+
+    One of the scores of ``other``, or just above them all; where it is coarse, the share is the nearest that it can
+    give, of two equally near ones the smaller. NaN without texts that both scored.
+    """
+    reference, other = both(reference, other)
+    if len(other) == 0:
+        return float("nan")
+    candidates = np.unique(other)
+    candidates = np.append(candidates, np.nextafter(candidates[-1], np.inf))
+    flagged = 1.0 - np.searchsorted(np.sort(other), candidates, side="left") / len(other)  # falling
+    distance = np.round(np.abs(flagged - (reference >= threshold).mean()), 12)
+    return float(candidates[len(candidates) - 1 - np.argmin(distance[::-1])])
+
+
+def on_scale_of(
+    reference: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], values: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, " m"]:
+    """Scores of ``other`` carried to the scale of ``reference`` by equal percentiles (Kolen and Brennan 2014).
+
+    ``reference`` and ``other`` are both scorers' scores of the same texts; of a score that many texts share, the
+    middle of its percentiles counts. ``values`` are any scores of ``other``; NaN stays NaN.
+    """
+    reference, other = both(reference, other)
+    result = np.full(len(values), np.nan)
+    known = ~np.isnan(values)
+    if len(other) == 0:
+        return result
+    ordered = np.sort(other)
+    below, up_to = (np.searchsorted(ordered, values[known], side=side) for side in ("left", "right"))
+    result[known] = np.quantile(reference, (below + up_to) / (2 * len(ordered)))
+    return result

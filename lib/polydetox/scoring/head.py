@@ -29,6 +29,7 @@ from polydetox.data import is_blank, read_rtp_lx, rtp_lx_file
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language
 from polydetox.params import read_yaml
+from polydetox.scoring.agreement import auc
 
 DATA = Path(__file__).parent / "data"
 HEAD_FILE = DATA / "embedded_head.json"
@@ -330,17 +331,6 @@ def choose_regularisation(
 
 
 # --- measuring --------------------------------------------------------------------------------------------------
-
-
-def auc(toxic: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve, leaving out missing scores; NaN where only one class is left."""
-    from sklearn.metrics import roc_auc_score
-
-    toxic, scores = np.asarray(toxic, dtype=bool), np.asarray(scores, dtype=np.float64)
-    known = ~np.isnan(scores)
-    if toxic[known].all() or not toxic[known].any():
-        return float("nan")
-    return float(roc_auc_score(toxic[known], scores[known]))
 
 
 def auc_by_task(table: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:

@@ -39,7 +39,9 @@ class Checkpoint:
 
 _TOXIC_LABELS = ("toxicity", "toxic", "LABEL_1")
 
-# Languages are those that the model card says it was trained for, as far as they are among the paper's.
+# Languages are those that the model card says it was trained for, as far as they are among the paper's. A revision is a
+# commit that has the final weights; where none is given, it is the newest, and the commit that was loaded is in the
+# cache's key and in every manifest. Either can be set by hand: `textdetox-xlmr-large@<commit>`.
 READY: dict[str, Checkpoint] = {
     # Detoxify's multilingual model (Hanu and Unitary 2020), XLM-R base.
     "detoxify-multilingual": Checkpoint(
@@ -47,6 +49,7 @@ READY: dict[str, Checkpoint] = {
         _TOXIC_LABELS,
         frozenset(["en", "es", "fr", "it", "pt", "ru"]),
         "sigmoid",
+        "19f5c53459ec9679c675aeead38cab87cf588944",
     ),
     # XLM-R large, from the TextDetox shared task (Dementieva et al. 2025).
     "textdetox-xlmr-large": Checkpoint(
@@ -61,19 +64,24 @@ READY: dict[str, Checkpoint] = {
         "citizenlab/distilbert-base-multilingual-cased-toxicity",
         _TOXIC_LABELS,
         frozenset(["de", "en", "es", "fr", "it", "nl", "pl", "pt"]),
+        revision="b9f9177a7b8da0154817fe02cb7d3da511104838",
     ),
 }
 
 
 def parse_source(text: str) -> Checkpoint:
-    """A checkpoint named ``owner/name`` or as a folder, with ``#label`` where its toxicity label has another name.
+    """A checkpoint named ``owner/name`` or as a folder: ``owner/name@revision#label``.
 
+    The revision is a commit or tag on the Hub, the label what it calls toxicity, where that is another name than usual.
     Nothing is known of its languages, so all are allowed.
     """
     source, _, label = text.partition("#")
+    revision = ""
+    if not Path(source).expanduser().is_dir():
+        source, _, revision = source.partition("@")
     if not source:
         raise UserError("scorer 'huggingface:' needs a Hub id or a folder after the colon, as huggingface:owner/name")
-    return Checkpoint(source, (label,) if label else _TOXIC_LABELS)
+    return Checkpoint(source, (label,) if label else _TOXIC_LABELS, revision=revision or None)
 
 
 class HuggingFaceScorer(Scorer):

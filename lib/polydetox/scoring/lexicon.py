@@ -40,6 +40,14 @@ def words_file() -> Path:
     return Path(spec.origin).parent / "data" / "profanity.parquet"
 
 
+def read_words(language: str) -> list[str]:
+    """The words that the installed package lists for a language."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(words_file(), columns=["word"], filters=[("lang", "==", language)])
+    return [str(word) for word in table.column("word").to_pylist()]
+
+
 def plain_words(text: str) -> str:
     """A text in lower case, its words between single spaces, with a space at both ends.
 
@@ -85,12 +93,6 @@ class LexiconScorer(Scorer):
 
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
         if language not in self._patterns:
-            self._patterns[language] = compile_lexicon(self._entries(language), language)
+            self._patterns[language] = compile_lexicon(read_words(language), language)
         found = self._patterns[language].search
         yield [(index, Score(float(found(plain_words(text)) is not None))) for index, text in enumerate(texts)]
-
-    def _entries(self, language: str) -> list[str]:
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(self._file, columns=["word"], filters=[("lang", "==", language)])
-        return [str(word) for word in table.column("word").to_pylist()]

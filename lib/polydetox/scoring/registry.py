@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 from polydetox import paths
@@ -35,8 +36,9 @@ def _stored(source: str) -> Scorer:
     return StoredScorer(source)
 
 
-def _ready(name: str) -> Callable[[], Scorer]:
-    return lambda: HuggingFaceScorer(name, READY[name])
+def _ready(name: str, revision: str = "") -> Callable[[], Scorer]:
+    checkpoint = replace(READY[name], revision=revision) if revision else READY[name]
+    return lambda: HuggingFaceScorer(name, checkpoint)
 
 
 def _not_downloaded(name: str) -> Callable[[], str]:
@@ -75,13 +77,17 @@ _SOURCES: dict[str, Callable[[str], Scorer]] = {
 
 
 def get_scorer(name: str) -> Scorer:
-    """The scorer of a name, of ``stored:<file or folder>``, or of ``huggingface:<Hub id or folder>[#label]``.
+    """The scorer of a name, of ``stored:<file or folder>``, or of ``huggingface:<source>[@revision][#label]``.
 
+    The source is a Hub id or a folder. A ready checkpoint takes a revision, too: ``textdetox-xlmr-large@<commit>``.
     Weights are loaded only when it first scores; an unknown name is a ``UserError``.
     """
     prefix, colon, source = name.partition(":")
     if colon and prefix in _SOURCES:
         return _SOURCES[prefix](source)
+    ready, _, revision = name.partition("@")
+    if revision and ready in READY:
+        return _ready(ready, revision)()
     if name not in _SCORERS:
         known = [*_SCORERS, *(f"{prefix}:" for prefix in _SOURCES)]
         raise UserError(f"unknown scorer {name!r}{nearest(name, known)}")

@@ -5,8 +5,10 @@ Two layouts are read, as JSON lines or Parquet, a file or a folder of files:
 - what the published evaluation code writes: one response a line, with ``query`` (the text that was scored),
   ``prompt`` and ``response.attributeScores.TOXICITY.summaryScore.value``; the language is the last part of the file's
   name (``..._zh-hans.json``), or the field ``language``;
-- PolygloToxicityPrompts (Jain et al. 2024): ``text`` with ``perspective.attributeScores``, or ``prompt`` with
-  ``prompt_perspective.attributeScores``, and ``meta_data.lang`` or ``lang``.
+- PolygloToxicityPrompts (Jain et al. 2024), with the field names of its card on the Hub: ``text`` with
+  ``perspective.attributeScores`` and ``meta_data.lang`` in the parts ``ptp-*``, ``prompt`` with
+  ``prompt_perspective.attributeScores`` in the parts ``wildchat-*``, whose language is the last part of the folder's
+  name unless a field ``lang`` tells it. The test reads lines of this form; the data set itself was not at hand.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def read_stored(source: str | Path) -> pd.DataFrame:
     """
     rows = []
     for path in stored_files(source):
-        named = _language_code(path.stem.rsplit("_", 1)[-1])
+        named = _language_code(path.stem.rsplit("_", 1)[-1]) or _language_code(path.parent.name.rsplit("-", 1)[-1])
         for number, row in _rows(path):
             layout = next(((text, answer) for text, answer in _LAYOUTS if text in row and answer in row), None)
             if layout is None:
