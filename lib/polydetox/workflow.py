@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from polydetox.data import (
     neutral_prompts,
     parallel_sentences,
     read_labelled,
+    rtp_lx_pairs,
+    toxicity_pairwise,
     training_prompts,
 )
 from polydetox.errors import UserError
@@ -34,10 +37,12 @@ from polydetox.params import (
     languages_of,
     load_model,
     load_profile,
+    rtp_lx_held_out,
     stage_parameters,
     variants_of,
     world_parameters,
 )
+from polydetox.sources import sources, where
 
 
 class Graph:
@@ -313,12 +318,18 @@ def problems(profile: str) -> list[str]:
 
 
 def licences(profile: str) -> list[str]:
-    """What the models of a profile that come from the Hub ask for: a line each with a licence to read or accept."""
-    models = [load_model(model) for model in load_profile(profile).models]
+    """The licences of the models and data of a profile that come from elsewhere: a line each, to read or accept."""
+    settings = load_profile(profile)
+    judges = [load_model(listed).evaluate.get("judge") or settings.evaluate.get("judge") for listed in settings.models]
+    named = [*settings.models, *(judge for judge in judges if judge not in (None, "untuned", "none"))]
+    models = [model for model in map(load_model, dict.fromkeys(named)) if model.use == "hub"]
     lines = [f"{model.title}: {model.licence}" + (f", {model.licence_url}" if model.licence_url else "")
-             for model in models if model.use == "hub"]  # fmt: skip
+             + ("" if model.revision else " (revision not pinned)") for model in models]  # fmt: skip
     if lines and not os.environ.get("HF_TOKEN"):
         lines.append("HF_TOKEN is not set: models whose licence is accepted on the Hub need it")
+    used = settings.model_dump_json()
+    lines += [f"{entry.title}: {entry.licence} ({'at hand' if where(name) else 'not at hand'})"
+              for name, entry in sources().items() if re.search(rf"\${entry.variable}\b", used)]  # fmt: skip
     return lines
 
 
@@ -337,7 +348,7 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
     needed = {kind for model in graph.models for kind in graph.kinds(model)}
     for kind, values in settings.pairs.items():
         if kind != "on-policy" and (kind in needed or not _only_optional(settings, kind)):
-            yield partial(_check_folder, f"params/profiles/{settings.name}.yaml: pairs: {kind}", values)
+            yield partial(_check_pair_files, settings, kind, values)
     if settings.world:
         yield partial(_check_world, graph)
     for model in graph.models:
@@ -382,6 +393,16 @@ def _only_optional(profile: Profile, kind: str) -> bool:
 def _check_folder(where: str, values: Mapping[str, Any]) -> None:
     if not local_path(values.get("folder", "")).is_dir():
         raise UserError(f"{where}: folder {values.get('folder', '')!r}: no such folder (see `polydetox data`)")
+
+
+def _check_pair_files(settings: Profile, kind: str, values: Mapping[str, Any]) -> None:
+    """Read the pairs of a data set once, as the stage will."""
+    _check_folder(f"params/profiles/{settings.name}.yaml: pairs: {kind}", values)
+    folder = values.get("folder", "")
+    if kind == "toxicity-pairwise":
+        toxicity_pairwise(folder)
+    else:
+        rtp_lx_pairs(folder, rtp_lx_held_out(settings))
 
 
 def _check_world(graph: Graph) -> None:
