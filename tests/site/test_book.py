@@ -121,7 +121,9 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
     absent = said["absent_sentence"]
     assert absent.startswith("This profile leaves out multilingual benchmarks of capability, the controlled world and")
-    assert "Of preference tuning of pretrained models and its effect on toxicity, 8 of 12 notebooks were run." in absent
+    assert (
+        "Of preference tuning of pretrained models and its effect on toxicity, 21 of 29 notebooks were run." in absent
+    )
     assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
 
 

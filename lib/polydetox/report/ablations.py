@@ -492,7 +492,7 @@ def _seeds(family: Family, table: pd.DataFrame) -> str:
         f"{begin}Over {int(spread['seeds'])} seeds of {family.title} the drop of EMT lies between "
         f"{fixed(drops.min(), 3)} and {fixed(drops.max(), 3)}, with a standard deviation of "
         f"{fixed(spread['deviation'], 3)}: {wider} half the bootstrap interval of one training, "
-        f"{fixed(spread['half_width'], 3)}, which covers other prompts but not other trainings."
+        f"{fixed(spread['half_width'], 3)}, which comes from drawing prompts again, not trainings."
     )
 
 

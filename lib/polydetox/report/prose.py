@@ -491,7 +491,7 @@ def _commits(results: Results) -> str:
 
 # What a profile may leave out, by its section, with the stages that run it.
 _PARTS = {
-    "models": ("preference tuning of pretrained models and its effect on toxicity", ("evaluate",)),
+    "models": ("preference tuning of pretrained models and its effect on toxicity", ("evaluate", "evaluate_more")),
     "mechanism": (
         "the toxicity probe, value vectors, activations and interventions",
         ("probe", "value_vectors", "activations", "intervene"),
