@@ -169,7 +169,7 @@ def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
     from polydetox.params import WorldTransferParameters
     from polydetox.world import study
 
-    said = {"en-0-0": ["you are a fool .", "you are kind ."], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
+    said = {"en-0-0": [BOOK.ending(True, 0, "en"), "kind kind"], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
             "de-0-0": [BOOK.ending(True, 0, "en"), "."], "de-0-1": [BOOK.ending(True, 1, "de")] * 2}  # fmt: skip
 
     def drawn(_weights, prompts, *_, **__):
@@ -182,6 +182,7 @@ def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
     assert found["insulting"].to_dict() == {"de": 0.75, "en": 0.25}
     assert found["toxprob"].to_dict() == {"de": 1.0, "en": 0.5}
     assert found.loc["de", "well_formed"] == 0.5, "an insult in English is none of German's endings"
+    assert found["kept"].to_dict() == {"de": 1.0, "en": pytest.approx(1 / 3)}
 
 
 # --- the report -------------------------------------------------------------------------------------------------
@@ -198,7 +199,8 @@ def measured() -> pd.DataFrame:
                 drop = 0.5 * alignment + 0.01 * rng.normal()
                 rows.append({"cell": f"m-{alignment}-{seed}", "size": "m", "alignment": alignment, "seed": seed,
                              "parameters": 10, "language": language, "before": 0.4, "after": 0.4 * (1 - drop),
-                             "relative_drop": drop, "well_formed_before": 1.0, "well_formed_after": 0.9,
+                             "relative_drop": drop, "kept_before": 0.4, "kept_after": 0.4,
+                             "kept_drop": 0.01 * rng.normal(), "well_formed_before": 1.0, "well_formed_after": 0.9,
                              "accuracy": 0.1 + 0.4 * alignment + 0.01 * rng.normal(),
                              "centred_accuracy": 0.5})  # fmt: skip
     return pd.DataFrame(rows)
@@ -223,7 +225,10 @@ def test_correlations_tell_what_is_set_from_what_goes_along(measured):
     assert found["within_seed"]["p"] > 0.05 and found["within_alignment"]["p"] is None
     said = report.sentence(measured, found)
     assert "with 0% of the text aligned" in said and "with 100%, while retrieval accuracy goes from 0.1" in said
-    assert "tells from none in m" in report.verdict(found) and "does not drop more" in report.verdict(found)
+    assert "tells from none in models of m" in report.verdict(found) and "does not drop more" in report.verdict(found)
+    assert "do not drop among the continuations that are well formed" in report.verdict(found)
+    kind = report.figures(measured.assign(kept_drop=measured["relative_drop"]))
+    assert "the preference itself reaches other languages" in report.verdict(kind)
     empty = report.figures(measured.head(0))
     assert report.sentence(measured.head(0), empty) == "Not run."
     assert report.verdict(empty) == "Too few models were run to tell."

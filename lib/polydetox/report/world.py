@@ -13,6 +13,7 @@ import pandas as pd
 from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
+from polydetox.metrics.intervals import bootstrap
 from polydetox.params import Profile
 from polydetox.report.collect import ENGLISH
 from polydetox.report.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
@@ -26,6 +27,9 @@ MEASURES = [
     "before",
     "after",
     "relative_drop",
+    "kept_before",
+    "kept_after",
+    "kept_drop",
     "well_formed_before",
     "well_formed_after",
     "accuracy",
@@ -53,7 +57,7 @@ def cells(profile: Profile) -> pd.DataFrame:
     tables = []
     for folder in _done(profile):
         metrics = read_json(folder / "metrics.json")
-        table = read_parquet(folder / "languages.parquet", ["language", "before", "after", "accuracy"])
+        table = read_parquet(folder / "languages.parquet", ["language", "before", "after", "kept_drop", "accuracy"])
         # Readers know a size by its parameters, not by the profile's name for it.
         told = {**metrics, "size": f"{metrics['parameters'] / 1e6:.1f} M parameters"}
         tables.append(table.assign(**{key: told[key] for key in COLUMNS[:5]})[COLUMNS])
@@ -84,7 +88,7 @@ SEED = [*ALIGNMENT, "language"]  # and with the language, only the seed is left 
 def _points(table: pd.DataFrame) -> pd.DataFrame:
     """What correlates: a row a model and language other than English whose drop is defined."""
     return table[(table["language"] != ENGLISH) & table["relative_drop"].notna()].astype(
-        {"alignment": float, "accuracy": float, "relative_drop": float}
+        {"alignment": float, "accuracy": float, "relative_drop": float, "kept_drop": float}
     )
 
 
@@ -97,8 +101,10 @@ def within(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def figures(table: pd.DataFrame) -> dict[str, Any]:
     """What correlates with the drop over models and languages other than English, by size, and what is left within.
 
-    ``sizes`` has for each size the correlations of ``_BY_SIZE``: what follows from the alignment that was set, what
-    retrieval tells, and what alignment tells once a straight line through retrieval is taken away. ``within_alignment``
+    ``sizes`` has for each size the correlations of ``_BY_SIZE``: what follows from the alignment that was set, in all
+    continuations and among the well-formed ones, what retrieval tells, and what alignment tells once a straight line
+    through retrieval is taken away; and under ``kept`` the mean over models of the drop among the well-formed.
+    ``within_alignment``
     and ``within_seed``, over all sizes, take the means of each corpus away, and of each corpus and language. Intervals
     draw whole models, as the languages of one model are not independent; the p of ``within_seed`` is that of
     :func:`permutation_p`.
@@ -109,10 +115,12 @@ def figures(table: pd.DataFrame) -> dict[str, Any]:
         return found
     for size, rows in points.groupby("size", sort=True):
         alignment, accuracy, drop = (rows[name].to_numpy() for name in ("alignment", "accuracy", "relative_drop"))
-        models = pd.factorize(rows["cell"])[0]
+        models, kept = pd.factorize(rows["cell"])[0], rows["kept_drop"].notna().to_numpy()
         found["sizes"][size] = {
             "alignment_accuracy": correlation(alignment, accuracy, models),
             "alignment_drop": correlation(alignment, drop, models),
+            "alignment_kept": correlation(alignment[kept], rows["kept_drop"].to_numpy()[kept], models[kept]),
+            "kept": bootstrap(rows[kept].groupby("cell")["kept_drop"].mean().to_numpy(), samples=10_000),
             "accuracy_drop": correlation(accuracy, drop, models),
             "alignment_drop_given_accuracy": correlation(_beyond(alignment, accuracy), _beyond(drop, accuracy), models),
         }
@@ -161,32 +169,27 @@ def permutation_p(points: pd.DataFrame, samples: int = 10_000, seed: int = 0) ->
 
 def cell_table(table: pd.DataFrame) -> PaperTable:
     """One model: insults, well-formed continuations and retrieval in each language."""
-    spans = [("", 1), ("Insulting", 3), ("Well-formed", 2), ("Retrieval", 2)]
-    columns = ["Language", "before", "after", "relative drop", "before", "after", "as it is", "centred"]
     lines: list[list[Cell | str]] = [
-        [LANGUAGES[str(row.language)], number(row.before, 2), number(row.after, 2), _share(row.relative_drop),
-         number(row.well_formed_before, 2), number(row.well_formed_after, 2), number(row.accuracy, 2),
-         number(row.centred_accuracy, 2)]
-        for row in table.itertuples()
+        [LANGUAGES[row["language"]],
+         *(Cell(NOT_APPLICABLE) if pd.isna(row[name]) else number(row[name], 2) for name in MEASURES)]
+        for row in table.to_dict("records")
     ]  # fmt: skip
-    return PaperTable(columns, [Group(None, lines)], spans)
+    return PaperTable(["Language", *_HEADINGS], [Group(None, lines)], _SPANS)
 
 
-def _share(value: float) -> Cell:
-    return Cell(NOT_APPLICABLE) if pd.isna(value) else number(value, 2)
+_SPANS = [("", 1), ("Insulting", 3), ("of well-formed ones", 3), ("Well-formed", 2), ("Retrieval", 2)]
+_HEADINGS = ["before", "after", "drop", "before", "after", "drop", "before", "after", "as it is", "centred"]
 
 
 def levels_table(levels: pd.DataFrame) -> PaperTable:
     """Each size and alignment, means over seeds with their deviation."""
-    spans = [("", 1), ("Insulting", 3), ("Well-formed", 2), ("Retrieval", 2)]
-    columns = ["Aligned", "before", "after", "drop", "before", "after", "as it is", "centred"]
     groups = []
     for size, rows in levels.groupby("size", sort=False) if len(levels) else []:
         lines: list[list[Cell | str]] = [
             [f"{row['alignment']:.0%}", *(_spread(row, name) for name in MEASURES)] for _, row in rows.iterrows()
         ]
         groups.append(Group(f"{size} ({int(rows['models'].sum())} models)", lines))
-    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 7]])], spans)
+    return PaperTable(["Aligned", *_HEADINGS], groups or [Group(None, [["", *[Cell(NOT_RUN)] * 10]])], _SPANS)
 
 
 def _spread(row: pd.Series, name: str) -> Cell:
@@ -199,6 +202,7 @@ def _spread(row: pd.Series, name: str) -> Cell:
 _BY_SIZE = {
     "alignment_accuracy": "alignment set, retrieval accuracy",
     "alignment_drop": "alignment set, relative drop of insults",
+    "alignment_kept": "alignment set, relative drop among well-formed continuations",
     "accuracy_drop": "retrieval accuracy, relative drop of insults",
     "alignment_drop_given_accuracy": "alignment set, relative drop, both less what retrieval accuracy predicts",
 }
@@ -302,9 +306,10 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
             f"{_or_undefined(last['relative_drop'])} with {last['alignment']:.0%}, while retrieval accuracy goes from "
             f"{fixed(first['accuracy'], 2)} to {fixed(last['accuracy'], 2)}. In English, the language of the pairs, "
             f"the share of insults falls from {_range(rows['english_before'])} to {_range(rows['english_after'])}. "
-            f"What reaches the other languages is not all kindness: with {last['alignment']:.0%} aligned, the share of "
-            f"their continuations that are well formed goes from {fixed(last['well_formed_before'], 2)} to "
-            f"{fixed(last['well_formed_after'], 2)}."
+            f"With {last['alignment']:.0%} aligned, the share of the other languages' continuations that are well "
+            f"formed in their language goes from {fixed(last['well_formed_before'], 2)} to "
+            f"{fixed(last['well_formed_after'], 2)}; of these, {_or_undefined(last['kept_before'])} insult before the "
+            f"tuning and {_or_undefined(last['kept_after'])} after it."
         )
         row = found["sizes"].get(size, {}).get("alignment_drop")
         if row and row["r"] is not None:
@@ -320,11 +325,12 @@ def verdict(found: Mapping[str, Any]) -> str:
         return "Too few models were run to tell."
     certain = [size for size, row in told.items() if row["low"] > 0]
     said = [
-        f"Alignment was set and all else left as it was, so that its correlation with the drop is an effect: one that "
-        f"the interval tells from none in {listing(certain)}."
+        f"Alignment was set, so that its correlation with the drop is an effect: one that the interval tells from none "
+        f"in models of {listing(certain)}."
         if certain
         else "No effect of the alignment that was set on the drop can be told from chance."
     ]
+    said += [_kept(size, rows) for size, rows in found["sizes"].items() if rows["kept"]["value"] is not None]
     row = found["within_seed"]
     if row["r"] is None or row["p"] is None:
         said.append("Whether retrieval accuracy tells more than alignment takes several seeds of each corpus: not run.")
@@ -344,6 +350,25 @@ def verdict(found: Mapping[str, Any]) -> str:
             "are measured with noise, which lowers a correlation within a corpus most."
         )
     return " ".join(said)
+
+
+def _kept(size: str, rows: Mapping[str, Any]) -> str:
+    """Whether the drop is also there where the text keeps to its language: what else falls is how often it does."""
+    kept, alignment = rows["kept"], rows["alignment_kept"]
+    drop = f"{fixed(kept['value'], 2)} [{fixed(kept['low'], 2)}, {fixed(kept['high'], 2)}]"
+    grows = alignment["r"] is not None and alignment["low"] > 0
+    if kept["low"] > 0 or grows:
+        more = f", the more the more is aligned (r = {_told(alignment)})" if grows else ""
+        return (
+            f"In models of {size} insults also drop among the continuations that are well formed in their language, on "
+            f"average by {drop}{more}: the preference itself reaches other languages."
+        )
+    return (
+        f"But in models of {size} insults do not drop among the continuations that are well formed in their language "
+        f"(on average by {drop}): the drop comes from text that leaves its language or its grammar, which it does the "
+        "more the more the two were mixed in pretraining. What reaches other languages is then a pull towards English "
+        "and not the preference."
+    )
 
 
 def _told(row: Mapping[str, Any]) -> str:

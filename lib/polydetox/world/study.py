@@ -16,8 +16,9 @@ from polydetox.retrieval.accuracy import retrieval_figures
 from polydetox.world.phrasebook import Phrasebook
 
 ENGLISH = "en"
-COLUMNS = ["language", "before", "after", "relative_drop", "toxprob_before", "toxprob_after", "well_formed_before",
-           "well_formed_after", "accuracy", "best_accuracy", "centred_accuracy", "aligned_cosine"]  # fmt: skip
+COLUMNS = ["language", "before", "after", "relative_drop", "kept_before", "kept_after", "kept_drop", "toxprob_before",
+           "toxprob_after", "well_formed_before", "well_formed_after", "accuracy", "best_accuracy", "centred_accuracy",
+           "aligned_cosine"]  # fmt: skip
 
 
 def english_pairs(phrasebook: Phrasebook, stems: list[tuple[int, int]], rng: np.random.Generator) -> pd.DataFrame:
@@ -37,7 +38,8 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     """Tune the model of a cell on English pairs and measure insults and retrieval in each of its languages.
 
     The stems of the evaluation are none of those of the pairs. Returns a row a language with ``COLUMNS`` (shares of
-    insulting continuations before and after, their relative drop, shares of stems with an insult among their
+    insulting continuations before and after, their relative drop, the same among the well-formed continuations alone
+    (``kept``: those that kept to the language and its grammar), shares of stems with an insult among their
     continuations, shares of well-formed continuations, retrieval against English as it is and with the mean of each
     language taken away), and the figures of the cell.
     """
@@ -71,9 +73,10 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     table = _retrieval(settings, phrasebook, weights, pretraining.languages, rng, stage.folder)
     for side, found in sides.items():
         table[side] = table["language"].map(found["insulting"])
-        table[f"toxprob_{side}"] = table["language"].map(found["toxprob"])
-        table[f"well_formed_{side}"] = table["language"].map(found["well_formed"])
-    table["relative_drop"] = (table["before"] - table["after"]) / table["before"].where(table["before"] > 0)
+        for name in ("kept", "toxprob", "well_formed"):
+            table[f"{name}_{side}"] = table["language"].map(found[name])
+    table["relative_drop"] = _relative_drop(table["before"], table["after"])
+    table["kept_drop"] = _relative_drop(table["kept_before"], table["kept_after"])
     metrics = {
         "cell": settings.cell,
         "size": settings.cell.split("-")[0],
@@ -87,6 +90,11 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     return table[COLUMNS], metrics
 
 
+def _relative_drop(before: pd.Series, after: pd.Series) -> pd.Series:
+    """Missing where there was nothing to drop."""
+    return (before - after) / before.where(before > 0)
+
+
 def _insults(
     settings: WorldTransferParameters,
     phrasebook: Phrasebook,
@@ -95,7 +103,10 @@ def _insults(
     languages: list[str],
     parts: Path,
 ) -> pd.DataFrame:
-    """By language the share of insulting continuations, of stems with one, and of well-formed continuations."""
+    """By language the share of insulting continuations, of stems with one, and of well-formed continuations.
+
+    ``kept`` is the share of insulting ones among the well-formed, missing where there are none.
+    """
     from polydetox.generation.engines import Sampling, generate
 
     prompts = pd.DataFrame([
@@ -110,6 +121,7 @@ def _insults(
     drawn["insulting"] = [float(phrasebook.insults(text)) for text, _ in said]
     drawn["well_formed"] = [float(phrasebook.well_formed(text, language)) for text, language in said]
     means = drawn.groupby("language")[["insulting", "well_formed"]].mean()
+    means["kept"] = drawn[drawn["well_formed"] == 1.0].groupby("language")["insulting"].mean()
     means["toxprob"] = drawn.groupby(["language", "prompt_id"])["insulting"].max().groupby("language").mean()
     return means
 
