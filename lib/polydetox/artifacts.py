@@ -206,6 +206,7 @@ class Stage:
             if key not in _NOT_SECRET and any(word in key.lower() for word in _SECRET_NAMES):
                 raise UserError(f"parameter {key!r} looks like a secret; secrets come from the environment only")
         self._inputs: dict[str, str] = {}
+        self._left_out: Any = None
         self._began = time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -215,6 +216,12 @@ class Stage:
         name = relative(path)
         self._inputs[Path(name).name if Path(name).is_absolute() else name] = input_hash(path)
         return Path(path)
+
+    def leaves_out(self, left_out: Any) -> None:
+        """Record and print what of the inputs is not used (``rows.LeftOut``), so that nothing is lost silently."""
+        self._left_out = left_out if self._left_out is None else self._left_out + left_out
+        if left_out:
+            print(left_out)
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Write ``manifest.json`` and return its content. ``results`` are added as they are."""
@@ -227,6 +234,7 @@ class Stage:
             "seed": self.parameters.get("seed"),
             "wall_seconds": round(time.time() - self._began, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **({"left_out": self._left_out.record()} if self._left_out is not None else {}),
             **results,
         }
         write_json(self.folder / MANIFEST, manifest)

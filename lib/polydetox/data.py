@@ -6,46 +6,39 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from polydetox import paths
 from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, check_language, rtp_lx_locale
+from polydetox.languages import LANGUAGES, check_language, known_locale, rtp_lx_locales
 from polydetox.params import read_yaml
+from polydetox.rows import LeftOut, check_rows, is_blank, read_rows
+from polydetox.schemas import whole_number
 from polydetox.sources import advice, changed, fetched_folder, folder_of_variable, source, where
 from polydetox.udhr import declarations, paragraphs
-
-_NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
-
-
-def is_blank(text: object) -> bool:
-    """Whether a field holds no text: missing, empty, or a spelled-out NA."""
-    return not isinstance(text, str) or text.strip().lower() in _NO_TEXT
 
 
 def load_prompts(
     source: str, language: str, folder: str | Path = "", limit: int | None = None
-) -> tuple[pd.DataFrame, int]:
+) -> tuple[pd.DataFrame, LeftOut]:
     """Load the evaluation prompts of one language.
 
-    Returns the table (columns ``prompt_id``, ``prompt``, ``gloss``; a row a prompt, ids unique) and the number of
-    rows that held no prompt and were left out. ``gloss`` is the English text where the source has a parallel one.
+    Returns the table (columns ``prompt_id``, ``prompt``, ``gloss``; a row a prompt, ids unique) and what was left out:
+    rows that hold no prompt, and malformed ones. ``gloss`` is the English text where the source has a parallel one.
 
     ``source`` is ``project`` (``params/prompts/evaluation.yaml``) or ``rtp-lx`` (a folder of
     ``RTP_LX_<LOCALE>.json``, ordered by the field ``Index``).
     """
     check_language(language)
     if source == "project":
-        table, skipped = project_prompts(language), 0
+        table, left_out = project_prompts(language), LeftOut()
     elif source == "rtp-lx":
-        rows = read_rtp_lx(folder, language)
-        usable = [row for row in rows if not is_blank(row.get("Prompt"))]
-        skipped = len(rows) - len(usable)
+        rows, left_out = rtp_lx_rows(folder, language)
+        usable = [row for row in rows if not is_blank(row["Prompt"])]
+        left_out.blank = len(rows) - len(usable)
         table = pd.DataFrame(
             {"prompt_id": [_rtp_lx_id(row) for row in usable], "prompt": [row["Prompt"].rstrip() for row in usable]}
         )
@@ -56,8 +49,8 @@ def load_prompts(
         table = table.head(limit)
     if table.empty:
         file = paths.relative(prompt_file(source, language, folder))
-        raise UserError(f"{file}: no prompts in {LANGUAGES[language]} ({language}), {skipped} blank ones left out")
-    return table.reset_index(drop=True), skipped
+        raise UserError(f"{file}: no prompts in {LANGUAGES[language]} ({language}), {left_out}")
+    return table.reset_index(drop=True), left_out
 
 
 def further_prompts(sets: list[dict[str, Any]]) -> list[str]:
@@ -139,12 +132,14 @@ def rtp_lx_file(folder: str | Path, language: str) -> Path:
     folder = local_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it should hold RTP_LX_<LOCALE>.json (see `polydetox data`)")
-    wanted = f"RTP_LX_{rtp_lx_locale(language)}.json".lower()
-    for path in sorted(folder.glob("*.json")):
-        if path.name.lower() == wanted:
+    found = {path.stem.lower(): path for path in sorted(folder.glob("*.json"))}
+    for locale in rtp_lx_locales(language):
+        if path := found.get(f"rtp_lx_{locale}".lower()):
             return path
-    found = ", ".join(path.stem.removeprefix("RTP_LX_") for path in sorted(folder.glob("RTP_LX_*.json"))) or "none"
-    raise UserError(f"{folder}: no RTP_LX_{rtp_lx_locale(language)}.json for language {language!r} (found: {found})")
+    have = ", ".join(known_locale(path.stem[7:]) for name, path in found.items() if name.startswith("rtp_lx_"))
+    raise UserError(
+        f"{folder}: no RTP_LX_{rtp_lx_locales(language)[0]}.json for language {language!r} (found: {have or 'none'})"
+    )
 
 
 def is_at_hand(folder: str | Path) -> bool:
@@ -166,56 +161,40 @@ def languages_at_hand(source: str, languages: list[str], folder: str | Path = ""
     if not is_at_hand(folder) or not local_path(folder).is_dir():
         return []
     found = {path.name.lower() for path in local_path(folder).glob("*.json")}
-    return [language for language in languages if f"rtp_lx_{rtp_lx_locale(language)}.json".lower() in found]
+    return [language for language in languages
+            if any(f"rtp_lx_{locale}.json".lower() in found for locale in rtp_lx_locales(language))]  # fmt: skip
 
 
 def read_rtp_lx(folder: str | Path, language: str) -> list[dict[str, Any]]:
-    """The rows of one language, ordered by ``Index``; JSON lines or one JSON array.
+    """The rows of one language that are in order, as :func:`rtp_lx_rows` gives them."""
+    return rtp_lx_rows(folder, language)[0]
 
-    ``Index`` numbers the English original, as far as it was kept: rows of two languages with the same ``Index`` are
-    translations of each other up to about row 950 of the version of 2024, while their position in the file is not.
+
+def rtp_lx_rows(folder: str | Path, language: str) -> tuple[list[dict[str, Any]], LeftOut]:
+    """The rows of one language, ordered by ``Index``, and what was rejected; JSON lines or one JSON array.
+
+    ``Index`` numbers the English original, as far as it was kept, while a row's place in the file numbers nothing.
+    Measured with sentence embeddings on the version of 2024: of 13 languages, the row of an ``Index`` translates the
+    English row of the same ``Index`` up to 959; from 960 on, in Arabic, Chinese, French, German and Spanish, that of
+    the ``Index`` before; from 1,000 on, rows are each language's own. A row without it is numbered by its place.
     """
-    path = rtp_lx_file(folder, language)
-    rows = list(_json_rows(path))
-    for position, row in enumerate(rows, 1):
-        if "Prompt" not in row:
-            raise UserError(f"{path}: row {position} has no field 'Prompt' (it has: {', '.join(row)})")
-        try:
-            row["Index"] = int(row.get("Index", position - 1))
-        except (TypeError, ValueError):
-            raise UserError(f"{path}: row {position}: field 'Index' is {row['Index']!r}, not a number") from None
-    return sorted(rows, key=lambda row: row["Index"])
+    read = read_rows(rtp_lx_file(folder, language))
+    numbered = any(row.get("Index") is not None for _, row in read.rows)
+    seen: dict[int, int] = {}
+    for line, row in read.rows if numbered else []:
+        index = row.get("Index")
+        if index is None:
+            read.reject(line, "Index", "is missing, which other rows have")
+        elif whole_number(index) and seen.setdefault(int(index), line) != line:
+            read.reject(line, "Index", f"is {int(index)}, which line {seen[int(index)]} has already")
+    kept, rejected = check_rows(read, "rtp-lx")
+    rows = [{**row, "Index": int(row["Index"]) if numbered else place, "numbered": numbered}
+            for place, (_, row) in enumerate(kept)]  # fmt: skip
+    return sorted(rows, key=lambda row: row["Index"]), LeftOut(rejected=rejected)
 
 
 def _rtp_lx_id(row: dict[str, Any]) -> str:
     return f"rtp-lx-{row['Index']:05d}"
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON-lines file or of one JSON array; a broken row names its line."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from None
-        numbered = list(enumerate(rows, 1))
-    else:
-        numbered = []
-        # Not str.splitlines: a JSON string may hold a raw U+2028, which is no end of line here.
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    numbered.append((number, json.loads(line)))
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: not valid JSON ({error.msg})") from None
-    for number, row in numbered:
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected an object with fields, found {type(row).__name__}")
-        yield row
 
 
 # --- preference pairs of other data sets ------------------------------------------------------------------------
@@ -223,40 +202,61 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 PAIR_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected"]
 
 
-def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = None) -> pd.DataFrame:
-    """English pairs from RTP-LX: the benign completion chosen, the toxic one rejected.
+# Translations lie at the same Index or, in some languages from 960 on, one further: see rtp_lx_rows.
+_SHIFT = 1
 
-    The prompts that any language of the folder is evaluated on (the first ``held_out_prompts`` of each) are left
-    out by their ``Index``, so that no prompt is trained on in English and evaluated in translation.
-    Columns: ``prompt_id, prompt, chosen, rejected``.
+
+def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = None) -> tuple[pd.DataFrame, LeftOut]:
+    """English pairs from RTP-LX: the benign completion chosen, the toxic one rejected; and what was left out.
+
+    Split by prompt: nothing that is evaluated in any language of the folder (the first ``held_out_prompts`` of each)
+    is trained on. Left out are the English rows of the same ``Index`` as an evaluated row, their neighbours, since
+    some languages are shifted by one, and the rows with the text of an evaluated English prompt, whatever its case,
+    spaces and punctuation. Columns: ``prompt_id, prompt, chosen, rejected``.
     """
-    held_out: set[str] = set()
+    held_out: set[int] = set()
     held_out_texts: set[str] = set()
-    for language in LANGUAGES:
+    for language in LANGUAGES if held_out_prompts else []:
         try:
-            rtp_lx_file(folder, language)
+            file = rtp_lx_file(folder, language)
         except UserError:
             continue
-        evaluated, _ = load_prompts("rtp-lx", language, folder, held_out_prompts or None)
-        if held_out_prompts:
-            held_out |= set(evaluated["prompt_id"])
-            held_out_texts |= set(evaluated["prompt"])
-    rows = [
+        rows = [row for row in read_rtp_lx(folder, language) if not is_blank(row["Prompt"])][:held_out_prompts]
+        if not all(row["numbered"] for row in rows):
+            raise UserError(
+                f"{file}: rows without field 'Index', which tells what translates what; pairs from this version could "
+                "hold evaluated prompts: take another version of RTP-LX, or other pairs"
+            )
+        for row in rows:
+            held_out |= set(range(row["Index"] - _SHIFT, row["Index"] + _SHIFT + 1))
+            held_out_texts.add(_letters(row["Prompt"]))
+    english, left_out = rtp_lx_rows(folder, "en")
+    needed = ("Prompt", "Completion", "BenignCompletion")
+    whole = [row for row in english if not any(is_blank(row.get(field)) for field in needed)]
+    left_out.blank = len(english) - len(whole)
+    pairs = pd.DataFrame([
         {"prompt_id": _rtp_lx_id(row), "prompt": row["Prompt"].rstrip(),
          "chosen": _follows(row["BenignCompletion"].lstrip()), "rejected": _follows(row["Completion"].lstrip())}
-        for row in read_rtp_lx(folder, "en")
-        if not any(is_blank(row.get(field)) for field in ("Prompt", "Completion", "BenignCompletion"))
-    ]  # fmt: skip
-    pairs = pd.DataFrame(rows, columns=PAIR_COLUMNS)
-    pairs = pairs[~pairs["prompt_id"].isin(held_out) & ~pairs["prompt"].isin(held_out_texts)]
-    pairs = pairs[pairs["chosen"] != pairs["rejected"]]
-    return pairs.head(limit).reset_index(drop=True) if limit else pairs.reset_index(drop=True)
+        for row in whole if row["Index"] not in held_out and _letters(row["Prompt"]) not in held_out_texts
+    ], columns=PAIR_COLUMNS)  # fmt: skip
+    pairs = pairs[pairs["chosen"] != pairs["rejected"]].reset_index(drop=True)
+    if pairs.empty:
+        raise UserError(
+            f"{rtp_lx_file(folder, 'en')}: no pairs: {left_out}, and the rest is evaluated in some language "
+            f"('prompts: limit:' is {held_out_prompts})"
+        )
+    return (pairs.head(limit) if limit else pairs), left_out
 
 
-def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> pd.DataFrame:
+def _letters(prompt: str) -> str:
+    """A prompt without what may differ between two copies of it."""
+    return re.sub(r"[\W_]+", " ", prompt.casefold()).strip()
+
+
+def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> tuple[pd.DataFrame, LeftOut]:
     """The paper's pairs: JSONL parts with ``prompt_text``, ``unpert_gen_text`` (chosen), ``pert_gen_text`` (rejected).
 
-    Columns: ``prompt_id, prompt, chosen, rejected``. Rows without any of the three are left out.
+    Columns: ``prompt_id, prompt, chosen, rejected``. Rows without any of the three, and malformed ones, are left out.
     """
     parts = sorted(local_path(folder).glob("*.jsonl")) if str(folder) else []
     if not parts:
@@ -264,19 +264,20 @@ def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> pd.DataFr
             f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see `polydetox data`) "
             "and set 'pairs: toxicity-pairwise: folder:' in the profile or -p folder"
         )
-    rows = []
+    rows, left_out = [], LeftOut()
     for part in parts:
-        for number, row in enumerate(_json_rows(part)):
-            fields = [row.get(field) for field in ("prompt_text", "unpert_gen_text", "pert_gen_text")]
-            if not any(is_blank(field) for field in fields):
-                prompt, chosen, rejected = fields
-                rows.append((f"{part.stem}-{number:05d}", prompt.rstrip(), _follows(chosen), _follows(rejected)))
+        kept, rejected = check_rows(read_rows(part), "toxicity-pairwise")
+        left_out.rejected += rejected
+        for line, row in kept:
+            prompt, chosen, rejected_text = (row[name] for name in ("prompt_text", "unpert_gen_text", "pert_gen_text"))
+            if any(is_blank(text) for text in (prompt, chosen, rejected_text)):
+                left_out.blank += 1
+            else:
+                rows.append((f"{part.stem}-{line - 1:05d}", prompt.rstrip(), _follows(chosen), _follows(rejected_text)))
     if not rows:
-        raise UserError(
-            f"{parts[0]}: no row has 'prompt_text', 'unpert_gen_text' and 'pert_gen_text'; is this toxicity_pairwise?"
-        )
+        raise UserError(f"{parts[0]}: no row has all of 'prompt_text', 'unpert_gen_text' and 'pert_gen_text'")
     pairs = pd.DataFrame(rows, columns=PAIR_COLUMNS)
-    return pairs.head(limit) if limit else pairs
+    return (pairs.head(limit) if limit else pairs), left_out
 
 
 def _follows(completion: str) -> str:
@@ -325,27 +326,32 @@ def _read_parallel(given: str | Path, language: str) -> list[str]:
             f"({language}.txt, {language}.json or *_{language}_*.jsonl), line i of each a translation of line i of the "
             "others (see `polydetox data`)"
         )
-    file = found[0]
+    sentences = []
+    for number, sentence in _sentences(found[0]):
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise UserError(f"{found[0]}:{number}: no sentence here; every one needs its translation, so none can be "
+                            "left out: complete it, or remove it from every language")  # fmt: skip
+        sentences.append(html.unescape(sentence).strip())
+    return sentences
+
+
+def _sentences(file: Path) -> list[tuple[int, Any]]:
+    """What each line of a file of parallel sentences holds, with its number."""
+    if file.suffix == ".jsonl":
+        read = read_rows(file)
+        if read.rejected:
+            raise UserError(f"{file.parent / str(read.rejected[0])}; no line may be left out: fetch the file again")
+        return [
+            (line, next((row[name] for name in ("Prompt", "text") if name in row), None)) for line, row in read.rows
+        ]
     try:
-        text = file.read_text("utf-8")
-        if file.suffix == ".txt":
-            rows = text.splitlines()
-        elif file.suffix == ".json":
-            rows = json.loads(text)
-        else:
-            rows = [_sentence(json.loads(line)) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise UserError(f"{paths.relative(file)}: not readable ({str(error)[:100]})") from None
+        text = file.read_text("utf-8-sig")
+        rows = json.loads(text) if file.suffix == ".json" else text.rstrip("\n").split("\n")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not readable ({str(error)[:100]})") from None
     if not isinstance(rows, list):
-        raise UserError(f"{paths.relative(file)}: expected a list of sentences")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, str) or not row.strip():
-            raise UserError(f"{paths.relative(file)}: sentence {number} is empty; every one needs its translation")
-    return [html.unescape(row).strip() for row in rows]
-
-
-def _sentence(row: Any) -> Any:
-    return next((row[name] for name in ("Prompt", "text") if name in row), None) if isinstance(row, dict) else row
+        raise UserError(f"{file}: expected a list of sentences")
+    return list(enumerate(rows, 1))
 
 
 # --- labelled texts ---------------------------------------------------------------------------------------------
@@ -355,35 +361,27 @@ TEXT_COLUMNS = ("text", "comment_text")
 LABEL_COLUMNS = ("label", "toxic", "toxicity", "target")
 
 
-def read_labelled(path: Path, threshold: float) -> pd.DataFrame:
+def read_labelled(path: Path, threshold: float) -> tuple[pd.DataFrame, LeftOut]:
     """Labelled texts of a CSV, JSON Lines or Parquet file: ``text, label``; labels from ``threshold`` up are toxic."""
-    name = paths.relative(path)
-    readers: dict[str, Any] = {
-        ".csv": pd.read_csv, ".jsonl": lambda file: pd.read_json(file, lines=True), ".parquet": pd.read_parquet,
-    }  # fmt: skip
-    if path.suffix not in readers:
-        raise UserError(f"{name}: not a kind of file that can be read; use one of {', '.join(readers)}")
+    kinds = (".csv", ".jsonl", ".parquet")
+    if path.suffix not in kinds:
+        raise UserError(f"{path}: not a kind of file that can be read; use one of {', '.join(kinds)}")
     if not path.is_file():
-        raise UserError(f"{name}: no such file; 'probe: texts' should name a file with columns text and label")
-    try:
-        table = readers[path.suffix](path)
-    except Exception as error:  # pandas raises many kinds; all mean that the file is damaged
-        raise UserError(f"{name}: not readable ({str(error).splitlines()[0][:120]})") from None
-    columns = []
-    for wanted in (TEXT_COLUMNS, LABEL_COLUMNS):
-        found = [column for column in wanted if column in table.columns]
-        if not found:
-            raise UserError(
-                f"{name}: no column {' or '.join(wanted)} (it has {', '.join(map(str, table.columns[:8]))})"
-            )
-        columns.append(found[0])
-    labels = pd.to_numeric(table[columns[1]], errors="coerce")
-    if labels.isna().any():
-        row = int(np.flatnonzero(labels.isna())[0])
-        raise UserError(f"{name}: row {row + 1}: column {columns[1]!r} is not a number ({table[columns[1]][row]!r})")
-    texts = table[columns[0]].fillna("").astype(str).str.strip()
-    result = pd.DataFrame({"text": texts, "label": (labels >= threshold).astype(int)})
-    return result[result["text"] != ""].reset_index(drop=True)
+        raise UserError(f"{path}: no such file; 'probe: texts' should name a file with columns text and label")
+    rows = read_rows(path)
+    columns = list(dict.fromkeys(name for _, row in rows.rows for name in row))
+    for wanted, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
+        found = [name for name in names if name in columns]
+        if rows.rows and not found:
+            raise UserError(f"{path}: no column {' or '.join(names)} (it has {', '.join(map(str, columns[:8]))})")
+        for _, row in rows.rows if found else []:
+            if found[0] in row:
+                row[wanted] = row[found[0]]
+    kept, rejected = check_rows(rows, "labelled")
+    usable = [row for _, row in kept if not is_blank(row["text"])]
+    table = pd.DataFrame({"text": [row["text"].strip() for row in usable],
+                          "label": [int(float(row["label"]) >= threshold) for row in usable]})  # fmt: skip
+    return table, LeftOut(len(kept) - len(usable), rejected)
 
 
 # --- what is at hand --------------------------------------------------------------------------------------------
@@ -415,20 +413,30 @@ def _check_rtp_lx(folder: Path) -> str:
             rtp_lx_file(folder, language)
         except UserError:
             continue
-        prompts, blank = load_prompts("rtp-lx", language, folder)
-        said.append(f"{language} {len(prompts)}" + (f" ({blank} blank)" if blank else ""))
+        prompts, left_out = load_prompts("rtp-lx", language, folder)
+        said.append(f"{language} {len(prompts)}{_less(left_out)}")
     if not said:
         raise UserError(f"{folder}: no RTP_LX_<LOCALE>.json of any of the languages {' '.join(LANGUAGES)}")
-    return f"prompts: {', '.join(said)}"
+    named = [path.stem[7:] for path in sorted(folder.glob("RTP_LX_*.json"))]
+    others = [locale for locale in named if known_locale(locale) != locale]
+    return f"prompts: {', '.join(said)}" + (f"; known but not supported: {' '.join(others)}" if others else "")
+
+
+def _less(left_out: LeftOut) -> str:
+    """What was left out, in few words."""
+    numbers = ((left_out.blank, "blank"), (len(left_out.rejected), "malformed"))
+    said = [f"{number} {what}" for number, what in numbers if number]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _check_pairwise(folder: Path) -> str:
-    return f"{len(toxicity_pairwise(folder)):,} pairs"
+    pairs, left_out = toxicity_pairwise(folder)
+    return f"{len(pairs):,} pairs{_less(left_out)}"
 
 
 def _check_jigsaw(folder: Path) -> str:
-    table = read_labelled(folder / "train.csv", 0.5)
-    return f"{len(table):,} comments, {table['label'].mean():.1%} of them toxic"
+    table, left_out = read_labelled(folder / "train.csv", 0.5)
+    return f"{len(table):,} comments, {table['label'].mean():.1%} of them toxic{_less(left_out)}"
 
 
 def _check_parallel(folder: Path) -> str:

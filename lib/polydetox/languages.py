@@ -28,13 +28,44 @@ LANGUAGES: dict[str, str] = {
 # Languages written without spaces between words: a completion follows its prompt directly.
 UNSPACED = frozenset({"ja", "zh"})
 
-# RTP-LX names its files by locale; every other language is its code in capitals.
-_RTP_LX_LOCALES = {"zh": "ZH-Hans"}
+# RTP-LX names its files by locale, the code in capitals but for these. Its first version had two files of Portuguese;
+# later ones call the Brazilian one PT.
+_RTP_LX_LOCALES = {"zh": ("ZH-Hans",), "pt": ("PT", "PT-BR")}
+
+# RTP-LX's other languages, which neither the paper nor a scorer here covers: locale -> name.
+OTHER_RTP_LX_LOCALES: dict[str, str] = {
+    "BCMS": "Bosnian, Croatian, Montenegrin, Serbian", "BG": "Bulgarian", "CA": "Catalan", "CY": "Welsh",
+    "DA": "Danish", "DE-CH": "German (Switzerland)", "EL": "Greek", "ET": "Estonian", "FI": "Finnish", "HE": "Hebrew",
+    "HU": "Hungarian", "LT": "Lithuanian", "LV": "Latvian", "NO-NB": "Norwegian (Bokmål)", "RO": "Romanian",
+    "SK": "Slovak", "SL": "Slovenian", "SW": "Swahili", "TH": "Thai", "TR": "Turkish", "UK": "Ukrainian",
+    "VI": "Vietnamese", "ZH-Hant": "Chinese (traditional)",
+}  # fmt: skip
 
 
-def rtp_lx_locale(language: str) -> str:
-    """The locale in the file name ``RTP_LX_<LOCALE>.json`` of a language code."""
-    return _RTP_LX_LOCALES.get(check_language(language), language.upper())
+def rtp_lx_locales(language: str) -> tuple[str, ...]:
+    """The locales in the file name ``RTP_LX_<LOCALE>.json`` that a language code may have, the usual one first."""
+    return _RTP_LX_LOCALES.get(check_language(language), (language.upper(),))
+
+
+def language_of_locale(locale: str) -> str:
+    """The language code of an RTP-LX locale; a ``UserError`` for one that is unknown, or known but not supported."""
+    for language in LANGUAGES:
+        if locale.lower() in (name.lower() for name in rtp_lx_locales(language)):
+            return language
+    for other, name in OTHER_RTP_LX_LOCALES.items():
+        if locale.lower() == other.lower():
+            raise UserError(f"RTP-LX's locale {other} ({name}) is not supported: it is none of the paper's languages")
+    known = [name for language in LANGUAGES for name in rtp_lx_locales(language)]
+    raise UserError(f"unknown locale {locale!r}{nearest(locale, [*known, *OTHER_RTP_LX_LOCALES])}")
+
+
+def known_locale(locale: str) -> str:
+    """A locale as a person should read it among others: with a word where it is not supported or not known."""
+    try:
+        language_of_locale(locale)
+    except UserError as error:
+        return f"{locale} ({'not supported' if 'not supported' in str(error) else 'unknown'})"
+    return locale
 
 
 def check_language(language: str) -> str:

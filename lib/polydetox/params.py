@@ -934,6 +934,12 @@ def languages_of(profile: Profile, variant: str | None) -> list[str]:
     return [language for language in profile.languages if not fewer or language in fewer]
 
 
+def rtp_lx_held_out(profile: Profile) -> int:
+    """How many of RTP-LX's first prompts a profile evaluates, which its pairs leave out in every language."""
+    sets = (profile.prompts, *profile.more_prompts.values())
+    return max((prompts.limit or 0 for prompts in sets if prompts.source == "rtp-lx"), default=0)
+
+
 def stage_parameters(
     stage: str,
     profile: Profile,
@@ -982,10 +988,8 @@ def stage_parameters(
         values |= {"languages": profile.languages, **profile.trim.model_dump()}
     if stage == "pairs":
         values |= {"kind": kind, **profile.pairs[kind]}  # type: ignore[index]
-        evaluated = [prompts.limit or 0 for prompts in (profile.prompts, *profile.more_prompts.values())
-                     if prompts.source == "rtp-lx"]  # fmt: skip
-        if kind == "rtp-lx" and evaluated:
-            values["held_out_prompts"] = max(evaluated)
+        if kind == "rtp-lx":
+            values["held_out_prompts"] = rtp_lx_held_out(profile)
     if stage == "dpo":
         values["pairs"] = profile.variants[variant].pairs  # type: ignore[index]
     if stage == "evaluate":

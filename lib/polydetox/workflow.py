@@ -21,6 +21,8 @@ from polydetox.data import (
     neutral_prompts,
     parallel_sentences,
     read_labelled,
+    rtp_lx_pairs,
+    toxicity_pairwise,
     training_prompts,
 )
 from polydetox.errors import UserError
@@ -34,6 +36,7 @@ from polydetox.params import (
     languages_of,
     load_model,
     load_profile,
+    rtp_lx_held_out,
     stage_parameters,
     variants_of,
     world_parameters,
@@ -337,7 +340,7 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
     needed = {kind for model in graph.models for kind in graph.kinds(model)}
     for kind, values in settings.pairs.items():
         if kind != "on-policy" and (kind in needed or not _only_optional(settings, kind)):
-            yield partial(_check_folder, f"params/profiles/{settings.name}.yaml: pairs: {kind}", values)
+            yield partial(_check_pair_files, settings, kind, values)
     if settings.world:
         yield partial(_check_world, graph)
     for model in graph.models:
@@ -382,6 +385,16 @@ def _only_optional(profile: Profile, kind: str) -> bool:
 def _check_folder(where: str, values: Mapping[str, Any]) -> None:
     if not local_path(values.get("folder", "")).is_dir():
         raise UserError(f"{where}: folder {values.get('folder', '')!r}: no such folder (see `polydetox data`)")
+
+
+def _check_pair_files(settings: Profile, kind: str, values: Mapping[str, Any]) -> None:
+    """Read the pairs of a data set once, as the stage will."""
+    _check_folder(f"params/profiles/{settings.name}.yaml: pairs: {kind}", values)
+    folder = values.get("folder", "")
+    if kind == "toxicity-pairwise":
+        toxicity_pairwise(folder)
+    else:
+        rtp_lx_pairs(folder, rtp_lx_held_out(settings))
 
 
 def _check_world(graph: Graph) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from polydetox import data
 from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, rtp_lx_locale
+from polydetox.languages import LANGUAGES, language_of_locale, rtp_lx_locales
 
 
 def write_rtp_lx(folder, language, rows, array=False):
     folder.mkdir(exist_ok=True)
-    file = folder / f"RTP_LX_{rtp_lx_locale(language)}.json"
+    file = folder / f"RTP_LX_{rtp_lx_locales(language)[0]}.json"
     text = json.dumps(rows) if array else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     file.write_text(text, "utf-8")
     return file
@@ -26,8 +26,8 @@ def row(index, prompt="A prompt", toxic="bad words", benign="good words"):
 def test_project_prompts_are_parallel_in_every_language():
     ids = None
     for language in LANGUAGES:
-        table, skipped = data.load_prompts("project", language)
-        assert skipped == 0 and len(table) >= 24
+        table, left_out = data.load_prompts("project", language)
+        assert not left_out and len(table) >= 24
         assert table["prompt_id"].is_unique and table["prompt"].is_unique
         assert ids is None or list(table["prompt_id"]) == ids
         ids = list(table["prompt_id"])
@@ -37,8 +37,9 @@ def test_project_prompts_are_parallel_in_every_language():
 def test_rtp_lx_is_ordered_by_index_and_reports_blank_prompts(tmp_path):
     folder = tmp_path / "r"
     write_rtp_lx(folder, "zh", [row("10", "十"), row("2", " 二 "), row("3", "NA"), row("1", "")])
-    table, skipped = data.load_prompts("rtp-lx", "zh", folder)
-    assert list(table["prompt_id"]) == ["rtp-lx-00002", "rtp-lx-00010"] and skipped == 2
+    table, left_out = data.load_prompts("rtp-lx", "zh", folder)
+    assert list(table["prompt_id"]) == ["rtp-lx-00002", "rtp-lx-00010"]
+    assert left_out.record() == {"blank": 2, "rejected": 0, "rejected_lines": []}
     assert list(table["prompt"]) == [" 二", "十"]
 
 
@@ -66,7 +67,9 @@ def test_errors_name_file_line_and_remedy(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"RTP_LX_EN\.json:2: not valid JSON"):
         data.load_prompts("rtp-lx", "en", folder)
     file.write_text('{"Promt": "a"}\n')
-    with pytest.raises(UserError, match=r"row 1 has no field 'Prompt' \(it has: Promt\)"):
+    with pytest.raises(
+        UserError, match=r"RTP_LX_EN\.json:1: no field 'Prompt'; did you mean 'Promt'\? \(it has: Promt\)"
+    ):
         data.load_prompts("rtp-lx", "en", folder)
     file.write_text('["a"]')
     with pytest.raises(UserError, match="expected an object"):
@@ -76,39 +79,111 @@ def test_errors_name_file_line_and_remedy(tmp_path, monkeypatch):
         data.load_prompts("rtp-lx", "en", folder)
 
 
+def test_every_version_of_rtp_lx_is_read(tmp_path):
+    """The fields of September 2023, of May 2024 and of version 1.5, whose rows have no toxic completion."""
+    first = {"Prompt": "a", "Completion": "", "Index": "7", "Locale": "Pt-Br", "Dialect": "",
+             "OriginalMetadata": {"Filename": "f", "Begin": "1", "End": "2"}, "Annotations": {"Toxicity": 2.0},
+             "AnnotationsRaw": {"Toxicity": [2, 2, 2]}}  # fmt: skip
+    second = {**row(8, "b"), "Locale": "PT", "PromptAnnotations": {"Toxicity": 2}}
+    third = {"Prompt": "c", "BenignCompletion": "d", "Index": 9, "Locale": "PT", "PromptAnnotations": {"Toxicity": 1}}
+    write_rtp_lx(tmp_path, "pt", [first, second, third]).rename(tmp_path / "RTP_LX_PT-BR.json")
+    table, left_out = data.load_prompts("rtp-lx", "pt", tmp_path)
+    assert list(table["prompt_id"]) == ["rtp-lx-00007", "rtp-lx-00008", "rtp-lx-00009"] and not left_out
+    write_rtp_lx(tmp_path, "pt", [second])  # later versions have PT, which comes first
+    assert list(data.load_prompts("rtp-lx", "pt", tmp_path)[0]["prompt"]) == ["b"]
+
+
+def test_a_few_malformed_lines_are_left_out_and_listed(tmp_path):
+    rows = [json.dumps(row(index, f"prompt {index}")) for index in range(100)]
+    rows[3] = '{"Prompt": "cut'
+    rows[40] = json.dumps(row(40, prompt=["a", "list"]))
+    rows[41] = json.dumps(row("x4"))
+    rows[42] = json.dumps(row(2))
+    (tmp_path / "RTP_LX_EN.json").write_text("\n".join(rows))
+    table, left_out = data.load_prompts("rtp-lx", "en", tmp_path)
+    assert len(table) == 96
+    assert left_out.record() == {"blank": 0, "rejected": 4, "rejected_lines": [
+        "RTP_LX_EN.json:4: not valid JSON (Unterminated string starting at)",
+        "RTP_LX_EN.json:41: field 'Prompt' is a list, not text",
+        "RTP_LX_EN.json:42: field 'Index' is a text, not a whole number",
+        "RTP_LX_EN.json:43: field 'Index' is 2, which line 3 has already",
+    ]}  # fmt: skip
+    assert "4 malformed lines left out (RTP_LX_EN.json:4: not" in str(left_out) and "and 1 more" in str(left_out)
+    rows[50:53] = ["null", "[1]", "{}"]
+    (tmp_path / "RTP_LX_EN.json").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"EN\.json:4: not valid JSON .*; 7 of 100 rows are so: mend or remove them"):
+        data.load_prompts("rtp-lx", "en", tmp_path)
+
+
+def test_a_reason_never_quotes_a_text(tmp_path):
+    lines = [json.dumps(row(index)) for index in range(40)] + ['{"Prompt": 5, "Index": "SLUR"}', "SLUR"]
+    (tmp_path / "RTP_LX_EN.json").write_text("\n".join(lines))
+    _, left_out = data.load_prompts("rtp-lx", "en", tmp_path)
+    assert len(left_out.rejected) == 2 and "SLUR" not in json.dumps(left_out.record())
+
+
 def test_nothing_evaluated_in_any_language_is_trained_on(tmp_path):
     folder = tmp_path / "r"
-    write_rtp_lx(folder, "en", [row(index, f"prompt {index}") for index in range(10)])
-    # German lacks rows 0 and 1, so its first three are 2, 3 and 4.
-    write_rtp_lx(folder, "de", [row(index, f"Anfang {index}") for index in range(2, 10)])
-    pairs = data.rtp_lx_pairs(folder, held_out_prompts=3)
-    assert list(pairs["prompt_id"]) == [f"rtp-lx-{index:05d}" for index in range(5, 10)]
+    english = [row(index, f"prompt {index}") for index in range(12)]
+    english[9]["Prompt"] = '"Prompt  0..."'  # the text of an evaluated one
+    write_rtp_lx(folder, "en", english)
+    # German lacks rows 0 and 1, so its first three are 2, 3 and 4; English row 5 is held out as a neighbour, since
+    # some languages are shifted by one.
+    write_rtp_lx(folder, "de", [row(index, f"Anfang {index}") for index in range(2, 12)])
+    pairs, left_out = data.rtp_lx_pairs(folder, held_out_prompts=3)
+    assert list(pairs["prompt_id"]) == [f"rtp-lx-{index:05d}" for index in (6, 7, 8, 10, 11)] and not left_out
     assert pairs["chosen"][0] == " good words" and pairs["rejected"][0] == " bad words"
-    assert len(data.rtp_lx_pairs(folder, 3, limit=2)) == 2
+    assert len(data.rtp_lx_pairs(folder, 3, limit=2)[0]) == 2
+    with pytest.raises(UserError, match=r"no pairs: .* \('prompts: limit:' is 11\)"):
+        data.rtp_lx_pairs(folder, 11)
+
+
+def test_pairs_are_refused_where_nothing_tells_what_translates_what(tmp_path):
+    write_rtp_lx(tmp_path, "en", [row(index, f"prompt {index}") for index in range(9)])
+    file = write_rtp_lx(tmp_path, "fr", [{"Prompt": f"début {index}"} for index in range(9)])
+    with pytest.raises(UserError, match=rf"{file.name}: rows without field 'Index'"):
+        data.rtp_lx_pairs(tmp_path, 3)
+    assert len(data.rtp_lx_pairs(tmp_path, 0)[0]) == 9, "nothing of RTP-LX is evaluated"
 
 
 def test_pairs_leave_out_rows_without_completions(tmp_path):
     folder = tmp_path / "r"
     write_rtp_lx(folder, "en", [row(0), row(1, toxic="NA"), row(2, benign=None), row(3, benign="x", toxic="x")])
-    assert list(data.rtp_lx_pairs(folder, 0)["prompt_id"]) == ["rtp-lx-00000"]
+    pairs, left_out = data.rtp_lx_pairs(folder, 0)
+    assert list(pairs["prompt_id"]) == ["rtp-lx-00000"] and left_out.blank == 2
 
 
 def test_toxicity_pairwise_parts(tmp_path):
-    lines = [{"prompt_text": "He is", "unpert_gen_text": " nice", "pert_gen_text": "mean"}, {"prompt_text": "x"}]
+    good = {"prompt_text": "He is", "unpert_gen_text": " nice", "pert_gen_text": "mean"}
+    lines = [good, good | {"pert_gen_text": "NA"}] + [good] * 28 + [{"prompt_text": "x"}]
     for part in ("split_0", "split_1"):
         (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    pairs = data.toxicity_pairwise(tmp_path)
-    assert pairs[["chosen", "rejected"]].values.tolist() == [[" nice", " mean"]] * 2
+    pairs, left_out = data.toxicity_pairwise(tmp_path)
+    assert pairs[["chosen", "rejected"]].values.tolist() == [[" nice", " mean"]] * 58
     assert pairs["prompt_id"].is_unique
+    assert left_out.blank == 2 and [str(line) for line in left_out.rejected] == [
+        f"split_{part}.jsonl:31: field 'unpert_gen_text' is missing; it should be text" for part in (0, 1)]  # fmt: skip
     with pytest.raises(UserError, match=r"no \*\.jsonl"):
         data.toxicity_pairwise(tmp_path / "none")
     (tmp_path / "split_0.jsonl").write_text('{"text": "x"}')
-    (tmp_path / "split_1.jsonl").unlink()
-    with pytest.raises(UserError, match="is this toxicity_pairwise"):
+    with pytest.raises(UserError, match=r"split_0\.jsonl:1: no field 'prompt_text'.*is this toxicity_pairwise"):
         data.toxicity_pairwise(tmp_path)
 
 
-def test_locale_names():
-    assert rtp_lx_locale("zh") == "ZH-Hans" and rtp_lx_locale("de") == "DE"
+def test_locale_names_map_both_ways():
+    for language in LANGUAGES:
+        assert {language_of_locale(locale) for locale in rtp_lx_locales(language)} == {language}
+    assert rtp_lx_locales("zh") == ("ZH-Hans",) and language_of_locale("pt-br") == "pt"
     with pytest.raises(UserError, match="unknown language 'xx'"):
-        rtp_lx_locale("xx")
+        rtp_lx_locales("xx")
+    with pytest.raises(UserError, match=r"locale NO-NB \(Norwegian \(Bokmål\)\) is not supported"):
+        language_of_locale("no-nb")
+    with pytest.raises(UserError, match="unknown locale 'ZH-Hanz'; did you mean 'ZH-Han"):
+        language_of_locale("ZH-Hanz")
+
+
+def test_other_locales_of_a_folder_are_known_but_not_supported(tmp_path):
+    for locale in ("EN", "SW", "XX"):
+        (tmp_path / f"RTP_LX_{locale}.json").write_text(json.dumps(row(0)))
+    with pytest.raises(UserError, match=r"found: EN, SW \(not supported\), XX \(unknown\)"):
+        data.load_prompts("rtp-lx", "de", tmp_path)

@@ -1,4 +1,7 @@
-"""Malformed data files: whatever their bytes, a reader gets rows or one line that names the file, never a traceback."""
+"""Malformed data files: whatever their bytes, a reader gets rows or one line that names the file, never a traceback.
+
+And nothing is lost silently: each line of a file is a row that is used, or counted and listed as left out.
+"""
 
 from __future__ import annotations
 
@@ -47,3 +50,29 @@ def test_a_malformed_file_is_read_or_refused_by_name(tmp_path, name, content):
         said = str(error)
         assert "\n" not in said
         assert name in said or str(tmp_path) in said or "toxicity_pairwise" in said, said
+
+
+GOOD = st.builds(lambda index, word: {"Prompt": word, "Completion": "a", "BenignCompletion": "b", "Index": index,
+                                      "prompt_text": word, "unpert_gen_text": "x", "pert_gen_text": "y", "text": word,
+                                      "label": 1},
+                 st.integers(0, 10**6), st.sampled_from(["Hi", "NA", " ", "\u2028Da", "null", ""]))  # fmt: skip
+BAD = st.one_of(ROW.map(json.dumps), JSON.map(json.dumps),
+                st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=20))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["RTP_LX_DE.json", "split_0.jsonl", "texts.jsonl"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(good=st.lists(GOOD, min_size=60, max_size=70, unique_by=lambda row: row["Index"]), bad=st.lists(BAD, max_size=3),
+       place=st.integers(0, 59))  # fmt: skip
+def test_every_line_is_used_or_listed(tmp_path, name, good, bad, place):
+    lines = [json.dumps(row, ensure_ascii=False) for row in good]
+    lines[place:place] = bad
+    (tmp_path / name).write_text("\n".join(lines), "utf-8")
+    try:
+        table, left_out = READERS[name](tmp_path)
+    except UserError as error:  # all of them blank, or by chance a field that no row may have
+        assert name in str(error)
+        return
+    assert len(table) + left_out.blank + len(left_out.rejected) == sum(bool(line.strip()) for line in lines)
+    for rejected in left_out.rejected:
+        assert lines[rejected.line - 1] in bad or '"Index"' in rejected.reason or rejected.field == "Index"

@@ -112,14 +112,15 @@ def test_labelled_texts_of_every_kind_of_file(tmp_path, suffix, columns):
     file = tmp_path / f"texts{suffix}"
     {".csv": lambda: table.to_csv(file, index=False), ".parquet": lambda: table.to_parquet(file),
      ".jsonl": lambda: table.to_json(file, orient="records", lines=True)}[suffix]()  # fmt: skip
-    assert read_labelled(file, 0.5).to_dict("list") == {"text": ["a fine day", "you fool"], "label": [0, 1]}
+    read, left_out = read_labelled(file, 0.5)
+    assert read.to_dict("list") == {"text": ["a fine day", "you fool"], "label": [0, 1]} and left_out.blank == 1
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("texts.csv", "words,label\na,1\n", "no column text or comment_text (it has words, label)"),
     ("texts.csv", "text,mark\na,1\n", "no column label or toxic or toxicity or target"),
-    ("texts.csv", "text,label\na,1\nb,yes\n", "row 2: column 'label' is not a number ('yes')"),
-    ("texts.jsonl", "{broken", "not readable"),
+    ("texts.csv", "text,label\na,1\nb,yes\n", "texts.csv:2: field 'label' is a text, not a number; 1 of 2 rows"),
+    ("texts.jsonl", "{broken", "texts.jsonl:1: not valid JSON"),
     ("texts.xlsx", "", "use one of .csv, .jsonl, .parquet"),
 ])  # fmt: skip
 def test_bad_labelled_texts_are_refused_by_name(tmp_path, name, content, message):

@@ -177,10 +177,10 @@ def test_the_declaration_of_human_rights_is_parallel_text(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("de.txt", "Eins.\n\nDrei.\n", "sentence 2 is empty"),
+    ("de.txt", "Eins.\n\nDrei.\n", ":2: no sentence here"),
     ("de.json", '{"a": 1}', "expected a list of sentences"),
     ("de.json", "[broken", "not readable"),
-    ("x_de_2.jsonl", '{"Prompt": "Eins."}\n{"words": 1}\n', "sentence 2 is empty"),
+    ("x_de_2.jsonl", '{"Prompt": "Eins."}\n{"words": 1}\n', ":2: no sentence here"),
     ("fr.txt", "Un.\n", "no file of German"),
 ])  # fmt: skip
 def test_bad_parallel_files_are_refused_by_name(tmp_path, name, content, message):

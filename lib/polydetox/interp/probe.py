@@ -67,8 +67,9 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     """
     if settings.texts:
         file = local_path(settings.texts)
-        table = read_labelled(file, settings.label_threshold)
+        table, left_out = read_labelled(file, settings.label_threshold)
         stage.reads(file)
+        stage.leaves_out(left_out)
         table["group"] = np.arange(len(table))
     else:
         model = load_model(settings.model).name

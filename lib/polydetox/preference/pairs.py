@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
     All scored continuations of the training prompts are kept in ``continuations.parquet``: the probe learns from them.
     Returns ``prompt_id, prompt, chosen, rejected``, and for on-policy pairs the toxicity of both sides.
     """
-    if settings.kind == "rtp-lx":
-        return rtp_lx_pairs(settings.folder, settings.held_out_prompts, settings.limit)
-    if settings.kind == "toxicity-pairwise":
-        return toxicity_pairwise(settings.folder, settings.limit)
+    if settings.kind != "on-policy":
+        read = {"rtp-lx": partial(rtp_lx_pairs, held_out_prompts=settings.held_out_prompts),
+                "toxicity-pairwise": toxicity_pairwise}[settings.kind]  # fmt: skip
+        pairs, left_out = read(settings.folder, limit=settings.limit)
+        stage.leaves_out(left_out)
+        return pairs
     from polydetox.generation import Sampling, generate
     from polydetox.models.checkpoints import checkpoint_of, provenance
     from polydetox.scoring import CachedScorer, get_scorer
