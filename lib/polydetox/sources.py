@@ -8,11 +8,13 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from polydetox import paths
 from polydetox.artifacts import atomic_folder, file_sha256, read_json, write_json
+from polydetox.download import download, download_dataset, download_drive, download_kaggle
 from polydetox.errors import UserError, nearest
 from polydetox.params import Strict, explain, read_yaml
 
@@ -31,6 +33,28 @@ class SourceFile(Strict):
         return PurePosixPath(self.address).name
 
 
+class HubDataset(Strict):
+    """A dataset repository of the Hub; without ``revision`` the commit of the first download is held to."""
+
+    repository: str
+    revision: str | None = None  # commit
+    files: list[str]  # patterns
+
+
+class DriveFile(Strict):
+    """A file of a public Google Drive folder."""
+
+    folder: str  # the folder's id
+    file: str
+
+
+class KaggleFile(Strict):
+    """A file of a Kaggle competition."""
+
+    competition: str
+    file: str
+
+
 class Source(Strict):
     """One data source: where it is, what it may be used for, and how to get it."""
 
@@ -42,7 +66,16 @@ class Source(Strict):
     variable: str | None  # the environment variable that names a reader's own folder
     size: str | None
     how: str
-    files: list[SourceFile]  # what can be fetched; none: it needs a person
+    note: str | None = None  # what could not be confirmed, or should be known
+    files: list[SourceFile] = Field(default=[])  # what can be fetched by its address
+    hub: HubDataset | None = None
+    drive: DriveFile | None = None
+    kaggle: KaggleFile | None = None
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether ``polydetox data fetch`` can get it; an account may be needed."""
+        return bool(self.files or self.hub or self.drive or self.kaggle)
 
 
 def sources() -> dict[str, Source]:
@@ -66,10 +99,14 @@ def table() -> str:
     """The sources as text for the terminal."""
     blocks = []
     for name, entry in sources().items():
-        blocks.append(
-            f"{name}: {entry.title}\n  what:    {entry.what}\n  address: {entry.address}\n"
-            f"  licence: {entry.licence}\n  how:     {entry.how}\n  here:    {where(name) or 'no'}"
-        )
+        lines = {
+            "what": entry.what, "address": entry.address, "licence": entry.licence, "size": entry.size,
+            "how": f"polydetox data fetch {name}: {entry.how}" if entry.fetchable else entry.how,
+            "note": entry.note, "own": f"export {entry.variable}=<your folder>" if entry.variable else None,
+            "here": str(where(name) or "no") if entry.variable else "yes",
+        }  # fmt: skip
+        blocks.append("\n".join([f"{name}: {entry.title}", *(f"  {key + ':':<8} {text}" for key, text in lines.items()
+                                                             if text)]))  # fmt: skip
     return "\n\n".join(blocks)
 
 
@@ -102,7 +139,9 @@ def advice(variable: str) -> str:
     export = f"export {variable}=<the folder that holds the data>"
     for name, entry in sources().items():
         if entry.variable == variable:
-            return f"run `polydetox data fetch {name}`, or {export}" if entry.files else f"{entry.how}; then {export}"
+            return (
+                f"run `polydetox data fetch {name}`, or {export}" if entry.fetchable else f"{entry.how}; then {export}"
+            )
     return f"{export} (see `polydetox data`)"
 
 
@@ -116,51 +155,67 @@ def fetch(name: str) -> Path:
     until it is verified.
     """
     entry = source(name)
-    if not entry.files:
+    if not entry.fetchable:
         raise UserError(f"{name}: cannot be fetched: {entry.how}" + (
             f"; then export {entry.variable}=<the folder>" if entry.variable else ""))  # fmt: skip
     place, record = _place(name), _place(name) / RECORD
-    known = read_json(record)["sha256"] if record.is_file() else {}
-    hashes = {}
-    for file in entry.files:
-        target = place / "downloads" / file.name
-        expected = file.sha256 or known.get(file.name)
-        if not (target.is_file() and expected == file_sha256(target)):
-            _download(file.address, target, expected)
-        hashes[file.name] = file_sha256(target)
-    if record.is_file() and not changed(name) and hashes == known:
+    known = read_json(record) if record.is_file() else {"sha256": {}}
+    revision = _download(entry, place / "downloads", known)
+    downloads = _files_below(place / "downloads")
+    hashes = {file: file_sha256(place / "downloads" / file) for file in downloads}
+    if record.is_file() and not changed(name) and hashes == known["sha256"]:
         return place / "files"
     record.unlink(missing_ok=True)
-    downloads = [place / "downloads" / file.name for file in entry.files]
-    readmes = [file for file in downloads if file.name.lower().startswith("readme")]
+    readmes = [file for file in downloads if file.lower().startswith("readme")]
     with atomic_folder(place / "files") as folder:
         for file in downloads:
-            if file.suffix == ".zip":
-                said = " ".join(readme.read_text("utf-8", "replace") for readme in readmes)
-                unzip(file, folder, passwords(entry.address, said))
+            if file.endswith(".zip"):
+                said = " ".join((place / "downloads" / readme).read_text("utf-8", "replace") for readme in readmes)
+                unzip(place / "downloads" / file, folder, passwords(entry.address, said))
             elif file not in readmes:
-                shutil.copyfile(file, folder / file.name)
-    contents = {path.name: file_sha256(path) for path in sorted((place / "files").iterdir())}
-    write_json(record, {"source": name, "address": entry.address, "sha256": hashes, "files": contents})
+                _link(place / "downloads" / file, folder / file)
+    contents = {file: file_sha256(place / "files" / file) for file in _files_below(place / "files")}
+    write_json(record, {"source": name, "address": entry.address, "revision": revision, "sha256": hashes,
+                        "files": contents})  # fmt: skip
     return place / "files"
 
 
-def _download(address: str, target: Path, sha256: str | None) -> None:
-    """Download one file with pooch, under its final name only once its hash is right."""
-    import pooch
-    import requests
+def _download(entry: Source, folder: Path, known: dict[str, Any]) -> str | None:
+    """Bring what is missing or changed of a source's downloads into ``folder``; returns the Hub's commit."""
+    for file in entry.files:
+        expected = file.sha256 or known["sha256"].get(file.name)
+        if not _is_there(folder / file.name, expected):
+            download(file.address, folder / file.name, expected)
+    if entry.drive and not _is_there(folder / entry.drive.file, known["sha256"].get(entry.drive.file)):
+        download_drive(entry.drive.folder, entry.drive.file, folder / entry.drive.file)
+    if entry.kaggle and not _is_there(folder / entry.kaggle.file, known["sha256"].get(entry.kaggle.file)):
+        download_kaggle(entry.kaggle.competition, entry.kaggle.file, folder / entry.kaggle.file)
+    if not entry.hub:
+        return None
+    revision = entry.hub.revision or known.get("revision")
+    expected = known["sha256"]
+    if revision and expected and all(_is_there(folder / name, sha256) for name, sha256 in expected.items()):
+        return str(revision)
+    return download_dataset(entry.hub.repository, revision, entry.hub.files, folder)
 
+
+def _is_there(file: Path, expected: str | None) -> bool:
+    return file.is_file() and expected is not None and file_sha256(file) == expected
+
+
+def _files_below(folder: Path) -> list[str]:
+    """The files in a folder and below it, as paths from there, without hidden ones."""
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)]
+
+
+def _link(source_file: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no such thing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        pooch.retrieve(address, f"sha256:{sha256}" if sha256 else None, target.name, target.parent, progressbar=True)
-    except requests.RequestException as error:
-        raise UserError(f"{address}: cannot be downloaded ({str(error)[:150]}); the same command goes on") from None
-    except ValueError as error:
-        if "hash" not in str(error):
-            raise
-        raise UserError(
-            f"{address}: what came has another sha256 than {sha256}; the file has changed, or was changed on the way"
-        ) from None
+        os.link(source_file, target)
+    except OSError:
+        shutil.copyfile(source_file, target)
 
 
 def passwords(address: str, readme: str) -> list[bytes]:

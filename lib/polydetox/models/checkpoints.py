@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
+from polydetox.download import hub_errors
 from polydetox.errors import UserError
 from polydetox.params import ModelFile, load_model, load_profile
 
@@ -62,22 +63,17 @@ _NOT_NEEDED = ["*.gguf", "*.onnx", "*.msgpack", "*.h5", "*.ot", "*.pth", "origin
 
 
 def _download(hub: str | None, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    """A Hub model's snapshot; one whose weights come as safetensors as well as pickles is downloaded once."""
+    from httpx2 import TransportError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    try:
-        return Path(snapshot_download(str(hub), revision=revision, ignore_patterns=_NOT_NEEDED))
-    except GatedRepoError:
-        raise UserError(
-            f"{hub} is gated: accept its licence at https://huggingface.co/{hub}, then set HF_TOKEN in the environment"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{hub}: no such repository on the Hub, or it is private and HF_TOKEN is not set") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{hub}: cannot download ({type(error).__name__}); check the network, or download it elsewhere and give "
-            "the folder: 'use: path' and 'path:' in the model file"
-        ) from None
+    with hub_errors(str(hub), "model", "give the folder: 'use: path' and 'path:' in the model file"):
+        ignored = list(_NOT_NEEDED)
+        with contextlib.suppress(OfflineModeIsEnabled, TransportError):  # then the cache has what it has
+            if any(file.endswith(".safetensors") for file in HfApi().list_repo_files(str(hub), revision=revision)):
+                ignored.append("*.bin")
+        return Path(snapshot_download(str(hub), revision=revision, ignore_patterns=ignored))
 
 
 def convert_package(model: ModelFile, weights: Path) -> None:
