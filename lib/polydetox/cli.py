@@ -1,4 +1,4 @@
-"""The command line: ``polydetox doctor | run | render | data | execute``."""
+"""The command line: ``polydetox doctor | run | render | data | push | execute``."""
 
 from __future__ import annotations
 
@@ -63,8 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     actions = data.add_subparsers(dest="action")
     fetching = actions.add_parser("fetch", help="download a source, verify it, and unpack it")
     fetching.add_argument("name", help="as `polydetox data` lists it")
+    fetching.add_argument("--from", dest="given", type=Path, help="a file or folder that you have downloaded already")
     actions.add_parser("check", help="read every source that is at hand, and say what it holds")
     data.set_defaults(function=_data)
+
+    push = commands.add_parser("push", help="a tuned model with a card of its run's figures, to the Hugging Face Hub")
+    push.add_argument("model", help="as the profile lists it")
+    push.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
+    push.add_argument("--variant", help="which tuning, where the profile has several")
+    push.add_argument("--to", metavar="OWNER/NAME", help="the repository; made if it is not there")
+    push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
+    push.add_argument("--dry-run", action="store_true", help="write the folder only, upload nothing")
+    push.set_defaults(function=_push)
 
     execute = commands.add_parser("execute", help="execute one notebook (what the workflow calls)")
     execute.add_argument("notebook", type=Path)
@@ -110,7 +120,7 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.sources import fetch, source, sources, table
 
     if options.action == "fetch":
-        print(f"{source(options.name).title}: {fetch(options.name)}")
+        print(f"{source(options.name).title}: {fetch(options.name, options.given)}")
         return 0
     if options.action is None:
         print(table())
@@ -118,9 +128,19 @@ def _data(options: argparse.Namespace, rest: list[str]) -> int:
     return max([_check(name) for name in sources()])
 
 
+def _push(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.publish import push
+
+    folder, address = push(options.model, options.profile, options.variant, options.to, dry_run=options.dry_run,
+                           private=not options.public)  # fmt: skip
+    print(f"{paths.relative(folder)}: the checkpoint and its card (README.md)")
+    print(f"uploaded: {address}" if address else "nothing was uploaded")
+    return 0
+
+
 def _check(name: str) -> int:
     """Say what one source holds; 1 where it is broken, 0 where it is whole or not at hand."""
-    from polydetox.data import check_source
+    from polydetox.at_hand import check_source
 
     try:
         print(f"{name}: {check_source(name) or 'not at hand'}")

@@ -68,53 +68,67 @@ def polyglo_toxicity_prompts(
     return (table.head(limit) if limit else table), left_out
 
 
-def toxigen(folder: str | Path, human: bool = False) -> tuple[pd.DataFrame, LeftOut]:
-    """ToxiGen (Hartvigsen et al. 2022): ``text, toxic``.
+# What says that a statement of ToxiGen is toxic: what it was generated from, or what people think, of 5.
+_TOXIGEN = {"prompt_label": ("toxigen", "generation", 0.5), "toxicity_human": ("toxigen-annotated", "text", 3.0)}
 
-    By what the statement was generated from (``prompt_label``), or with ``human``, of the annotated part, by whether
-    people find it more toxic than not (``toxicity_human`` above 3 of 5).
+
+def toxigen(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
+    """ToxiGen (Hartvigsen et al. 2022): ``text, toxic``; a file, or a folder of some (Parquet, CSV or JSON Lines).
+
+    A statement is toxic by ``prompt_label`` (it was generated as such), or in the annotated part by
+    ``toxicity_human`` above 3 of 5.
     """
-    schema = "toxigen-annotated" if human else "toxigen"
-    text, label = ("text", "toxicity_human") if human else ("generation", "prompt_label")
     rows, left_out, seen = [], LeftOut(), False
-    for file in _files(folder, "**/*", "ToxiGen", (".parquet", ".csv", ".jsonl")):
+    for file in _files(place, "**/*", "ToxiGen", (".parquet", ".csv", ".jsonl")):
         read = read_rows(file)
-        if not any(label in row for _, row in read.rows[:1]):
-            continue  # the other part
+        named = {name for _, row in read.rows[:20] for name in row}
+        label = next((label for label in _TOXIGEN if label in named), None)
+        if label is None:
+            continue  # single annotations, which the annotated part sums up
         seen = True
+        schema, text, above = _TOXIGEN[label]
         kept, rejected = check_rows(read, schema)
         left_out.rejected += rejected
         for _, row in kept:
             if is_blank(row[text]):
                 left_out.blank += 1
             else:
-                rows.append((row[text].strip(), float(row[label]) > (3.0 if human else 0.5)))
+                rows.append((row[text].strip(), float(row[label]) > above))
     if not seen:
-        raise UserError(f"{folder}: no file of ToxiGen with the fields {text!r} and {label!r}")
+        raise UserError(f"{place}: no file with the fields {' or '.join(_TOXIGEN)}; is this ToxiGen?")
     return pd.DataFrame(rows, columns=["text", "toxic"]), left_out
 
 
-def wikitext(folder: str | Path, split: str = "train") -> tuple[pd.DataFrame, LeftOut]:
-    """Wikitext-2 or -103 (Merity et al. 2017): ``text``, a row a paragraph, headings and empty lines left out."""
-    rows, left_out = [], LeftOut()
-    for file in _files(folder, f"**/{split}*", f"Wikitext ({split})", (".parquet", ".jsonl")):
-        kept, rejected = check_rows(read_rows(file), "wikitext")
-        left_out.rejected += rejected
-        for _, row in kept:
-            if is_blank(row["text"]) or row["text"].strip().startswith("= "):
-                left_out.blank += 1
-            else:
-                rows.append(row["text"].strip())
-    return pd.DataFrame({"text": rows}), left_out
+def wikitext(place: str | Path, split: str = "train") -> tuple[pd.DataFrame, LeftOut]:
+    """Wikitext-2 or -103 (Merity et al. 2017): ``text``, a row a paragraph; headings and empty lines are left out.
+
+    ``place`` is a file, or a folder of some: Parquet or JSON Lines with ``text``, or plain text, a paragraph a line.
+    Of a folder the files of the split are read, where files are named so.
+    """
+    files = _files(place, "**/*", "Wikitext", (".parquet", ".jsonl", ".tokens", ".raw", ".txt"))
+    texts, left_out = [], LeftOut()
+    for file in [file for file in files if split in file.name] or files:
+        if file.suffix in (".parquet", ".jsonl"):
+            kept, rejected = check_rows(read_rows(file), "wikitext")
+            left_out.rejected += rejected
+            lines = [row["text"] for _, row in kept]
+        else:
+            try:
+                lines = file.read_text("utf-8").split("\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}: not UTF-8 text (byte {error.start}); fetch the file again") from None
+        paragraphs = [line.strip() for line in lines if not is_blank(line) and not line.strip().startswith("=")]
+        left_out.blank += len(lines) - len(paragraphs)
+        texts += paragraphs
+    return pd.DataFrame({"text": texts}), left_out
 
 
-def _files(
-    given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...] = (".jsonl",)
-) -> list[Path]:
-    folder = local_path(given)
-    files = [file for file in sorted(folder.glob(pattern)) if file.suffix in suffixes and file.is_file()]
+def _files(given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...] = (".jsonl",)) -> list[Path]:
+    place = local_path(given)
+    found = [place] if place.is_file() else sorted(place.glob(pattern))
+    files = [file for file in found if file.suffix in suffixes and file.is_file()]
     if not files:
-        raise UserError(f"{folder}: no {pattern} ({', '.join(suffixes)}) of {title} there; see `polydetox data`")
+        raise UserError(f"{place}: no file of {title} there (one of {', '.join(suffixes)}); see `polydetox data`")
     return files
 
 

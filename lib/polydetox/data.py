@@ -17,7 +17,7 @@ from polydetox.languages import LANGUAGES, check_language, known_locale, rtp_lx_
 from polydetox.params import read_yaml
 from polydetox.rows import LeftOut, check_rows, is_blank, read_rows
 from polydetox.schemas import whole_number
-from polydetox.sources import advice, changed, fetched_folder, folder_of_variable, source, where
+from polydetox.sources import advice, folder_of_variable
 from polydetox.udhr import declarations, paragraphs
 
 
@@ -382,65 +382,3 @@ def read_labelled(path: Path, threshold: float) -> tuple[pd.DataFrame, LeftOut]:
     table = pd.DataFrame({"text": [row["text"].strip() for row in usable],
                           "label": [int(float(row["label"]) >= threshold) for row in usable]})  # fmt: skip
     return table, LeftOut(len(kept) - len(usable), rejected)
-
-
-# --- what is at hand --------------------------------------------------------------------------------------------
-
-
-def check_source(name: str) -> str | None:
-    """Read all of a data source that is at hand, and say what it holds; None where it is not at hand.
-
-    What is wrong with it is a ``UserError`` that names the file.
-    """
-    entry, folder = source(name), where(name)
-    if name == "project-prompts":
-        return f"{len(project_prompts('en'))} prompts in {len(LANGUAGES)} languages, {len(training_prompts())} to train"
-    if folder is None:
-        return None
-    if folder == fetched_folder(name) and (wrong := changed(name)):
-        raise UserError(f"{folder}: changed since it was fetched: {', '.join(wrong[:3])}; fetch {name} again")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {entry.variable} should name it")
-    readers = {"rtp-lx": _check_rtp_lx, "toxicity-pairwise": _check_pairwise, "jigsaw": _check_jigsaw,
-               "parallel-prompts": _check_parallel, "udhr": _check_parallel}  # fmt: skip
-    return readers[name](folder)
-
-
-def _check_rtp_lx(folder: Path) -> str:
-    said = []
-    for language in LANGUAGES:
-        try:
-            rtp_lx_file(folder, language)
-        except UserError:
-            continue
-        prompts, left_out = load_prompts("rtp-lx", language, folder)
-        said.append(f"{language} {len(prompts)}{_less(left_out)}")
-    if not said:
-        raise UserError(f"{folder}: no RTP_LX_<LOCALE>.json of any of the languages {' '.join(LANGUAGES)}")
-    named = [path.stem[7:] for path in sorted(folder.glob("RTP_LX_*.json"))]
-    others = [locale for locale in named if known_locale(locale) != locale]
-    return f"prompts: {', '.join(said)}" + (f"; known but not supported: {' '.join(others)}" if others else "")
-
-
-def _less(left_out: LeftOut) -> str:
-    """What was left out, in few words."""
-    numbers = ((left_out.blank, "blank"), (len(left_out.rejected), "malformed"))
-    said = [f"{number} {what}" for number, what in numbers if number]
-    return f" ({', '.join(said)})" if said else ""
-
-
-def _check_pairwise(folder: Path) -> str:
-    pairs, left_out = toxicity_pairwise(folder)
-    return f"{len(pairs):,} pairs{_less(left_out)}"
-
-
-def _check_jigsaw(folder: Path) -> str:
-    table, left_out = read_labelled(folder / "train.csv", 0.5)
-    return f"{len(table):,} comments, {table['label'].mean():.1%} of them toxic{_less(left_out)}"
-
-
-def _check_parallel(folder: Path) -> str:
-    lengths = {language: len(parallel_sentences("folder", language, folder)) for language in LANGUAGES}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"{folder}: the files are not parallel, line by line ({lengths})")
-    return f"{lengths['en']} sentences in {len(lengths)} languages"

@@ -30,7 +30,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
     import pooch
     import requests
 
-    logging.getLogger("pooch").setLevel(logging.WARNING)
+    pooch.get_logger().setLevel(logging.WARNING)
     target.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(TRIES):
         try:
@@ -41,9 +41,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
             status = error.response.status_code
             reason = f"the server says {status}"
             if status < 500 and status not in (408, 429):
-                raise UserError(
-                    f"{address}: {reason}; the file may have moved: see `polydetox data`, or give a folder of your own"
-                ) from None
+                raise UserError(f"{address}: {reason}; the file may have moved: see `polydetox data`") from None
         except (requests.RequestException, OSError) as error:
             reason = _why(error)
         except ValueError as error:

@@ -97,6 +97,11 @@ def merge(profile: str, model: str, variant: str) -> Path:
     return profile_run(profile) / model / variant / "merge"
 
 
+def push(profile: str, model: str, variant: str) -> Path:
+    """What ``polydetox push`` uploads: the plain checkpoint of one variant, with its card."""
+    return profile_run(profile) / model / variant / "push"
+
+
 def draw(profile: str, model: str, variant: str) -> Path:
     """The continuations of all languages that one engine drew ahead."""
     return profile_run(profile) / model / variant / "draw"

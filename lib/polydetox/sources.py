@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
+import itertools
 import os
 import re
 import shutil
+import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -148,11 +152,11 @@ def advice(variable: str) -> str:
 # --- fetching ---------------------------------------------------------------------------------------------------
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, given: Path | None = None) -> Path:
     """Download a source, verify it, unpack its archives, and return its folder.
 
     Files that are there already, whole and unchanged, are not downloaded again. Nothing stands under its final name
-    until it is verified.
+    until it is verified. ``given`` is a file or folder that a person has downloaded, which is taken in their stead.
     """
     entry = source(name)
     if not entry.fetchable:
@@ -160,7 +164,11 @@ def fetch(name: str) -> Path:
             f"; then export {entry.variable}=<the folder>" if entry.variable else ""))  # fmt: skip
     place, record = _place(name), _place(name) / RECORD
     known = read_json(record) if record.is_file() else {"sha256": {}}
-    revision = _download(entry, place / "downloads", known)
+    try:
+        revision = _take(given, place / "downloads") if given else _download(entry, place / "downloads", known)
+    except UserError as error:
+        own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
+        raise UserError(f"{error}. What you have already: {own}") from None
     downloads = _files_below(place / "downloads")
     hashes = {file: file_sha256(place / "downloads" / file) for file in downloads}
     if record.is_file() and not changed(name) and hashes == known["sha256"]:
@@ -197,6 +205,17 @@ def _download(entry: Source, folder: Path, known: dict[str, Any]) -> str | None:
     if revision and expected and all(_is_there(folder / name, sha256) for name, sha256 in expected.items()):
         return str(revision)
     return download_dataset(entry.hub.repository, revision, entry.hub.files, folder)
+
+
+def _take(given: Path, folder: Path) -> None:
+    """Copy a file, or a folder's files, to where downloads lie."""
+    given = given.expanduser()
+    if not given.exists():
+        raise UserError(f"{given}: no such file or folder")
+    with atomic_folder(folder) as temporary:
+        for file in [given.name] if given.is_file() else _files_below(given):
+            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(given if given.is_file() else given / file, temporary / file)
 
 
 def _is_there(file: Path, expected: str | None) -> bool:
@@ -252,7 +271,7 @@ def unzip(archive: Path, folder: Path, tried: list[bytes]) -> None:
 
 def _password(content: zipfile.ZipFile, members: list[zipfile.ZipInfo], tried: list[bytes], archive: Path) -> bytes:
     smallest = min((member for member in members if member.flag_bits & 1), key=lambda member: member.file_size)
-    for password in tried:
+    for password in itertools.chain(tried, _asked(archive)):
         try:
             content.read(smallest, pwd=password)  # checks the content's CRC too
         except (RuntimeError, zipfile.BadZipFile, zlib.error):
@@ -262,6 +281,15 @@ def _password(content: zipfile.ZipFile, members: list[zipfile.ZipInfo], tried: l
         f"{archive}: encrypted, and no password that its README explains opens it; "
         "export POLYDETOX_ZIP_PASSWORD=<password> and fetch again"
     )
+
+
+def _asked(archive: Path) -> Iterator[bytes]:
+    """Passwords that a person at a terminal types, three at most; an empty one gives up."""
+    for _ in range(3 if sys.stdin is not None and sys.stdin.isatty() else 0):
+        typed = getpass.getpass(f"Password of {archive.name} (its README explains it; Enter to give up): ")
+        if not typed:
+            return
+        yield typed.encode()
 
 
 # --- checking ---------------------------------------------------------------------------------------------------

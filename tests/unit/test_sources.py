@@ -6,15 +6,17 @@ import base64
 import hashlib
 import http.server
 import io
+import re
 import threading
 import zipfile
 
 import pytest
 import yaml
 
-from polydetox import data, sources
+from polydetox import at_hand, data, sources
 from polydetox.cli import main
 from polydetox.errors import UserError
+from tiny import CHECKOUT
 
 # RTP_LX_DE.json and RTP_LX_EN.json, encrypted with the password `some-set-entries-4/8/24`.
 ENCRYPTED = base64.b64decode(
@@ -96,7 +98,7 @@ def test_files_are_fetched_verified_and_fetched_once(listed, server):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
     assert server.asked == list(content)
     assert sources.fetch("rtp-lx") == folder and len(server.asked) == 2, "nothing is downloaded twice"
-    assert data.check_source("rtp-lx") == "prompts: de 1, en 1"
+    assert at_hand.check_source("rtp-lx") == "prompts: de 1, en 1"
 
 
 def test_a_fetched_source_stands_in_for_its_variable(listed, tmp_path, monkeypatch):
@@ -133,7 +135,7 @@ def test_an_encrypted_archive_opens_with_what_its_readme_says(listed):
     listed({"README.md": README, "RTP-LX.zip": ENCRYPTED})
     folder = sources.fetch("rtp-lx")
     assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "RTP_LX_EN.json"]
-    assert data.check_source("rtp-lx") == "prompts: de 1 (1 blank), en 1"
+    assert at_hand.check_source("rtp-lx") == "prompts: de 1 (1 blank), en 1"
 
 
 def test_a_password_may_come_from_the_environment_and_is_needed(listed, monkeypatch, tmp_path):
@@ -181,6 +183,42 @@ def test_check_names_what_is_broken(listed, capsys):
 
 def test_what_needs_a_person_says_what_to_do(checkout, capsys):
     assert main(["data", "fetch", "jigsaw"]) == 2
-    assert "sign in to Kaggle" in (said := capsys.readouterr().err) and "export JIGSAW=" in said
+    said = capsys.readouterr().err
+    assert "Kaggle needs its client: pip install 'polydetox[data]'" in said and "export JIGSAW=<folder>" in said
     assert main(["data", "fetch", "jigsav"]) == 2
     assert "did you mean 'jigsaw'" in capsys.readouterr().err
+    assert main(["data", "fetch", "project-prompts"]) == 2
+    assert "nothing to do, they are in the checkout" in capsys.readouterr().err
+
+
+def test_what_a_person_has_downloaded_is_taken_instead(listed, server, tmp_path):
+    listed({"README.md": README, "RTP-LX.zip": ENCRYPTED})
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "RTP-LX.zip").write_bytes(ENCRYPTED)
+    (given / "README.md").write_bytes(README)
+    folder = sources.fetch("rtp-lx", given)
+    assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "RTP_LX_EN.json"] and not server.asked
+    with pytest.raises(UserError, match="none: no such file or folder"):
+        sources.fetch("rtp-lx", tmp_path / "none")
+
+
+def test_a_password_is_asked_for_at_a_terminal(listed, tmp_path, monkeypatch):
+    listed({"RTP-LX.zip": ENCRYPTED})
+    typed = iter(["wrong", "some-set-entries-4/8/24"])
+    monkeypatch.setattr(sources.sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sources.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sources.getpass, "getpass", lambda prompt: next(typed))
+    assert sources.fetch("rtp-lx").is_dir()
+
+
+def test_each_source_says_all_that_a_reader_needs(checkout):
+    """Address, licence, citation and what to do; a citation is in the bibliography, a checksum is a checksum."""
+    bibliography = (CHECKOUT / "book/references.bib").read_text("utf-8")
+    for name, entry in sources.sources().items():
+        assert entry.address and entry.licence and entry.how and entry.title, name
+        assert entry.citation is None or f"{{{entry.citation}," in bibliography, name
+        assert entry.fetchable or name == "project-prompts", name
+        assert all(file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256) for file in entry.files), name
+        assert entry.hub is None or entry.hub.revision is None or re.fullmatch("[0-9a-f]{40}", entry.hub.revision), name
+    assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in sources.table()

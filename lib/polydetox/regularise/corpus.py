@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
+from polydetox import corpora
 from polydetox.artifacts import Stage
-from polydetox.data import is_blank, local_path, training_prompts
+from polydetox.data import local_path, training_prompts
 from polydetox.errors import UserError
 from polydetox.params import ControlCorpusParameters, load_model
+from polydetox.rows import LeftOut
 
 COLUMNS = ["row", "prompt", "text", "domain", "toxicity", "split"]
 DOMAINS = ["toxic", "neutral"]
@@ -38,8 +39,10 @@ def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> pd.DataFrame
         toxic = _sampled(settings, stage, scorer)
         neutral = packaged_prose(settings.max_words)
     else:
-        toxic = toxigen(stage.reads(local_path(settings.toxigen)), settings.max_words)
-        neutral = wikitext(stage.reads(local_path(settings.wikitext)), settings.max_words)
+        toxic, left_out = toxic_statements(stage.reads(local_path(settings.toxigen)), settings.max_words)
+        stage.leaves_out(left_out)
+        neutral, left_out = neutral_paragraphs(stage.reads(local_path(settings.wikitext)), settings.max_words)
+        stage.leaves_out(left_out)
     rng = np.random.default_rng(settings.seed)
     count = min(settings.rows_per_domain, len(toxic), len(neutral))
     parts = []
@@ -136,66 +139,22 @@ def _is_plain(sentence: str, max_words: int) -> bool:
     )
 
 
-# What the releases of ToxiGen call the text, and what says that it is toxic; the latter is 0 to 1, or 1 to 5.
-_TOXIGEN_TEXT = ("generation", "text")
-_TOXIGEN_LABEL = {"prompt_label": 0.5, "label": 0.5, "toxicity_human": 3.0}
-_READERS: dict[str, Any] = {
-    ".csv": pd.read_csv, ".jsonl": lambda file: pd.read_json(file, lines=True), ".parquet": pd.read_parquet,
-}  # fmt: skip
-
-
-def toxigen(place: Path, max_words: int) -> pd.DataFrame:
-    """The toxic statements of ToxiGen: ``text``, at most ``max_words`` long.
-
-    ``place`` is a file (CSV, JSON Lines or Parquet) or a folder of some. A statement is toxic by ``prompt_label``
-    (it was generated as such), or by ``toxicity_human`` above 3 in the annotated release.
-    """
-    texts = []
-    for file in _files(place, _READERS, "ToxiGen"):
-        table = _read(file)
-        text = next((name for name in _TOXIGEN_TEXT if name in table), None)
-        label = next((name for name in _TOXIGEN_LABEL if name in table), None)
-        if text is None or label is None:
-            raise UserError(
-                f"{file}: no column {' or '.join(_TOXIGEN_TEXT)}, or none of {', '.join(_TOXIGEN_LABEL)} "
-                f"(it has {', '.join(map(str, table.columns[:8]))}); is this ToxiGen?"
-            )
-        labels = pd.to_numeric(table[label], errors="coerce")
-        toxic = table.loc[labels > _TOXIGEN_LABEL[label], text]
-        texts += [_shortened(entry, max_words) for entry in toxic if not is_blank(entry)]
+def toxic_statements(place: Path, max_words: int) -> tuple[pd.DataFrame, LeftOut]:
+    """The toxic statements of ToxiGen: ``text``, at most ``max_words`` long."""
+    table, left_out = corpora.toxigen(place)
+    texts = [_shortened(text, max_words) for text in table.loc[table["toxic"], "text"]]
     if len(texts) < 2:
         raise UserError(f"{place}: no two toxic statements there; is this ToxiGen?")
-    return pd.DataFrame({"text": list(dict.fromkeys(texts))})
+    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), left_out
 
 
-def wikitext(place: Path, max_words: int) -> pd.DataFrame:
-    """The paragraphs of Wikitext, headings left out: ``text``, the first ``max_words`` of each.
-
-    ``place`` is a file or a folder of ``*.tokens``, ``*.raw`` or ``*.txt`` (a paragraph a line), or Parquet with
-    ``text``. Of a folder its training split is read, where files are named so.
-    """
-    readers = {".tokens": None, ".raw": None, ".txt": None, ".parquet": None}
-    files = _files(place, readers, "Wikitext")
-    files = [file for file in files if "train" in file.name] or files
-    texts = []
-    for file in files:
-        if file.suffix == ".parquet":
-            table = _read(file)
-            if "text" not in table:
-                raise UserError(f"{file}: no column 'text'; is this Wikitext?")
-            lines = table["text"].astype(str).tolist()
-        else:
-            try:
-                lines = file.read_text("utf-8").split("\n")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
-        for line in lines:
-            line = line.strip()
-            if len(line.split()) >= 10 and not line.startswith("="):
-                texts.append(_shortened(_without_markers(line), max_words))
+def neutral_paragraphs(place: Path, max_words: int) -> tuple[pd.DataFrame, LeftOut]:
+    """The paragraphs of Wikitext's training split of ten words or more: ``text``, the first ``max_words`` of each."""
+    table, left_out = corpora.wikitext(place)
+    texts = [_shortened(_without_markers(text), max_words) for text in table["text"] if len(text.split()) >= 10]
     if len(texts) < 2:
         raise UserError(f"{place}: no two paragraphs there; is this Wikitext?")
-    return pd.DataFrame({"text": list(dict.fromkeys(texts))})
+    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), left_out
 
 
 def _without_markers(line: str) -> str:
@@ -206,24 +165,6 @@ def _without_markers(line: str) -> str:
 
 def _shortened(text: str, max_words: int) -> str:
     return " ".join(text.split()[:max_words])
-
-
-def _files(place: Path, suffixes: dict[str, Any], what: str) -> list[Path]:
-    if place.is_file() and place.suffix in suffixes:
-        return [place]
-    found = sorted(file for file in place.rglob("*") if file.suffix in suffixes) if place.is_dir() else []
-    if not found:
-        raise UserError(
-            f"{paths.relative(place)}: no file of {what} there (one of {', '.join(suffixes)}); see `polydetox data`"
-        )
-    return found
-
-
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        return _READERS[file.suffix](file)
-    except Exception as error:  # pandas raises many kinds; all mean that the file is damaged
-        raise UserError(f"{file}: not readable ({str(error).splitlines()[0][:120]})") from None
 
 
 def corpus_metrics(corpus: pd.DataFrame, settings: ControlCorpusParameters) -> dict[str, Any]:

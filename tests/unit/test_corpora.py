@@ -1,0 +1,88 @@
+"""RealToxicityPrompts, PolygloToxicityPrompts, ToxiGen and Wikitext out of local folders, in their published fields."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from polydetox import at_hand, corpora
+from polydetox.errors import UserError
+from polydetox.scoring.stored import StoredScorer
+
+
+def lines(file, rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+
+
+def test_real_toxicity_prompts(tmp_path):
+    rows = [{"filename": "f", "begin": 0, "end": 9, "challenging": False,
+             "prompt": {"text": f"prompt {number} ", "toxicity": 0.25 * number}, "continuation": {"text": " goes on"}}
+            for number in range(4)] * 10  # fmt: skip
+    rows[5] = {"prompt": {"text": "x", "toxicity": None}, "continuation": None}
+    rows[6] = {"prompt": {"text": "", "toxicity": 0.1}}
+    rows[7] = {"prompt": {"text": "x", "toxicity": 7}}
+    lines(tmp_path / "prompts.jsonl", rows)
+    table, left_out = corpora.real_toxicity_prompts(tmp_path)
+    assert len(table) == 38 and left_out.blank == 1 and left_out.rejected[0].line == 8
+    assert table.iloc[2].to_dict() == {"prompt_id": "rtp-000002", "prompt": "prompt 2", "continuation": " goes on",
+                                       "toxicity": 0.5}  # fmt: skip
+    assert math.isnan(table["toxicity"][5]) and table["prompt_id"].is_unique
+
+
+def polyglo(language, text, score):
+    return {"text": f"{text} and more", "prompt": text, "meta_data": {"lang": language},
+            "prompt_perspective": {"attributeScores": {"TOXICITY": {"summaryScore": {"value": score}}}}}  # fmt: skip
+
+
+def test_polyglo_toxicity_prompts_bring_their_scores(tmp_path):
+    rows = [polyglo("de", f"Satz {number}", number / 10) for number in range(10)] + [polyglo("en", "a", 0.5)]
+    lines(tmp_path / "ptp/small.jsonl", rows)
+    table, left_out = corpora.polyglo_toxicity_prompts(tmp_path, "de")
+    assert table["toxicity"].tolist() == [number / 10 for number in range(10)] and not left_out
+    assert len(corpora.polyglo_toxicity_prompts(tmp_path, "de", limit=3)[0]) == 3
+    with pytest.raises(UserError, match=r"no prompts of PolygloToxicityPrompts in French \(languages: de en\)"):
+        corpora.polyglo_toxicity_prompts(tmp_path, "fr")
+    # The same files are stored scores of a scorer.
+    scorer = StoredScorer(tmp_path / "ptp")
+    assert [score.value for _, score in next(iter(scorer.batches(["Satz 3"], "de")))] == [0.3]
+
+
+def test_toxigen_in_both_releases(tmp_path):
+    pd.DataFrame({"prompt": "p", "generation": ["one", "two", None], "prompt_label": [1, 0, 1]}).to_parquet(
+        tmp_path / "train-0.parquet"
+    )
+    table, left_out = corpora.toxigen(tmp_path)
+    assert table.to_dict("list") == {"text": ["one", "two"], "toxic": [True, False]} and left_out.blank == 1
+    (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,4.5\nfour,1.0\n")
+    (tmp_path / "single.csv").write_text("worker,answer\na,b\n")
+    assert corpora.toxigen(tmp_path)[0]["toxic"].sum() == 2
+    (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,9\n")
+    with pytest.raises(UserError, match=r"human\.csv:1: field 'toxicity_human' is a text, not a number from 1 to 5"):
+        corpora.toxigen(tmp_path)
+    with pytest.raises(UserError, match="is this ToxiGen"):
+        corpora.toxigen(tmp_path / "single.csv")
+
+
+def test_wikitext_in_every_form(tmp_path):
+    paragraphs = ["", " = Title = ", " A paragraph of words . ", " Another one . "]
+    pd.DataFrame({"text": paragraphs}).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    pd.DataFrame({"text": [" Held out . "]}).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    assert corpora.wikitext(tmp_path)[0]["text"].tolist() == ["A paragraph of words .", "Another one ."]
+    (tmp_path / "plain.tokens").write_text("\n".join(paragraphs))
+    assert len(corpora.wikitext(tmp_path / "plain.tokens")[0]) == 2
+    assert corpora.wikitext(tmp_path, "test")[0]["text"].tolist() == ["Held out ."]
+
+
+def test_what_is_at_hand_is_read_whole(tmp_path, monkeypatch):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": {"text": "x", "toxicity": 0.9}}))
+    (tmp_path / "train-0.jsonl").write_text(json.dumps({"text": "words"}))
+    (tmp_path / "t.csv").write_text("generation,prompt_label\nx,1\n")
+    for variable in ("REAL_TOXICITY_PROMPTS", "WIKITEXT", "TOXIGEN"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert at_hand.check_source("real-toxicity-prompts") == "1 prompts, 100.0% of them toxic"
+    assert at_hand.check_source("wikitext-2") == "1 paragraphs to train on"
+    assert at_hand.check_source("toxigen") == "1 statements, 100.0% of them toxic"
