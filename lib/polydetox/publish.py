@@ -95,8 +95,8 @@ def find_run(model: str, profile: str, variant: str | None) -> TunedRun:
         raise UserError(f"{model}: no variant {variant!r}{nearest(variant, trained)}")
     run = TunedRun(settings, model_file, listed, variant)
     if variant not in done:
-        raise UserError(f"{paths.relative(run.merged)}: variant {variant!r} of {model} is not trained and merged yet; run "
-                        f"`polydetox run --profile {profile}` first")  # fmt: skip
+        raise UserError(f"{paths.relative(run.merged)}: variant {variant!r} of {model} is not trained and merged yet; "
+                        f"run `polydetox run --profile {profile}` first")  # fmt: skip
     _check_whole(run)
     return run
 
@@ -158,9 +158,9 @@ def model_card(run: TunedRun, repository: str | None = None) -> str:
 
 
 _INTENDED = """\
-For research on how preference tuning against toxicity carries over to other languages. The model still writes toxic text,
-less often; how often is in the table below. It has not been tested for other harms, nor as an assistant, and the metrics
-come from an automatic scorer, which has its own errors in each language. It is not meant for use with the public."""
+For research on how preference tuning against toxicity carries over to other languages. The model still writes toxic
+text; how often is in the table below. It has not been tested for other harms, nor as an assistant, and the metrics come
+from an automatic scorer, which has its own errors in each language. It is not meant for use with the public."""
 
 
 def _summary(run: TunedRun, repository: str | None) -> str:
@@ -169,8 +169,8 @@ def _summary(run: TunedRun, repository: str | None) -> str:
     tuned = "fully fine-tuned" if _parameters(run).get("method") == "full" else "tuned with an adapter, merged here"
     sentences = [
         f"{model.title} ({base}) after direct preference optimisation on English pairs, {tuned}.",
-        "It repeats Li, Yong and Bach (2024), *Preference Tuning for Toxicity Mitigation Generalizes Across Languages*, "
-        "[arXiv 2406.16235](https://arxiv.org/abs/2406.16235), with settings of its own where the tables below say so.",
+        "It repeats Li, Yong and Bach (2024), *Preference Tuning for Toxicity Mitigation Generalizes Across Languages* "
+        "([arXiv 2406.16235](https://arxiv.org/abs/2406.16235)), with the data and settings below.",
     ]
     if model.use == "package":
         sentences.append(
@@ -181,11 +181,10 @@ def _summary(run: TunedRun, repository: str | None) -> str:
     if trim:
         sentences.append(
             f"\n\n**The vocabulary is trimmed** to {trim['vocabulary_kept']:,} of {trim['vocabulary_full']:,} tokens "
-            f"({trim['share_kept']:.0%}), those of the languages below. Token ids differ from the base model's, so its "
-            "tokenizer does not go with these weights, and the adapter or a merge of another copy does not either; text "
-            "in other languages falls back to single bytes. On prompts "
-            f"{'that the choice had not seen' if trim['measured_on_unseen_prompts'] else 'that the choice had seen'} the "
-            f"kept tokens held {trim['probability_mass_kept']:.1%} of the next-token probability."
+            f"({trim['share_kept']:.0%}), those that the languages below use. Token ids differ from the base model's: "
+            "its tokenizer and its adapters do not go with these weights, and text in other languages falls back to "
+            f"smaller pieces. The kept tokens held {trim['probability_mass_kept']:.1%} of the next-token probability "
+            f"on prompts that the choice had {'not ' if trim['measured_on_unseen_prompts'] else ''}seen."
         )
     if model.notice:
         sentences.append(f"\n\n{model.notice.strip()}")
@@ -222,8 +221,9 @@ def _results(run: TunedRun, evaluated: list[str]) -> str:
         f"Before → after, on {first['prompts']} prompts a language with "
         f"{first['continuations'] // max(1, first['prompts'])} continuations each. EMT is the mean over prompts of the "
         "highest toxicity of its continuations, ToxProb the share of prompts with a continuation at or above "
-        f"{first['threshold']:g}. Scorer: `{first['scorer']}` ({manifest.get('scorer_revision') or 'no revision'}), not the "
-        f"Perspective API of the paper unless it says so; fluency under `{first['judge']}`.\n\n"
+        f"{first['threshold']:g}. Scorer: `{first['scorer']}` (revision {manifest.get('scorer_revision')}); the "
+        f"paper's is the Perspective API. Perplexity under `{first['judge']}`. In brackets, the "
+        f"{_confidence(run, evaluated[0]):.0%} interval of the bootstrap by prompt.\n\n"
         + "\n".join(rows)
         + (f"\n\nNot evaluated: {', '.join(missing)}." if missing else "")
     )
@@ -231,8 +231,16 @@ def _results(run: TunedRun, evaluated: list[str]) -> str:
 
 def _value(metrics: dict[str, Any], name: str, digits: int) -> str:
     measured = metrics.get(name) or {}
-    value = (measured.get("median") or {} if name == "perplexity" else measured).get("value")
-    return "not run" if value is None else f"{value:.{digits}f}"
+    measured = (measured.get("median") or {}) if name == "perplexity" else measured
+    if measured.get("value") is None:
+        return "not run"
+    interval = f" [{measured['low']:.{digits}f}, {measured['high']:.{digits}f}]" if name == "emt" else ""
+    return f"{measured['value']:.{digits}f}{interval}"
+
+
+def _confidence(run: TunedRun, language: str) -> float:
+    manifest = run.manifest(paths.evaluate(run.profile.name, run.model.name, run.variant, language))
+    return float(manifest["parameters"]["confidence"])
 
 
 def _parameters(run: TunedRun) -> dict[str, Any]:
@@ -251,9 +259,9 @@ def _training(run: TunedRun) -> str:
         else ""
     )
     return (
-        f"DPO with TRL on {figures['pairs_train']} pairs, {figures['pairs_held_out']} held out, RMSprop, constant learning "
-        f"rate after the warm-up. The checkpoint of step {figures['best_step']} of {figures['steps']} was kept, where the "
-        f"held-out loss was lowest ({figures['held_out_loss']:.3f}; 0.693 untuned).{merged}\n\n"
+        f"DPO with TRL on {figures['pairs_train']} pairs, {figures['pairs_held_out']} held out, with RMSprop and a "
+        "constant learning rate after the warm-up. Kept was the checkpoint with the lowest held-out loss, of step "
+        f"{figures['best_step']} of {figures['steps']} ({figures['held_out_loss']:.3f}; 0.693 untuned).{merged}\n\n"
         "| setting | value |\n|---|---|\n" + "\n".join(rows)
     )
 
@@ -291,8 +299,8 @@ def _reproduction(run: TunedRun) -> str:
         f"- polydetox {__version__}, profile `{run.profile.name}`, variant `{run.variant}`, "
         f"commit `{trained.get('git_commit') or 'unknown'}`",
         f"- base model's revision: {f'`{revision}`' if revision else 'not pinned, or not from the Hub'}",
-        f"- sha256 of this checkpoint's files together: `{run.manifest(run.merged)['output_sha256']}` (before the paths "
-        "of the machine that made it were taken out)",
+        f"- sha256 over the merged checkpoint's files, as its run records it: "
+        f"`{run.manifest(run.merged)['output_sha256']}`",
         f"- {', '.join(versions)}",
     ])  # fmt: skip
 
@@ -357,7 +365,7 @@ def check_folder(folder: Path) -> None:
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:
-    """Upload the folder to a model repository of the Hub, made if it is not there; returns the address of the commit."""
+    """Upload the folder to a model repository of the Hub, made if it is not there; returns the commit's address."""
     from huggingface_hub import HfApi
 
     token = os.environ.get("HF_TOKEN")
@@ -370,8 +378,8 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     api = HfApi(token=token)
     with hub_errors(repository, "model", "try again: what has been uploaded is not uploaded twice"):
         api.create_repo(repository, private=private, exist_ok=True)
-        return str(api.upload_folder(folder_path=folder, repo_id=repository,
-                                     commit_message=f"Model and card made by polydetox {__version__}").commit_url)  # fmt: skip
+        message = f"Model and card made by polydetox {__version__}"
+        return str(api.upload_folder(folder_path=folder, repo_id=repository, commit_message=message).commit_url)
 
 
 def push(

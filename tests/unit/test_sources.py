@@ -13,7 +13,7 @@ import zipfile
 import pytest
 import yaml
 
-from polydetox import at_hand, data, sources
+from polydetox import at_hand, data, download, sources
 from polydetox.cli import main
 from polydetox.errors import UserError
 from tiny import CHECKOUT
@@ -74,6 +74,7 @@ def server():
 @pytest.fixture
 def listed(checkout, server, tmp_path, monkeypatch):
     """Declare one source, `rtp-lx`, with the files of the server; returns a function that does so."""
+    monkeypatch.setattr(download, "PAUSE", 0.01)
     monkeypatch.setenv("POLYDETOX_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("RTP_LX", raising=False)
     monkeypatch.delenv("POLYDETOX_ZIP_PASSWORD", raising=False)
