@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from polydetox.params import (
     variants_of,
     world_parameters,
 )
+from polydetox.sources import sources, where
 
 
 class Graph:
@@ -316,12 +318,18 @@ def problems(profile: str) -> list[str]:
 
 
 def licences(profile: str) -> list[str]:
-    """What the models of a profile that come from the Hub ask for: a line each with a licence to read or accept."""
-    models = [load_model(model) for model in load_profile(profile).models]
+    """The licences of the models and data of a profile that come from elsewhere: a line each, to read or accept."""
+    settings = load_profile(profile)
+    judges = [load_model(listed).evaluate.get("judge") or settings.evaluate.get("judge") for listed in settings.models]
+    named = [*settings.models, *(judge for judge in judges if judge not in (None, "untuned", "none"))]
+    models = [model for model in map(load_model, dict.fromkeys(named)) if model.use == "hub"]
     lines = [f"{model.title}: {model.licence}" + (f", {model.licence_url}" if model.licence_url else "")
-             for model in models if model.use == "hub"]  # fmt: skip
+             + ("" if model.revision else " (revision not pinned)") for model in models]  # fmt: skip
     if lines and not os.environ.get("HF_TOKEN"):
         lines.append("HF_TOKEN is not set: models whose licence is accepted on the Hub need it")
+    used = settings.model_dump_json()
+    lines += [f"{entry.title}: {entry.licence} ({'at hand' if where(name) else 'not at hand'})"
+              for name, entry in sources().items() if re.search(rf"\${entry.variable}\b", used)]  # fmt: skip
     return lines
 
 

@@ -152,7 +152,8 @@ def ensure_checkpoint(model: ModelFile, folder: Path | None = None) -> Path:
             return recorded_location(folder)
         stage = Stage("checkpoint", folder, {"model": model.name, **model.source()})
         location = _make_checkpoint(model, folder)
-        stage.finish(output_sha256=folder_sha256(location))
+        revision = location.name if model.use == "hub" else None  # a snapshot of the Hub is named by its commit
+        stage.finish(revision=revision, output_sha256=folder_sha256(location))
         return location
 
 

@@ -232,7 +232,8 @@ def _trainable(weights: Path, settings: DPOParameters) -> tuple[PreTrainedModel,
     options: dict[str, Any] = {}
     dtype = torch.float32 if device().type == "cpu" else torch.bfloat16
     if settings.method == "qlora":
-        options = {"quantization_config": _four_bit(), "device_map": {"": 0}}
+        _check_four_bit()
+        options = {"quantization_config": four_bit(), "device_map": {"": 0}}
     model = load_causal_lm(weights, dtype, **options)
     adapter = LoraConfig(
         r=settings.lora_rank,
@@ -244,32 +245,40 @@ def _trainable(weights: Path, settings: DPOParameters) -> tuple[PreTrainedModel,
     return model, adapter
 
 
-def _four_bit() -> Any:
-    """NF4 with double quantisation (Dettmers et al. 2023); needs bitsandbytes and a GPU."""
-    from transformers import BitsAndBytesConfig
-
+def _check_four_bit() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UserError("method 'qlora' needs bitsandbytes: pip install 'polydetox[gpu]', or method: lora") from None
+    import torch
+
+    # On a CPU it computes, but for evaluation it packs the weights in a way that has no gradient.
     if not torch.cuda.is_available():
         raise UserError("method 'qlora' needs an NVIDIA GPU; use method: lora")
+
+
+def four_bit() -> Any:
+    """NF4 with double quantisation, multiplied in bfloat16 (Dettmers et al. 2023); needs bitsandbytes."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
 
 
 def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
-    """The names of every linear layer but the output layer, and of the input embedding where asked.
+    """The names of every linear layer, and with ``embeddings`` of the input embedding and the output layer.
 
-    Names are the last parts of the module paths, as PEFT matches them. GPT-2's ``Conv1D`` counts as linear.
+    An output layer that shares the embedding's weight, as BLOOM's and Gemma's, is adapted through it alone. Names are the last parts of the module paths, as PEFT matches them. GPT-2's ``Conv1D`` counts as linear.
     """
     from transformers.pytorch_utils import Conv1D
 
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    ends = [embedding, *([output] if output.weight is not embedding.weight else [])] if embeddings else []
     names = set()
     for name, module in model.named_modules():
         linear = isinstance(module, torch.nn.Linear | Conv1D) or type(module).__name__.startswith("Linear")
-        if (linear and module is not output) or (embeddings and module is embedding):
+        if (linear and module is not output) or any(module is end for end in ends):
             names.add(name.rsplit(".", 1)[-1])
     return sorted(names)
 
