@@ -117,7 +117,7 @@ class DPOParameters(ModelStage):
     lora_rank: int = Field(64, gt=0)
     lora_alpha: int = Field(16, gt=0)
     lora_dropout: float = Field(0.05, ge=0.0, lt=1.0)
-    lora_embeddings: bool = True  # adapt embedding and output layer beside every linear layer
+    lora_embeddings: bool = True  # adapt the embeddings beside every linear layer
 
 
 class VariantStage(ModelStage):

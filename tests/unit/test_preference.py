@@ -125,15 +125,40 @@ def test_adapter_merges_to_the_same_logits(tiny_checkpoints, tmp_path, family):
     assert float((merged - untuned).abs().max()) > 1e-3, "the adapter changes something"
 
 
-def test_adapters_go_to_every_linear_layer_and_to_both_embeddings(tiny_checkpoints):
+def test_linear_layers_leave_the_output_layer_out(tiny_checkpoints):
     llama = load_causal_lm(tiny_checkpoints["llama"], torch.float32)
     names = dpo.linear_layers(llama, embeddings=True)
-    inner = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert names == sorted([*inner, "embed_tokens", "lm_head"])
-    assert dpo.linear_layers(llama, embeddings=False) == inner
+    assert names == ["down_proj", "embed_tokens", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert "embed_tokens" not in dpo.linear_layers(llama, embeddings=False)
     gpt2 = load_causal_lm(tiny_checkpoints["gpt2"], torch.float32)
     assert dpo.linear_layers(gpt2, embeddings=False) == ["c_attn", "c_fc", "c_proj"]
-    assert dpo.linear_layers(gpt2, embeddings=True) == ["c_attn", "c_fc", "c_proj", "wte"], "its output layer is shared"
+
+
+def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(checkout, tiny_checkpoints, tmp_path):
+    """Evaluate-only: the model file names an adapter, which was trained on the untrimmed vocabulary."""
+    from peft import LoraConfig, get_peft_model
+
+    from polydetox import paths
+    from polydetox.artifacts import Stage
+    from polydetox.models.checkpoints import tuned_from, tuned_weights
+
+    torch.manual_seed(0)
+    settings = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
+    adapted = get_peft_model(load_causal_lm(tiny_checkpoints["llama"], torch.float32), settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = checkout / "params/models/tiny.yaml"
+    file.write_text(file.read_text() + f"tuned: {{path: {tmp_path / 'adapter'}}}\n")
+    Stage("trim", paths.trim("tiny", "tiny"), {}).finish()  # the profile's own variants start from this one
+    base, tuned = tuned_from("tiny", "tiny", "published"), tuned_weights("tiny", "tiny", "published")
+    assert base == tiny_checkpoints["llama"] and tuned == tmp_path / "adapter"
+    assert dpo.merge_adapter(base, tuned, tmp_path / "merged", "The weather") < 1e-4
+    ids = torch.tensor([[2, 300, 301]])
+    with torch.inference_mode():
+        merged = load_causal_lm(tmp_path / "merged", torch.float32)(ids).logits
+        untuned = load_causal_lm(base, torch.float32)(ids).logits
+    assert not torch.allclose(merged, untuned, atol=1e-3)
+    with pytest.raises(UserError, match="the adapter does not fit the base model"):
+        dpo.merge_adapter(tiny_checkpoints["gpt2"], tuned, tmp_path / "other", "x")
 
 
 def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, monkeypatch):
@@ -163,11 +188,9 @@ def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path
         dpo, "load_causal_lm", lambda weights, dtype, **options: load(weights, dtype, **options | {"device_map": "cpu"})
     )
     model, adapter = dpo._trainable(tmp_path, DPOParameters(method="qlora"))
-    quantised = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
-    assert len(quantised) == 2 * 7 and not any("lm_head" in name for name in quantised)
-    assert {
-        module.weight.quant_type for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
-    } == {"nf4"}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
+    assert len(layers) == 2 * 7 and not any("lm_head" in name for name in layers)
+    assert {layer.weight.quant_type for layer in layers.values()} == {"nf4"}
     settings = model.config.quantization_config
     assert settings.bnb_4bit_use_double_quant and settings.bnb_4bit_compute_dtype == torch.bfloat16
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (64, 16, 0.05), "the paper's"
