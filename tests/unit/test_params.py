@@ -144,14 +144,17 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
     )
     found = workflow.problems("tiny")
     assert len(found) == 4, found
-    assert "`polydetox data fetch rtp-lx`" in found[0] and "Google Drive" in found[1]
+    assert "`polydetox data fetch rtp-lx`" in found[0] and "`polydetox data fetch toxicity-pairwise`" in found[1]
     assert "mechanism: probe: texts: is needed" in found[2] and "/nowhere: no such folder" in found[3]
     with pytest.raises(UserError, match="RTP_LX is not set"):
         workflow.preflight("tiny")
-    assert workflow.licences("tiny") == [], "a local folder asks for nothing"
+    data = [line.split(":")[0] for line in workflow.licences("tiny")]
+    assert data == ["RTP-LX", "toxicity_pairwise"], "a local folder asks for nothing; the data have licences"
+    assert "(not at hand)" in workflow.licences("tiny")[0]
     rewrite(checkout / "params/models/tiny.yaml", use="hub", hub="a/b", licence="Some licence")
     assert (
-        workflow.licences("tiny")[0] == "Tiny: Some licence" and "HF_TOKEN is not set" in workflow.licences("tiny")[1]
+        workflow.licences("tiny")[0] == "Tiny: Some licence (revision not pinned)"
+        and "HF_TOKEN is not set" in workflow.licences("tiny")[1]
     )
 
 

@@ -176,6 +176,71 @@ def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path
     assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained} == set(adapter.target_modules)
 
 
+def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(checkout, tiny_checkpoints, tmp_path):
+    """Evaluate-only: the model file names an adapter, which was trained on the untrimmed vocabulary."""
+    from peft import LoraConfig, get_peft_model
+
+    from polydetox import paths
+    from polydetox.artifacts import Stage
+    from polydetox.models.checkpoints import tuned_from, tuned_weights
+
+    torch.manual_seed(0)
+    settings = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
+    adapted = get_peft_model(load_causal_lm(tiny_checkpoints["llama"], torch.float32), settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = checkout / "params/models/tiny.yaml"
+    file.write_text(file.read_text() + f"tuned: {{path: {tmp_path / 'adapter'}}}\n")
+    Stage("trim", paths.trim("tiny", "tiny"), {}).finish()  # the profile's own variants start from this one
+    base, tuned = tuned_from("tiny", "tiny", "published"), tuned_weights("tiny", "tiny", "published")
+    assert base == tiny_checkpoints["llama"] and tuned == tmp_path / "adapter"
+    assert dpo.merge_adapter(base, tuned, tmp_path / "merged", "The weather") < 1e-4
+    ids = torch.tensor([[2, 300, 301]])
+    with torch.inference_mode():
+        merged = load_causal_lm(tmp_path / "merged", torch.float32)(ids).logits
+        untuned = load_causal_lm(base, torch.float32)(ids).logits
+    assert not torch.allclose(merged, untuned, atol=1e-3)
+    with pytest.raises(UserError, match="the adapter does not fit the base model"):
+        dpo.merge_adapter(tiny_checkpoints["gpt2"], tuned, tmp_path / "other", "x")
+
+
+def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, monkeypatch):
+    settings = DPOParameters(method="qlora")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"needs bitsandbytes: pip install 'polydetox\[gpu\]'"):
+        dpo._trainable(tiny_checkpoints["llama"], settings)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace())
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+            dpo._trainable(tiny_checkpoints["llama"], settings)
+
+
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed (the extra gpu)")
+def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path, monkeypatch):
+    """On a CPU: what is loaded and what is trainable; that it learns is for a GPU to show."""
+    import bitsandbytes
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    monkeypatch.setattr(dpo, "_check_four_bit", lambda: None)
+    load = dpo.load_causal_lm
+    monkeypatch.setattr(
+        dpo, "load_causal_lm", lambda weights, dtype, **options: load(weights, dtype, **options | {"device_map": "cpu"})
+    )
+    model, adapter = dpo._trainable(tmp_path, DPOParameters(method="qlora"))
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
+    assert len(layers) == 2 * 7 and not any("lm_head" in name for name in layers)
+    assert {layer.weight.quant_type for layer in layers.values()} == {"nf4"}
+    settings = model.config.quantization_config
+    assert settings.bnb_4bit_use_double_quant and settings.bnb_4bit_compute_dtype == torch.bfloat16
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (64, 16, 0.05), "the paper's"
+    trained = [name for name, weight in get_peft_model(model, adapter).named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained} == set(adapter.target_modules)
+
+
 def test_a_whole_checkpoint_is_linked_not_copied(tiny_checkpoints, tmp_path):
     shutil.copytree(tiny_checkpoints["llama"], tmp_path / "tuned")
     assert dpo.merge_adapter(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "merged", "x") == 0.0

@@ -178,6 +178,11 @@ def checkpoint_of(profile: str, model_name: str, variant: str = "base") -> Path:
     return merged / "weights"
 
 
+def tuned_from(profile: str, model_name: str, variant: str) -> Path:
+    """The untuned checkpoint that a variant was tuned from: a published one knows nothing of a trimmed vocabulary."""
+    return ensure_checkpoint(load_model(model_name)) if variant == "published" else checkpoint_of(profile, model_name)
+
+
 def tuned_weights(profile: str, model_name: str, variant: str) -> Path:
     """The tuned weights or adapter of a variant before merging: this profile's own, or published ones."""
     model = load_model(model_name)

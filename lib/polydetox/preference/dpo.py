@@ -267,10 +267,11 @@ def four_bit() -> Any:
 
 
 def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
-    """The names of every linear layer, and with ``embeddings`` of the input embedding and the output layer.
+    """The names of every linear layer but the output layer, and of the input embedding where asked.
 
-    An output layer that shares the embedding's weight, as BLOOM's and Gemma's, is adapted through it alone. Names are
-    the last parts of the module paths, as PEFT matches them. GPT-2's ``Conv1D`` counts as linear.
+    The published code adapts the output layer of Llama and Aya as well; TRL refuses that, since it multiplies by the
+    layer's own weight, so that its adapter would never be trained. Names are the last parts of the module paths, as
+    PEFT matches them. GPT-2's ``Conv1D`` counts as linear.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -359,7 +360,11 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
     on_cpu = {"device_map": {"": "cpu"}}  # in float32 a large model may not fit a GPU
     plain = load_causal_lm(base, torch.float32, **on_cpu)
     tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
-    adapted = PeftModel.from_pretrained(plain, str(tuned)).eval()
+    try:
+        adapted = PeftModel.from_pretrained(plain, str(tuned)).eval()
+    except (RuntimeError, ValueError) as error:  # shapes or names of layers that differ
+        reason = str(error).strip().splitlines()[-1].strip()[:120]
+        raise UserError(f"{tuned.name}: the adapter does not fit the base model {base.name} ({reason})") from None
     with torch.inference_mode():
         before = adapted(**inputs).logits
     if tied and _adapts_embedding(adapted):
