@@ -74,7 +74,8 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    own = {"draw", "scorer_head"}  # test_draw.py; the other trains on a data set that no test may need
+    # test_draw.py and test_control.py; scorer_head trains on a data set that no test may need
+    own = {"draw", "scorer_head", "control_corpus", "regularise", "constrained_decode"}
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
