@@ -365,6 +365,8 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
             yield partial(_check_mechanism, graph, model)
         if settings.alignment:
             yield partial(_check_alignment, graph, model)
+        if settings.control:
+            yield partial(_check_control, graph, model)
         for kind in graph.kinds(model):
             yield partial(_check_pairs, graph, model, kind)
 
@@ -478,7 +480,26 @@ def _check_alignment(graph: Graph, model: str) -> None:
         )
 
 
-def _check_scorer(name: str, languages: list[str]) -> None:
+def _check_control(graph: Graph, model: str) -> None:
+    """The text of the corpus, the oracles, and the settings of every method."""
+    settings, listed = graph.profile, graph._listed[model]
+    corpus = control_parameters("control_corpus", settings, listed)
+    _check_scorer(corpus["scorer"], ["en"], "control: corpus: scorer")
+    for name in ("toxigen", "wikitext") if corpus["source"] == "toxigen-wikitext" else ():
+        if not local_path(corpus[name]).exists():
+            raise UserError(
+                f"params/profiles/{settings.name}.yaml: control: corpus: {name} {corpus[name]!r}: no such folder or "
+                "file (see `polydetox data`)"
+            )
+    for method in graph.methods()[1:]:
+        values = control_parameters("regularise", settings, listed, method=method)
+        _check_scorer(values["scorer"], ["en"], f"control: methods: {method}: regularise: scorer")
+    for method in graph.methods():
+        for language in graph.control_languages():
+            control_parameters("constrained_decode", settings, listed, method=method, lang=language)
+
+
+def _check_scorer(name: str, languages: list[str], where: str = "evaluate: scorer") -> None:
     from polydetox.scoring import get_scorer
 
     scorer = get_scorer(name)
@@ -486,7 +507,7 @@ def _check_scorer(name: str, languages: list[str]) -> None:
     if missing:
         raise UserError(
             f"scorer {name!r} does not know {' '.join(missing)} (it knows {' '.join(sorted(scorer.languages))}); "
-            "choose another under 'evaluate: scorer:'"
+            f"choose another under '{where}:'"
         )
 
 

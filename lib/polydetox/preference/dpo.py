@@ -276,11 +276,10 @@ def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    ends = [embedding, *([output] if output.weight is not embedding.weight else [])] if embeddings else []
     names = set()
     for name, module in model.named_modules():
         linear = isinstance(module, torch.nn.Linear | Conv1D) or type(module).__name__.startswith("Linear")
-        if (linear and module is not output) or any(module is end for end in ends):
+        if (linear and module is not output) or (embeddings and module is embedding):
             names.add(name.rsplit(".", 1)[-1])
     return sorted(names)
 

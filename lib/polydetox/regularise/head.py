@@ -41,6 +41,8 @@ class NadoHead(torch.nn.Module):
         super().__init__()
         self.options = {"kind": kind, "hidden": hidden, "vocabulary": vocabulary, "rank": rank, "embedding": embedding}
         self.kind = kind
+        # Root mean square of the output embedding, by which a tied head's vectors are made of unit size.
+        self.register_buffer("scale", torch.ones(()))
         self.prefix = torch.nn.Linear(hidden, 1)
         self.token_bias = torch.nn.Parameter(torch.zeros(vocabulary))
         torch.nn.init.zeros_(self.prefix.weight)
@@ -63,21 +65,20 @@ class NadoHead(torch.nn.Module):
         """The value of the prefix (*positions, 1), and what is multiplied with each token's vector."""
         # Families differ in the scale of their hidden states by orders of magnitude.
         hidden = torch.nn.functional.layer_norm(hidden.to(self.prefix.weight.dtype), hidden.shape[-1:])
-        return self.prefix(hidden), hidden if self.kind == "full" else self.down(hidden)
+        if self.kind == "full":
+            return self.prefix(hidden), hidden
+        return self.prefix(hidden), self.down(hidden) / self.scale
 
     def _vectors(self, embedding: torch.Tensor) -> torch.Tensor:
         """A vector for each token (vocabulary, size)."""
-        if self.kind != "tied":
-            return self.up
-        embedding = embedding.detach().to(self.prefix.weight.dtype)
-        return embedding / embedding.square().mean().sqrt()
+        return embedding.detach() if self.kind == "tied" else self.up
 
     def forward(
         self, hidden: Float[torch.Tensor, "*positions hidden"], embedding: Float[torch.Tensor, "vocabulary size"]
     ) -> Float[torch.Tensor, "*positions vocabulary"]:
         """The logits of R for every token that may come next. ``embedding`` is E; only ``tied`` looks at it."""
         value, query = self._query(hidden)
-        return query @ self._vectors(embedding).T + self.token_bias + value
+        return query @ self._vectors(embedding).to(query.dtype).T + self.token_bias + value
 
     def of_tokens(
         self,
@@ -87,7 +88,11 @@ class NadoHead(torch.nn.Module):
     ) -> Float[torch.Tensor, "*positions"]:
         """The logit of R for one token a position: :meth:`forward` gathered, without the rest of the vocabulary."""
         value, query = self._query(hidden)
-        return (query * self._vectors(embedding)[tokens]).sum(dim=-1) + self.token_bias[tokens] + value.squeeze(-1)
+        return (
+            (query * self._vectors(embedding)[tokens].to(query.dtype)).sum(dim=-1)
+            + self.token_bias[tokens]
+            + value.squeeze(-1)
+        )
 
     def save(self, folder: Path, **facts: Any) -> None:
         """Write ``head.safetensors`` and ``head.json``, all or nothing."""
@@ -107,8 +112,11 @@ class NadoHead(torch.nn.Module):
 
 def make_head(model: PreTrainedModel, kind: str, rank: int) -> NadoHead:
     """An untrained head for the last hidden state of a causal language model."""
-    vocabulary, embedding = model.get_output_embeddings().weight.shape
-    return NadoHead(kind, model.config.get_text_config().hidden_size, vocabulary, rank, embedding)
+    weight = model.get_output_embeddings().weight.detach()
+    head = NadoHead(kind, model.config.get_text_config().hidden_size, weight.shape[0], rank, weight.shape[1])
+    if kind == "tied":
+        head.scale.copy_(weight.float().square().mean().sqrt())
+    return head
 
 
 class NadoConfig(PreTrainedConfig):

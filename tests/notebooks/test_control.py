@@ -1,0 +1,158 @@
+"""Attribute control through the workflow: every method on a tiny model, each stage's notebook through papermill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from tiny import TINY_PROFILE, make_checkout
+
+SMALL = {
+    "iterations": 2, "steps": 2, "batch_size": 4, "max_length": 96, "warmup_steps": 1, "samples": 12,
+    "samples_per_prompt": 2, "max_new_tokens": 5, "head_epochs": 1, "head_batch_size": 4, "head_rank": 4,
+    "rl_steps": 2, "rl_prompts": 2, "rl_generations": 2, "lora_rank": 4, "scorer": "lexicon",
+}  # fmt: skip
+CONTROL = {
+    "languages": ["de"],
+    "corpus": {"source": "model", "n": 2, "max_new_tokens": 6, "rows_per_domain": 16, "threshold": 0.0,
+               "held_out_share": 0.2},
+    "regularise": SMALL,
+    "methods": {
+        "plain": {"title": "Fine-tuned", "algorithm": "plain"},
+        "filtering": {"algorithm": "filtering", "regularise": {"iterations": 1}},
+        "rl": {"algorithm": "rl"},
+        "nado": {"algorithm": "nado", "regularise": {"head": "tied"}},
+        "regularised": {"algorithm": "regularised", "regularise": {"direction": "reverse", "body": "lora", "tuning": "lora"}},
+        "adaptive": {"algorithm": "regularised", "regularise": {
+            "schedule": "parallel", "iterations": 3, "regulariser_weight_neutral": 0.0}},
+    },
+}  # fmt: skip
+TARGETS = [f"runs/tiny/tiny/control/{method}/constrained_decode/{language}/manifest.json"
+           for method in ("base", *CONTROL["methods"]) for language in CONTROL["languages"]]  # fmt: skip
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("POLYDETOX_RUNS", "POLYDETOX_KERNEL")}
+    return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
+
+
+def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
+                          env=environment(checkout), timeout=600)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_checkpoints) -> Path:
+    """A checkout in which every method was trained and sampled."""
+    folder = make_checkout(tmp_path_factory.mktemp("control") / "checkout", tiny_checkpoints["llama"], control=CONTROL, trim=None)
+    done = polydetox(folder, "run", "--profile", "tiny", *TARGETS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def folder_of(checkout: Path, method: str) -> Path:
+    return checkout / "runs/tiny/tiny/control" / method
+
+
+def test_every_notebook_ran_and_left_its_artefacts(finished):
+    corpus = pd.read_parquet(folder_of(finished, "corpus") / "corpus.parquet")
+    assert corpus.groupby("domain").size().nunique() == 1, "half toxic, half neutral"
+    assert set(corpus["split"]) == {"train", "held_out"} and corpus["toxicity"].between(0, 1).all()
+    assert all(text.startswith(prompt) for text, prompt in zip(corpus["text"], corpus["prompt"], strict=True))
+    shared = corpus.groupby("prompt")["split"].nunique()
+    assert (shared == 1).all(), "no prompt on both sides of the split"
+    for method in CONTROL["methods"]:
+        folder = folder_of(finished, method) / "regularise"
+        for name in ("manifest.json", "metrics.json", "iterations.parquet", "training_log.parquet"):
+            assert (folder / name).is_file(), (method, name)
+        assert not list(folder.glob("iterations/*/weights")), "only the last checkpoint is kept"
+        cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
+        assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
+    for target in TARGETS:
+        table = pd.read_parquet(finished / Path(target).parent / "continuations.parquet")
+        assert len(table) == 4 * 3 and {"prompt_id", "continuation", "gloss"} <= set(table)
+
+
+def test_each_iteration_keeps_its_samples_head_and_figures(finished):
+    folder = folder_of(finished, "adaptive") / "regularise"
+    iterations = pd.read_parquet(folder / "iterations.parquet")
+    assert iterations["iteration"].tolist() == [0, 1, 2, 3]
+    assert iterations[["held_out_toxic", "held_out_neutral"]].notna().all(axis=None)
+    # The last iteration of the parallel schedule trains no head, since no model would use it.
+    assert iterations["samples"].notna().tolist() == [False, True, True, False]
+    for number in ("01", "02"):
+        samples = pd.read_parquet(folder / "iterations" / number / "samples.parquet")
+        assert set(samples["satisfied"]) <= {0.0, 1.0} and set(samples["domain"]) == {"toxic", "neutral"}
+        assert (folder / "iterations" / number / "head/head.safetensors").is_file()
+    log = pd.read_parquet(folder / "training_log.parquet")
+    assert log[log["metric"] == "next_token"]["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert (log[log["metric"] == "kl"]["value"] >= -1e-4).all()
+
+
+def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, monkeypatch):
+    import torch
+
+    from polydetox import paths
+    from polydetox.errors import UserError
+    from polydetox.regularise.checkpoints import load_method
+
+    monkeypatch.setenv("POLYDETOX_ROOT", str(finished))
+    monkeypatch.delenv("POLYDETOX_RUNS", raising=False)
+    paths.root.cache_clear()
+    try:
+        logits = {}
+        for method in ("base", *CONTROL["methods"]):
+            model, tokenizer = load_method("tiny", "tiny", method)
+            with torch.inference_mode():
+                logits[method] = model(**tokenizer("The neighbours are", return_tensors="pt")).logits
+        assert len({tuple(value.shape) for value in logits.values()}) == 1
+        assert torch.allclose(logits["nado"].logsumexp(-1), torch.zeros(1), atol=1e-4)
+        for method in CONTROL["methods"]:
+            assert not torch.allclose(logits[method].log_softmax(-1), logits["base"].log_softmax(-1), atol=1e-6), method
+        with pytest.raises(UserError, match="did you mean 'plain'"):
+            load_method("tiny", "tiny", "plane")
+    finally:
+        paths.root.cache_clear()
+
+
+def test_a_killed_training_continues_at_its_iteration(finished):
+    """Killed once the second iteration's model is trained; its first two are then not trained again."""
+    profile = finished / "params/profiles/killed.yaml"
+    control = CONTROL | {"methods": {"plain": {"algorithm": "plain", "regularise": {"iterations": 8, "steps": 1}}}}
+    profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": control, "trim": None}))
+    target = "runs/killed/tiny/control/plain/regularise/manifest.json"
+    folder = finished / Path(target).parent
+    command = [sys.executable, "-m", "polydetox", "run", "--profile", "killed", target]
+    process = subprocess.Popen(command, cwd=finished, env=environment(finished), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    until = time.time() + 300
+    while not (folder / "iterations/02/model.json").is_file():
+        assert process.poll() is None and time.time() < until
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2.0)  # the stage notices within a second that its run is gone
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("iterations/*/model.json")}
+    assert 2 <= len(before) < 8 and not (folder / "manifest.json").is_file()
+    done = polydetox(finished, "run", "--profile", "killed", target)
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "an iteration was trained again"
+    assert json.loads((folder / "metrics.json").read_text())["iterations"] == 8
+
+
+def test_what_is_missing_is_said_before_the_run(finished):
+    profile = finished / "params/profiles/missing.yaml"
+    control = CONTROL | {"corpus": {"toxigen": "/nowhere"}}
+    profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": control}))
+    done = polydetox(finished, "run", "--profile", "missing")
+    assert done.returncode == 1 and "control: corpus: toxigen '/nowhere': no such folder or file" in done.stderr

@@ -1,0 +1,251 @@
+"""Rows, corpus, schedules and the two trainers of attribute control, on tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from polydetox.artifacts import Stage
+from polydetox.errors import UserError
+from polydetox.params import ControlCorpusParameters, RegulariseParameters
+from polydetox.regularise import corpus as corpora
+from polydetox.regularise.body import Body, Features
+from polydetox.regularise.head import NadoHead, make_head
+from polydetox.regularise.methods import plan
+from polydetox.regularise.nado import regularised_loss, target_log_probabilities, token_kl
+from polydetox.regularise.rows import Row, batches_of, collate, encode, learnt
+from polydetox.regularise.training import NextToken, RegularisedTrainer, Regulariser, _arguments, text_loss, train_head
+from tiny import tiny_model, tiny_tokenizer
+
+PADDING = 0
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_learnt_begins_where_the_prompt_ends():
+    tokenizer = tiny_tokenizer()
+    prompts = ["The neighbours", "", "The neighbours are loud", "The neigh"]
+    texts = ["The neighbours are loud again", "are loud", "The neighbours are loud", "The neighbours are"]
+    rows = encode(tokenizer, prompts, texts, [1.0, 0.0, 1.0, 1.0], 64)
+    assert [row.row for row in rows] == [0, 1, 3], "a text that is all prompt has nothing to learn"
+    decoded = [tokenizer.decode(row.ids[row.start :]).strip() for row in rows]
+    assert decoded[0] == "are loud again" and decoded[1] == "are loud"
+    assert decoded[2].endswith("are"), "the token in which prompt and text part is learnt"
+    assert all(row.start >= 1 for row in rows)
+    assert len(encode(tokenizer, prompts[:1], texts[:1], [1.0], 3)[0].ids if rows[0].start < 3 else []) <= 3
+
+    batch = collate(rows, PADDING)
+    mask = learnt(batch)
+    for place, row in enumerate(rows):
+        marked = batch["input_ids"][place, 1:][mask[place]].tolist()
+        assert marked == row.ids[row.start :]
+
+
+def test_a_place_in_the_stream_of_batches_depends_on_its_number_alone():
+    rows = [Row(number, [2] * (3 + number % 5), 1, 1.0) for number in range(22)]
+    whole = batches_of(rows, 4, seed=1, first=0, count=12)
+    parts = [row for first in (0, 3, 6, 9) for row in batches_of(rows, 4, seed=1, first=first, count=3)]
+    assert whole == parts and len(whole) == 48
+    epochs = [[row.row for row in whole[start : start + 20]] for start in (0, 20)]
+    assert all(len(set(epoch)) == 20 for epoch in epochs) and epochs[0] != epochs[1]
+    assert len(batches_of(rows[:2], 4, seed=1, first=0, count=3)) == 6, "fewer rows than a batch has"
+
+
+# --- the corpus -------------------------------------------------------------------------------------------------
+
+
+def test_a_corpus_from_files_of_both_data_sets(tmp_path, monkeypatch):
+    toxic = [f"statement number {number} of the first kind" for number in range(20)]
+    pd.DataFrame({
+        "generation": [*toxic, "a kind remark about some neighbours"], "prompt_label": [1] * 20 + [0],
+    }).to_csv(tmp_path / "toxigen.csv")  # fmt: skip
+    folder = tmp_path / "wikitext"
+    folder.mkdir()
+    lines = [" = Heading = ", " "] + [
+        f" The bridge , built in 19{year} , is 1 @,@ 200 m long and well @-@ known ." for year in range(10, 30)
+    ]
+    (folder / "wiki.train.tokens").write_text("\n".join(lines))
+    (folder / "wiki.test.tokens").write_text(" This line of the test split must not be read at all here .")
+    settings = ControlCorpusParameters(
+        toxigen=str(tmp_path / "toxigen.csv"), wikitext=str(folder), scorer="lexicon", rows_per_domain=16,
+        prompt_words=3,
+    )  # fmt: skip
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+    table = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
+    assert table["domain"].value_counts().to_dict() == {"toxic": 16, "neutral": 16}
+    assert table["row"].tolist() == list(range(32)) and list(table) == corpora.COLUMNS
+    neutral = table[table["domain"] == "neutral"]
+    assert neutral["text"].str.fullmatch(r"The bridge, built in 19\d\d, is 1,200 m long and well-known\.").all()
+    assert (neutral["prompt"] == "The bridge, built").all()
+    assert not table["text"].str.contains("kind remark|Heading|test split").any()
+    for _, rows in table.groupby("domain"):
+        assert (rows["split"] == "held_out").sum() in (1, 2)
+    again = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_the_annotated_release_and_parquet_are_read_and_other_files_refused(tmp_path):
+    human = pd.DataFrame({"text": ["one two", "three four", "five six"], "toxicity_human": [4.5, 1.0, 3.7]})
+    human.to_parquet(tmp_path / "annotated.parquet")
+    assert corpora.toxigen(tmp_path, 48)["text"].tolist() == ["one two", "five six"]
+    assert corpora.toxigen(tmp_path, 1)["text"].tolist() == ["one", "five"]
+    pd.DataFrame({"text": [" ".join(["word"] * 12), " ".join(["other"] * 12)]}).to_parquet(tmp_path / "train-0.parquet")
+    assert len(corpora.wikitext(tmp_path / "train-0.parquet", 48)) == 2
+    with pytest.raises(UserError, match="is this ToxiGen"):
+        corpora.toxigen(tmp_path / "train-0.parquet", 48)
+    with pytest.raises(UserError, match="no file of Wikitext"):
+        corpora.wikitext(tmp_path / "nothing", 48)
+    (tmp_path / "broken.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"broken\.jsonl: not readable"):
+        corpora.toxigen(tmp_path / "broken.jsonl", 48)
+
+
+def test_the_packaged_prose_is_plain_english():
+    table = corpora.packaged_prose(48)
+    assert len(table) > 500 and not table["text"].duplicated().any()
+    assert table["text"].str.split().str.len().between(10, 48).all()
+    assert not table["text"].str.contains(r"::|__|\(\)").any()
+
+
+# --- the schedules ----------------------------------------------------------------------------------------------
+
+
+def jobs_of(tmp_path: Path, **settings) -> list[list[tuple[str, int, str, str]]]:
+    steps = plan(RegulariseParameters(iterations=3, **settings), Path("/base"), tmp_path)
+    return [[(job.kind, job.number, Path(job.weights).parent.name, Path(job.head).parent.name) for job in step]
+            for step in steps]  # fmt: skip
+
+
+def test_the_schedules(tmp_path):
+    """Kind, iteration, the iteration whose weights are read, and the one whose head is."""
+    assert jobs_of(tmp_path, schedule="sequential") == [
+        [("head", 1, "", "")], [("model", 1, "", "01")], [("head", 2, "01", "01")], [("model", 2, "01", "02")],
+        [("head", 3, "02", "02")], [("model", 3, "02", "03")],
+    ]  # fmt: skip
+    assert jobs_of(tmp_path, schedule="parallel") == [
+        [("head", 1, "", "")], [("model", 1, "", "01")],
+        [("head", 2, "01", "01"), ("model", 2, "01", "01")], [("model", 3, "02", "02")],
+    ]  # fmt: skip
+    assert [step[0][0] for step in jobs_of(tmp_path, algorithm="plain")] == ["model"] * 3
+    assert jobs_of(tmp_path, algorithm="nado") == [[("head", 1, "", "")]]
+
+
+# --- the trainers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def setting(tmp_path, tiny_checkpoints):
+    """A model, its body, a head that says something, and rows of which only some have a lambda."""
+    weights = tiny_checkpoints["llama"]
+    settings = RegulariseParameters(head_rank=4, batch_size=3, warmup_steps=0, learning_rate=1e-3)
+    model = tiny_model("llama", len(tiny_tokenizer()))
+    body = Body(weights, settings, "float32")
+    head = make_head(model, "low-rank", 4)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in head.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    ids = torch.randint(4, 300, (3, 9), generator=generator).tolist()
+    rows = [Row(0, ids[0], 2, 2.0), Row(1, ids[1][:6], 1, 0.0), Row(2, ids[2][:7], 3, 0.5)]
+    return model, body, head, rows
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_trainers_loss_is_the_formula(setting, direction, tmp_path):
+    model, body, head, rows = setting
+    features = Features(
+        body.model, [row for row in rows if row.label > 0], PADDING, 2, tmp_path / "features.safetensors"
+    )
+    regulariser = Regulariser(head, body, features, 1.5, direction)
+    trainer = RegularisedTrainer(regulariser=regulariser, model=model, rows=rows, padding=PADDING,
+                                 arguments=_arguments(tmp_path / "out", 0, per_device_train_batch_size=3))  # fmt: skip
+    loss = trainer.compute_loss(model, collate(rows, PADDING)).item()
+    total = []
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        with torch.no_grad():
+            output = model(ids, output_hidden_states=True)
+            log_p = output.logits[0, row.start - 1 : -1].log_softmax(-1)
+            states = output.hidden_states[-1][0, row.start - 1 : -1]
+            log_q = target_log_probabilities(log_p, head(states, body.embedding), 1.5)
+        tokens = ids[0, row.start :]
+        kl = token_kl(log_q, log_p, direction)
+        total.append(regularised_loss(log_p, tokens, kl, torch.full_like(kl, row.label)) * len(tokens))
+    learnt_tokens = sum(len(row.ids) - row.start for row in rows)
+    assert loss == pytest.approx(float(sum(total)) / learnt_tokens, rel=1e-4)
+    # The file that keeps the hidden states gives the same.
+    again = Features(body.model, [], PADDING, 2, tmp_path / "features.safetensors")
+    inputs = {name: value[[0, 2]] for name, value in collate(rows, PADDING).items()}
+    assert torch.equal(again.of(inputs), features.of(inputs))
+
+
+def test_a_new_head_regularises_nothing(setting, tmp_path):
+    model, body, _, rows = setting
+    regulariser = Regulariser(make_head(model, "full", 4), body, None, 1.0, "forward")
+    arguments = _arguments(tmp_path, 0, per_device_train_batch_size=3)
+    batch = collate(rows, PADDING)
+    held = RegularisedTrainer(regulariser=regulariser, model=model, rows=rows, padding=PADDING, arguments=arguments)
+    plain = RegularisedTrainer(regulariser=None, model=model, rows=rows, padding=PADDING, arguments=arguments)
+    assert held.compute_loss(model, batch).item() == pytest.approx(plain.compute_loss(model, batch).item(), rel=1e-5)
+    assert text_loss(model, rows, PADDING, 2) == pytest.approx(plain.compute_loss(model, batch).item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_the_samplers_probabilities_at_single_positions(family):
+    model = tiny_model(family, 300)
+    rows = [Row(5, list(range(4, 12)), 2, 1.0), Row(7, list(range(20, 25)), 1, 0.0)]
+    following = NextToken(model, rows, PADDING, 2)
+    batch = collate(rows, PADDING)
+    found = following.log_probabilities(batch, torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3]))
+    with torch.no_grad():
+        expected = torch.stack([
+            model(torch.tensor([rows[0].ids])).logits[0, 7], model(torch.tensor([rows[1].ids])).logits[0, 0],
+            model(torch.tensor([rows[1].ids])).logits[0, 3],
+        ]).log_softmax(-1)  # fmt: skip
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("body_kind", ["frozen", "lora"])
+def test_the_head_learns_which_token_decides(body_kind, tiny_checkpoints, tmp_path):
+    """Texts are rejected exactly if they end in one token: the head tells them apart, and likes that token least."""
+    settings = RegulariseParameters(head="full", body=body_kind, head_learning_rate=3e-2, head_epochs=8,
+                                    head_batch_size=8, lora_rank=2, consistency_share=0.5)  # fmt: skip
+    body = Body(tiny_checkpoints["llama"], settings, "float32")
+    sampler = tiny_model("llama", len(tiny_tokenizer()))
+    bad, rng = 50, np.random.default_rng(0)
+    rows = []
+    for number in range(48):
+        ids = [2, *rng.integers(100, 110, 5).tolist()]
+        if number % 2:
+            ids[-1] = bad
+        rows.append(Row(number, ids, 1, float(number % 2 == 0)))
+    head = make_head(sampler, "full", 4)
+    figures = train_head(head, body, sampler, rows[:36], rows[36:], settings, PADDING, tmp_path)
+    assert figures["auc"] > 0.9
+    with torch.no_grad():
+        batch = collate(rows[:1], PADDING)
+        values = head(body.hidden(batch)[0, -2], body.embedding)
+    assert values[bad] < values[100:110].min()
+
+
+def test_a_head_with_an_adapted_body_is_gone_on_with(tiny_checkpoints, tmp_path):
+    settings = RegulariseParameters(body="lora", lora_rank=2)
+    body = Body(tiny_checkpoints["llama"], settings, "float32")
+    with torch.no_grad():
+        for name, weight in body.model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.05)
+    body.save_adapter(tmp_path / "adapter")
+    batch = collate([Row(0, [2, 5, 6, 7], 1, 1.0)], PADDING)
+    again = Body(tiny_checkpoints["llama"], settings, "float32", tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.allclose(again.hidden(batch), body.hidden(batch), atol=1e-5)
+        assert not torch.allclose(
+            body.hidden(batch), Body(tiny_checkpoints["llama"], settings, "float32").hidden(batch)
+        )
+    assert isinstance(make_head(body.model, "tied", 4), NadoHead)
