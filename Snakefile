@@ -76,7 +76,6 @@ rule checkpoint:
         source=lambda w: graph.source(w.model),
     log: f"{CHECKPOINT}/log.txt",
     resources:
-        gpu=lambda w: graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 

@@ -102,7 +102,7 @@ def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
     for name in ("models", "profiles"):
         (folder / "params" / name).mkdir(parents=True)
     shutil.copytree(CHECKOUT / "params" / "prompts", folder / "params" / "prompts")
-    for name in ("data.yaml", "phrasebook.yaml"):
+    for name in ("data.yaml", "phrasebook.yaml", "rates.yaml"):
         shutil.copy(CHECKOUT / "params" / name, folder / "params")
     model = {"title": "Tiny", "use": "path", "path": str(checkpoint), "licence": "none", "dtype": "float32"}
     (folder / "params/models/tiny.yaml").write_text(yaml.safe_dump(model))

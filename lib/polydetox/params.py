@@ -7,9 +7,11 @@ setting is declared once. A later source wins: stage defaults, model file, profi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -526,6 +528,7 @@ class ModelFile(StageSettings):
     licence_url: str | None = None
     reference: str | None = None  # row of this model in the paper's tables
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # for generation and evaluation
+    parameters: float | None = Field(None, gt=0.0)  # how many weights, for the estimate of what a run takes
     tuned: TunedCheckpoint | None = None
     resources: ModelResources = ModelResources()
 
@@ -833,7 +836,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; what is wrong with it is a ``UserError`` that names file and line."""
     try:
-        return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
+        status = path.stat()
+        # The workflow asks for the same model file thousands of times; a parse takes milliseconds, a copy nothing.
+        return copy.deepcopy(_parsed(path.resolve(), status.st_mtime_ns, status.st_size))
     except FileNotFoundError:
         raise UserError(f"{paths.relative(path)}: no such file") from None
     except UnicodeDecodeError as error:
@@ -859,7 +864,14 @@ def explain(error: ValidationError, where: str) -> UserError:
     return UserError(f"{where}: {location + ': ' if location else ''}{message}")
 
 
-def _load(kind: type[_Checked], path: Path, named: str) -> _Checked:
+@lru_cache(maxsize=256)
+def _parsed(path: Path, modified: int, size: int) -> Any:
+    """The content of a file as it is at this time and size."""
+    return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
+
+
+def load_checked(kind: type[_Checked], path: Path, named: str) -> _Checked:
+    """Read a YAML file into a checked class with the key ``name``; a mistake is a ``UserError`` naming the file."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{paths.relative(path)}: expected keys and values, see the other files in its folder")
@@ -884,7 +896,7 @@ def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
     path = paths.model_files() / f"{model}.yaml"
     if path.is_file():
-        return _load(ModelFile, path, model)
+        return load_checked(ModelFile, path, model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -906,7 +918,7 @@ def load_profile(profile: str) -> Profile:
     if not path.is_file():
         raise UserError(f"profile {profile!r}: no such file params/profiles/{profile}.yaml"
                         f"{nearest(profile, profile_names())}")  # fmt: skip
-    loaded = _load(Profile, path, profile)
+    loaded = load_checked(Profile, path, profile)
     for model in loaded.models:
         try:
             load_model(model)
