@@ -181,17 +181,28 @@ class DrawParameters(SamplingStage):
     languages: list[str] = []  # empty: all of the profile
 
 
-class EvaluateParameters(LanguageStage):
-    """Toxicity, fluency, diversity and language of the continuations."""
+class ScoringStage(VariantStage):
+    """A stage that scores continuations with two scorers and a judge of fluency."""
 
-    prompt_set: str = ""  # one of the profile's `more_prompts`, whose continuations are read; empty: its `prompts`
     scorer: str = "embedded"
     second_scorer: str | None = "lexicon"
-    threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     judge: str = "untuned"  # fluency: `untuned` (the model before DPO), a Hub id or a folder; `none` to skip
     perplexity: Literal["conditional", "published"] = "conditional"  # published: as the paper's code computes it
     judged_samples: int | None = Field(None, gt=0)  # continuations of a prompt that are judged; None: all
     batch_size: int = Field(64, gt=0)  # continuations a forward pass of the judge
+
+
+class ScoreParameters(ScoringStage):
+    """Scores in all languages of one model and variant, ahead of the stage `evaluate`, by models that load once."""
+
+    languages: list[str] = []  # empty: all of the profile
+
+
+class EvaluateParameters(ScoringStage, LanguageStage):
+    """Toxicity, fluency, diversity and language of the continuations."""
+
+    prompt_set: str = ""  # one of the profile's `more_prompts`, whose continuations are read; empty: its `prompts`
+    threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     bootstrap_samples: int = Field(1000, gt=0)
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
 
@@ -417,6 +428,7 @@ STAGES: dict[str, type[StageParameters]] = {
     "merge": MergeParameters,
     "draw": DrawParameters,
     "generate": GenerateParameters,
+    "score": ScoreParameters,
     "evaluate": EvaluateParameters,
     "agreement": AgreementParameters,
     "probe": ProbeParameters,
@@ -722,6 +734,7 @@ class Profile(StageSettings):
     variants: dict[str, Variant] = {}
     draw_together: bool = False  # one job draws all languages of a model and variant, so that the model loads once
     agreement: Settings | None = None  # the same continuations under several scorers; absent: not run
+    score_together: bool = False  # one job scores them, so that the scorers and the judge load once
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
@@ -983,6 +996,11 @@ def stage_parameters(
         values |= together
         if len(languages := languages_of(profile, variant)) < len(profile.languages):
             values["languages"] = languages
+    if stage == "score":
+        alone = stage_parameters("evaluate", profile, model, variant=variant)
+        values |= {name: alone[name] for name in ScoringStage.model_fields if name not in VariantStage.model_fields}
+        if len(languages := languages_of(profile, variant)) < len(profile.languages):
+            values["languages"] = languages
     if stage in _PROMPTED:
         chosen = profile.more_prompts[prompt_set] if prompt_set else profile.prompts
         prompts = {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": chosen.limit}
@@ -1052,7 +1070,9 @@ def control_parameters(
 _PROMPTED = ("trim", "generate", "value_vectors", "activations", "intervene", "constrained_decode")
 
 
-def languages_of_run(settings: LanguageStage | DrawParameters | ConstrainedDecodeParameters) -> list[str]:
+def languages_of_run(
+    settings: LanguageStage | DrawParameters | ScoreParameters | ConstrainedDecodeParameters,
+) -> list[str]:
     """The languages of a stage; one that the profile does not cover, its tokens maybe trimmed away, is refused."""
     profile = load_profile(settings.profile)
     languages = [settings.lang] if isinstance(settings, OneLanguage) else settings.languages or profile.languages

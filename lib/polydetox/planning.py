@@ -188,7 +188,7 @@ class Costs:
     def __init__(self, profile: str, rates: Rates):
         self.profile = load_profile(profile)
         self.rates = rates
-        self._sampling: dict[tuple[str, str], dict[str, Any]] = {}
+        self._sampling: dict[tuple[str, str, str], dict[str, Any]] = {}
 
     def of(self, job: Job) -> Cost:
         """The cost of one job."""
@@ -298,13 +298,42 @@ class Costs:
 
     def _generation(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters with which the continuations were drawn."""
-        model, variant = settings["model"], settings["variant"]
-        if (model, variant) not in self._sampling:
-            self._sampling[model, variant] = stage_parameters("generate", self.profile, model, variant=variant)
-        return self._sampling[model, variant]
+        key = (settings["model"], settings["variant"], settings.get("prompt_set", ""))
+        if key not in self._sampling:
+            self._sampling[key] = stage_parameters("generate", self.profile, key[0], variant=key[1], prompt_set=key[2])
+        return self._sampling[key]
+
+    def _score(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        return self._scored(settings, self._languages(settings))
 
     def _evaluate(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        cost = self._scored(settings, 1)
+        return Cost(disk=cost.disk) if self.profile.score_together else cost
+
+    def _generate_more(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        return self._sampled(settings, 1)
+
+    def _evaluate_more(self, settings: Mapping[str, Any], job: Job) -> Cost:
         return self._scored(settings, 1)
+
+    def _regularise(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        size, length = model_parameters(settings["model"]), settings["max_new_tokens"]
+        if settings["algorithm"] == "rl":
+            drawn = settings["rl_steps"] * settings["rl_prompts"] * settings["rl_generations"] * length
+            return Cost(decode=drawn * size, train=drawn * size, loaded=self._loaded(settings["model"]),
+                        disk=size * _TRAINED_BYTES)  # fmt: skip
+        tuned = settings["steps"] * settings["batch_size"] * settings["max_length"]
+        with_head = settings["algorithm"] in ("nado", "regularised")
+        drawn = settings["samples"] * length if with_head else 0
+        cost = Cost(decode=drawn * size, forward=drawn * settings["head_epochs"] * size, train=tuned * size)
+        cost.decode, cost.forward, cost.train = (
+            settings["iterations"] * value for value in (cost.decode, cost.forward, cost.train)
+        )
+        cost.loaded, cost.disk = self._loaded(settings["model"]), size * _TRAINED_BYTES
+        return cost
+
+    def _constrained_decode(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        return self._sampled(settings, 1)
 
     def _probe(self, settings: Mapping[str, Any], job: Job) -> Cost:
         size = model_parameters(settings["model"])
@@ -498,10 +527,8 @@ def totals(jobs: Sequence[Job], costs: Costs) -> tuple[list[StageTotal], list[fl
         stage.cpu_seconds += seconds[-1] * job.threads
         stage.disk += cost.disk
         stage.scratch = max(stage.scratch, cost.scratch)
-    order = list(STAGES)
-    return sorted(
-        stages.values(), key=lambda total: order.index(total.stage) if total.stage in order else len(order)
-    ), seconds
+    order = {name: number for number, name in enumerate(STAGES)}
+    return sorted(stages.values(), key=lambda total: order.get(total.stage.removesuffix("_more"), len(order))), seconds
 
 
 def short_table(profile: str, targets: Iterable[str] = ()) -> str:

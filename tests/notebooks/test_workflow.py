@@ -74,7 +74,7 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    own = {"draw", "scorer_head", "scorer_candidates"}  # test_draw.py; the others need a data set that no test may
+    own = {"draw", "score", "scorer_head", "scorer_candidates"}  # test_draw.py, test_score.py; the others need data
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate", "agreement"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
