@@ -48,7 +48,7 @@ LAYERS = [
     {"notebook", "kernel", "sources"},
     {"data", "models"},
     {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "world"},
-    {"report", "execute", "workflow"},
+    {"report", "execute", "workflow", "planning", "warm"},
     {"doctor", "cli", "__main__"},
 ]
 
