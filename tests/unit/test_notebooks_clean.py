@@ -45,7 +45,7 @@ def test_a_notebook_reads_like_a_section(file):
 LAYERS = [
     {"errors", "languages"},
     {"paths", "artifacts", "params"},
-    {"notebook", "kernel", "sources"},
+    {"notebook", "kernel", "sources", "udhr"},
     {"data", "models"},
     {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "world"},
     {"report", "execute", "workflow", "planning", "warm"},
