@@ -76,7 +76,6 @@ rule checkpoint:
         source=lambda w: graph.source(w.model),
     log: f"{CHECKPOINT}/log.txt",
     resources:
-        gpu=lambda w: graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 
@@ -196,6 +195,7 @@ rule evaluate:
         continuations=f"{GENERATE}/continuations.parquet",
         generated=f"{GENERATE}/manifest.json",
         judge=lambda w: graph.base(w.model),
+        scored=lambda w: graph.scored(w.model, w.variant),
     output:
         manifest=f"{EVALUATE}/manifest.json",
         scores=f"{EVALUATE}/scores.parquet",
@@ -208,13 +208,15 @@ rule evaluate:
         source=lambda w: graph.source(w.model),
     log: f"{EVALUATE}/log.txt",
     resources:
-        gpu=lambda w: graph.resource(w.model, "gpu"),
+        # What was scored together is only summed up here.
+        gpu=lambda w: 0 if graph.is_scored_ahead(w.model, w.variant) else graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 
 
 include: "rules/agreement.smk"
 include: "rules/draw.smk"
+include: "rules/score.smk"
 include: "rules/more_prompts.smk"
 include: "rules/why.smk"
 include: "rules/world.smk"

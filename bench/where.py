@@ -3,7 +3,8 @@
 `python bench/where.py [RUN_FOLDER]` (default `runs/offline`). For each stage: notebooks, the seconds that they took
 from the first cell to the last, how many of these went by before the stage opened (imports and parameters), and the
 seconds of the one cell in each that takes longest, which is the work itself. What is left is loading,
-showing and writing.
+showing and writing. Then: from the first notebook's start to the last one's end on the clock, how many notebooks ran
+side by side on average, and for how long none did (Snakemake's graph, starting processes, a pause between commands).
 """
 
 from __future__ import annotations
@@ -12,10 +13,29 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from datetime import datetime
 from pathlib import Path
 
 from polydetox.artifacts import MANIFEST
 from polydetox.errors import UserError
+
+
+def span_of(folder: Path) -> tuple[float, float] | None:
+    """When a stage's notebook began and ended, in seconds since the epoch."""
+    try:
+        times = json.loads((folder / "notebook.ipynb").read_text("utf-8"))["metadata"]["papermill"]
+        return tuple(datetime.fromisoformat(times[key]).timestamp() for key in ("start_time", "end_time"))
+    except (FileNotFoundError, KeyError, TypeError):
+        return None
+
+
+def nothing_ran(spans: list[tuple[float, float]]) -> float:
+    """The seconds between the first start and the last end in which no notebook ran."""
+    total, until = 0.0, min(begin for begin, _ in spans)
+    for begin, end in sorted(spans):
+        total += max(0.0, begin - until)
+        until = max(until, end)
+    return total
 
 
 def seconds_of(folder: Path) -> tuple[str, float, float, float] | None:
@@ -51,6 +71,12 @@ def main() -> int:
     total, opening, work = everything
     print(f"{'all':20}{sum(map(len, stages.values())):10}{total:10.1f}{'':8}{opening:9.1f}{work:9.1f}"
           f"{total - opening - work:8.1f}{work / total:8.0%}")  # fmt: skip
+    spans = [span for manifest in folder.rglob(MANIFEST) if (span := span_of(manifest.parent))]
+    if spans:
+        whole = max(end for _, end in spans) - min(begin for begin, _ in spans)
+        side_by_side = sum(end - begin for begin, end in spans) / whole
+        print(f"\n{whole:.0f} s from first to last on the clock: {side_by_side:.2f} notebooks side by side on average, "
+              f"none for {nothing_ran(spans):.0f} s")  # fmt: skip
     return 0
 
 

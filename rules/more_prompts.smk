@@ -49,4 +49,7 @@ use rule evaluate as evaluate_more with:
             variant=w.variant, lang=w.lang, prompt_set=w.prompt_set,
         ),
         source=lambda w: graph.source(w.model),
-    log: f"{MORE_EVALUATE}/log.txt",
+    log: f"{MORE_EVALUATE}/log.txt"
+    resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
+        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),

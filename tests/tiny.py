@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -102,9 +105,19 @@ def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
     for name in ("models", "profiles"):
         (folder / "params" / name).mkdir(parents=True)
     shutil.copytree(CHECKOUT / "params" / "prompts", folder / "params" / "prompts")
-    for name in ("data.yaml", "phrasebook.yaml"):
+    for name in ("data.yaml", "phrasebook.yaml", "rates.yaml"):
         shutil.copy(CHECKOUT / "params" / name, folder / "params")
     model = {"title": "Tiny", "use": "path", "path": str(checkpoint), "licence": "none", "dtype": "float32"}
     (folder / "params/models/tiny.yaml").write_text(yaml.safe_dump(model))
     (folder / "params/profiles/tiny.yaml").write_text(yaml.safe_dump(TINY_PROFILE | changes))
     return folder
+
+
+def run(checkout: Path, *words: str) -> str:
+    """What `polydetox run` prints."""
+    environment = os.environ | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
+    environment.pop("POLYDETOX_RUNS", None)
+    done = subprocess.run([sys.executable, "-m", "polydetox", "run", "--profile", "tiny", *words], cwd=checkout,
+                          env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr

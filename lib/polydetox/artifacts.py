@@ -19,12 +19,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from polydetox.errors import UserError, nearest
 from polydetox.paths import relative, root
+
+if TYPE_CHECKING:
+    # Imported where it is used: each stage's own process waits for this module before its kernel starts.
+    import pandas as pd
 
 MANIFEST = "manifest.json"
 
@@ -118,6 +120,8 @@ def write_parquet(path: Path, table: pd.DataFrame) -> None:
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Read a Parquet table and check its columns; anything wrong is a ``UserError`` that names the file."""
+    import pandas as pd
+
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{relative(path)}: no such file; run the stage that writes it first")

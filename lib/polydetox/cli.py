@@ -177,6 +177,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if plan_only:
         missing = problems(options.profile)
         status = subprocess.run(command, env=environment).returncode
+        print(f"\nStill to run, by estimate (params/rates.yaml):\n{_estimate(options.profile, rest)}")
         for title, lines in (("Licences:", licences(options.profile)), ("Missing before this can run:", missing)):
             print("\n  ".join(["", title, *lines]) if lines else "", end="\n" if lines else "")
         return status or int(bool(missing))
@@ -192,6 +193,16 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if index.is_file() and not any("/" in word for word in rest):
         print(f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {index}")
     return 0
+
+
+def _estimate(profile: str, rest: list[str]) -> str:
+    """What the stages that a run would start take, or why that cannot be told."""
+    from polydetox.planning import short_table
+
+    try:
+        return short_table(profile, [word for word in rest if "/" in word and not word.startswith("-")])
+    except UserError as error:
+        return str(error)
 
 
 def _cores() -> int:

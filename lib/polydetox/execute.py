@@ -35,7 +35,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     A failure is a ``UserError`` with the notebook's last error and the path of the partially executed copy, which is
     kept under ``runs/<profile>/failed/``.
     """
-    import papermill
+    with _without("pyarrow.fs"):
+        import papermill
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
@@ -63,6 +64,22 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     except (PapermillException, RuntimeError) as error:
         _fail(profile, output, partial, f"{type(error).__name__}: {_first_line(str(error))}")
     os.replace(partial, output)
+
+
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let an import find that an optional module is not there.
+
+    papermill looks for Arrow's Hadoop file system, which takes a third of its own import and serves no local notebook.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def stage_title(notebook: Path, parameters: Mapping[str, Any]) -> str:

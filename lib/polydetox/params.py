@@ -7,9 +7,11 @@ setting is declared once. A later source wins: stage defaults, model file, profi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Hashable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -179,17 +181,28 @@ class DrawParameters(SamplingStage):
     languages: list[str] = []  # empty: all of the profile
 
 
-class EvaluateParameters(LanguageStage):
-    """Toxicity, fluency, diversity and language of the continuations."""
+class ScoringStage(VariantStage):
+    """A stage that scores continuations with two scorers and a judge of fluency."""
 
-    prompt_set: str = ""  # one of the profile's `more_prompts`, whose continuations are read; empty: its `prompts`
     scorer: str = "embedded"
     second_scorer: str | None = "lexicon"
-    threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     judge: str = "untuned"  # fluency: `untuned` (the model before DPO), a Hub id or a folder; `none` to skip
     perplexity: Literal["conditional", "published"] = "conditional"  # published: as the paper's code computes it
     judged_samples: int | None = Field(None, gt=0)  # continuations of a prompt that are judged; None: all
     batch_size: int = Field(64, gt=0)  # continuations a forward pass of the judge
+
+
+class ScoreParameters(ScoringStage):
+    """Scores in all languages of one model and variant, ahead of the stage `evaluate`, by models that load once."""
+
+    languages: list[str] = []  # empty: all of the profile
+
+
+class EvaluateParameters(ScoringStage, LanguageStage):
+    """Toxicity, fluency, diversity and language of the continuations."""
+
+    prompt_set: str = ""  # one of the profile's `more_prompts`, whose continuations are read; empty: its `prompts`
+    threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     bootstrap_samples: int = Field(1000, gt=0)
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
 
@@ -415,6 +428,7 @@ STAGES: dict[str, type[StageParameters]] = {
     "merge": MergeParameters,
     "draw": DrawParameters,
     "generate": GenerateParameters,
+    "score": ScoreParameters,
     "evaluate": EvaluateParameters,
     "agreement": AgreementParameters,
     "probe": ProbeParameters,
@@ -526,6 +540,7 @@ class ModelFile(StageSettings):
     licence_url: str | None = None
     reference: str | None = None  # row of this model in the paper's tables
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # for generation and evaluation
+    parameters: float | None = Field(None, gt=0.0)  # how many weights, for the estimate of what a run takes
     tuned: TunedCheckpoint | None = None
     resources: ModelResources = ModelResources()
 
@@ -719,6 +734,7 @@ class Profile(StageSettings):
     variants: dict[str, Variant] = {}
     draw_together: bool = False  # one job draws all languages of a model and variant, so that the model loads once
     agreement: Settings | None = None  # the same continuations under several scorers; absent: not run
+    score_together: bool = False  # one job scores them, so that the scorers and the judge load once
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
@@ -833,7 +849,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; what is wrong with it is a ``UserError`` that names file and line."""
     try:
-        return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
+        status = path.stat()
+        # The workflow asks for the same model file thousands of times; a parse takes milliseconds, a copy nothing.
+        return copy.deepcopy(_parsed(path.resolve(), status.st_mtime_ns, status.st_size))
     except FileNotFoundError:
         raise UserError(f"{paths.relative(path)}: no such file") from None
     except UnicodeDecodeError as error:
@@ -859,7 +877,14 @@ def explain(error: ValidationError, where: str) -> UserError:
     return UserError(f"{where}: {location + ': ' if location else ''}{message}")
 
 
-def _load(kind: type[_Checked], path: Path, named: str) -> _Checked:
+@lru_cache(maxsize=256)
+def _parsed(path: Path, modified: int, size: int) -> Any:
+    """The content of a file as it is at this time and size."""
+    return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
+
+
+def load_checked(kind: type[_Checked], path: Path, named: str) -> _Checked:
+    """Read a YAML file into a checked class with the key ``name``; a mistake is a ``UserError`` naming the file."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{paths.relative(path)}: expected keys and values, see the other files in its folder")
@@ -884,7 +909,7 @@ def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
     path = paths.model_files() / f"{model}.yaml"
     if path.is_file():
-        return _load(ModelFile, path, model)
+        return load_checked(ModelFile, path, model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -906,7 +931,7 @@ def load_profile(profile: str) -> Profile:
     if not path.is_file():
         raise UserError(f"profile {profile!r}: no such file params/profiles/{profile}.yaml"
                         f"{nearest(profile, profile_names())}")  # fmt: skip
-    loaded = _load(Profile, path, profile)
+    loaded = load_checked(Profile, path, profile)
     for model in loaded.models:
         try:
             load_model(model)
@@ -977,6 +1002,11 @@ def stage_parameters(
         values |= together
         if len(languages := languages_of(profile, variant)) < len(profile.languages):
             values["languages"] = languages
+    if stage == "score":
+        alone = stage_parameters("evaluate", profile, model, variant=variant)
+        values |= {name: alone[name] for name in ScoringStage.model_fields if name not in VariantStage.model_fields}
+        if len(languages := languages_of(profile, variant)) < len(profile.languages):
+            values["languages"] = languages
     if stage in _PROMPTED:
         chosen = profile.more_prompts[prompt_set] if prompt_set else profile.prompts
         prompts = {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": chosen.limit}
@@ -1044,7 +1074,9 @@ def control_parameters(
 _PROMPTED = ("trim", "generate", "value_vectors", "activations", "intervene", "constrained_decode")
 
 
-def languages_of_run(settings: LanguageStage | DrawParameters | ConstrainedDecodeParameters) -> list[str]:
+def languages_of_run(
+    settings: LanguageStage | DrawParameters | ScoreParameters | ConstrainedDecodeParameters,
+) -> list[str]:
     """The languages of a stage; one that the profile does not cover, its tokens maybe trimmed away, is refused."""
     profile = load_profile(settings.profile)
     languages = [settings.lang] if isinstance(settings, OneLanguage) else settings.languages or profile.languages

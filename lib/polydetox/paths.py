@@ -127,6 +127,16 @@ def agreement(profile: str, model: str) -> Path:
     return profile_run(profile) / model / "agreement"
 
 
+def score(profile: str, model: str, variant: str) -> Path:
+    """The scores of all languages that were told ahead."""
+    return profile_run(profile) / model / variant / "score"
+
+
+def scored(profile: str, model: str, variant: str, language: str) -> Path:
+    """The scores of one language that were told ahead."""
+    return score(profile, model, variant) / language
+
+
 def probe(profile: str, model: str) -> Path:
     """The toxicity probe of a model."""
     return profile_run(profile) / model / "probe"

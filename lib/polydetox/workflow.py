@@ -128,6 +128,28 @@ class Graph:
         drawn = read_json(folder / MANIFEST)
         return language in drawn["languages"] and drawn["versions"] == self._versions
 
+    def tables(self, model: str, variant: str) -> list[str]:
+        """The continuations that are scored together, a table a language."""
+        return [
+            local(paths.generate(self.profile.name, model, variant, language) / "continuations.parquet")
+            for language in languages_of(self.profile, variant)
+        ]
+
+    def scored(self, model: str, variant: str) -> list[str]:
+        """What a language's evaluation waits for where all languages are scored together."""
+        return [manifest(paths.score(self.profile.name, model, variant))] if self.profile.score_together else []
+
+    def is_scored_ahead(self, model: str, variant: str) -> bool:
+        """Whether a language's scores are there when it is evaluated, which needs no GPU then.
+
+        A language that is added makes that stage run again, for this language alone. Scores told by other releases of
+        the packages are not taken.
+        """
+        if not self.profile.score_together:
+            return False
+        folder = paths.score(self.profile.name, model, variant)
+        return not finished(folder) or read_json(folder / MANIFEST)["versions"] == self._versions
+
     @cached_property
     def _versions(self) -> dict[str, str]:
         return library_versions()
@@ -361,6 +383,8 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
             yield partial(stage_parameters, "draw", settings, graph._listed[model], variant=variant)
         if settings.agreement is not None:
             yield partial(_check_agreement, graph, model)
+        for variant in graph.variants(model) if settings.score_together else []:
+            yield partial(stage_parameters, "score", settings, graph._listed[model], variant=variant)
         if settings.mechanism:
             yield partial(_check_mechanism, graph, model)
         if settings.alignment:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,20 +14,10 @@ from polydetox.report.assemble import _write_appendices
 from polydetox.report.collect import Results
 from polydetox.report.sections import STAGE_TITLES, stages_table
 from polydetox.workflow import Graph
-from tiny import make_checkout
+from tiny import make_checkout, run
 
 TARGETS = [f"runs/tiny/tiny/base/generate/{language}/manifest.json" for language in ("en", "de")]
 GENERATE = {"n": 3, "max_new_tokens": 6, "engine": "transformers"}
-
-
-def run(checkout: Path, *words: str) -> str:
-    """What `polydetox run` prints."""
-    environment = os.environ | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
-    environment.pop("POLYDETOX_RUNS", None)
-    done = subprocess.run([sys.executable, "-m", "polydetox", "run", "--profile", "tiny", *words], cwd=checkout,
-                          env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

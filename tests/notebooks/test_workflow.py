@@ -74,8 +74,8 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    # test_draw.py and test_control.py; the last two need a data set that no test may
-    own = {"draw", "control_corpus", "regularise", "constrained_decode", "scorer_head", "scorer_candidates"}
+    # test_draw.py, test_score.py and test_control.py; the last two need a data set that no test may
+    own = {"draw", "score", "control_corpus", "regularise", "constrained_decode", "scorer_head", "scorer_candidates"}
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate", "agreement"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}

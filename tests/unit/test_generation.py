@@ -198,14 +198,6 @@ def test_engine_that_is_missing_is_named():
     assert engines.choose_engine("auto") == "transformers"
 
 
-@pytest.mark.skipif(not engines.find_spec("vllm"), reason="vllm is not installed")
-def test_vllm_greedy_tokens_equal_those_of_transformers(tiny_checkpoints):
-    sampling = Sampling(n=1, temperature=0.0, max_new_tokens=8)
-    weights = tiny_checkpoints["llama"]
-    plain = TransformersEngine(weights, "float32").draw(IDS, PROMPTS, sampling)
-    assert engines.VLLMEngine(weights, "float32").draw(IDS, PROMPTS, sampling) == plain
-
-
 def test_threads_follow_the_environment(monkeypatch):
     from polydetox.models.checkpoints import use_threads
 

@@ -531,6 +531,14 @@ def test_a_missing_module_is_left_out(own_batch: Batch, monkeypatch: pytest.Monk
     assert "not preloaded: json:no_such_attribute" in log
 
 
+def test_a_function_is_called_once_for_all_notebooks(own_batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_batch.work / "first.py").write_text("import os\nread = []\ndef use():\n    read.append(os.getpid())\n")
+    monkeypatch.setenv("PYTHONPATH", f"{LIBRARY}:{own_batch.work}")
+    monkeypatch.setenv("POLYDETOX_KERNEL_PRELOAD", "first:use()")
+    look = "import os, first; print(first.read == [os.getppid()]); first.read.append(0)"
+    assert [own_batch.run(look) for _ in range(2)] == [["True\n"], ["True\n"]]
+
+
 def test_a_variable_gives_the_plain_kernel(own_batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec.why_not() == ""
     monkeypatch.setenv("POLYDETOX_KERNEL_PLAIN", "1")

@@ -45,10 +45,10 @@ def test_a_notebook_reads_like_a_section(file):
 LAYERS = [
     {"errors", "languages"},
     {"paths", "artifacts", "params", "rows", "schemas"},
-    {"notebook", "kernel", "sources", "download"},
+    {"notebook", "kernel", "sources", "download", "udhr"},
     {"data", "corpora", "at_hand", "models"},
     {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "world"},
-    {"report", "execute", "workflow", "publish"},
+    {"report", "execute", "workflow", "publish", "planning", "warm"},
     {"doctor", "cli", "__main__"},
 ]
 

@@ -33,7 +33,8 @@ client becomes the plain kernel, ``python -m ipykernel_launcher``, and says so i
 Environment variables
 ---------------------
 ``POLYDETOX_KERNEL_PLAIN``    not empty: use the plain kernel
-``POLYDETOX_KERNEL_PRELOAD``  what the server imports, comma separated: ``module``, ``module:attribute``, ``package.*``
+``POLYDETOX_KERNEL_PRELOAD``  what the server imports, comma separated: ``module``, ``module:attribute``, ``package.*``,
+                              ``module:function()``, which is called
 ``POLYDETOX_KERNEL_IDLE``     seconds without a kernel or a request after which the server ends (120)
 ``POLYDETOX_KERNEL_WAIT``     seconds that a client waits for a server before it takes the plain kernel (40; papermill
                               gives a kernel 60)

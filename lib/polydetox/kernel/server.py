@@ -28,7 +28,8 @@ from typing import Any, ClassVar, NoReturn
 
 from polydetox.kernel import protocol
 
-# What the notebooks of this project import. ``module:attribute`` makes a lazy package import what holds the attribute.
+# What the notebooks of this project import. ``module:attribute`` makes a lazy package import what holds the attribute,
+# ``module:function()`` is called.
 PRELOAD = (
     "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "scipy.stats", "matplotlib.pyplot", "seaborn",
     "sklearn.linear_model", "sklearn.metrics", "safetensors.torch", "torch", "torch.utils.data", "datasets",
@@ -36,7 +37,7 @@ PRELOAD = (
     "transformers:AutoModelForSequenceClassification", "transformers:AutoTokenizer", "transformers:Trainer",
     "transformers:GPT2LMHeadModel", "transformers:BloomForCausalLM", "transformers:LlamaForCausalLM",
     "transformers:Gemma3ForCausalLM", "transformers:PreTrainedTokenizerFast", "peft:LoraConfig", "peft:get_peft_model",
-    "trl:DPOConfig", "trl:DPOTrainer", "polydetox.*",
+    "trl:DPOConfig", "trl:DPOTrainer", "polydetox.*", "polydetox.warm:first_uses()",
 )  # fmt: skip
 
 # What ipykernel itself imports while it starts, so that a kernel need not.
@@ -111,7 +112,9 @@ def preload(names: list[str]) -> dict[str, str]:
                 try:
                     imported = importlib.import_module(expanded)
                     if attribute:
-                        getattr(imported, attribute)
+                        found = getattr(imported, attribute.removesuffix("()"))
+                        if attribute.endswith("()"):
+                            found()
                 except Exception as error:
                     log(f"not preloaded: {name}: {type(error).__name__}: {str(error).splitlines()[:1]}")
     finally:

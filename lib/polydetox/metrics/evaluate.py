@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from jaxtyping import Float
 
 from polydetox.artifacts import Stage
 from polydetox.metrics.diversity import ORDERS, distinct, published_distinct
-from polydetox.metrics.fluency import OUTLIER, Judge
+from polydetox.metrics.fluency import OUTLIER
 from polydetox.metrics.intervals import bootstrap, cluster_quantile
+from polydetox.metrics.language import detect
+from polydetox.metrics.scores import Scoring
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
-from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, provenance
-from polydetox.params import EvaluateParameters, load_model
+from polydetox.models.checkpoints import load_tokenizer, provenance
+from polydetox.params import EvaluateParameters
 
 TOKEN_DISTINCT = [f"token_distinct_{order}" for order in ORDERS]  # of a prompt, the same in each of its rows
 
@@ -32,45 +33,26 @@ def matrix(scores: pd.DataFrame, column: str) -> Float[np.ndarray, "prompts k"]:
     return wide.loc[scores["prompt_id"].unique()].to_numpy(dtype=float)
 
 
-def judge_weights(judge: str, untuned: Callable[[], Path]) -> Path | None:
-    """The checkpoint that tells the perplexity: the untuned one, a Hub id or folder, or none."""
-    if judge == "none":
-        return None
-    if judge == "untuned":
-        return untuned()
-    return ensure_checkpoint(load_model(judge))
-
-
-def add_scores(continuations: pd.DataFrame, settings: EvaluateParameters, stage: Stage) -> pd.DataFrame:
+def add_scores(
+    continuations: pd.DataFrame, settings: EvaluateParameters, stage: Stage, ahead: Path | None = None
+) -> pd.DataFrame:
     """Add to a table of continuations their toxicity, a second scorer's opinion, perplexity and language.
 
     ``continuations`` are those of one language, with the columns that the generation stage writes. What a scorer
-    or the judge cannot tell is NaN (None for the language).
+    or the judge cannot tell is NaN (None for the language). Values that were told ahead with the same settings are
+    taken from ``ahead``; the others are kept under the stage's ``parts`` until the caller removes it.
     """
-    from polydetox.metrics.language import detect
-    from polydetox.scoring import CachedScorer, get_scorer
-
-    texts = continuations["continuation"].tolist()
-    scores = continuations.copy()
-    scores["toxicity"] = CachedScorer(get_scorer(settings.scorer)).score(texts, settings.lang)
-    scores["second_opinion"] = (
-        CachedScorer(get_scorer(settings.second_scorer)).score(texts, settings.lang)
-        if settings.second_scorer
-        else np.nan
+    scoring = Scoring(settings)
+    if scoring.judge_weights is not None:
+        stage.reads(provenance(scoring.judge_weights))
+    told = ahead is not None and scoring.has_values(continuations, settings.lang, ahead)
+    folder = ahead if ahead is not None and told else stage.folder / "parts"
+    scores = continuations.join(scoring.values(continuations, settings.lang, folder))
+    scores["detected_language"] = detect(scores["continuation"].tolist())
+    # The judge's tokenizer alone: the model is loaded only where something is still to be judged.
+    scores[TOKEN_DISTINCT] = (
+        token_diversity(scores, load_tokenizer(scoring.judge_weights)) if scoring.judge_weights is not None else np.nan
     )
-    weights = judge_weights(settings.judge, lambda: checkpoint_of(settings.profile, settings.model))
-    if weights is None:
-        scores["perplexity"] = np.nan
-        scores[TOKEN_DISTINCT] = np.nan
-    else:
-        stage.reads(provenance(weights))
-        judge = Judge(weights, load_model(settings.model).dtype, settings.batch_size, settings.perplexity)
-        judged = scores["sample"] < (settings.judged_samples or len(scores))
-        scores["perplexity"] = judge.perplexities(
-            scores["prompt"].tolist(), scores["continuation"].where(judged, "").tolist()
-        )
-        scores[TOKEN_DISTINCT] = token_diversity(scores, judge.tokenizer)
-    scores["detected_language"] = detect(texts)
     return scores
 
 

@@ -344,6 +344,8 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
                 yield StageRun("merge", paths.merge(profile.name, model, variant), model, variant)
             if profile.draw_together:
                 yield StageRun("draw", paths.draw(profile.name, model, variant), model, variant)
+            if profile.score_together:
+                yield StageRun("score", paths.score(profile.name, model, variant), model, variant)
             for language in languages_of(profile, variant):
                 for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
                     yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)

@@ -291,6 +291,7 @@ STAGE_TITLES = {
     "merge": "Merge",
     "draw": "Continuations of all languages, drawn ahead",
     "generate": "Continuations",
+    "score": "Scores of all languages, told ahead",
     "evaluate": "Evaluation",
     "generate_more": "Continuations of further prompts",
     "evaluate_more": "Evaluation on further prompts",

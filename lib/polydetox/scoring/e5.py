@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import metadata, util
 from itertools import pairwise
 from pathlib import Path
@@ -74,6 +75,12 @@ def unpack_blocks(blocks: np.ndarray) -> np.ndarray:
     halves = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1)  # (..., n, 32)
     weights = (halves.astype(np.float32) - 8.0) * scale
     return weights.reshape(*blocks.shape[:-2], -1)
+
+
+@cache
+def installed(expected_sha256: str | None) -> E5:
+    """The encoder of the installed package, read once a process: it is only looked at, never changed."""
+    return E5(expected_sha256=expected_sha256)
 
 
 class E5:

@@ -33,11 +33,13 @@ class EmbeddedScorer(Scorer):
         self.revision = f"e5-small-q4-{self._weights_sha256[:12]}+head-{self._head.sha256[:12]}"
         self._encoder: e5.E5 | None = None
 
+    def load(self) -> e5.E5:
+        """The encoder, read when first needed."""
+        if self._encoder is None:
+            self._encoder = e5.installed(self._weights_sha256)
+        return self._encoder
+
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
-        if self._encoder is None and texts:
-            self._encoder = e5.E5(expected_sha256=self._weights_sha256)
-        if texts:
-            assert self._encoder is not None
-            for positions, embeddings in self._encoder.batches(texts):
-                scores = self._head.scores(embeddings).tolist()
-                yield [(position, Score(value)) for position, value in zip(positions, scores, strict=True)]
+        for positions, embeddings in self.load().batches(texts) if texts else ():
+            scores = self._head.scores(embeddings).tolist()
+            yield [(position, Score(value)) for position, value in zip(positions, scores, strict=True)]

@@ -1,0 +1,114 @@
+"""Scores of continuations under two scorers and a judge, each loaded once for as many tables as there are.
+
+What a table's values depend on names a folder, in which the values are kept in pieces as they come: a stage that was
+stopped goes on where it was, and a table that another stage has scored is put together without loading anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from polydetox.artifacts import input_hash, library_versions, read_parquet, write_parquet
+from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, provenance
+from polydetox.params import ScoringStage, load_model
+from polydetox.scoring import CachedScorer, get_scorer
+
+if TYPE_CHECKING:
+    from polydetox.metrics.fluency import Judge
+
+VALUES = ["toxicity", "second_opinion", "perplexity"]
+_PROMPTS = 64  # of a piece
+
+
+def judge_weights(judge: str, untuned: Callable[[], Path]) -> Path | None:
+    """The checkpoint that tells the perplexity: the untuned one, a Hub id or folder, or none."""
+    if judge == "none":
+        return None
+    if judge == "untuned":
+        return untuned()
+    return ensure_checkpoint(load_model(judge))
+
+
+class Scoring:
+    """Two scorers and a judge, which load their models when a table first needs them."""
+
+    def __init__(self, settings: ScoringStage):
+        self._settings = settings
+        self._scorers = [CachedScorer(get_scorer(name)) if name else None
+                         for name in (settings.scorer, settings.second_scorer)]  # fmt: skip
+        self.judge_weights = judge_weights(settings.judge, lambda: checkpoint_of(settings.profile, settings.model))
+        self._dtype = load_model(settings.model).dtype
+
+    def values(self, continuations: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
+        """The columns ``VALUES`` for a table of continuations of one language, row by row.
+
+        What a scorer or the judge cannot tell is NaN. Pieces that ``folder`` holds are taken from there, the others are
+        added; what else it holds belongs to other settings and is removed.
+        """
+        key = self._key(continuations, language)
+        for stale in folder.glob("*"):
+            if stale.name != key:
+                shutil.rmtree(stale)
+        pieces = []
+        for rows, file in tqdm(self._plan(continuations, folder / key), desc="score", unit="piece"):
+            if not file.is_file():
+                write_parquet(file, self._score(rows, language).reset_index(drop=True))
+            pieces.append(read_parquet(file, VALUES).set_index(rows.index))
+        return pd.concat(pieces).loc[continuations.index]
+
+    def has_values(self, continuations: pd.DataFrame, language: str, folder: Path) -> bool:
+        """Whether ``folder`` holds the values of this table under these settings."""
+        plan = self._plan(continuations, folder / self._key(continuations, language))
+        return all(file.is_file() for _, file in plan)
+
+    def _key(self, continuations: pd.DataFrame, language: str) -> str:
+        """Names everything that the values depend on."""
+        settings, judge = self._settings, self.judge_weights
+        versions = library_versions()
+        depends_on = {
+            "rows": continuations[["prompt_id", "prompt", "sample", "continuation"]].to_dict("records"),
+            "language": language,
+            "scorers": [scorer and [scorer.id, scorer.revision] for scorer in self._scorers],
+            "judge": judge and [input_hash(provenance(judge)), self._dtype, settings.batch_size, settings.perplexity],
+            "judged_samples": settings.judged_samples,
+            "versions": {name: versions.get(name) for name in ("polydetox", "torch", "transformers", "tokenizers")},
+        }
+        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _plan(self, continuations: pd.DataFrame, folder: Path) -> list[tuple[pd.DataFrame, Path]]:
+        """The pieces, whole prompts each, and the file of each."""
+        number = pd.factorize(continuations["prompt_id"])[0] // _PROMPTS
+        pieces = continuations.groupby(number, sort=True)
+        return [(rows, folder / f"{piece:05d}.parquet") for piece, rows in pieces]
+
+    def _score(self, rows: pd.DataFrame, language: str) -> pd.DataFrame:
+        texts = rows["continuation"].tolist()
+        found: dict[str, Any] = {}
+        for column, scorer in zip(VALUES, self._scorers, strict=False):
+            found[column] = scorer.score(texts, language) if scorer else np.nan
+        if self._judge is None:
+            found["perplexity"] = np.nan
+        else:
+            judged = rows["sample"] < (self._settings.judged_samples or len(rows))
+            found["perplexity"] = self._judge.perplexities(
+                rows["prompt"].tolist(), rows["continuation"].where(judged, "").tolist()
+            )
+        return pd.DataFrame(found, index=rows.index)
+
+    @cached_property
+    def _judge(self) -> Judge | None:
+        from polydetox.metrics.fluency import Judge
+
+        if self.judge_weights is None:
+            return None
+        return Judge(self.judge_weights, self._dtype, self._settings.batch_size, self._settings.perplexity)

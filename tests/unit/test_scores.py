@@ -1,0 +1,81 @@
+"""Scores in pieces: resumed, taken up by another stage, and told again when something they depend on changes."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from polydetox.metrics import scores
+from polydetox.metrics.scores import VALUES, Scoring
+from polydetox.params import ScoreParameters
+
+PROMPTS = ["The neighbours", "La capital", "Der Nachbar", "Сегодня", "今日は"]
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rows = [(f"p{number}", prompt, sample, f" said {'word ' * sample}{number}" if sample else " ")
+            for number, prompt in enumerate(PROMPTS) for sample in range(3)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["prompt_id", "prompt", "sample", "continuation"])
+
+
+@pytest.fixture
+def settings(checkout, monkeypatch) -> ScoreParameters:
+    monkeypatch.setattr(scores, "_PROMPTS", 2)
+    return ScoreParameters(profile="tiny", model="tiny", scorer="lexicon", second_scorer=None, judged_samples=2)
+
+
+def test_values_go_with_their_rows(settings, table, tmp_path):
+    values = Scoring(settings).values(table, "en", tmp_path / "en")
+    assert list(values.columns) == VALUES and list(values.index) == list(table.index)
+    assert len(list((tmp_path / "en").glob("*/*.parquet"))) == 3  # pieces of two prompts
+    # Nothing is told of a blank text, and of the third sample no perplexity.
+    assert values["toxicity"].isna().tolist() == [True, False, False] * 5
+    assert values["perplexity"].isna().tolist() == [True, False, True] * 5
+    assert values["second_opinion"].isna().all()
+    # In another order, or alone, a row has the same values.
+    shuffled = table.sample(frac=1, random_state=0)
+    other = Scoring(settings).values(shuffled, "en", tmp_path / "other").loc[table.index]
+    pd.testing.assert_frame_equal(other, values, rtol=1e-5)
+
+
+def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, table, tmp_path, monkeypatch):
+    whole = Scoring(settings).values(table, "en", tmp_path / "whole")
+    folder = tmp_path / "parts"
+    scoring = Scoring(settings)
+    told = []
+    score = Scoring._score
+
+    def stop_at_the_third(self, rows, language):
+        told.append(rows["prompt_id"].iloc[0])
+        if len(told) == 3:
+            raise KeyboardInterrupt
+        return score(self, rows, language)
+
+    monkeypatch.setattr(Scoring, "_score", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        scoring.values(table, "en", folder)
+    assert not scoring.has_values(table, "en", folder)
+    pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)
+    assert told == ["p0", "p2", "p4", "p4"]
+    monkeypatch.setattr(Scoring, "_score", lambda *_: pytest.fail("something was scored"))
+    assert Scoring(settings).has_values(table, "en", folder)
+    pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)
+
+
+def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
+    Scoring(settings).values(table, "en", tmp_path / "en")
+    assert Scoring(settings).has_values(table, "en", tmp_path / "en")
+    assert not Scoring(settings).has_values(table, "de", tmp_path / "en")
+    assert not Scoring(settings).has_values(table.assign(continuation=" other"), "en", tmp_path / "en")
+    for change in (
+        {"judged_samples": None},
+        {"judge": "none"},
+        {"perplexity": "published"},
+        {"batch_size": 2},
+        {"second_scorer": "lexicon"},
+    ):
+        assert not Scoring(settings.model_copy(update=change)).has_values(table, "en", tmp_path / "en")
+    # Scores under other settings take the place of those before.
+    Scoring(settings.model_copy(update={"judge": "none"})).values(table, "en", tmp_path / "en")
+    assert len(list((tmp_path / "en").iterdir())) == 1
