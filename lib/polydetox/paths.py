@@ -52,6 +52,11 @@ def prompt_files() -> Path:
     return root() / "params" / "prompts"
 
 
+def task_files() -> Path:
+    """The multiple-choice tasks written for this project, as YAML and JSON Lines."""
+    return root() / "params" / "tasks"
+
+
 def notebooks() -> Path:
     """The stage and summary notebooks, without outputs."""
     return root() / "notebooks"
