@@ -182,6 +182,26 @@ def constrained_decode(profile: str, model: str, method: str, language: str) -> 
     return profile_run(profile) / model / "control" / method / "constrained_decode" / language
 
 
+def attribute_eval(profile: str, model: str, method: str) -> Path:
+    """Toxicity, utility and perplexity of one method of attribute control."""
+    return profile_run(profile) / model / "control" / method / "attribute_eval"
+
+
+def win_rate(profile: str, model: str) -> Path:
+    """Which of two methods' continuations a judge model prefers, for every two of them."""
+    return profile_run(profile) / model / "control" / "win_rate"
+
+
+def jigsaw_classify(profile: str, model: str, condition: str) -> Path:
+    """Detecting toxicity, and writing it, after one way of training on labelled comments."""
+    return profile_run(profile) / model / "control" / "jigsaw_classify" / condition
+
+
+def capability(profile: str, model: str, variant: str) -> Path:
+    """Accuracy of one variant on multiple-choice tasks in several languages."""
+    return profile_run(profile) / model / variant / "capability"
+
+
 def summary(profile: str, section: str) -> Path:
     """The tables and figures of one section of the report."""
     return profile_run(profile) / "summary" / section

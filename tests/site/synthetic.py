@@ -80,6 +80,7 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         "mechanism": {},
         "alignment": {"retrieval": {"sentences": "project"}},
     }
+    shutil.copytree(CHECKOUT / "params" / "tasks", folder / "params" / "tasks")
     for kind, name, content in (("models", MODEL, model), ("profiles", PROFILE, profile)):
         file = folder / "params" / kind / f"{name}.yaml"
         file.parent.mkdir(parents=True)

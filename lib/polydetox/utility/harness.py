@@ -71,7 +71,7 @@ def _key(weights_key: str, suite: str, task: str, settings: Mapping[str, Any], s
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:20]
 
 
-_DECIDING = ("torch", "transformers", "tokenizers", "datasets", "lm_eval")
+_DECIDING = ("torch", "transformers", "tokenizers", "datasets", "lm-eval")
 
 
 def _language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:

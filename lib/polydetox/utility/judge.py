@@ -8,14 +8,18 @@ a small base model as well: a Hub id, a local checkpoint, or the project's own m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from polydetox.artifacts import read_parquet, write_parquet
 from polydetox.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,46 +102,65 @@ def paired_continuations(ours: pd.DataFrame, theirs: pd.DataFrame, limit: int | 
 # --- the judge --------------------------------------------------------------------------------------------------
 
 
+def verdict_tokens(tokenizer: PreTrainedTokenizerBase, question: str, names: tuple[str, str]) -> tuple[int, int]:
+    """The token that each of two verdicts begins with after the end of a question."""
+    stem = question[-12:]
+    before = tokenizer(stem)["input_ids"]
+    added = [tokenizer(stem + name)["input_ids"][len(before) :] for name in names]
+    if any(len(tokens) == 0 for tokens in added) or added[0][0] == added[1][0]:
+        raise UserError(
+            f"this model's tokenizer does not tell {names[0]!r} and {names[1]!r} apart; choose another model"
+        )
+    return added[0][0], added[1][0]
+
+
+def verdict_log_odds(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    names: tuple[str, str],
+    batch_size: int,
+) -> Float[np.ndarray, " questions"]:
+    """log P(first name) - log P(second name) after each question, by the token that each begins with."""
+    import torch
+
+    if not questions:
+        return np.empty(0)
+    tokens = verdict_tokens(tokenizer, questions[0], names)
+    rows = [tokenizer(question)["input_ids"] for question in questions]
+    result = np.empty(len(rows))
+    order = sorted(range(len(rows)), key=lambda position: len(rows[position]))  # so that little is padded
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(order), batch_size), desc="verdicts", unit="batch"):
+            chunk = order[start : start + batch_size]
+            width = max(len(rows[position]) for position in chunk)
+            ids = torch.zeros((len(chunk), width), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for number, position in enumerate(chunk):
+                ids[number, : len(rows[position])] = torch.tensor(rows[position])
+                mask[number, : len(rows[position])] = 1
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+            last = logits[torch.arange(len(chunk)), mask.sum(dim=1).to(model.device) - 1].float()  # (rows, vocabulary)
+            result[chunk] = (last[:, tokens[0]] - last[:, tokens[1]]).cpu().numpy()
+    return result
+
+
 class PairwiseJudge:
     """A causal language model that tells which of two texts it prefers, by the log-odds of its verdict."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        # What a verdict's name adds to the question; a tokenizer may split it off a word of its own or a letter.
-        stem = tokenizer(QUESTION[-12:])["input_ids"]
-        added = [tokenizer(QUESTION[-12:] + name)["input_ids"][len(stem) :] for name in VERDICTS]
-        if any(len(tokens) == 0 for tokens in added) or added[0][0] == added[1][0]:
-            raise UserError("this judge's tokenizer does not tell the verdicts A and B apart; choose another judge")
-        self.verdicts = [tokens[0] for tokens in added]
+        verdict_tokens(tokenizer, QUESTION, VERDICTS)
 
     def log_odds(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
     ) -> Float[np.ndarray, " pairs"]:
         """log P(A) - log P(B) of each pair: above 0, the judge prefers what stands first."""
-        import torch
-
         questions = [
             QUESTION.format(prompt=prompt.strip(), first=left.strip(), second=right.strip())
             for prompt, left, right in zip(prompts, first, second, strict=True)
         ]
-        rows = [self.tokenizer(question)["input_ids"] for question in questions]
-        result = np.empty(len(rows))
-        # By length, so that little is padded.
-        order = sorted(range(len(rows)), key=lambda position: len(rows[position]))
-        with torch.inference_mode():
-            for start in tqdm(range(0, len(order), self.batch_size), desc="verdicts", unit="batch"):
-                chunk = order[start : start + self.batch_size]
-                width = max(len(rows[position]) for position in chunk)
-                ids = torch.zeros((len(chunk), width), dtype=torch.long)
-                mask = torch.zeros_like(ids)
-                for number, position in enumerate(chunk):
-                    ids[number, : len(rows[position])] = torch.tensor(rows[position])
-                    mask[number, : len(rows[position])] = 1
-                device = self.model.device
-                logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-                last = logits[torch.arange(len(chunk)), mask.sum(dim=1).to(device) - 1].float()  # (rows, vocabulary)
-                result[chunk] = (last[:, self.verdicts[0]] - last[:, self.verdicts[1]]).cpu().numpy()
-        return result
+        return verdict_log_odds(self.model, self.tokenizer, questions, VERDICTS, self.batch_size)
 
     def compare(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """Both orders of every pair of ``paired_continuations``: columns ``PAIR_COLUMNS``."""
@@ -147,3 +170,47 @@ class PairwiseJudge:
         return pairs[["prompt_id", "sample"]].assign(
             forward=forward, backward=backward, outcome=outcomes(forward, backward)
         )
+
+
+def judge_checkpoint(judge: str, profile: str, model: str) -> tuple[Path, str]:
+    """The folder of the judge's weights, and the floating-point type of its model file.
+
+    ``judge`` is ``untuned`` (the model that the methods start from), a file of params/models/, a Hub id or a folder.
+    """
+    from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint
+    from polydetox.params import load_model
+
+    if judge == "untuned":
+        return checkpoint_of(profile, model), load_model(model).dtype
+    chosen = load_model(judge)
+    return ensure_checkpoint(chosen), chosen.dtype
+
+
+def compare_methods(
+    judge: PairwiseJudge, continuations: Mapping[str, pd.DataFrame], limit: int | None, folder: Path, key: str
+) -> pd.DataFrame:
+    """Every two methods under the judge: columns ``method, opponent`` and ``PAIR_COLUMNS``.
+
+    Each two are judged once, in both orders. The verdicts of two methods are kept in ``folder`` under a hash of
+    ``key`` and their texts, so that a run that was stopped judges only what is missing.
+    """
+    tables = []
+    for method, opponent in combinations(continuations, 2):
+        pairs = paired_continuations(continuations[method], continuations[opponent], limit)
+        content = hashlib.sha256(f"{key}\0{QUESTION}\0{pairs.to_json()}".encode()).hexdigest()[:20]
+        file = folder / f"{content}.parquet"
+        if not file.is_file():
+            write_parquet(file, judge.compare(pairs)[PAIR_COLUMNS])
+        tables.append(read_parquet(file, PAIR_COLUMNS).assign(method=method, opponent=opponent))
+    return pd.concat(tables, ignore_index=True)[["method", "opponent", *PAIR_COLUMNS]]
+
+
+def win_rates(pairs: pd.DataFrame, **options: Any) -> list[dict[str, Any]]:
+    """The win rate of every method against every other one, both ways, with intervals."""
+    found = []
+    for (method, opponent), rows in pairs.groupby(["method", "opponent"], sort=False):
+        cluster = pd.factorize(rows["prompt_id"])[0]
+        outcome = rows["outcome"].to_numpy(dtype=float)
+        for name, other, values in ((method, opponent, outcome), (opponent, method, 1.0 - outcome)):
+            found.append({"method": name, "opponent": other, **win_rate(values, cluster, **options)})
+    return found
