@@ -11,7 +11,7 @@ rule capability:
         tasks=graph.task_files(),
     output:
         manifest=f"{CAPABILITY}/manifest.json",
-        items=f"{CAPABILITY}/items.parquet",
+        answers=f"{CAPABILITY}/items.parquet",
         metrics=f"{CAPABILITY}/metrics.json",
         notebook=f"{CAPABILITY}/notebook.ipynb",
     params:

@@ -24,7 +24,7 @@ rule attribute_eval:
     output:
         manifest=f"{ATTRIBUTE_EVAL}/manifest.json",
         scores=f"{ATTRIBUTE_EVAL}/scores.parquet",
-        items=f"{ATTRIBUTE_EVAL}/items.parquet",
+        answers=f"{ATTRIBUTE_EVAL}/items.parquet",
         metrics=f"{ATTRIBUTE_EVAL}/metrics.json",
         notebook=f"{ATTRIBUTE_EVAL}/notebook.ipynb",
     params:

@@ -90,7 +90,10 @@ TINY_PROFILE = {
         "activations": {"new_tokens": 4},
         "intervene": {"prompt_limit": 2, "offsets": [0.0, -2.0], "unit": "rms", "new_tokens": 4},
     },
-    "capability": {"suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"], "limit": 3}}, "bootstrap_samples": 50},
+    "capability": {
+        "suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"], "limit": 3}},
+        "bootstrap_samples": 50,
+    },
     "alignment": {"retrieval": {"sentences": "project", "limit": 6}, "transfer": {"bootstrap_samples": 50}},
 }
 

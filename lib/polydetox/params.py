@@ -307,7 +307,8 @@ class CapabilityParameters(VariantStage):
     suites: dict[str, Suite] = Field(
         {
             "arc": Suite(tasks=["arc_vi", "arc_ru", "arc_hi", "arc_zh"]),
-            "hellaswag": Suite(tasks=["hellaswag_vi", "hellaswag_ru", "hellaswag_hi", "hellaswag_zh"]),
+            # The harness has no HellaSwag in Chinese, the paper's fourth language (its issue 3121).
+            "hellaswag": Suite(tasks=["hellaswag_vi", "hellaswag_ru", "hellaswag_hi"]),
             "mmlu": Suite(tasks=["m_mmlu_vi", "m_mmlu_ru", "m_mmlu_hi", "m_mmlu_zh"]),
         },
         min_length=1,

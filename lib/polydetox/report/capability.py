@@ -14,7 +14,7 @@ from polydetox.artifacts import finished, read_parquet
 from polydetox.languages import LANGUAGES
 from polydetox.params import check_parameters
 from polydetox.report.collect import Results, paper_table
-from polydetox.report.figures import AFTER, BEFORE, MUTED, WIDTH, legend, points, use_theme
+from polydetox.report.figures import AFTER, BEFORE, WIDTH, legend, points, use_theme
 from polydetox.report.tables import NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
 from polydetox.utility.harness import ITEM_COLUMNS, accuracies, accuracy_change
 from polydetox.utility.tasks import local_tasks
@@ -173,7 +173,6 @@ def plot_changes(table: pd.DataFrame) -> Figure:
         axis.set_title(suite_title(suite) if table["title"].nunique() == 1 else f"{title}\n{suite_title(suite)}")
         axis.set_xlabel("accuracy (%)")
         axis.set_xlim(-3, 103)
-        axis.axvline(50, color=MUTED, linewidth=0.5, linestyle=":")
     legend(figure, grid[0, 0])
     return figure
 

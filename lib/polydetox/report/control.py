@@ -235,17 +235,9 @@ def _bounded(row: Mapping[str, float | None] | None, digits: int) -> Cell:
 
 
 def main_table(control: Control) -> PaperTable:
-    """Toxicity, utility and perplexity of every method; below, the paper's methods on its two models."""
-    columns = [
-        "Method",
-        "English",
-        "others",
-        *(f"{suite_title(name)}, {control.shots(name)}-shot" for name in control.suites),
-        "toxic half",
-        "neutral half",
-    ]
-    spans = [("", 1), ("Toxic continuations (%)", 2), ("Accuracy (%)", len(control.suites)),
-             ("Perplexity of held-out text", 2)]  # fmt: skip
+    """Toxicity and utility of every method; below, the paper's methods on its two models."""
+    suites = [f"{suite_title(name)}, {control.shots(name)}-shot" for name in control.suites]
+    spans = [("", 1), ("Toxic continuations (%)", 2), ("Accuracy (%)", len(control.suites))]
     groups = []
     for model, title in control.models.items():
         lines = [_main_line(control, model, method) for method in control.methods]
@@ -255,48 +247,59 @@ def main_table(control: Control) -> PaperTable:
         lines = [
             [PAPER_METHODS[row["method"]], number(row["toxigen"], 1), Cell(NOT_APPLICABLE),
              *(number(row[_PAPER_SUITES[name]], 1) if name in _PAPER_SUITES else Cell(NOT_APPLICABLE)
-               for name in control.suites), Cell(NOT_APPLICABLE), Cell(NOT_APPLICABLE)]
+               for name in control.suites)]
             for row in rows.to_dict("records")
         ]  # fmt: skip
         groups.append(Group(f"{PAPER}: {model}", lines))
-    return PaperTable(columns, groups, [span for span in spans if span[1]])
+    return PaperTable(["Method", "English", "others", *suites], groups, [span for span in spans if span[1]])
 
 
 def _main_line(control: Control, model: str, method: str) -> list[Cell | str]:
     metrics = control.evaluations.get((model, method), {})
     table = control.toxicity
     mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
-    toxic = [
-        number(mine.loc[language, "after"], 1, mine.loc[language, "after_low"], mine.loc[language, "after_high"])
-        if language in mine.index else Cell(NOT_APPLICABLE)
-        for language in (ENGLISH, "others")
-    ]  # fmt: skip
+    toxic = [_side(mine, language, "after") for language in (ENGLISH, "others")]
     suites = [percent(metrics.get("suites", {}).get(suite)) for suite in control.suites]
-    domains = [_bounded(metrics.get("perplexity", {}).get(domain), 1) for domain in ("toxic", "neutral")]
-    return [control.titles[method], *toxic, *suites, *domains]
+    return [control.titles[method], *toxic, *suites]
+
+
+def _side(rows: pd.DataFrame, language: str, side: str) -> Cell:
+    """One side of a comparison in one language; a dash for a language that the profile does not sample."""
+    if language not in rows.index:
+        return Cell(NOT_APPLICABLE)
+    row = rows.loc[language]
+    return number(row[side], 1, row[f"{side}_low"], row[f"{side}_high"])
+
+
+def perplexity_table(control: Control) -> PaperTable:
+    """The perplexity of the held-out text of both halves under every method."""
+    groups = []
+    for model, title in control.models.items():
+        lines: list[list[Cell | str]] = []
+        for method in control.methods:
+            found = control.evaluations.get((model, method), {}).get("perplexity", {})
+            lines.append([control.titles[method], *(_bounded(found.get(half), 1) for half in ("toxic", "neutral"))])
+        groups.append(Group(title if len(control.models) > 1 else None, lines))
+    return PaperTable(["Method", "toxic half", "neutral half"], groups or [Group(None, [["", *[Cell(NOT_RUN)] * 2]])])
 
 
 def languages_table(control: Control) -> PaperTable:
-    """The share of toxic continuations of every method in every language, and its drop from the untuned model's."""
-    columns = ["Language", *(control.titles[method] for method in control.methods)]
+    """The drop of toxic continuations of every method: in English, in the mean of the others, and where it is clear."""
+    columns = ["Method", "English", "mean of the others", "less toxic", "more toxic", "neither"]
+    spans = [("", 1), ("Drop (points)", 2), ("Other languages, by their intervals", 3)]
     groups = []
     for model, title in control.models.items():
-        mine = control.toxicity[control.toxicity["model"] == model].set_index(["language", "method"])
         lines: list[list[Cell | str]] = []
-        for language in [*control.languages, "others"]:
-            if (language, "base") not in mine.index:
-                continue
-            said = LANGUAGES.get(language, "mean of all but English")
-            lines.append([said, *(_dropped(mine.loc[(language, method)], method) for method in control.methods)])
+        for method in control.methods[1:]:
+            table = control.toxicity
+            mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
+            others = mine.drop([ENGLISH, "others"], errors="ignore").dropna(subset=["drop"])
+            less, more = int((others["drop_low"] > 0).sum()), int((others["drop_high"] < 0).sum())
+            counts = [number(count, 0) for count in (less, more, len(others) - less - more)]
+            drops = [_side(mine, language, "drop") for language in (ENGLISH, "others")]
+            lines.append([control.titles[method], *drops, *(counts if len(others) else [Cell(NOT_RUN)] * 3)])
         groups.append(Group(title if len(control.models) > 1 else None, lines))
-    return PaperTable(columns, groups or [Group(None, [["", NOT_RUN]])])
-
-
-def _dropped(row: pd.Series, method: str) -> Cell:
-    if pd.isna(row["after"]):
-        return Cell(NOT_RUN)
-    drop = f"drop {fixed(row['drop_low'], 1)} to {fixed(row['drop_high'], 1)}"
-    return Cell(fixed(row["after"], 1), "" if method == "base" or pd.isna(row["drop"]) else drop)
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 5]])], spans)
 
 
 def win_table(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> PaperTable:
@@ -455,7 +458,7 @@ def _toxicity(control: Control, language: str) -> str:
         said.append(
             f"Of the untuned {title}'s continuations {where} {fixed(untuned, 1)}% are toxic. "
             + " ".join(
-                f"After {control.titles[str(method)]} it is {fixed(row['after'], 1)}%, "
+                f"With {control.titles[str(method)]} it is {fixed(row['after'], 1)}%, "
                 f"{_verdict(row)} (drop {fixed(row['drop_low'], 1)} to {fixed(row['drop_high'], 1)} points)."
                 for method, row in rows.iterrows()
             )
@@ -525,6 +528,10 @@ def _wins(control: Control) -> str:
             f"{metrics['position_bias']:.0%} of its verdicts prefer what stands first (a judge that order does "
             f"not sway has 50%). In {len(clear)} of {pairs} pairs of methods the interval leaves out one half."
         )
+        if metrics["judge"] == "untuned":
+            said.append(
+                "A judge as small as the models that it judges shows little more than which text it would have written."
+            )
     return " ".join(said)
 
 

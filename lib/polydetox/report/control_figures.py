@@ -27,11 +27,16 @@ def plot_schedules() -> Figure:
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 3.4), sharex=True)
     # Time in arbitrary units: an iteration of the head takes as long as one of the model.
     sequential = [("head", 1, 0), ("model", 1, 1), ("head", 2, 2), ("model", 2, 3), ("head", 3, 4), ("model", 3, 5)]
-    parallel = [("head", 1, 0), ("model", 1, 1), ("head", 2, 1), ("model", 2, 2), ("head", 3, 2), ("model", 3, 3)]
+    parallel = [("head", 1, 0), ("model", 1, 1), ("head", 2, 2), ("model", 2, 2), ("model", 3, 3)]
     needs = {
         "sequential": [(("head", n), ("model", n)) for n in (1, 2, 3)]
         + [(("model", n), ("head", n + 1)) for n in (1, 2)],
-        "parallel": [(("head", n), ("model", n)) for n in (1, 2, 3)],
+        "parallel": [
+            (("head", 1), ("model", 1)),
+            (("model", 1), ("head", 2)),
+            (("head", 1), ("model", 2)),
+            (("head", 2), ("model", 3)),
+        ],
     }
     for axis, (title, jobs) in zip(axes, {"sequential": sequential, "parallel": parallel}.items(), strict=True):
         places = {(kind, number): begin for kind, number, begin in jobs}
@@ -119,5 +124,7 @@ def plot_languages(control: Control) -> Figure:
             axis.annotate("not run", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)
         title = control.titles[method]
         axis.set_title(title if len(control.models) == 1 else f"{control.models[model]}\n{title}")
+    for axis in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
+        axis.tick_params(axis="x", labelbottom=True)  # also above an empty place of the last row
     x_label(figure, "drop of the share of toxic continuations (points, untuned minus tuned)")
     return figure

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from polydetox.artifacts import read_parquet, write_parquet
 from polydetox.errors import UserError
+from polydetox.metrics.fluency import common_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,16 +103,22 @@ def paired_continuations(ours: pd.DataFrame, theirs: pd.DataFrame, limit: int | 
 # --- the judge --------------------------------------------------------------------------------------------------
 
 
-def verdict_tokens(tokenizer: PreTrainedTokenizerBase, question: str, names: tuple[str, str]) -> tuple[int, int]:
-    """The token that each of two verdicts begins with after the end of a question."""
+def verdict_tokens(
+    tokenizer: PreTrainedTokenizerBase, question: str, names: tuple[str, str]
+) -> tuple[list[int], int, int]:
+    """What two verdicts have in common after the end of a question, and the token in which each first differs.
+
+    Some tokenizers write a space as a token of its own; what is common to both leaves their odds as they are.
+    """
     stem = question[-12:]
     before = tokenizer(stem)["input_ids"]
-    added = [tokenizer(stem + name)["input_ids"][len(before) :] for name in names]
-    if any(len(tokens) == 0 for tokens in added) or added[0][0] == added[1][0]:
+    first, second = (tokenizer(stem + name)["input_ids"] for name in names)
+    shared = common_prefix(first, second)
+    if shared < len(before) or first[: len(before)] != before or shared == min(len(first), len(second)):
         raise UserError(
             f"this model's tokenizer does not tell {names[0]!r} and {names[1]!r} apart; choose another model"
         )
-    return added[0][0], added[1][0]
+    return first[len(before) : shared], first[shared], second[shared]
 
 
 def verdict_log_odds(
@@ -121,13 +128,13 @@ def verdict_log_odds(
     names: tuple[str, str],
     batch_size: int,
 ) -> Float[np.ndarray, " questions"]:
-    """log P(first name) - log P(second name) after each question, by the token that each begins with."""
+    """log P(first name) - log P(second name) after each question, by the token in which they differ."""
     import torch
 
     if not questions:
         return np.empty(0)
-    tokens = verdict_tokens(tokenizer, questions[0], names)
-    rows = [tokenizer(question)["input_ids"] for question in questions]
+    shared, left, right = verdict_tokens(tokenizer, questions[0], names)
+    rows = [tokenizer(question)["input_ids"] + shared for question in questions]
     result = np.empty(len(rows))
     order = sorted(range(len(rows)), key=lambda position: len(rows[position]))  # so that little is padded
     with torch.inference_mode():
@@ -141,7 +148,7 @@ def verdict_log_odds(
                 mask[number, : len(rows[position])] = 1
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
             last = logits[torch.arange(len(chunk)), mask.sum(dim=1).to(model.device) - 1].float()  # (rows, vocabulary)
-            result[chunk] = (last[:, tokens[0]] - last[:, tokens[1]]).cpu().numpy()
+            result[chunk] = (last[:, left] - last[:, right]).cpu().numpy()
     return result
 
 

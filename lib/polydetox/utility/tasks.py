@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES
-from polydetox.params import Strict, explain, read_yaml
+from polydetox.params import AttributeEvalParameters, CapabilityParameters, Strict, explain, read_yaml
 
 # Multilingual families of the harness, whose task names end in a language.
 _HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")
@@ -145,6 +145,15 @@ def _datasets(splits: dict[str, list[dict[str, Any]]], **_: Any) -> Any:
     return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
 
 
+# The papers' tasks, which need no look through thousands of files.
+_PAPERS = frozenset(
+    task
+    for stage in (CapabilityParameters(), AttributeEvalParameters())
+    for suite in stage.suites.values()
+    for task in suite.tasks
+)
+
+
 def check_suites(suites: dict[str, Any], where: str) -> None:
     """Refuse a task that neither this project nor the harness has, and examples that a task has not.
 
@@ -162,7 +171,7 @@ def check_suites(suites: dict[str, Any], where: str) -> None:
                     raise UserError(
                         f"{where}: {name}: {values['shots']} examples are to be shown, but task {task!r} has {examples}"
                     )
-            elif task not in harness_tasks():
+            elif task not in _PAPERS and task not in harness_tasks():
                 raise UserError(
                     f"{where}: {name}: no task {task!r}{nearest(task, [*known, *harness_tasks()])}: neither a file of "
                     "params/tasks/ nor a task of lm-evaluation-harness"
