@@ -68,8 +68,8 @@ def test_the_book_is_a_quarto_project(book):
     assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
     # checkpoint, trim, pairs, dpo and merge; three stages of two variants in four languages; agreement, probe, value
     # vectors and transfer; two stages of the untuned model in four languages; two stages of a further set of prompts;
-    # dpo and merge of two ablations, and two stages of each in four languages and in one; capability of two variants; of
-    # attribute control the corpus, win rates, three trainings and ways to learn from comments, and four methods,
+    # dpo and merge of two ablations, and two stages of each in four languages and in one; capability of two variants;
+    # of attribute control the corpus, win rates, three trainings and ways to learn from comments, and four methods,
     # evaluated, and in four languages
     before = 5 + 3 * 2 * 4 + 4 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
     control = 1 + 1 + 3 + 3 + 4 + 4 * 4
