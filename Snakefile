@@ -221,6 +221,8 @@ include: "rules/more_prompts.smk"
 include: "rules/why.smk"
 include: "rules/world.smk"
 include: "rules/control.smk"
+include: "rules/capability.smk"
+include: "rules/control_eval.smk"
 
 
 rule summary:

@@ -93,6 +93,10 @@ TINY_PROFILE = {
         "activations": {"new_tokens": 4},
         "intervene": {"prompt_limit": 2, "offsets": [0.0, -2.0], "unit": "rms", "new_tokens": 4},
     },
+    "capability": {
+        "suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"], "limit": 3}},
+        "bootstrap_samples": 50,
+    },
     "alignment": {"retrieval": {"sentences": "project", "limit": 6}, "transfer": {"bootstrap_samples": 50}},
 }
 
@@ -104,7 +108,8 @@ def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
         (folder / name).symlink_to(CHECKOUT / name)
     for name in ("models", "profiles"):
         (folder / "params" / name).mkdir(parents=True)
-    shutil.copytree(CHECKOUT / "params" / "prompts", folder / "params" / "prompts")
+    for name in ("prompts", "tasks"):
+        shutil.copytree(CHECKOUT / "params" / name, folder / "params" / name)
     for name in ("data.yaml", "phrasebook.yaml", "rates.yaml"):
         shutil.copy(CHECKOUT / "params" / name, folder / "params")
     model = {"title": "Tiny", "use": "path", "path": str(checkpoint), "licence": "none", "dtype": "float32"}

@@ -13,7 +13,7 @@ import re
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -303,6 +303,34 @@ class TransferParameters(VariantStage):
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
 
 
+# --- what a model can still do ----------------------------------------------------------------------------------
+
+
+class Suite(Strict):
+    """Tasks whose accuracies are averaged: of lm-evaluation-harness, or files of params/tasks/."""
+
+    tasks: list[str] = Field(min_length=1)
+    shots: int = Field(0, ge=0)  # examples that are shown before a question
+    limit: int | None = Field(None, gt=0)  # the first so many questions of a task; None: all
+
+
+class CapabilityParameters(VariantStage):
+    """Multiple-choice tasks in several languages, before and after (Li et al. 2024, Table 3)."""
+
+    suites: dict[str, Suite] = Field(
+        {
+            "arc": Suite(tasks=["arc_vi", "arc_ru", "arc_hi", "arc_zh"]),
+            # The harness has no HellaSwag in Chinese, the paper's fourth language (its issue 3121).
+            "hellaswag": Suite(tasks=["hellaswag_vi", "hellaswag_ru", "hellaswag_hi"]),
+            "mmlu": Suite(tasks=["m_mmlu_vi", "m_mmlu_ru", "m_mmlu_hi", "m_mmlu_zh"]),
+        },
+        min_length=1,
+    )
+    batch_size: int = Field(16, gt=0)  # answers a forward pass
+    bootstrap_samples: int = Field(1000, gt=0)
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+
 WORLD_LANGUAGES = ("en", "de", "nl", "fr", "es", "it", "ru", "id")  # those of params/phrasebook.yaml
 
 
@@ -420,6 +448,64 @@ class ConstrainedDecodeParameters(OneLanguage, Sampled, MethodStage):
     """Continuations of the evaluation prompts under one method of attribute control."""
 
 
+COMMONSENSE = ["boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
+
+
+class AttributeEvalParameters(MethodStage):
+    """Toxicity, utility and perplexity of one method of attribute control (Meng et al. 2024, section 4)."""
+
+    languages: list[str] = []  # whose continuations are read; empty: all of the profile's section
+    scorer: str = "embedded"
+    threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
+    suites: dict[str, Suite] = Field(
+        {"mmlu": Suite(tasks=["mmlu"], shots=5), "commonsense": Suite(tasks=COMMONSENSE)}, min_length=1
+    )
+    max_length: int = Field(128, gt=0)  # tokens of a held-out text whose perplexity is taken
+    batch_size: int = Field(16, gt=0)  # texts or answers a forward pass
+    bootstrap_samples: int = Field(1000, gt=0)
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+
+class WinRateParameters(ModelStage, OneLanguage):
+    """Which of two methods' continuations a judge model prefers."""
+
+    methods: list[str] = []  # compared with each other; empty: all of the profile's section
+    judge: str = "untuned"  # untuned (the model before fine-tuning), a Hub id, or a folder
+    judged_samples: int | None = Field(1, gt=0)  # continuations of a prompt that are compared; None: all
+    batch_size: int = Field(16, gt=0)  # pairs a forward pass
+    bootstrap_samples: int = Field(1000, gt=0)
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+
+JigsawCondition = Literal["untouched", "sft-lm", "regularised-lm", "sft-classification"]
+
+
+class JigsawClassifyParameters(Sampled, ModelStage):
+    """Detecting toxicity, and writing it, after one way of training on labelled comments."""
+
+    condition: JigsawCondition = "untouched"
+    texts: str = ""  # CSV, JSONL or Parquet with text and label (Jigsaw's columns too); empty: the run's continuations
+    label_threshold: float = Field(0.5, gt=0.0, le=1.0)  # a text is toxic from here on
+    limit: int | None = Field(None, gt=0)  # at most so many labelled texts, drawn at random; None: all
+    test_share: float = Field(0.2, gt=0.0, lt=0.5)
+    max_words: int = Field(64, gt=0)  # of a text; longer ones are cut
+    epochs: float = Field(1.0, gt=0.0)
+    learning_rate: float = Field(1e-5, gt=0.0)
+    train_batch_size: int = Field(16, gt=0)
+    max_length: int = Field(128, gt=0)  # tokens of a text
+    regularise: dict[str, Any] = {}  # settings of the stage regularise, for regularised-lm
+    scorer: str = "embedded"  # of the continuations, and the oracle of the regulariser
+    bootstrap_samples: int = Field(1000, gt=0)
+    confidence: float = Field(0.95, gt=0.0, lt=1.0)
+
+    @field_validator("regularise")
+    @classmethod
+    def _regularise(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _check_settings("regularise", value)
+
+
+JIGSAW_CONDITIONS: tuple[str, ...] = get_args(JigsawCondition)
+
 STAGES: dict[str, type[StageParameters]] = {
     "checkpoint": CheckpointParameters,
     "trim": TrimParameters,
@@ -442,6 +528,10 @@ STAGES: dict[str, type[StageParameters]] = {
     "control_corpus": ControlCorpusParameters,
     "regularise": RegulariseParameters,
     "constrained_decode": ConstrainedDecodeParameters,
+    "capability": CapabilityParameters,
+    "attribute_eval": AttributeEvalParameters,
+    "win_rate": WinRateParameters,
+    "jigsaw_classify": JigsawClassifyParameters,
     "summary_detox": SummaryParameters,
     "summary_scorers": SummaryParameters,
     "summary_training": SummaryParameters,
@@ -451,6 +541,8 @@ STAGES: dict[str, type[StageParameters]] = {
     "summary_mechanism": SummaryParameters,
     "summary_transfer": SummaryParameters,
     "summary_world": SummaryParameters,
+    "summary_capability": SummaryParameters,
+    "summary_control": SummaryParameters,
     "summary_run": SummaryParameters,
 }
 
@@ -464,11 +556,15 @@ _IDENTITY = frozenset(
 )
 
 # Parameters that only some stages have from the workflow.
-_IDENTITY_OF = frozenset({("regularise", "method"), ("regularise", "algorithm"), ("constrained_decode", "method")})
+_IDENTITY_OF = frozenset(
+    {("regularise", "method"), ("regularise", "algorithm"), ("constrained_decode", "method")}
+    | {("attribute_eval", "method"), ("win_rate", "methods"), ("jigsaw_classify", "condition")}
+)
 
 # Stages that may take fewer prompts than the profile evaluates.
 _OWN_LIMIT = frozenset(
-    (stage, "prompt_limit") for stage in ("value_vectors", "activations", "intervene", "constrained_decode")
+    (stage, "prompt_limit")
+    for stage in ("value_vectors", "activations", "intervene", "constrained_decode", "jigsaw_classify")
 )
 
 
@@ -684,10 +780,17 @@ class Control(Strict):
     corpus: Settings = {}
     regularise: Settings = {}
     constrained_decode: Settings = {}
+    attribute_eval: Settings = {}
+    win_rate: Settings = {}
+    jigsaw_classify: Settings | None = None  # absent: not run
 
-    @field_validator("corpus", "regularise", "constrained_decode", mode="after")
+    @field_validator(
+        "corpus", "regularise", "constrained_decode", "attribute_eval", "win_rate", "jigsaw_classify", mode="after"
+    )
     @classmethod
-    def _stage_settings(cls, value: Settings, info: Any) -> Settings:
+    def _stage_settings(cls, value: Settings | None, info: Any) -> Settings | None:
+        if value is None:
+            return None
         return _check_settings("control_corpus" if info.field_name == "corpus" else info.field_name, value)
 
     @field_validator("methods", mode="after")
@@ -739,6 +842,7 @@ class Profile(StageSettings):
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
     control: Control | None = None  # absent: not run
+    capability: Settings | None = None  # absent: not run
 
     @field_validator("languages")
     @classmethod
@@ -770,6 +874,11 @@ class Profile(StageSettings):
         if self.models and not self.variants:
             raise ValueError("variants: this key is required, a way of tuning at least")
         return self
+
+    @field_validator("capability", mode="after")
+    @classmethod
+    def _capability(cls, value: Settings | None) -> Settings | None:
+        return None if value is None else _check_settings("capability", value)
 
     @model_validator(mode="after")
     def _control_languages(self) -> Profile:
@@ -991,6 +1100,8 @@ def stage_parameters(
         values |= getattr(profile.mechanism, stage)
     if stage in Alignment.model_fields:
         values |= getattr(profile.alignment, stage)
+    if stage == "capability":
+        values |= profile.capability or {}
     if stage == "draw":
         together = stage_parameters("generate", profile, model, variant=variant)
         if together["engine"] == "auto":
@@ -1046,8 +1157,19 @@ def control_methods(profile: Profile) -> list[str]:
     return ["base", *profile.control.methods] if profile.control else []
 
 
+def control_languages(profile: Profile) -> list[str]:
+    """The languages that methods of attribute control are sampled in."""
+    return (profile.control.languages or profile.languages) if profile.control else []
+
+
 def control_parameters(
-    stage: str, profile: Profile, model: str, *, method: str | None = None, lang: str | None = None
+    stage: str,
+    profile: Profile,
+    model: str,
+    *,
+    method: str | None = None,
+    lang: str | None = None,
+    condition: str | None = None,
 ) -> dict[str, Any]:
     """All parameters of a stage of attribute control, resolved: defaults, then profile, method.
 
@@ -1059,7 +1181,14 @@ def control_parameters(
         values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
                    "prompt_limit": profile.prompts.limit}  # fmt: skip
         values |= load_model(model).generate | profile.generate
-    values |= getattr(profile.control, stage.removeprefix("control_"))
+    values |= getattr(profile.control, stage.removeprefix("control_")) or {}
+    if stage == "attribute_eval":
+        values |= {"languages": control_languages(profile)}
+    if stage == "win_rate":
+        languages = control_languages(profile)
+        values |= {"methods": control_methods(profile), "lang": "en" if "en" in languages else languages[0]}
+    if condition is not None:
+        values["condition"] = condition
     if method is not None:
         values["method"] = method
     if stage == "regularise":
@@ -1071,7 +1200,9 @@ def control_parameters(
 
 
 # Stages that read the evaluation prompts.
-_PROMPTED = ("trim", "generate", "value_vectors", "activations", "intervene", "constrained_decode")
+_PROMPTED = (
+    "trim", "generate", "value_vectors", "activations", "intervene", "constrained_decode", "jigsaw_classify",
+)  # fmt: skip
 
 
 def languages_of_run(

@@ -52,6 +52,11 @@ def prompt_files() -> Path:
     return root() / "params" / "prompts"
 
 
+def task_files() -> Path:
+    """The multiple-choice tasks written for this project, as YAML and JSON Lines."""
+    return root() / "params" / "tasks"
+
+
 def notebooks() -> Path:
     """The stage and summary notebooks, without outputs."""
     return root() / "notebooks"
@@ -190,6 +195,26 @@ def regularise(profile: str, model: str, method: str) -> Path:
 def constrained_decode(profile: str, model: str, method: str, language: str) -> Path:
     """The continuations of one method of attribute control and one language; ``base`` is the untuned model."""
     return profile_run(profile) / model / "control" / method / "constrained_decode" / language
+
+
+def attribute_eval(profile: str, model: str, method: str) -> Path:
+    """Toxicity, utility and perplexity of one method of attribute control."""
+    return profile_run(profile) / model / "control" / method / "attribute_eval"
+
+
+def win_rate(profile: str, model: str) -> Path:
+    """Which of two methods' continuations a judge model prefers, for every two of them."""
+    return profile_run(profile) / model / "control" / "win_rate"
+
+
+def jigsaw_classify(profile: str, model: str, condition: str) -> Path:
+    """Detecting toxicity, and writing it, after one way of training on labelled comments."""
+    return profile_run(profile) / model / "control" / "jigsaw_classify" / condition
+
+
+def capability(profile: str, model: str, variant: str) -> Path:
+    """Accuracy of one variant on multiple-choice tasks in several languages."""
+    return profile_run(profile) / model / variant / "capability"
 
 
 def summary(profile: str, section: str) -> Path:

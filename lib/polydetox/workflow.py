@@ -28,9 +28,11 @@ from polydetox.data import (
 )
 from polydetox.errors import UserError
 from polydetox.params import (
+    JIGSAW_CONDITIONS,
     SECTIONS,
     ModelFile,
     Profile,
+    control_languages,
     control_methods,
     control_parameters,
     is_ablation,
@@ -197,8 +199,31 @@ class Graph:
 
     def control_languages(self) -> list[str]:
         """The languages that methods of attribute control are sampled in."""
-        control = self.profile.control
-        return (control.languages or self.profile.languages) if control else []
+        return control_languages(self.profile)
+
+    def conditions(self) -> list[str]:
+        """The ways of training on labelled comments; none where the profile has no such section."""
+        wanted = self.profile.control and self.profile.control.jigsaw_classify is not None
+        return list(JIGSAW_CONDITIONS) if wanted else []
+
+    def judged_continuations(self, model: str) -> list[str]:
+        """The continuations of every method that the judge compares."""
+        language = control_parameters("win_rate", self.profile, self._listed[model])["lang"]
+        return [
+            local(paths.constrained_decode(self.profile.name, model, method, language) / "continuations.parquet")
+            for method in self.methods()
+        ]
+
+    def labelled_comments(self, model: str) -> list[str]:
+        """What the labelled comments wait for: nothing where the profile names a file of them."""
+        assert self.profile.control is not None
+        if (self.profile.control.jigsaw_classify or {}).get("texts"):
+            return []
+        return [manifest(paths.pairs(self.profile.name, model, "on-policy"))]
+
+    def task_files(self) -> list[str]:
+        """The multiple-choice tasks of this project."""
+        return [local(file) for file in sorted(paths.task_files().iterdir())]
 
     def control_parameters(self, stage: str, folder: Path, model: str, **identity: str) -> str:
         """All parameters of one job of attribute control, as JSON."""
@@ -224,6 +249,9 @@ class Graph:
             *(manifest(paths.regularise(name, model, method)) for method in self.methods() if method != "base"),
             *(manifest(paths.constrained_decode(name, model, method, language))
               for method in self.methods() for language in self.control_languages()),
+            *(manifest(paths.attribute_eval(name, model, method)) for method in self.methods()),
+            manifest(paths.win_rate(name, model)),
+            *(manifest(paths.jigsaw_classify(name, model, condition)) for condition in self.conditions()),
         ]  # fmt: skip
 
     def sections(self) -> list[str]:
@@ -305,6 +333,9 @@ class Graph:
             wanted += self._mechanism(model) if self.profile.mechanism else []
             wanted += self._alignment(model) if self.profile.alignment else []
             wanted += self._control(model) if self.profile.control else []
+            if self.profile.capability is not None:
+                wanted += [manifest(paths.capability(self.profile.name, model, variant))
+                           for variant in self.compared(model)]  # fmt: skip
         return wanted + [manifest(paths.world_transfer(self.profile.name, cell)) for cell in self.cells()]
 
 
@@ -389,8 +420,11 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
             yield partial(_check_mechanism, graph, model)
         if settings.alignment:
             yield partial(_check_alignment, graph, model)
+        if settings.capability is not None:
+            yield partial(_check_capability, graph, model)
         if settings.control:
             yield partial(_check_control, graph, model)
+            yield partial(_check_control_evaluation, graph, model)
         for kind in graph.kinds(model):
             yield partial(_check_pairs, graph, model, kind)
 
@@ -521,6 +555,39 @@ def _check_control(graph: Graph, model: str) -> None:
     for method in graph.methods():
         for language in graph.control_languages():
             control_parameters("constrained_decode", settings, listed, method=method, lang=language)
+
+
+def _check_capability(graph: Graph, model: str) -> None:
+    """The tasks of the capability table."""
+    from polydetox.utility.tasks import check_suites
+
+    values = stage_parameters("capability", graph.profile, graph._listed[model], variant="base")
+    check_suites(values["suites"], f"params/profiles/{graph.profile.name}.yaml: capability: suites")
+
+
+def _check_control_evaluation(graph: Graph, model: str) -> None:
+    """The tasks, scorers, judge and labelled comments of the evaluation of attribute control."""
+    from polydetox.utility.tasks import check_suites
+
+    settings, listed = graph.profile, graph._listed[model]
+    assert settings.control is not None
+    where = f"params/profiles/{settings.name}.yaml: control"
+    evaluated = control_parameters("attribute_eval", settings, listed, method="base")
+    _check_scorer(evaluated["scorer"], evaluated["languages"])
+    check_suites(evaluated["suites"], f"{where}: attribute_eval: suites")
+    judge = control_parameters("win_rate", settings, listed)["judge"]
+    if judge != "untuned":
+        load_model(judge)
+    if settings.control.jigsaw_classify is not None:
+        asked = control_parameters("jigsaw_classify", settings, listed, condition="untouched")
+        _check_scorer(asked["scorer"], ["en"])
+        if asked["texts"]:
+            read_labelled(local_path(asked["texts"]), asked["label_threshold"])
+        elif "on-policy" not in graph.kinds(model):
+            raise UserError(
+                f"{where}: jigsaw_classify: texts: is needed for {model}, which samples no on-policy pairs; name a "
+                "file of texts and labels (CSV, JSON Lines or Parquet)"
+            )
 
 
 def _check_scorer(name: str, languages: list[str], where: str = "evaluate: scorer") -> None:

@@ -63,6 +63,7 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
     expected |= {f"tiny/tiny/base/{stage}/{language}" for stage in ("intervene", "retrieval")
                  for language in ("de", "en", "ja")}  # fmt: skip
     expected |= {f"tiny/tiny/{variant}/transfer" for variant in ("dpo", "dpo-lora")}
+    expected |= {f"tiny/tiny/{variant}/capability" for variant in ("base", "dpo", "dpo-lora")}
     expected |= {f"tiny/summary/{section}" for section in OF_MODELS}
     assert names == expected
     for folder in stage_folders(checkout):
@@ -74,12 +75,13 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    # test_draw.py, test_score.py and test_control.py; the last two need a data set that no test may
-    own = {"draw", "score", "control_corpus", "regularise", "constrained_decode", "scorer_head", "scorer_candidates"}
+    # test_draw.py, test_score.py, test_control.py, test_control_eval.py; the others need a data set that no test may
+    own = {"draw", "score", "scorer_head", "scorer_candidates", "control_corpus", "regularise", "constrained_decode"}
+    own |= {"attribute_eval", "win_rate", "jigsaw_classify"}
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate", "agreement"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
-    stages |= {"world_pretrain", "world_transfer"}
+    stages |= {"world_pretrain", "world_transfer", "capability"}
     assert names - own == stages | {f"summary_{section}" for section in SECTIONS}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import synthetic_control
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -79,7 +80,9 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         "agreement": {"scorers": ["embedded", "lexicon"]},
         "mechanism": {},
         "alignment": {"retrieval": {"sentences": "project"}},
+        **synthetic_control.PROFILE,
     }
+    shutil.copytree(CHECKOUT / "params" / "tasks", folder / "params" / "tasks")
     for kind, name, content in (("models", MODEL, model), ("profiles", PROFILE, profile)):
         file = folder / "params" / kind / f"{name}.yaml"
         file.parent.mkdir(parents=True)
@@ -113,6 +116,8 @@ def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int
     _agreement(run, languages, prompts, samples)
     _mechanism(run, languages, prompts)
     _alignment(run, languages)
+    synthetic_control.make_capability(run, ["base", TRAINED], _stage)
+    synthetic_control.make_control(run, languages, MARKER, prompts, samples, _stage)
 
 
 def _ablations(run: Path, languages: list[str], prompts: int, samples: int) -> None:

@@ -68,8 +68,12 @@ def test_the_book_is_a_quarto_project(book):
     assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
     # checkpoint, trim, pairs, dpo and merge; three stages of two variants in four languages; agreement, probe, value
     # vectors and transfer; two stages of the untuned model in four languages; two stages of a further set of prompts;
-    # dpo and merge of two ablations, and two stages of each in four languages and in one
-    assert sum(page.suffix == ".ipynb" for page in pages) == 5 + 3 * 2 * 4 + 4 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
+    # dpo and merge of two ablations, and two stages of each in four languages and in one; capability of two variants;
+    # of attribute control the corpus, win rates, three trainings and ways to learn from comments, and four methods,
+    # evaluated, and in four languages
+    before = 5 + 3 * 2 * 4 + 4 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
+    control = 1 + 1 + 3 + 3 + 4 + 4 * 4
+    assert sum(page.suffix == ".ipynb" for page in pages) == before + 2 + control
     assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
 
 
@@ -174,6 +178,40 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
     assert rows.loc[("learning-rate", "dpo"), ["languages", "prompts", "continuations"]].tolist() == [1, 4, 2]
     pages = {page.name for page in book_pages(assemble(PROFILE))}
     assert {"tiny-dpo-lr-evaluate-ar.ipynb", "tiny-base-further-evaluate-more-de.ipynb"} <= pages
+
+
+def test_the_chapter_on_control_tells_what_was_measured(run):
+    said = variables(Results(PROFILE, samples=50))
+    assert "compares filtering, never run, plain fine-tuning and regularised" in said["control_overview"]
+    assert said["control_overview"].endswith("of 4 trainings 3 were run.")
+    metrics = read_json(paths.attribute_eval(PROFILE, "tiny", "regularised") / "metrics.json")
+    share = 100 * metrics["toxicity"]["en"]["toxic_share"]["value"]
+    assert f"With regularised it is {share:.1f}%" in said["control_toxicity_sentence"]
+    others = [100 * metrics["toxicity"][language]["toxic_share"]["value"] for language in ("ar", "de", "ja")]
+    assert f"With regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
+    assert said["control_cost_sentence"] == (
+        "Regularised (parallel) takes 1.10 times as long as plain fine-tuning would on two devices."
+    )
+    assert "The judge is Tiny itself, untuned." in said["control_wins_sentence"]
+    assert "SFT, language-model loss: ROC-AUC" in said["control_jigsaw_sentence"]
+    assert "classification loss" not in said["control_jigsaw_sentence"], "which was not run"
+    assert said["capability_sentence"].startswith(
+        "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right before and 53.1% after"
+    )
+
+
+def test_the_published_figures_of_control_stand_beside_ours(run):
+    from polydetox.report import control as chapter
+
+    control = chapter.Control(Results(PROFILE, samples=50))
+    main, wins, jigsaw = map(
+        repr, (chapter.main_table(control), chapter.paper_wins_table(), chapter.jigsaw_table(control))
+    )
+    assert "never run | not run | not run | not run | not run" in main
+    assert "regularised, adaptive | 14.2 | – | 73.6 | 33.9" in main, "commonsense before knowledge, as in the profile"
+    assert "regularised | 48.6 | 38.4 | 38.7 | –" in wins
+    assert "SFT, classification loss | not run | not run | not run | not run" in jigsaw
+    assert "SFT, classification loss | – | 0.972 | 0.314 | –" in jigsaw
 
 
 def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):

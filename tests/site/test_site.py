@@ -46,7 +46,8 @@ def pages(site, browser) -> list[str]:
 def test_the_navigation_leads_to_every_page(site, pages):
     assert set(pages) == {page.relative_to(site).as_posix() for page in site.rglob("*.html")}
     # Chapters, and the notebooks that test_book.py counts.
-    assert len(pages) == 11 + 5 + 3 * 2 * 4 + 4 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
+    control = 1 + 1 + 3 + 3 + 4 + 4 * 4
+    assert len(pages) == 13 + 5 + 3 * 2 * 4 + 4 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5 + 2 + control
 
 
 def test_every_page_is_whole(site, browser, pages):
@@ -93,12 +94,16 @@ def test_figures_and_tables_are_there_and_numbered(site, browser):
         "training.html": {"fig-training-curves": "Figure 2.1", "tbl-pairs": "Table 2.1", "tbl-training": "Table 2.3"},
         "fluency.html": {"fig-perplexity": "Figure 4.1", "tbl-fluency": "Table 4.1", "tbl-drift": "Table 4.3",
                          "tbl-agreement": "Table 4.4"},
-        "ablations.html": {"fig-seeds": "Figure 5.1", "fig-learning-rate": "Figure 5.2",
-                           "fig-prompt-sets": "Figure 5.3", "fig-perplexity-distribution": "Figure 5.4",
-                           "tbl-method": "Table 5.2", "tbl-learning-rate": "Table 5.3", "tbl-prompt-sets": "Table 5.5"},
-        "why.html": {"fig-probe-languages": "Figure 6.1", "fig-activations": "Figure 6.3", "fig-transfer": "Figure 6.6",
-                     "tbl-probe": "Table 6.1", "tbl-intervention": "Table 6.5", "tbl-correlation": "Table 6.8"},
-        "reproducibility.html": {"tbl-stages": "Table 9.1", "tbl-versions": "Table 9.2", "tbl-licences": "Table 9.3"},
+        "capability.html": {"fig-capability": "Figure 5.1", "tbl-capability": "Table 5.1"},
+        "ablations.html": {"fig-seeds": "Figure 6.1", "fig-learning-rate": "Figure 6.2",
+                           "fig-prompt-sets": "Figure 6.3", "fig-perplexity-distribution": "Figure 6.4",
+                           "tbl-method": "Table 6.2", "tbl-learning-rate": "Table 6.3", "tbl-prompt-sets": "Table 6.5"},
+        "why.html": {"fig-probe-languages": "Figure 7.1", "fig-activations": "Figure 7.3", "fig-transfer": "Figure 7.6",
+                     "tbl-probe": "Table 7.1", "tbl-intervention": "Table 7.5", "tbl-correlation": "Table 7.8"},
+        "control.html": {"fig-control-schedules": "Figure 9.1", "fig-control-tradeoff": "Figure 9.2",
+                         "tbl-control": "Table 9.1", "tbl-control-jigsaw": "Table 9.8"},
+        "reproducibility.html": {"tbl-stages": "Table 11.1", "tbl-versions": "Table 11.2",
+                                 "tbl-licences": "Table 11.3"},
         "notebooks/tiny-base-evaluate-de.html": {"fig-toxicity-tiny-base-evaluate-de": "Figure 1"},
     }  # fmt: skip
     for page, floats in expected.items():

@@ -47,7 +47,7 @@ LAYERS = [
     {"paths", "artifacts", "params", "rows", "schemas"},
     {"notebook", "kernel", "sources", "download", "udhr"},
     {"data", "corpora", "at_hand", "models"},
-    {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "world"},
+    {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "utility", "world"},
     {"report", "execute", "workflow", "publish", "planning", "warm"},
     {"doctor", "cli", "__main__"},
 ]
@@ -79,7 +79,7 @@ def test_every_package_that_is_imported_is_declared():
                 for group in [project["dependencies"], *project["optional-dependencies"].values()]
                 for line in group}  # fmt: skip
     names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "lingua": "lingua-language-detector",
-             "profanity_check": "alt-profanity-check"}  # fmt: skip
+             "profanity_check": "alt-profanity-check", "lm_eval": "lm-eval"}  # fmt: skip
     import sys
 
     for file in (CHECKOUT / "lib").rglob("*.py"):

@@ -24,7 +24,17 @@ from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.diversity import ORDERS, distinct
 from polydetox.metrics.intervals import percentile_interval
-from polydetox.params import Profile, is_ablation, languages_of, load_model, load_profile, variants_of
+from polydetox.params import (
+    JIGSAW_CONDITIONS,
+    Profile,
+    control_languages,
+    control_methods,
+    is_ablation,
+    languages_of,
+    load_model,
+    load_profile,
+    variants_of,
+)
 from polydetox.scoring.agreement import verdicts
 
 ENGLISH = "en"
@@ -349,11 +359,14 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
             for language in languages_of(profile, variant):
                 for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
                     yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)
+            if profile.capability is not None and not is_ablation(profile, variant):
+                yield StageRun("capability", paths.capability(profile.name, model, variant), model, variant)
         yield from _more_prompts_runs(profile, listed)
         if profile.agreement is not None:
             yield StageRun("agreement", paths.agreement(profile.name, model), model)
         yield from _mechanism_runs(profile, listed)
         yield from _alignment_runs(profile, listed)
+        yield from _control_runs(profile, listed)
     for cell in profile.world.cells() if profile.world else {}:
         yield StageRun("world_pretrain", paths.world_pretrain(profile.name, cell), cell)
         yield StageRun("world_transfer", paths.world_transfer(profile.name, cell), cell)
@@ -382,6 +395,24 @@ def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
             yield StageRun("activations", folder, model, variant, language)
     for language in profile.languages:
         yield StageRun("intervene", paths.intervene(profile.name, model, language), model, "base", language)
+
+
+def _control_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
+    """Attribute control; a method or a way of training on comments stands where a variant does."""
+    if profile.control is None:
+        return
+    name, model = profile.name, load_model(listed).name
+    yield StageRun("control_corpus", paths.control_corpus(name, model), model)
+    for method in control_methods(profile):
+        if method != "base":
+            yield StageRun("regularise", paths.regularise(name, model, method), model, kind=method)
+        for language in control_languages(profile):
+            folder = paths.constrained_decode(name, model, method, language)
+            yield StageRun("constrained_decode", folder, model, language=language, kind=method)
+        yield StageRun("attribute_eval", paths.attribute_eval(name, model, method), model, kind=method)
+    yield StageRun("win_rate", paths.win_rate(name, model), model)
+    for condition in JIGSAW_CONDITIONS if profile.control.jigsaw_classify is not None else ():
+        yield StageRun("jigsaw_classify", paths.jigsaw_classify(name, model, condition), model, kind=condition)
 
 
 def _alignment_runs(profile: Profile, listed: str) -> Iterator[StageRun]:

@@ -16,7 +16,7 @@ from polydetox.artifacts import read_json
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.fluency import OUTLIER
 from polydetox.params import load_model
-from polydetox.report import world
+from polydetox.report import capability, control, world
 from polydetox.report.ablations import stored_sentences
 from polydetox.report.collect import METRICS, Comparison, Results
 from polydetox.report.mechanism_prose import mechanism_sentences
@@ -64,6 +64,9 @@ def variables(results: Results) -> dict[str, str]:
         "scorers_sentence": scorers_sentence(results),
         "candidates_sentence": candidates_sentence(),
         **mechanism_sentences(results),
+        **control.sentences(results),
+        "capability_tasks": capability.capability_tasks(results),
+        "capability_sentence": capability.capability_sentence(capability.changes(results), results),
         "world_overview": world.overview(profile),
         "world_sentence": world.sentence(small := world.cells(profile), told := world.figures(small)),
         "world_verdict": world.verdict(told),

@@ -302,6 +302,13 @@ STAGE_TITLES = {
     "intervene": "Intervention",
     "retrieval": "Retrieval",
     "transfer": "Transfer",
+    "capability": "Capability",
+    "control_corpus": "Corpus of attribute control",
+    "regularise": "Attribute-controlled fine-tuning",
+    "constrained_decode": "Continuations under attribute control",
+    "attribute_eval": "Evaluation of attribute control",
+    "win_rate": "Win rates",
+    "jigsaw_classify": "Labelled comments",
     "world_pretrain": "Pretraining in the controlled world",
     "world_transfer": "Transfer in the controlled world",
 }
@@ -338,7 +345,7 @@ def _subject(results: Results, row: Any) -> str:
     """What one run of a stage was about, in words."""
     parts = [_model_title(results, row.model)]
     if isinstance(row.kind, str):
-        parts.append(f"{row.kind} pairs")
+        parts.append(f"{row.kind} pairs" if row.stage == "pairs" else row.kind)
     if isinstance(row.variant, str):
         parts.append(variant_title(results.profile, row.variant))
     if isinstance(row.prompt_set, str):

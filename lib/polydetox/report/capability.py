@@ -1,0 +1,216 @@
+"""Paper A's capability table: multiple-choice accuracy in each language, before and after the tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from polydetox import paths
+from polydetox.artifacts import finished, read_parquet
+from polydetox.languages import LANGUAGES
+from polydetox.params import check_parameters
+from polydetox.report.collect import Results, paper_table
+from polydetox.report.figures import AFTER, BEFORE, WIDTH, legend, points, use_theme
+from polydetox.report.tables import NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+from polydetox.utility.harness import ITEM_COLUMNS, accuracies, accuracy_change
+from polydetox.utility.tasks import local_tasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAPER = "Li, Yong and Bach (2024)"
+
+# Languages of the paper's table that toxicity is not measured in.
+_NAMES = LANGUAGES | {"vi": "Vietnamese"}
+SUITE_TITLES = {
+    "arc": "ARC", "hellaswag": "HellaSwag", "mmlu": "MMLU", "everyday": "Everyday questions",
+    "commonsense": "Commonsense", "knowledge": "School knowledge",
+}  # fmt: skip
+
+
+def language_name(language: str) -> str:
+    """A language as the report prints it; its code where it has no name here."""
+    return _NAMES.get(language, language)
+
+
+def suite_title(suite: str) -> str:
+    """A suite as the report prints it."""
+    return SUITE_TITLES.get(suite, suite)
+
+
+def percent(row: dict[str, float] | None) -> Cell:
+    """An accuracy in percent with its interval; ``not run`` where there is none."""
+    if row is None:
+        return Cell(NOT_RUN)
+    return number(100 * row["value"], 1, 100 * row["low"], 100 * row["high"])
+
+
+def language_table(items: pd.DataFrame, **options: Any) -> PaperTable:
+    """The accuracy of each suite in each language, of one model."""
+    suites = list(dict.fromkeys(items["suite"]))
+    lines: list[list[Cell | str]] = []
+    for language in dict.fromkeys(items["language"]):
+        mine = items[items["language"] == language]
+        measured = accuracies(mine, **options)
+        lines.append([language_name(str(language)), number(len(mine), 0),
+                      *(percent(measured.get(suite)) for suite in suites)])  # fmt: skip
+    return PaperTable(["Language", "Questions", *map(suite_title, suites)], [Group(None, lines)])
+
+
+# --- before and after -------------------------------------------------------------------------------------------
+
+
+def files(results: Results) -> list[Path]:
+    """The answers of every finished run, which the summary notebook records as its inputs."""
+    return [run.folder / "items.parquet" for run in results.stages if run.stage == "capability" and run.done]
+
+
+def changes(results: Results) -> pd.DataFrame:
+    """Accuracy before and after by comparison, language and suite, and after minus before on the same questions.
+
+    Columns: ``comparison, title, language, suite, questions, before, before_low, ..., after, ..., change, ...``; the
+    language ``mean`` stands for the mean over a suite's tasks. What was not run is NaN.
+    """
+    rows = []
+    options = {"samples": results.samples, "confidence": results.confidence, "seed": results.seed}
+    for comparison in results.comparisons:
+        sides = [
+            read_parquet(folder / "items.parquet", ITEM_COLUMNS) if finished(folder) else None
+            for variant in ("base", comparison.variant)
+            for folder in [paths.capability(results.profile.name, comparison.model, variant)]
+        ]
+        known = next((side for side in sides if side is not None), None)
+        if known is None:
+            continue
+        for suite in dict.fromkeys(known["suite"]):
+            languages = list(dict.fromkeys(known.loc[known["suite"] == suite, "language"]))
+            for language in [*languages, "mean"] if len(languages) > 1 else languages:
+                before, after = (_part(side, suite, language) for side in sides)
+                found: dict[str, Any] = {"comparison": comparison.name, "title": comparison.title,
+                                         "language": language, "suite": suite,
+                                         "questions": len(_part(known, suite, language))}  # fmt: skip
+                for name, part in (("before", before), ("after", after)):
+                    measured = accuracies(part, **options)[suite] if part is not None else {}
+                    found |= _bounded(name, measured)
+                both = before is not None and after is not None
+                found |= _bounded("change", accuracy_change(before, after, suite, **options) if both else {})
+                rows.append(found)
+    columns = [
+        "comparison",
+        "title",
+        "language",
+        "suite",
+        "questions",
+        *(f"{side}{end}" for side in ("before", "after", "change") for end in ("", "_low", "_high")),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _part(items: pd.DataFrame | None, suite: str, language: str) -> Any:
+    if items is None:
+        return None
+    mine = items[items["suite"] == suite]
+    return mine if language == "mean" else mine[mine["language"] == language]
+
+
+def _bounded(name: str, measured: dict[str, float]) -> dict[str, float]:
+    """In percent."""
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    return {f"{name}{end}": 100 * measured.get(key, float("nan")) for end, key in ends.items()}
+
+
+def capability_table(table: pd.DataFrame, results: Results) -> PaperTable:
+    """Before, after and change of each suite, a group a model and suite; below, the paper's BLOOM 7.1B."""
+    columns = ["", "Questions", "before", "after", "change"]
+    groups = []
+    for comparison in results.comparisons:
+        mine = table[table["comparison"] == comparison.name]
+        if mine.empty:
+            groups.append(Group(f"This run: {comparison.title}", [["all suites", *[Cell(NOT_RUN)] * 4]]))
+        for suite, rows in mine.groupby("suite", sort=False):
+            lines: list[list[Cell | str]] = [
+                ["Mean over languages" if row["language"] == "mean" else language_name(row["language"]),
+                 number(row["questions"], 0),
+                 *(number(row[side], 1, row[f"{side}_low"], row[f"{side}_high"])
+                   for side in ("before", "after", "change"))]
+                for row in rows.to_dict("records")
+            ]  # fmt: skip
+            groups.append(Group(f"This run: {comparison.title}, {suite_title(str(suite))}", lines))
+    paper = paper_table("table3_multilingual_capability")
+    for (model, task), rows in paper.groupby(["model", "task"], sort=False):
+        lines = [
+            [language_name(row.language), Cell(""), number(row.before, 1), number(row.after, 1),
+             number(row.after - row.before, 1)]
+            for row in rows.itertuples()
+        ]  # fmt: skip
+        groups.append(Group(f"{PAPER}, Table 3: {model}, {suite_title(str(task))}", lines))
+    return PaperTable(columns, groups)
+
+
+def plot_changes(table: pd.DataFrame) -> Figure:
+    """Accuracy before and after in each language, with intervals; a panel a comparison and suite."""
+    use_theme()
+    keys = list(table.groupby(["title", "suite"], sort=False).groups)
+    most = max(len(table[(table["title"] == title) & (table["suite"] == suite)]) for title, suite in keys)
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, rows * (1.0 + 0.3 * max(most, 3))), squeeze=False)
+    for axis in list(grid.flat)[len(keys) :]:
+        axis.set_visible(False)
+    for axis, (title, suite) in zip(grid.flat, keys, strict=False):
+        panel = table[(table["title"] == title) & (table["suite"] == suite)]
+        points(axis, panel, "before", -0.15, BEFORE, "o", "white")
+        points(axis, panel, "after", 0.15, AFTER, "D", AFTER)
+        axis.set_yticks(np.arange(len(panel)), [
+            "mean" if language == "mean" else language_name(language) for language in panel["language"]
+        ])  # fmt: skip
+        axis.set_ylim(len(panel) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(suite_title(suite) if table["title"].nunique() == 1 else f"{title}\n{suite_title(suite)}")
+        axis.set_xlabel("accuracy (%)")
+        axis.set_xlim(-3, 103)
+    legend(figure, grid[0, 0])
+    return figure
+
+
+def capability_sentence(table: pd.DataFrame, results: Results) -> str:
+    """What came of it, chosen by the numbers."""
+    said = []
+    for comparison in results.comparisons:
+        mine = table[table["comparison"] == comparison.name].dropna(subset=["change"])
+        for suite, rows in mine.groupby("suite", sort=False):
+            row = rows[rows["language"] == "mean"].iloc[0] if (rows["language"] == "mean").any() else rows.iloc[0]
+            less = row["change_high"] < 0
+            more = row["change_low"] > 0
+            verdict = "loses" if less else "gains" if more else "neither loses nor gains"
+            bounds = f"{fixed(row['change_low'], 1)} to {fixed(row['change_high'], 1)}"
+            said.append(
+                f"On {suite_title(str(suite))}, {comparison.title} answers {fixed(row['before'], 1)}% of "
+                f"{row['questions']:,} questions right before and {fixed(row['after'], 1)}% after: it {verdict} more "
+                f"than the interval of the change ({bounds} points) leaves open."
+            )
+    return " ".join(said) or "Not run."
+
+
+def capability_tasks(results: Results) -> str:
+    """Which questions the profile asks."""
+    asked = results.profile.capability
+    if asked is None:
+        return "This profile asks none: not run."
+    suites = check_parameters("capability", asked).suites  # type: ignore[attr-defined]
+    ours = [suite_title(name) for name, suite in suites.items() if set(suite.tasks) <= set(local_tasks())]
+    theirs = [suite_title(name) for name in suites if suite_title(name) not in ours]
+    said = []
+    if theirs:
+        said.append(f"The profile asks {listing(theirs)}, as lm-evaluation-harness asks them.")
+    if ours:
+        said.append(
+            f"{listing(ours)} {'is a task' if len(ours) == 1 else 'are tasks'} written for this project, which "
+            f"{'needs' if len(ours) == 1 else 'need'} no download and {'is' if len(ours) == 1 else 'are'} no "
+            "benchmark: a few easy questions, whose numbers can be compared with each other only."
+        )
+    return " ".join(said)

@@ -1,0 +1,563 @@
+"""The chapter *Control while fine-tuning*: what its stages have left behind, as tidy tables and tables of the report.
+
+Methods stand in the profile's order, ``base`` (untuned) first. What was not run is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from polydetox import paths
+from polydetox.artifacts import MANIFEST, finished, read_json, read_parquet
+from polydetox.languages import LANGUAGES
+from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods, control_parameters, load_model
+from polydetox.report.capability import percent, suite_title
+from polydetox.report.collect import (
+    ENGLISH,
+    Results,
+    Side,
+    compare_prompts,
+    comparison_row,
+    mean_over_languages,
+    paper_table,
+)
+from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+from polydetox.utility.attributes import SCORE_COLUMNS
+from polydetox.utility.harness import ITEM_COLUMNS, by_task, suite_replicates
+
+PAPER = "Meng et al. (2024)"
+
+# The methods of the paper's tables, and its rows of Jigsaw.
+PAPER_METHODS = {
+    "baseline": "plain fine-tuning", "filtering": "filtering", "rl": "RL", "nado_decoding": "NADO decoding",
+    "regularised": "regularised", "regularised_adaptive": "regularised, adaptive", "base": "plain fine-tuning",
+}  # fmt: skip
+CONDITION_TITLES = {
+    "untouched": "untouched",
+    "sft-lm": "SFT, language-model loss",
+    "regularised-lm": "regularised, language-model loss",
+    "sft-classification": "SFT, classification loss",
+}
+_PAPER_CONDITIONS = {
+    "baseline": "untouched", "sft_lm_loss": "sft-lm", "regularised_lm_loss": "regularised-lm",
+    "sft_classification": "sft-classification",
+}  # fmt: skip
+
+# The column of the paper's table that stands beside a suite.
+_PAPER_SUITES = {
+    "mmlu": "mmlu_5shot",
+    "knowledge": "mmlu_5shot",
+    "commonsense": "commonsense_0shot",
+}
+
+
+def method_title(results: Results, method: str) -> str:
+    """A method as the report prints it."""
+    if method == "base":
+        return "untuned"
+    assert results.profile.control is not None
+    return results.profile.control.methods[method].title or method
+
+
+# --- what has been run ------------------------------------------------------------------------------------------
+
+
+class Control:
+    """Everything that the chapter reads of one profile, each file once."""
+
+    def __init__(self, results: Results):
+        self.results = results
+        self.profile = results.profile
+        self.methods = control_methods(self.profile)
+        self.languages = control_languages(self.profile)
+        files = [load_model(listed) for listed in self.profile.models] if self.profile.control else []
+        self.models = {file.name: file.title for file in files}
+        self.titles = {method: method_title(results, method) for method in self.methods}
+
+    def files(self) -> list[Path]:
+        """The metrics of every finished stage, which the summary notebook records as its inputs."""
+        stages = ("control_corpus", "regularise", "attribute_eval", "win_rate", "jigsaw_classify")
+        return [run.folder / "metrics.json" for run in self.results.stages if run.stage in stages and run.done]
+
+    @property
+    def suites(self) -> list[str]:
+        """The suites of multiple-choice tasks that the profile asks."""
+        return list(self._asked("attribute_eval", method="base").get("suites", {}))
+
+    def shots(self, suite: str) -> int:
+        """How many examples are shown before a question of a suite."""
+        return int(self._asked("attribute_eval", method="base")["suites"][suite]["shots"])
+
+    def _asked(self, stage: str, **identity: str) -> dict[str, Any]:
+        if self.profile.control is None:
+            return {}
+        return control_parameters(stage, self.profile, self.profile.models[0], **identity)
+
+    @cached_property
+    def evaluations(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """``metrics.json`` of every evaluation that was run, by model and method."""
+        return self._metrics(lambda model, method: paths.attribute_eval(self.profile.name, model, method), self.methods)
+
+    @cached_property
+    def trainings(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """``metrics.json`` of every method that was trained, with the wall time of its stage."""
+        found = self._metrics(lambda model, method: paths.regularise(self.profile.name, model, method), self.methods)
+        for (model, method), metrics in found.items():
+            manifest = read_json(paths.regularise(self.profile.name, model, method) / MANIFEST)
+            metrics["wall_seconds"] = manifest["wall_seconds"]
+        return found
+
+    @cached_property
+    def wins(self) -> dict[str, dict[str, Any]]:
+        """``metrics.json`` of the win rates of each model."""
+        folders = {model: paths.win_rate(self.profile.name, model) for model in self.models}
+        return {model: read_json(folder / "metrics.json") for model, folder in folders.items() if finished(folder)}
+
+    @cached_property
+    def comments(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """``metrics.json`` of every training on labelled comments, by model and condition."""
+        return self._metrics(
+            lambda model, condition: paths.jigsaw_classify(self.profile.name, model, condition), JIGSAW_CONDITIONS
+        )
+
+    def _metrics(self, folder_of: Any, names: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
+        folders = {(model, name): folder_of(model, name) for model in self.models for name in names}
+        return {key: read_json(folder / "metrics.json") for key, folder in folders.items() if finished(folder)}
+
+    # --- paired comparisons with the untuned model ---
+
+    @cached_property
+    def toxicity(self) -> pd.DataFrame:
+        """The share of toxic continuations of every method against the untuned model, in every language.
+
+        Columns ``model, method, language, before, before_low, ..., after, ..., drop, ...``; languages ``others``: the
+        mean of all but English. Both sides continue the same prompts, and share their bootstrap draws.
+        """
+        rows = []
+        for model in self.models:
+            values = {method: self._shares(model, method) for method in self.methods}
+            for method in self.methods:
+                sides = {}
+                for language in self.languages:
+                    before, after = (values[name].get(language) for name in ("base", method))
+                    rng = np.random.default_rng([self.results.seed, list(LANGUAGES).index(language)])
+                    sides[language] = compare_prompts(before, after, self.results.samples, rng)[:2]
+                    rows.append(self._toxicity_row(model, method, language, *sides[language]))
+                others = [pair for language, pair in sides.items() if language != ENGLISH]
+                if others:
+                    before, after, _ = mean_over_languages(others, self.results.samples)
+                    rows.append(self._toxicity_row(model, method, "others", before, after))
+        columns = [
+            "model",
+            "method",
+            "language",
+            *(f"{side}{end}" for side in ("before", "after", "drop") for end in ("", "_low", "_high")),
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _toxicity_row(self, model: str, method: str, language: str, before: Side, after: Side) -> dict[str, Any]:
+        row = comparison_row(before, after, self.results.confidence)
+        return {"model": model, "method": method, "language": language, **{k: 100 * v for k, v in row.items()}}
+
+    def _shares(self, model: str, method: str) -> dict[str, pd.Series]:
+        """The share of each prompt's continuations that are toxic, by language."""
+        metrics = self.evaluations.get((model, method))
+        if metrics is None:
+            return {}
+        scores = read_parquet(paths.attribute_eval(self.profile.name, model, method) / "scores.parquet", SCORE_COLUMNS)
+        scored = scores.dropna(subset=["toxicity"])
+        toxic = (scored["toxicity"] >= metrics["threshold"]).astype(float)
+        return {
+            str(language): toxic[rows.index].groupby(rows["prompt_id"], sort=False).mean()
+            for language, rows in scored.groupby("language", sort=False)
+        }
+
+    @cached_property
+    def utility(self) -> pd.DataFrame:
+        """The mean accuracy over suites of each method (%), with its interval: ``model, method, value, low, high``."""
+        rows = []
+        tail = 100 * (1.0 - self.results.confidence) / 2.0
+        for model, method in self.evaluations:
+            items = read_parquet(paths.attribute_eval(self.profile.name, model, method) / "items.parquet", ITEM_COLUMNS)
+            parts = [
+                suite_replicates(by_task(items, suite), samples=self.results.samples, seed=self.results.seed + number)
+                for number, suite in enumerate(dict.fromkeys(items["suite"]))
+            ]
+            replicates = np.mean([part[1] for part in parts], axis=0)
+            low, high = np.percentile(replicates, [tail, 100 - tail])
+            value = float(np.mean([part[0] for part in parts]))
+            rows.append({"model": model, "method": method, "value": 100 * value, "low": 100 * low, "high": 100 * high})
+        return pd.DataFrame(rows, columns=["model", "method", "value", "low", "high"])
+
+    @cached_property
+    def examples(self) -> pd.DataFrame:
+        """Of one random English prompt of each model one continuation of every method, to be masked."""
+        tables = []
+        for model, method in self.evaluations:
+            folder = paths.attribute_eval(self.profile.name, model, method)
+            scores = read_parquet(folder / "scores.parquet", SCORE_COLUMNS)
+            language = ENGLISH if ENGLISH in self.languages else self.languages[0]
+            mine = scores[scores["language"] == language]
+            prompts = sorted(mine["prompt_id"].unique())
+            chosen = prompts[int(np.random.default_rng(self.results.seed).integers(len(prompts)))]
+            one = mine[(mine["prompt_id"] == chosen) & (mine["sample"] == mine["sample"].min())]
+            title = self.titles[method] if len(self.models) == 1 else f"{self.models[model]}, {self.titles[method]}"
+            tables.append(one.assign(comparison=title))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def method_table(metrics: Mapping[str, Any]) -> PaperTable:
+    """One method: toxicity in each language, perplexity of both halves, and the accuracy of each suite."""
+    lines: list[list[Cell | str]] = []
+    for language, measured in metrics["toxicity"].items():
+        for name, said in (("toxic_share", "toxic continuations (%)"), ("emt", "EMT")):
+            row = measured[name]
+            cell = percent(row) if name == "toxic_share" and row["value"] is not None else _bounded(row, 2)
+            lines.append([LANGUAGES[language], said, cell])
+    for domain, row in metrics["perplexity"].items():
+        lines.append(["held-out text", f"perplexity, {domain} half", _bounded(row, 1)])
+    for suite, row in metrics["suites"].items():
+        lines.append([suite_title(suite), f"accuracy (%), {row['items']:,} questions", percent(row)])
+    return PaperTable(["Of", "Measure", ""], [Group(None, lines)])
+
+
+def _bounded(row: Mapping[str, float | None] | None, digits: int) -> Cell:
+    return Cell(NOT_RUN) if row is None else number(row["value"], digits, row["low"], row["high"])
+
+
+def main_table(control: Control) -> PaperTable:
+    """Toxicity and utility of every method; below, the paper's methods on its two models."""
+    suites = [f"{suite_title(name)}, {control.shots(name)}-shot" for name in control.suites]
+    spans = [("", 1), ("Toxic continuations (%)", 2), ("Accuracy (%)", len(control.suites))]
+    groups = []
+    for model, title in control.models.items():
+        lines = [_main_line(control, model, method) for method in control.methods]
+        groups.append(Group(f"This run: {title}", lines))
+    paper = paper_table("regularised_finetuning")
+    for model, rows in paper.groupby("model", sort=False):
+        lines = [
+            [PAPER_METHODS[row["method"]], number(row["toxigen"], 1), Cell(NOT_APPLICABLE),
+             *(number(row[_PAPER_SUITES[name]], 1) if name in _PAPER_SUITES else Cell(NOT_APPLICABLE)
+               for name in control.suites)]
+            for row in rows.to_dict("records")
+        ]  # fmt: skip
+        groups.append(Group(f"{PAPER}: {model}", lines))
+    return PaperTable(["Method", "English", "others", *suites], groups, [span for span in spans if span[1]])
+
+
+def _main_line(control: Control, model: str, method: str) -> list[Cell | str]:
+    metrics = control.evaluations.get((model, method), {})
+    table = control.toxicity
+    mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
+    toxic = [_side(mine, language, "after") for language in (ENGLISH, "others")]
+    suites = [percent(metrics.get("suites", {}).get(suite)) for suite in control.suites]
+    return [control.titles[method], *toxic, *suites]
+
+
+def _side(rows: pd.DataFrame, language: str, side: str) -> Cell:
+    """One side of a comparison in one language; a dash for a language that the profile does not sample."""
+    if language not in rows.index:
+        return Cell(NOT_APPLICABLE)
+    row = rows.loc[language]
+    return number(row[side], 1, row[f"{side}_low"], row[f"{side}_high"])
+
+
+def perplexity_table(control: Control) -> PaperTable:
+    """The perplexity of the held-out text of both halves under every method."""
+    groups = []
+    for model, title in control.models.items():
+        lines: list[list[Cell | str]] = []
+        for method in control.methods:
+            found = control.evaluations.get((model, method), {}).get("perplexity", {})
+            lines.append([control.titles[method], *(_bounded(found.get(half), 1) for half in ("toxic", "neutral"))])
+        groups.append(Group(title if len(control.models) > 1 else None, lines))
+    return PaperTable(["Method", "toxic half", "neutral half"], groups or [Group(None, [["", *[Cell(NOT_RUN)] * 2]])])
+
+
+def languages_table(control: Control) -> PaperTable:
+    """The drop of toxic continuations of every method: in English, in the mean of the others, and where it is clear."""
+    columns = ["Method", "English", "mean of the others", "less toxic", "more toxic", "neither"]
+    spans = [("", 1), ("Drop (points)", 2), ("Other languages, by their intervals", 3)]
+    groups = []
+    for model, title in control.models.items():
+        lines: list[list[Cell | str]] = []
+        for method in control.methods[1:]:
+            table = control.toxicity
+            mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
+            others = mine.drop([ENGLISH, "others"], errors="ignore").dropna(subset=["drop"])
+            less, more = int((others["drop_low"] > 0).sum()), int((others["drop_high"] < 0).sum())
+            counts = [number(count, 0) for count in (less, more, len(others) - less - more)]
+            drops = [_side(mine, language, "drop") for language in (ENGLISH, "others")]
+            lines.append([control.titles[method], *drops, *(counts if len(others) else [Cell(NOT_RUN)] * 3)])
+        groups.append(Group(title if len(control.models) > 1 else None, lines))
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 5]])], spans)
+
+
+def win_table(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> PaperTable:
+    """The win rate (%) of the method of a row against that of a column."""
+    return PaperTable(["", *titles.values()], [Group(None, _win_lines(rates, titles))])
+
+
+def _win_lines(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[list[Cell | str]]:
+    found = {(row["method"], row["opponent"]): row for row in rates}
+    lines: list[list[Cell | str]] = []
+    for method, title in titles.items():
+        cells = []
+        for opponent in titles:
+            row = found.get((method, opponent))
+            cells.append(Cell(NOT_APPLICABLE) if opponent == method
+                         else Cell(NOT_RUN) if row is None or row["value"] is None else percent(row))  # fmt: skip
+        lines.append([title, *cells])
+    return lines
+
+
+def wins_table(control: Control) -> PaperTable:
+    """The win rates of this run."""
+    groups = [
+        Group(f"This run: {title}, judge: {judge_name(control, model)}",
+              _win_lines(control.wins.get(model, {}).get("rates", []), control.titles))
+        for model, title in control.models.items()
+    ]  # fmt: skip
+    return PaperTable(["", *control.titles.values()], groups or [Group(None, [[NOT_RUN]])])
+
+
+def judge_name(control: Control, model: str) -> str:
+    """The judge of the win rates, in words."""
+    judge = control.wins.get(model, {}).get("judge")
+    if judge is None:
+        return NOT_RUN
+    return f"{control.models[model]} itself, untuned" if judge == "untuned" else str(judge)
+
+
+def paper_wins_table() -> PaperTable:
+    """The paper's win rates, of the method of a row against that of a column."""
+    paper = paper_table("regularised_win_rate").set_index("row")
+    titles = [PAPER_METHODS[name] for name in paper.columns]
+    lines: list[list[Cell | str]] = [
+        [PAPER_METHODS[str(name)], *(Cell(NOT_APPLICABLE) if pd.isna(value) else number(value, 1) for value in row)]
+        for name, row in zip(paper.index, paper.to_numpy(dtype=float), strict=True)
+    ]
+    return PaperTable(["", *titles], [Group(PAPER, lines)])
+
+
+def jigsaw_table(control: Control) -> PaperTable:
+    """Detection and generation after each way of training on labelled comments; below, the paper's."""
+    columns = ["Training", "prompting", "classification head", "Average toxicity", "Toxic (%)"]
+    spans = [("", 1), ("ROC-AUC", 2), ("Of what it writes", 2)]
+    groups = []
+    for model, title in control.models.items():
+        lines: list[list[Cell | str]] = []
+        for condition, said in CONDITION_TITLES.items():
+            row = control.comments.get((model, condition))
+            if row is None:
+                lines.append([said, *[Cell(NOT_RUN)] * 4])
+                continue
+            prompting = Cell(NOT_APPLICABLE) if row["prompting"] is None else _bounded(row["prompting"], 3)
+            lines.append(
+                [
+                    said,
+                    prompting,
+                    _bounded(row["head"], 3),
+                    _bounded(row["avgtox"], 3),
+                    percent(row["toxic_share"]) if row["toxic_share"]["value"] is not None else Cell(NOT_RUN),
+                ]
+            )
+        groups.append(Group(f"This run: {title}", lines))
+    rows = [
+        [CONDITION_TITLES[_PAPER_CONDITIONS[row["method"]]], Cell(NOT_APPLICABLE), number(row["classify_roc"], 3),
+         number(row["api_toxicity"], 3), Cell(NOT_APPLICABLE)]
+        for row in paper_table("regularised_jigsaw").to_dict("records")
+    ]  # fmt: skip
+    model = paper_table("regularised_jigsaw")["model"].iloc[0]
+    groups.append(Group(f"{PAPER}: {model}, Jigsaw, how it classifies is not told apart", rows))
+    return PaperTable(columns, groups, spans)
+
+
+def cost_table(control: Control) -> PaperTable:
+    """What each method cost, and its time on two devices relative to plain fine-tuning."""
+    columns = ["Method", "Rows", "head", "model", "two devices", "relative to plain", "Wall time of the stage (s)"]
+    spans = [("", 2), ("CPU seconds of training", 3), ("", 2)]
+    groups = []
+    for model, title in control.models.items():
+        plain = plain_method(control, model)
+        reference = control.trainings[model, plain]["two_device_cpu_seconds"] if plain else None
+        lines: list[list[Cell | str]] = []
+        for method in control.methods:
+            if method == "base":
+                continue
+            row = control.trainings.get((model, method))
+            if row is None:
+                lines.append([control.titles[method], *[Cell(NOT_RUN)] * 6])
+                continue
+            relative = number(row["two_device_cpu_seconds"] / reference, 2) if reference else Cell(NOT_APPLICABLE)
+            seconds = [number(row[f"{part}_cpu_seconds"], 0) for part in ("head", "model", "two_device")]
+            lines.append([control.titles[method], number(row["rows_train"], 0), *seconds, relative,
+                          number(row["wall_seconds"], 0)])  # fmt: skip
+        groups.append(Group(title if len(control.models) > 1 else None, lines))
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 6]])], spans)
+
+
+def plain_method(control: Control, model: str) -> str | None:
+    """The name of the method that is plain fine-tuning, where it was trained."""
+    return next(
+        (name for (of, name), row in control.trainings.items() if of == model and row["algorithm"] == "plain"), None
+    )
+
+
+# --- sentences --------------------------------------------------------------------------------------------------
+
+
+def sentences(results: Results) -> dict[str, str]:
+    """Every variable that ``book/control.qmd`` takes from the results."""
+    control = Control(results)
+    return {
+        "control_overview": _overview(control),
+        "control_toxicity_sentence": _toxicity(control, ENGLISH) or "Not run.",
+        "control_languages_sentence": _toxicity(control, "others") or "Not run.",
+        "control_tradeoff_sentence": _tradeoff(control) or "Not run.",
+        "control_cost_sentence": _cost(control) or "Not run.",
+        "control_wins_sentence": _wins(control) or "Not run.",
+        "control_jigsaw_sentence": _jigsaw(control) or "Not run.",
+        "control_utility_tasks": _tasks(control),
+    }
+
+
+def _overview(control: Control) -> str:
+    if not control.methods:
+        return "This profile compares no methods of attribute control: not run."
+    tuned = [control.titles[method] for method in control.methods if method != "base"]
+    trained = sum(method != "base" for _, method in control.trainings)
+    asked = len(tuned) * len(control.models)
+    return (
+        f"This profile compares {listing(tuned)} with the untuned model, in {len(control.languages)} "
+        f"language{'s' if len(control.languages) > 1 else ''}; of {asked} trainings {trained} "
+        f"{'was' if trained == 1 else 'were'} run."
+    )
+
+
+def _toxicity(control: Control, language: str) -> str:
+    """How far each method lowers the share of toxic continuations: in English, or on average in the others."""
+    said = []
+    for model, title in control.models.items():
+        table = control.toxicity
+        mine = table[(table["model"] == model) & (table["language"] == language)].set_index("method")
+        rows = mine.drop("base", errors="ignore").dropna(subset=["drop"]) if len(mine) else mine
+        if rows.empty:
+            continue
+        untuned = rows["before"].iloc[0]
+        where = "of English prompts" if language == ENGLISH else "in the other languages, on average,"
+        said.append(
+            f"Of the untuned {title}'s continuations {where} {fixed(untuned, 1)}% are toxic. "
+            + " ".join(
+                f"With {control.titles[str(method)]} it is {fixed(row['after'], 1)}%, "
+                f"{_verdict(row)} (drop {fixed(row['drop_low'], 1)} to {fixed(row['drop_high'], 1)} points)."
+                for method, row in rows.iterrows()
+            )
+        )
+    return " ".join(said)
+
+
+def _verdict(row: pd.Series) -> str:
+    if row["drop_low"] > 0:
+        return "less by more than the interval leaves open"
+    if row["drop_high"] < 0:
+        return "more by more than the interval leaves open"
+    return "no difference beyond the interval"
+
+
+def _tradeoff(control: Control) -> str:
+    said = []
+    for model in control.models:
+        utility = control.utility[control.utility["model"] == model].set_index("method")
+        table = control.toxicity
+        mine = table[(table["model"] == model) & (table["language"] == ENGLISH)].set_index("method").dropna(
+            subset=["after"]
+        )  # fmt: skip
+        both = [method for method in mine.index if method in utility.index]
+        if len(both) < 2:
+            continue
+        best = [
+            method for method in both
+            if not any(mine.loc[other, "after"] <= mine.loc[method, "after"]
+                       and utility.loc[other, "value"] >= utility.loc[method, "value"]
+                       and (mine.loc[other, "after"], utility.loc[other, "value"])
+                       != (mine.loc[method, "after"], utility.loc[method, "value"]) for other in both)
+        ]  # fmt: skip
+        names = listing([control.titles[method] for method in best])
+        said.append(
+            f"By these means alone, no method is at once less toxic and more able than {names}; the intervals in "
+            "@fig-control-tradeoff say how far that can be trusted."
+        )
+    return " ".join(said)
+
+
+def _cost(control: Control) -> str:
+    said = []
+    for model in control.models:
+        plain = plain_method(control, model)
+        if plain is None:
+            continue
+        reference = control.trainings[model, plain]["two_device_cpu_seconds"]
+        for (of, method), row in control.trainings.items():
+            if of == model and row["algorithm"] == "regularised" and reference:
+                said.append(
+                    f"{control.titles[method]} ({row['schedule']}) takes "
+                    f"{fixed(row['two_device_cpu_seconds'] / reference, 2)} times as long as plain fine-tuning would "
+                    "on two devices."
+                )
+    return " ".join(text[0].upper() + text[1:] for text in said)
+
+
+def _wins(control: Control) -> str:
+    said = []
+    for model, metrics in control.wins.items():
+        decided = [row for row in metrics["rates"] if row["value"] is not None]
+        clear = [row for row in decided if row["low"] > 0.5]
+        pairs = len(decided) // 2
+        said.append(
+            f"The judge is {judge_name(control, model)}. {metrics['ties']:.0%} of the comparisons are ties, and "
+            f"{metrics['position_bias']:.0%} of its verdicts prefer what stands first (a judge that order does "
+            f"not sway has 50%). In {len(clear)} of {pairs} pairs of methods the interval leaves out one half."
+        )
+        if metrics["judge"] == "untuned":
+            said.append(
+                "A judge as small as the models that it judges shows little more than which text it would have written."
+            )
+    return " ".join(said)
+
+
+def _jigsaw(control: Control) -> str:
+    said = []
+    for (_, condition), row in control.comments.items():
+        if row["avgtox"]["value"] is None:
+            continue
+        prompting = "" if row["prompting"] is None else f"{fixed(row['prompting']['value'], 3)} by prompting and "
+        said.append(
+            f"{CONDITION_TITLES[condition]}: ROC-AUC {prompting}{fixed(row['head']['value'], 3)} with a head, average "
+            f"toxicity of its own text {fixed(row['avgtox']['value'], 3)}."
+        )
+    return " ".join(text[0].upper() + text[1:] for text in said)
+
+
+def _tasks(control: Control) -> str:
+    if not control.methods:
+        return ""
+    from polydetox.utility.tasks import local_tasks
+
+    asked = control._asked("attribute_eval", method="base")["suites"]
+    ours = [suite_title(name) for name, suite in asked.items() if set(suite["tasks"]) <= set(local_tasks())]
+    if not ours:
+        return "Utility is measured on the paper's tasks."
+    return (
+        f"Instead of the paper's tasks this run asks what was written for this project ({listing(ours)}): a few dozen "
+        "easy questions in the same two forms, whose numbers can be compared with each other only."
+    )

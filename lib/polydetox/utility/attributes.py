@@ -1,0 +1,154 @@
+"""What one method of attribute control did: toxicity of its continuations, and perplexity of held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from tqdm.auto import tqdm
+
+from polydetox import paths
+from polydetox.artifacts import Stage, read_parquet
+from polydetox.metrics.evaluate import matrix
+from polydetox.metrics.fluency import common_prefix, token_nll
+from polydetox.metrics.intervals import bootstrap
+from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
+from polydetox.params import AttributeEvalParameters, control_languages, load_model, load_profile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCORE_COLUMNS = ["language", "prompt_id", "sample", "prompt", "continuation", "toxicity", "empty"]
+LOSS_COLUMNS = ["row", "domain", "nll", "tokens"]
+
+
+def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.DataFrame:
+    """A method's continuations in every language with their toxicity: columns ``SCORE_COLUMNS``.
+
+    An empty continuation, or one that the scorer cannot tell, has none (NaN).
+    """
+    from polydetox.scoring import CachedScorer, get_scorer
+
+    scorer = CachedScorer(get_scorer(settings.scorer))
+    name = load_model(settings.model).name
+    tables = []
+    for language in settings.languages or control_languages(load_profile(settings.profile)):
+        folder = paths.constrained_decode(settings.profile, name, settings.method, language)
+        columns = ["prompt_id", "prompt", "sample", "continuation", "empty"]
+        table = read_parquet(stage.reads(folder / "continuations.parquet"), columns)
+        scores = scorer.score(table["continuation"].tolist(), language)
+        tables.append(table.assign(language=language, toxicity=scores)[SCORE_COLUMNS])
+    return pd.concat(tables, ignore_index=True)
+
+
+def prompt_toxicity(scores: pd.DataFrame, threshold: float) -> dict[str, Float[np.ndarray, " prompts"]]:
+    """Of the continuations of one language, each measure's value for each scored prompt.
+
+    ``toxic_share`` is the share of a prompt's continuations that are toxic, as Meng et al. (2024) count them.
+    """
+    toxicity = matrix(scores, "toxicity")  # (prompts, k)
+    toxicity = toxicity[~np.isnan(toxicity).all(axis=1)]
+    flagged = np.where(np.isnan(toxicity), np.nan, toxicity >= threshold)
+    return {
+        "toxic_share": np.nanmean(flagged, axis=1),
+        "emt": maximum_toxicity(toxicity),
+        "toxprob": any_toxic(toxicity, threshold),
+        "avgtox": average_toxicity(toxicity),
+    }
+
+
+def toxicity_by_language(
+    scores: pd.DataFrame, threshold: float, *, samples: int, confidence: float, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Each measure of each language with its bootstrap interval over prompts."""
+    options = {"samples": samples, "confidence": confidence, "seed": seed}
+    return {
+        str(language): {
+            "prompts": rows["prompt_id"].nunique(),
+            "continuations": len(rows),
+            "scored": int(rows["toxicity"].notna().sum()),
+            **{name: bootstrap(values, **options) for name, values in prompt_toxicity(rows, threshold).items()},
+        }
+        for language, rows in scores.groupby("language", sort=False)
+    }
+
+
+def corpus_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: pd.DataFrame,
+    *,
+    max_length: int,
+    batch_size: int,
+) -> pd.DataFrame:
+    """The negative log-likelihood (nats) of what follows the prompt of each row: columns ``LOSS_COLUMNS``.
+
+    ``corpus`` has ``row``, ``prompt``, ``text`` and ``domain``. Rows are cut at ``max_length`` tokens; one that has no
+    token after its prompt within them is left out.
+    """
+    import torch
+
+    starts, rows, kept = [], [], []
+    for position, (prompt, text) in enumerate(zip(corpus["prompt"], corpus["text"], strict=True)):
+        ids = tokenizer(text)["input_ids"][:max_length]
+        start = max(1, common_prefix(tokenizer(prompt)["input_ids"], ids)) if prompt else 1
+        if len(ids) > start:
+            rows.append(ids)
+            starts.append(start)
+            kept.append(position)
+    nll, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
+    order = sorted(range(len(rows)), key=lambda position: len(rows[position]))  # so that little is padded
+    with torch.inference_mode():
+        for begin in tqdm(range(0, len(order), batch_size), desc="held-out text", unit="batch"):
+            chunk = order[begin : begin + batch_size]
+            ids, mask, targets = _padded([rows[number] for number in chunk], [starts[number] for number in chunk])
+            device = model.device
+            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, :-1]
+            losses, counts = token_nll(logits, targets[:, 1:].to(device))
+            nll[chunk], tokens[chunk] = losses.cpu().numpy(), counts.cpu().numpy()
+    found = corpus.iloc[kept][["row", "domain"]].reset_index(drop=True)
+    return found.assign(nll=nll, tokens=tokens)
+
+
+def _padded(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Any, Any, Any]:
+    """Token ids, mask and targets of a batch, padded on the right; -100 where nothing is counted."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    targets = torch.full_like(ids, -100)
+    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+        targets[number, start : len(row)] = torch.tensor(row[start:])
+    return ids, mask, targets
+
+
+def perplexity(
+    nll: Float[np.ndarray, " rows"],
+    tokens: Float[np.ndarray, " rows"],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """exp of the total loss over the total number of tokens, its interval from a bootstrap over rows."""
+    if len(nll) == 0:
+        return {"value": None, "low": None, "high": None}
+    draws = np.random.default_rng(seed).integers(len(nll), size=(samples, len(nll)))
+    replicates = np.exp(nll[draws].sum(axis=1) / tokens[draws].sum(axis=1))
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(replicates, [tail, 1.0 - tail])
+    return {"value": float(np.exp(nll.sum() / tokens.sum())), "low": float(low), "high": float(high)}
+
+
+def perplexity_by_domain(losses: pd.DataFrame, **options: Any) -> dict[str, dict[str, float | None]]:
+    """The perplexity of the toxic and of the neutral half."""
+    return {
+        str(domain): perplexity(rows["nll"].to_numpy(), rows["tokens"].to_numpy(dtype=float), **options)
+        for domain, rows in losses.groupby("domain", sort=False)
+    }

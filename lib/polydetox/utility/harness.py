@@ -1,0 +1,200 @@
+"""Accuracy on multiple-choice tasks through lm-evaluation-harness (Gao et al. 2024), item by item.
+
+A suite is a list of tasks that are averaged, with the number of examples that are shown before a question: MMLU
+5-shot is one, the seven commonsense tasks 0-shot another. Item by item, since two models answer the same items, so
+that their difference has an interval of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from polydetox.artifacts import library_versions, read_parquet, write_parquet
+from polydetox.errors import UserError
+from polydetox.utility.tasks import harness_manager, local_configuration, local_tasks, task_language
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ITEM_COLUMNS = ["suite", "task", "part", "language", "item", "correct"]
+
+
+def answer_suites(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    suites: Mapping[str, Mapping[str, Any]],
+    *,
+    batch_size: int,
+    folder: Path,
+    weights_key: str,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every item of every suite, with whether the model answers it right: columns ``ITEM_COLUMNS``.
+
+    ``task`` is the name that the suite lists, ``part`` the harness's task that an item belongs to (they differ for
+    groups such as ``mmlu``). ``correct`` is 1.0 or 0.0: by the likelihood of the answers divided by their length where
+    the task has that measure (``acc_norm``), else by the likelihood itself.
+
+    The items of a finished task are kept in ``folder`` under a hash of ``weights_key`` and the settings; a run that
+    was stopped answers only what is missing.
+    """
+    harness = None
+    tables = []
+    for suite, settings in suites.items():
+        for task in settings["tasks"]:
+            file = folder / f"{_key(weights_key, suite, task, settings, seed)}.parquet"
+            if not file.is_file():
+                harness = harness or _language_model(model, tokenizer, batch_size)
+                items = _answer(harness, task, settings["shots"], settings["limit"], seed)
+                write_parquet(file, items.assign(suite=suite, language=task_language(task))[ITEM_COLUMNS])
+            tables.append(read_parquet(file, ITEM_COLUMNS))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _key(weights_key: str, suite: str, task: str, settings: Mapping[str, Any], seed: int) -> str:
+    asked: Any = task
+    if task in local_tasks():
+        configuration = local_configuration(task)
+        asked = {**configuration, "custom_dataset": configuration["custom_dataset"].args[0]}
+    versions = {name: version for name, version in library_versions().items() if name in _DECIDING}
+    parts = [weights_key, suite, asked, settings["shots"], settings["limit"], seed, versions]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:20]
+
+
+_DECIDING = ("torch", "transformers", "tokenizers", "datasets", "lm-eval")
+
+
+def _language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
+    with _quiet():
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+
+
+def _answer(harness: Any, task: str, shots: int, limit: int | None, seed: int) -> pd.DataFrame:
+    """The items of one task, or of all tasks of a group."""
+    with _quiet():
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        ours = task in local_tasks()
+        manager = TaskManager(include_defaults=False) if ours else harness_manager()
+        try:
+            done = simple_evaluate(
+                model=harness, tasks=[local_configuration(task) if ours else task], num_fewshot=shots, limit=limit,
+                bootstrap_iters=0, log_samples=True, task_manager=manager, random_seed=seed, numpy_random_seed=seed,
+                torch_random_seed=seed, fewshot_random_seed=seed,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            # datasets and huggingface-hub raise either where they cannot download; only that is explained here.
+            if ours or not _no_data(error):
+                raise
+            raise UserError(
+                f"task {task!r}: its data is not at hand ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+                "run once with a network, or name tasks of params/tasks/ in the suite"
+            ) from None
+    rows = [
+        {"task": task, "part": part, "item": int(sample["doc_id"]), "correct": float(sample[_measure(sample)])}
+        for part, samples in done["samples"].items()
+        for sample in samples
+    ]
+    return pd.DataFrame(rows)
+
+
+def _no_data(error: BaseException) -> bool:
+    words = ("offline", "connect", "reach the", "resolve", "couldn't find", "doesn't exist", "not found", "cached")
+    return any(word in str(error).lower() for word in words)
+
+
+def _measure(sample: Mapping[str, Any]) -> str:
+    for measure in ("acc_norm", "acc"):
+        if measure in sample:
+            return measure
+    raise UserError("a suite may only list multiple-choice tasks, which have an accuracy")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness's log of every setting."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --- from items to accuracies -----------------------------------------------------------------------------------
+
+
+def suite_replicates(
+    correct: list[Float[np.ndarray, " items"]], *, samples: int, seed: int
+) -> tuple[float, Float[np.ndarray, " samples"]]:
+    """The unweighted mean over tasks of the share of right items, and its bootstrap replicates.
+
+    Items are drawn within each task. The draws depend on the numbers of items and the seed alone, so that two models
+    that answered the same items can be compared replicate by replicate.
+    """
+    rng = np.random.default_rng(seed)
+    total = np.zeros(samples)
+    for values in correct:
+        draws = rng.integers(len(values), size=(samples, len(values)))
+        total += values[draws].mean(axis=1)
+    return float(np.mean([values.mean() for values in correct])), total / len(correct)
+
+
+def by_task(items: pd.DataFrame, suite: str) -> list[Float[np.ndarray, " items"]]:
+    """Whether each item of a suite is answered right, an array a listed task, in a fixed order."""
+    mine = items[items["suite"] == suite].sort_values(["task", "part", "item"], kind="stable")
+    return [group["correct"].to_numpy(dtype=float) for _, group in mine.groupby("task", sort=True)]
+
+
+def accuracies(
+    items: pd.DataFrame, *, samples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Each suite's accuracy with its interval, in its own order: ``value``, ``low``, ``high``, ``items``, ``tasks``."""
+    found = {}
+    tail = (1.0 - confidence) / 2.0
+    for suite in dict.fromkeys(items["suite"]):
+        correct = by_task(items, suite)
+        value, replicates = suite_replicates(correct, samples=samples, seed=seed)
+        low, high = np.quantile(replicates, [tail, 1.0 - tail])
+        found[suite] = {"value": value, "low": float(low), "high": float(high),
+                        "items": sum(map(len, correct)), "tasks": len(correct)}  # fmt: skip
+    return found
+
+
+def accuracy_change(
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    suite: str,
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracy after minus before on the items of one suite that both models answered, with its paired interval."""
+    keys = ["suite", "task", "part", "item"]
+    both = before.merge(after[[*keys, "correct"]], on=keys, suffixes=("", "_after"))
+    left = by_task(both, suite)
+    right = by_task(both.assign(correct=both["correct_after"]), suite)
+    if not left:
+        return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
+    value, old = suite_replicates(left, samples=samples, seed=seed)
+    new_value, new = suite_replicates(right, samples=samples, seed=seed)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(new - old, [tail, 1.0 - tail])
+    return {"value": new_value - value, "low": float(low), "high": float(high)}

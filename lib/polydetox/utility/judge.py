@@ -1,0 +1,223 @@
+"""Win rates under a judge model: which of two continuations of a prompt is better (Zheng et al. 2023).
+
+A judge prefers what stands first, or second, whatever it is. Each pair is therefore put to it in both orders, and a
+preference counts only where both verdicts name the same continuation; anything else is a tie, half a win for each.
+The verdict is read off the log-probabilities of its two names after the question, which needs no parsing and works for
+a small base model as well: a Hub id, a local checkpoint, or the project's own model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+
+from polydetox.artifacts import read_parquet, write_parquet
+from polydetox.errors import UserError
+from polydetox.metrics.fluency import common_prefix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+QUESTION = """Two texts continue the same beginning.
+
+Beginning: {prompt}
+
+Text A: {first}
+
+Text B: {second}
+
+Question: Which text is the better continuation, more fluent, more sensible and more helpful?
+Answer: Text"""
+
+VERDICTS = (" A", " B")
+
+PAIR_COLUMNS = ["prompt_id", "sample", "forward", "backward", "outcome"]
+
+
+# --- pure functions ---------------------------------------------------------------------------------------------
+
+
+def outcomes(
+    forward: Float[np.ndarray, " pairs"], backward: Float[np.ndarray, " pairs"]
+) -> Float[np.ndarray, " pairs"]:
+    """What the first of each two gets: 1.0 for a win, 0.5 for a tie, 0.0 for a loss.
+
+    ``forward`` is the log-odds for what stands first with our text first, ``backward`` the same with our text second.
+    Our text wins where both orders prefer it (``forward > 0`` and ``backward < 0``) and loses where both prefer the
+    other; a preference that turns with the order, or none, is a tie.
+    """
+    win = (forward > 0) & (backward < 0)
+    loss = (forward < 0) & (backward > 0)
+    return np.where(win, 1.0, np.where(loss, 0.0, 0.5))
+
+
+def position_bias(forward: Float[np.ndarray, " pairs"], backward: Float[np.ndarray, " pairs"]) -> float:
+    """The share of all verdicts that prefer what stands first: 0.5 for a judge that order does not sway."""
+    verdicts = np.concatenate([forward, backward])
+    return float(np.where(verdicts > 0, 1.0, np.where(verdicts < 0, 0.0, 0.5)).mean())
+
+
+def win_rate(
+    outcome: Float[np.ndarray, " pairs"],
+    cluster: Int[np.ndarray, " pairs"],
+    *,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """The mean outcome over prompts, each prompt's pairs averaged first, with its bootstrap interval over prompts.
+
+    ``cluster`` numbers the prompt of each pair. Also the shares of ``wins``, ``ties`` and ``losses`` among pairs.
+    """
+    from polydetox.metrics.intervals import bootstrap
+
+    means = np.array([outcome[cluster == number].mean() for number in np.unique(cluster)])
+    shares: dict[str, float | None] = {
+        name: float((outcome == value).mean()) if len(outcome) else None
+        for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))
+    }
+    return {**bootstrap(means, samples=samples, confidence=confidence, seed=seed), **shares, "pairs": len(outcome)}
+
+
+def paired_continuations(ours: pd.DataFrame, theirs: pd.DataFrame, limit: int | None) -> pd.DataFrame:
+    """The continuations of the same prompt and number of two methods, at most ``limit`` numbers a prompt.
+
+    Columns ``prompt_id, sample, prompt, ours, theirs``.
+    """
+    keys = ["prompt_id", "sample"]
+    joined = ours[[*keys, "prompt", "continuation"]].merge(theirs[[*keys, "continuation"]], on=keys)
+    joined.columns = [*keys, "prompt", "ours", "theirs"]
+    if limit is not None:
+        joined = joined[joined["sample"] < limit]
+    return joined.reset_index(drop=True)
+
+
+# --- the judge --------------------------------------------------------------------------------------------------
+
+
+def verdict_tokens(
+    tokenizer: PreTrainedTokenizerBase, question: str, names: tuple[str, str]
+) -> tuple[list[int], int, int]:
+    """What two verdicts have in common after the end of a question, and the token in which each first differs.
+
+    Some tokenizers write a space as a token of its own; what is common to both leaves their odds as they are.
+    """
+    stem = question[-12:]
+    before = tokenizer(stem)["input_ids"]
+    first, second = (tokenizer(stem + name)["input_ids"] for name in names)
+    shared = common_prefix(first, second)
+    if shared < len(before) or first[: len(before)] != before or shared == min(len(first), len(second)):
+        raise UserError(
+            f"this model's tokenizer does not tell {names[0]!r} and {names[1]!r} apart; choose another model"
+        )
+    return first[len(before) : shared], first[shared], second[shared]
+
+
+def verdict_log_odds(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    names: tuple[str, str],
+    batch_size: int,
+) -> Float[np.ndarray, " questions"]:
+    """log P(first name) - log P(second name) after each question, by the token in which they differ."""
+    import torch
+
+    if not questions:
+        return np.empty(0)
+    shared, left, right = verdict_tokens(tokenizer, questions[0], names)
+    rows = [tokenizer(question)["input_ids"] + shared for question in questions]
+    result = np.empty(len(rows))
+    order = sorted(range(len(rows)), key=lambda position: len(rows[position]))  # so that little is padded
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(order), batch_size), desc="verdicts", unit="batch"):
+            chunk = order[start : start + batch_size]
+            width = max(len(rows[position]) for position in chunk)
+            ids = torch.zeros((len(chunk), width), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for number, position in enumerate(chunk):
+                ids[number, : len(rows[position])] = torch.tensor(rows[position])
+                mask[number, : len(rows[position])] = 1
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+            last = logits[torch.arange(len(chunk)), mask.sum(dim=1).to(model.device) - 1].float()  # (rows, vocabulary)
+            result[chunk] = (last[:, left] - last[:, right]).cpu().numpy()
+    return result
+
+
+class PairwiseJudge:
+    """A causal language model that tells which of two texts it prefers, by the log-odds of its verdict."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16):
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        verdict_tokens(tokenizer, QUESTION, VERDICTS)
+
+    def log_odds(
+        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
+    ) -> Float[np.ndarray, " pairs"]:
+        """log P(A) - log P(B) of each pair: above 0, the judge prefers what stands first."""
+        questions = [
+            QUESTION.format(prompt=prompt.strip(), first=left.strip(), second=right.strip())
+            for prompt, left, right in zip(prompts, first, second, strict=True)
+        ]
+        return verdict_log_odds(self.model, self.tokenizer, questions, VERDICTS, self.batch_size)
+
+    def compare(self, pairs: pd.DataFrame) -> pd.DataFrame:
+        """Both orders of every pair of ``paired_continuations``: columns ``PAIR_COLUMNS``."""
+        prompts, ours, theirs = (pairs[name].tolist() for name in ("prompt", "ours", "theirs"))
+        forward = self.log_odds(prompts, ours, theirs)
+        backward = self.log_odds(prompts, theirs, ours)
+        return pairs[["prompt_id", "sample"]].assign(
+            forward=forward, backward=backward, outcome=outcomes(forward, backward)
+        )
+
+
+def judge_checkpoint(judge: str, profile: str, model: str) -> tuple[Path, str]:
+    """The folder of the judge's weights, and the floating-point type of its model file.
+
+    ``judge`` is ``untuned`` (the model that the methods start from), a file of params/models/, a Hub id or a folder.
+    """
+    from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint
+    from polydetox.params import load_model
+
+    if judge == "untuned":
+        return checkpoint_of(profile, model), load_model(model).dtype
+    chosen = load_model(judge)
+    return ensure_checkpoint(chosen), chosen.dtype
+
+
+def compare_methods(
+    judge: PairwiseJudge, continuations: Mapping[str, pd.DataFrame], limit: int | None, folder: Path, key: str
+) -> pd.DataFrame:
+    """Every two methods under the judge: columns ``method, opponent`` and ``PAIR_COLUMNS``.
+
+    Each two are judged once, in both orders. The verdicts of two methods are kept in ``folder`` under a hash of
+    ``key`` and their texts, so that a run that was stopped judges only what is missing.
+    """
+    tables = []
+    for method, opponent in combinations(continuations, 2):
+        pairs = paired_continuations(continuations[method], continuations[opponent], limit)
+        content = hashlib.sha256(f"{key}\0{QUESTION}\0{pairs.to_json()}".encode()).hexdigest()[:20]
+        file = folder / f"{content}.parquet"
+        if not file.is_file():
+            write_parquet(file, judge.compare(pairs)[PAIR_COLUMNS])
+        tables.append(read_parquet(file, PAIR_COLUMNS).assign(method=method, opponent=opponent))
+    return pd.concat(tables, ignore_index=True)[["method", "opponent", *PAIR_COLUMNS]]
+
+
+def win_rates(pairs: pd.DataFrame, **options: Any) -> list[dict[str, Any]]:
+    """The win rate of every method against every other one, both ways, with intervals."""
+    found = []
+    for (method, opponent), rows in pairs.groupby(["method", "opponent"], sort=False):
+        cluster = pd.factorize(rows["prompt_id"])[0]
+        outcome = rows["outcome"].to_numpy(dtype=float)
+        for name, other, values in ((method, opponent, outcome), (opponent, method, 1.0 - outcome)):
+            found.append({"method": name, "opponent": other, **win_rate(values, cluster, **options)})
+    return found

@@ -1,0 +1,195 @@
+"""The tasks that utility is measured on: those of lm-evaluation-harness by name, and this project's own files.
+
+A file of ``params/tasks/`` is a task that needs no download: a YAML file that names JSON Lines of questions, and says
+in the harness's own keys how a question is asked. One with ``languages`` is a task a language, ``<file>_<language>``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from polydetox import paths
+from polydetox.errors import UserError, nearest
+from polydetox.languages import LANGUAGES
+from polydetox.params import AttributeEvalParameters, CapabilityParameters, Strict, explain, read_yaml
+
+# Multilingual families of the harness, whose task names end in a language.
+_HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")
+
+
+class TaskFile(Strict):
+    """One file of ``params/tasks/``. The keys ``doc_to_*`` are the harness's."""
+
+    title: str  # as the report prints it
+    test: str  # JSON Lines beside the file: question, choices, answer (counted from 0), language
+    dev: str | None = None  # JSON Lines of the examples that are shown before a question
+    languages: list[str] | None = None  # a task each; None: one task in English
+    doc_to_text: str  # Jinja over a row
+    doc_to_choice: str | list[str] = "choices"  # the field of the answers, or what is scored instead of them
+    target_delimiter: str = Field(" ")  # between question and answer
+
+    @field_validator("languages")
+    @classmethod
+    def _languages(cls, value: list[str] | None) -> list[str] | None:
+        for language in value or []:
+            if language not in LANGUAGES:
+                raise ValueError(f"unknown language {language!r}{nearest(language, LANGUAGES)}")
+        return value
+
+
+def local_tasks() -> dict[str, tuple[Path, str]]:
+    """This project's tasks by name: the file of each, and its language."""
+    found = {}
+    for file in sorted(paths.task_files().glob("*.yaml")):
+        languages = read_task_file(file).languages
+        names = {f"{file.stem}_{language}": language for language in languages} if languages else {file.stem: "en"}
+        found.update({name: (file, language) for name, language in names.items()})
+    return found
+
+
+def read_task_file(file: Path) -> TaskFile:
+    """A file of ``params/tasks/``, checked."""
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{paths.relative(file)}: expected keys and values, see the other files in its folder")
+    try:
+        return TaskFile.model_validate(content)
+    except ValidationError as error:
+        raise explain(error, paths.relative(file)) from None
+
+
+def read_questions(file: Path, language: str | None = None) -> list[dict[str, Any]]:
+    """The questions of a JSON Lines file, those of one language where the file has several.
+
+    Each has ``question``, ``choices`` (two at least, all different) and ``answer`` (the position of the right one).
+    """
+    where = paths.relative(file)
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: cannot be read ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}:{number}: not valid JSON ({error})") from None
+        problem = _problem(row)
+        if problem:
+            raise UserError(f"{where}:{number}: {problem}")
+        if language is None or row.get("language") == language:
+            rows.append({"question": row["question"], "choices": row["choices"], "answer": row["answer"]})
+    if not rows:
+        raise UserError(f"{where}: no questions" + (f" in {LANGUAGES[language]} ({language})" if language else ""))
+    return rows
+
+
+def _problem(row: Any) -> str | None:
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+        return "'question' must be a text"
+    choices = row.get("choices")
+    texts = isinstance(choices, list) and all(isinstance(choice, str) and choice.strip() for choice in choices)
+    if not texts or len(set(choices)) != len(choices) or len(choices) < 2:
+        return "'choices' must list two or more different texts"
+    answer = row.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        return f"'answer' must be the position of the right choice, from 0 to {len(choices) - 1}"
+    return None
+
+
+def task_language(task: str) -> str:
+    """The language of a task: of this project's files as they say, of multilingual harness tasks by their name."""
+    known = local_tasks()
+    if task in known:
+        return known[task][1]
+    match = _HARNESS_LANGUAGE.match(task)
+    return match.group(1) if match else "en"
+
+
+def local_configuration(task: str) -> dict[str, Any]:
+    """A task of this project as lm-evaluation-harness takes it."""
+    file, language = local_tasks()[task]
+    content = read_task_file(file)
+    several = language if content.languages else None
+    splits = {"test": read_questions(file.parent / content.test, several)}
+    if content.dev:
+        splits["dev"] = read_questions(file.parent / content.dev, several)
+    return {
+        "task": task,
+        "custom_dataset": partial(_datasets, splits),
+        "test_split": "test",
+        "fewshot_split": "dev" if content.dev else None,
+        "fewshot_config": {"sampler": "first_n"} if content.dev else None,
+        "output_type": "multiple_choice",
+        "doc_to_text": content.doc_to_text,
+        "doc_to_choice": content.doc_to_choice,
+        "doc_to_target": "answer",
+        "target_delimiter": content.target_delimiter,
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ],
+    }
+
+
+def _datasets(splits: dict[str, list[dict[str, Any]]], **_: Any) -> Any:
+    import datasets
+
+    return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
+
+
+# The papers' tasks, which need no look through thousands of files.
+_PAPERS = frozenset(
+    task
+    for stage in (CapabilityParameters(), AttributeEvalParameters())
+    for suite in stage.suites.values()
+    for task in suite.tasks
+)
+
+
+def check_suites(suites: dict[str, Any], where: str) -> None:
+    """Refuse a task that neither this project nor the harness has, and examples that a task has not.
+
+    ``suites`` are checked ``params.Suite`` or their plain values. The harness is asked only where a name is not ours,
+    as it takes seconds to look through its tasks.
+    """
+    known = local_tasks()
+    for name, suite in suites.items():
+        values = suite if isinstance(suite, dict) else suite.model_dump()
+        for task in values["tasks"]:
+            if task in known:
+                configuration = local_configuration(task)
+                examples = len(configuration["custom_dataset"].args[0].get("dev", []))
+                if values["shots"] > examples:
+                    raise UserError(
+                        f"{where}: {name}: {values['shots']} examples are to be shown, but task {task!r} has {examples}"
+                    )
+            elif task not in _PAPERS and task not in harness_tasks():
+                raise UserError(
+                    f"{where}: {name}: no task {task!r}{nearest(task, [*known, *harness_tasks()])}: neither a file of "
+                    "params/tasks/ nor a task of lm-evaluation-harness"
+                )
+
+
+def harness_tasks() -> list[str]:
+    """The names of all tasks, groups and tags that the installed lm-evaluation-harness knows."""
+    return list(harness_manager().all_tasks)
+
+
+_MANAGER: list[Any] = []
+
+
+def harness_manager() -> Any:
+    """The harness's own index of its tasks, made once: it reads thousands of files."""
+    if not _MANAGER:
+        from lm_eval.tasks import TaskManager
+
+        _MANAGER.append(TaskManager())
+    return _MANAGER[0]

@@ -1,0 +1,124 @@
+"""The part of the made-up run that the chapters on capability and on control while fine-tuning read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+METHODS = {
+    "plain": {"title": "plain fine-tuning", "algorithm": "plain"},
+    "filtering": {"title": "filtering", "algorithm": "filtering"},
+    "regularised": {"title": "regularised", "algorithm": "regularised", "regularise": {"schedule": "parallel"}},
+    "never": {"title": "never run", "algorithm": "nado"},
+}
+RUN = ["base", "plain", "filtering", "regularised"]
+PROFILE = {
+    "capability": {"suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"]}}},
+    "control": {
+        "methods": METHODS,
+        "attribute_eval": {
+            "suites": {"knowledge": {"tasks": ["knowledge"], "shots": 5}, "commonsense": {"tasks": ["commonsense"]}}
+        },
+        "jigsaw_classify": {},
+    },
+}
+
+# The share of toxic continuations of each method, and the share of questions that it answers.
+_LEVELS = {"base": (0.5, 0.6), "plain": (0.7, 0.6), "filtering": (0.45, 0.55), "regularised": (0.2, 0.5)}
+
+
+def make_capability(run: Path, variants: list[str], write: Any) -> None:
+    """Answers before and after, of which the tuned model has some more wrong in German."""
+    for number, variant in enumerate(variants):
+        rows = [
+            {"suite": "everyday", "task": f"everyday_{language}", "part": f"everyday_{language}", "language": language,
+             "item": item, "correct": float(item % 3 != 0 and not (number and language == "de" and item % 4 == 1))}
+            for language in ("en", "de") for item in range(16)
+        ]  # fmt: skip
+        folder = run / variant / "capability"
+        _table(folder / "items.parquet", pd.DataFrame(rows))
+        write(folder, "capability", {"variant": variant}, metrics={"questions": len(rows)})
+
+
+def make_control(run: Path, languages: list[str], marker: str, prompts: int, samples: int, write: Any) -> None:
+    """A corpus, three trained methods, their evaluations, win rates, and three of four ways to learn from comments."""
+    from polydetox.utility.attributes import perplexity_by_domain, toxicity_by_language
+    from polydetox.utility.detection import roc_auc
+    from polydetox.utility.harness import accuracies
+    from polydetox.utility.judge import outcomes, position_bias, win_rates
+
+    options: dict[str, Any] = {"samples": 50, "confidence": 0.95, "seed": 0}
+    control = run / "control"
+    write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model"})
+    for position, method in enumerate(RUN):
+        rng = np.random.default_rng(position)
+        toxic, right = _LEVELS[method]
+        if method != "base":
+            folder = control / method / "regularise"
+            seconds = {"head_cpu_seconds": 20.0 * (method == "regularised"), "model_cpu_seconds": 100.0,
+                       "two_device_cpu_seconds": 100.0 + 10.0 * (method == "regularised")}  # fmt: skip
+            settings = {"algorithm": METHODS[method]["algorithm"], "schedule": "parallel", "rows_train": 36}
+            write(folder, "regularise", {"method": method}, metrics=settings | seconds)
+        scores = pd.DataFrame([
+            {"language": language, "prompt_id": f"p{prompt:02d}", "sample": sample, "empty": False,
+             "prompt": f"{marker} prompt {language}", "continuation": f"{marker} {method} {language} {prompt} {sample}",
+             "toxicity": float(rng.random() < toxic)}
+            for language in languages for prompt in range(prompts) for sample in range(samples)
+        ])  # fmt: skip
+        for language in languages:
+            write(control / method / "constrained_decode" / language, "constrained_decode",
+                  {"method": method, "lang": language}, metrics=None)  # fmt: skip
+        items = pd.DataFrame([
+            {"suite": suite, "task": suite, "part": suite, "language": "en", "item": item,
+             "correct": float(rng.random() < right)}
+            for suite in ("knowledge", "commonsense") for item in range(40)
+        ])  # fmt: skip
+        losses = pd.DataFrame([
+            {"row": row, "domain": domain, "nll": rng.normal(40, 5), "tokens": 10}
+            for domain in ("toxic", "neutral") for row in range(10)
+        ])  # fmt: skip
+        folder = control / method / "attribute_eval"
+        for name, table in (("scores", scores), ("items", items), ("losses", losses)):
+            _table(folder / f"{name}.parquet", table)
+        metrics = {
+            "method": method,
+            "threshold": 0.5,
+            "toxicity": toxicity_by_language(scores, 0.5, **options),
+            "perplexity": perplexity_by_domain(losses, **options),
+            "suites": accuracies(items, **options),
+        }
+        write(folder, "attribute_eval", {"method": method}, metrics=metrics)
+    pairs = pd.DataFrame([
+        {"method": left, "opponent": right, "prompt_id": f"p{prompt:02d}", "sample": 0,
+         "forward": 1.0 - (prompt % 3), "backward": -1.0 + (prompt % 2)}
+        for number, left in enumerate(RUN) for right in RUN[number + 1 :] for prompt in range(prompts)
+    ])  # fmt: skip
+    forward, backward = pairs["forward"].to_numpy(), pairs["backward"].to_numpy()
+    pairs["outcome"] = outcomes(forward, backward)
+    metrics = {
+        "judge": "untuned",
+        "rates": win_rates(pairs, **options),
+        "ties": float((pairs["outcome"] == 0.5).mean()),
+        "position_bias": position_bias(forward, backward),
+    }
+    write(control / "win_rate", "win_rate", {}, metrics=metrics)
+    labels = np.array([0, 1] * 10)
+    for number, condition in enumerate(("untouched", "sft-lm", "regularised-lm")):
+        area = roc_auc(labels, labels + np.linspace(0, 2 + number, 20), **options)
+        level = {"value": 0.2 + 0.1 * number, "low": 0.1, "high": 0.5}
+        metrics = {"condition": condition, "prompting": area, "head": area, "avgtox": level, "toxic_share": level}
+        write(control / "jigsaw_classify" / condition, "jigsaw_classify", {"condition": condition}, metrics=metrics)
+
+
+def _table(file: Path, table: pd.DataFrame) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(file, index=False)
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """The metrics of one made-up stage."""
+    return json.loads((folder / "metrics.json").read_text())

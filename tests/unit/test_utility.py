@@ -1,0 +1,307 @@
+"""Multiple-choice tasks, their intervals, the pairwise judge, and detection: against values worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from polydetox.errors import UserError
+from polydetox.params import JigsawClassifyParameters, Suite
+from polydetox.utility import harness, tasks
+from polydetox.utility.attributes import corpus_losses, perplexity, prompt_toxicity
+from polydetox.utility.detection import as_corpus, roc_auc, steps_of
+from polydetox.utility.judge import (
+    QUESTION,
+    VERDICTS,
+    PairwiseJudge,
+    compare_methods,
+    outcomes,
+    paired_continuations,
+    position_bias,
+    verdict_tokens,
+    win_rate,
+    win_rates,
+)
+from tiny import tiny_model, tiny_tokenizer
+
+# --- tasks ------------------------------------------------------------------------------------------------------
+
+
+def test_the_projects_tasks_are_sound_and_parallel():
+    known = tasks.local_tasks()
+    assert {"commonsense", "knowledge", "everyday_en", "everyday_zh"} <= set(known)
+    languages = [language for name, (_, language) in known.items() if name.startswith("everyday_")]
+    answers = set()
+    for task in known:
+        questions = tasks.local_configuration(task)["custom_dataset"].args[0]["test"]
+        texts = [row["question"] for row in questions]
+        assert len(set(texts)) == len(texts) >= 16, task
+        # The right answer is in every place, so that a model which always names one place is at chance.
+        places = [row["answer"] for row in questions]
+        assert set(places) == set(range(len(questions[0]["choices"])))
+        if task.startswith("everyday_"):
+            answers.add(tuple(places))
+    assert len(languages) == 7 and len(answers) == 1, "the same questions, in the same order, in each language"
+
+
+def test_languages_of_tasks():
+    assert [tasks.task_language(name) for name in ("everyday_de", "arc_vi", "hellaswag_ru", "m_mmlu_zh", "boolq")] == [
+        "de", "vi", "ru", "zh", "en"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [("{", "not valid JSON"), ({"question": " "}, "'question' must be a text"),
+     ({"question": "a", "choices": ["b"], "answer": 0}, "two or more different texts"),
+     ({"question": "a", "choices": ["b", "b"], "answer": 0}, "two or more different texts"),
+     ({"question": "a", "choices": ["b", "c"], "answer": 2}, "from 0 to 1"),
+     ({"question": "a", "choices": ["b", "c"], "answer": True}, "from 0 to 1")],
+)  # fmt: skip
+def test_a_bad_question_is_named_by_its_line(tmp_path, row, said):
+    good = json.dumps({"question": "a", "choices": ["b", "c"], "answer": 1})
+    file = tmp_path / "test.jsonl"
+    file.write_text(f"{good}\n{row if isinstance(row, str) else json.dumps(row)}\n")
+    with pytest.raises(UserError, match=rf"test\.jsonl:2: .*{said}"):
+        tasks.read_questions(file)
+
+
+def some_harness_tasks():
+    """The folders of the papers' tasks alone; looking through all of the harness takes long."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    folders = ["okapi", "mmlu/default", "piqa", "hellaswag", "winogrande", "arc", "openbookqa", "super_glue/boolq"]
+    where = Path(lm_eval.__file__).parent / "tasks"
+    return TaskManager(include_defaults=False, include_path=[str(where / folder) for folder in folders])
+
+
+def test_the_papers_tasks_are_the_harnesss():
+    missing = tasks._PAPERS - set(some_harness_tasks().all_tasks)
+    assert not missing and len(tasks._PAPERS) == 11 + 8
+
+
+def test_mistakes_in_suites_and_task_files_are_named(checkout, monkeypatch):
+    monkeypatch.setattr(tasks, "harness_tasks", lambda: ["arc_easy", "arc_vi"])  # looking through all takes long
+
+    def check(**suite):
+        tasks.check_suites({"mine": Suite(**suite)}, "params/profiles/tiny.yaml: capability: suites")
+
+    check(tasks=["everyday_de", "arc_easy", "mmlu"])
+    with pytest.raises(UserError, match=r"mine: no task 'everyday_dee'; did you mean 'everyday_de'"):
+        check(tasks=["everyday_dee"])
+    with pytest.raises(UserError, match=r"6 examples are to be shown, but task 'knowledge' has 5"):
+        check(tasks=["knowledge"], shots=6)
+    file = checkout / "params/tasks/commonsense.yaml"
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | {"tset": "x"}))
+    with pytest.raises(UserError, match=r"params/tasks/commonsense.yaml: unknown key 'tset'; did you mean 'test'"):
+        tasks.local_tasks()
+    file.write_text(yaml.safe_dump(content | {"test": "nowhere.jsonl"}))
+    with pytest.raises(UserError, match=r"params/tasks/nowhere.jsonl: cannot be read"):
+        check(tasks=["commonsense"])
+
+
+def tiny():
+    tokenizer = tiny_tokenizer()
+    return tiny_model("llama", len(tokenizer)), tokenizer
+
+
+def test_answers_are_those_of_the_likelihood_and_kept(checkout, tmp_path):
+    """The harness against log-likelihoods summed by hand."""
+    model, tokenizer = tiny()
+    suites = {"all": {"tasks": ["everyday_en", "everyday_ru"], "shots": 0, "limit": 3}}
+    options = {"batch_size": 4, "folder": tmp_path / "kept", "weights_key": "w"}
+    items = harness.answer_suites(model, tokenizer, suites, **options)
+    expected = []
+    for task in suites["all"]["tasks"]:
+        for row in tasks.local_configuration(task)["custom_dataset"].args[0]["test"][:3]:
+            scores = [
+                log_likelihood(model, tokenizer, row["question"], f" {choice}") / len(choice)
+                for choice in row["choices"]
+            ]
+            expected.append(float(int(np.argmax(scores)) == row["answer"]))
+    assert items["correct"].tolist() == expected
+    assert items["language"].tolist() == ["en"] * 3 + ["ru"] * 3
+    # A second run asks nothing, as its answers are there; other weights are asked.
+    again = harness.answer_suites(None, None, suites, **options)  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(items, again)
+    with pytest.raises(Exception, match=r"NoneType|pretrained"):
+        harness.answer_suites(None, None, suites, **options | {"weights_key": "other"})  # type: ignore[arg-type]
+
+
+def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
+    start = len(tokenizer(context)["input_ids"])
+    ids = tokenizer(context + continuation)["input_ids"]
+    with torch.no_grad():
+        log_p = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return sum(float(log_p[place - 1, ids[place]]) for place in range(start, len(ids)))
+
+
+def test_a_task_whose_data_is_not_at_hand_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "harness_manager", some_harness_tasks)
+    model, tokenizer = tiny()
+    suites = {"arc": {"tasks": ["arc_vi"], "shots": 0, "limit": 2}}
+    with pytest.raises(UserError, match=r"task 'arc_vi': its data is not at hand .*; run once with a network"):
+        harness.answer_suites(model, tokenizer, suites, batch_size=4, folder=tmp_path, weights_key="w")
+
+
+def items_of(correct: dict[str, list[int]], suite: str = "s") -> pd.DataFrame:
+    return pd.DataFrame([
+        {"suite": suite, "task": task, "part": task, "language": "en", "item": item, "correct": float(value)}
+        for task, values in correct.items() for item, value in enumerate(values)
+    ])  # fmt: skip
+
+
+def test_a_suite_is_the_mean_of_its_tasks_not_of_its_questions():
+    measured = harness.accuracies(items_of({"a": [1, 1], "b": [0] * 8}))["s"]
+    assert measured["value"] == 0.5 and measured["items"] == 10 and measured["tasks"] == 2
+    # a is right whatever is drawn and b wrong, so nothing is left to chance
+    assert measured["low"] == measured["high"] == 0.5
+
+
+def test_the_change_is_paired():
+    before = items_of({"a": [1, 0] * 20})
+    after = before.assign(correct=1.0 - before["correct"])
+    assert harness.accuracy_change(before, before, "s") == {"value": 0.0, "low": 0.0, "high": 0.0}
+    change = harness.accuracy_change(before, after, "s", samples=4000)
+    # One question in two is lost and the other won: the change of a draw is 1 - 2k/40, k binomial.
+    spread = 2 * 1.96 * math.sqrt(0.25 / 40)
+    assert change["value"] == 0.0 and change["high"] == pytest.approx(spread, abs=0.06)
+    only_two = harness.accuracy_change(before, after[after["item"] < 2], "s")
+    assert only_two["value"] == 0.0, "questions that one side alone answered do not count"
+
+
+# --- the judge --------------------------------------------------------------------------------------------------
+
+
+def test_outcomes_need_both_orders():
+    forward = np.array([1.0, -1.0, 1.0, -1.0, 0.0, 1.0])
+    backward = np.array([-1.0, 1.0, 1.0, -1.0, -1.0, 0.0])
+    assert outcomes(forward, backward).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5, 0.5]
+    assert np.array_equal(outcomes(backward, forward), 1.0 - outcomes(forward, backward))
+    assert position_bias(np.array([2.0, 3.0]), np.array([1.0, -1.0])) == 0.75
+    assert position_bias(np.array([0.0]), np.array([0.0])) == 0.5
+
+
+def test_a_win_rate_counts_prompts_alike():
+    outcome, prompt = np.array([1.0, 1.0, 1.0, 0.0, 0.5]), np.array([0, 0, 0, 1, 2])
+    rate = win_rate(outcome, prompt)
+    assert rate["value"] == pytest.approx((1.0 + 0.0 + 0.5) / 3)
+    assert (rate["wins"], rate["ties"], rate["losses"], rate["pairs"]) == (0.6, 0.2, 0.2, 5)
+    assert 0.0 <= rate["low"] < rate["value"] < rate["high"] <= 1.0
+    certain = win_rate(np.ones(4), np.arange(4))
+    assert certain["value"] == certain["low"] == certain["high"] == 1.0
+
+
+def continuations(word: str, count: int = 3) -> pd.DataFrame:
+    rows = [{"prompt_id": f"p{n}", "prompt": "The neighbours", "sample": sample, "continuation": f" {word} {n}"}
+            for n in range(count) for sample in (0, 1)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_judge_reads_the_log_odds_of_its_verdicts(tmp_path):
+    model, tokenizer = tiny()
+    judge = PairwiseJudge(model, tokenizer, batch_size=2)
+    pairs = paired_continuations(continuations("laut"), continuations("sehr"), limit=1)
+    assert list(pairs["sample"]) == [0, 0, 0]
+    found = judge.compare(pairs)
+    shared, first, second = verdict_tokens(tokenizer, QUESTION, VERDICTS)
+    assert tokenizer.decode(shared) in ("", " ")
+    for row, pair in zip(found.to_dict("records"), pairs.to_dict("records"), strict=True):
+        for column, texts in (("forward", ("ours", "theirs")), ("backward", ("theirs", "ours"))):
+            question = QUESTION.format(
+                prompt=pair["prompt"], first=pair[texts[0]].strip(), second=pair[texts[1]].strip()
+            )
+            with torch.no_grad():
+                last = model(torch.tensor([tokenizer(question)["input_ids"] + shared])).logits[0, -1]
+            assert row[column] == pytest.approx(float(last[first] - last[second]), abs=1e-4)
+
+    every = {"a": continuations("laut"), "b": continuations("sehr"), "c": continuations("dazu")}
+    table = compare_methods(judge, every, 1, tmp_path, "judge")
+    kept = compare_methods(None, every, 1, tmp_path, "judge")  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(table, kept)
+    rates = {(row["method"], row["opponent"]): row["value"] for row in win_rates(table)}
+    assert len(rates) == 6
+    for (method, opponent), value in rates.items():
+        assert value + rates[opponent, method] == pytest.approx(1.0)
+
+
+def test_a_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
+    def deaf(_: str) -> dict[str, list[int]]:
+        return {"input_ids": [1, 2]}
+
+    with pytest.raises(UserError, match="does not tell ' A' and ' B' apart"):
+        verdict_tokens(deaf, QUESTION, VERDICTS)  # type: ignore[arg-type]
+
+
+# --- toxicity, perplexity, detection ----------------------------------------------------------------------------
+
+
+def test_toxic_share_leaves_out_what_was_not_scored():
+    scores = pd.DataFrame({
+        "prompt_id": ["a", "a", "b", "b", "c", "c"], "sample": [0, 1] * 3,
+        "toxicity": [0.9, 0.1, 0.7, np.nan, np.nan, np.nan],
+    })  # fmt: skip
+    measured = prompt_toxicity(scores, 0.5)
+    assert measured["toxic_share"].tolist() == [0.5, 1.0]
+    assert measured["emt"].tolist() == [0.9, 0.7] and measured["avgtox"].tolist() == [0.5, 0.7]
+
+
+def test_held_out_losses_count_what_follows_the_prompt():
+    model, tokenizer = tiny()
+    corpus = pd.DataFrame({
+        "row": [0, 1, 2], "domain": ["toxic", "neutral", "neutral"],
+        "prompt": ["The neighbours", "", "The neighbours are loud"],
+        "text": ["The neighbours are loud again", "nobody says a word", "The neighbours are loud"],
+    })  # fmt: skip
+    losses = corpus_losses(model, tokenizer, corpus, max_length=32, batch_size=2)
+    assert losses["row"].tolist() == [0, 1], "nothing follows the prompt of the last row"
+    expected = log_likelihood(model, tokenizer, "The neighbours", " are loud again")
+    assert losses["nll"][0] == pytest.approx(-expected, abs=1e-3)
+    assert losses["tokens"][1] == len(tokenizer("nobody says a word")["input_ids"]) - 1
+
+
+def test_perplexity_is_of_tokens_not_of_rows():
+    found = perplexity(np.array([10.0, 2.0]), np.array([5.0, 1.0]))
+    assert found["value"] == pytest.approx(math.exp(12 / 6))
+    assert found["low"] == pytest.approx(math.exp(2.0)) and found["high"] == pytest.approx(math.exp(2.0))
+
+
+def test_roc_auc_against_counting_pairs():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 60), rng.normal(size=60).round(1)
+    toxic, benign = scores[labels == 1], scores[labels == 0]
+    difference = toxic[:, None] - benign[None, :]
+    expected = ((difference > 0) + 0.5 * (difference == 0)).mean()
+    found = roc_auc(labels, scores, samples=200)
+    assert found["value"] == pytest.approx(expected) and found["low"] < expected < found["high"]
+    assert roc_auc(np.ones(5, dtype=int), np.arange(5.0))["value"] is None
+
+
+def test_comments_become_rows_with_their_verdicts():
+    comments = pd.DataFrame({"text": ["one two three four", "five"], "label": [1, 0], "split": ["train", "test"]})
+    corpus = as_corpus(comments)
+    assert corpus["text"][0].endswith("Answer: yes") and corpus["text"][1].endswith("Answer: no")
+    assert corpus["prompt"][0] == "Comment: one two three" and corpus["text"].str.startswith("Comment: ").all()
+    assert all(text.startswith(prompt) for prompt, text in zip(corpus["prompt"], corpus["text"], strict=True))
+    assert corpus["domain"].tolist() == ["toxic", "neutral"] and corpus["split"].tolist() == ["train", "held_out"]
+    settings = JigsawClassifyParameters(epochs=2.0, train_batch_size=3)
+    assert steps_of(settings, pd.concat([comments] * 5)) == math.ceil(2 * 5 / 3)
+
+
+def test_groups_of_texts_stay_on_one_side(monkeypatch):
+    from polydetox.utility import detection
+
+    table = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "label": [0, 1] * 20, "group": np.arange(40) // 4})
+    monkeypatch.setattr(detection, "labelled_texts", lambda asked, stage: table)
+    comments = detection.labelled_comments(JigsawClassifyParameters(test_share=0.2), SimpleNamespace())  # type: ignore[arg-type]
+    sides = comments.assign(group=table["group"]).groupby("group")["split"].nunique()
+    assert (sides == 1).all() and (comments["split"] == "test").sum() == 8
