@@ -10,7 +10,8 @@ import torch
 
 from polydetox.metrics import fluency
 from polydetox.metrics.diversity import published_distinct
-from polydetox.metrics.fluency import OUTLIER, Judge, by_length, padded
+from polydetox.metrics.evaluate import OUTLIER
+from polydetox.metrics.fluency import Judge, by_length, padded
 from tiny import FAMILIES, tiny_tokenizer
 
 PROMPTS = ["The neighbours", "Der Nachbar ist", "The neighbours are loud", "今日は", "Der Nachbar mit"]

@@ -11,13 +11,15 @@ from jaxtyping import Float
 
 from polydetox.artifacts import Stage
 from polydetox.metrics.diversity import ORDERS, distinct, published_distinct
-from polydetox.metrics.fluency import OUTLIER
 from polydetox.metrics.intervals import bootstrap, cluster_quantile
 from polydetox.metrics.language import detect
 from polydetox.metrics.scores import Scoring
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
 from polydetox.models.checkpoints import load_tokenizer, provenance
 from polydetox.params import EvaluateParameters
+
+# The published evaluation leaves out continuations from this perplexity on; here they are kept, and counted.
+OUTLIER = 1e4
 
 TOKEN_DISTINCT = [f"token_distinct_{order}" for order in ORDERS]  # of a prompt, the same in each of its rows
 

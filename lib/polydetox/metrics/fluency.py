@@ -19,9 +19,6 @@ from tqdm.auto import tqdm
 
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, use_threads
 
-# The published evaluation leaves out continuations from this perplexity on; here they are kept, and counted.
-OUTLIER = 1e4
-
 Item = TypeVar("Item")
 
 # Logits that are turned into probabilities at once: a piece stays in a CPU's cache.

@@ -14,7 +14,7 @@ import pandas as pd
 
 from polydetox.artifacts import read_json
 from polydetox.languages import LANGUAGES
-from polydetox.metrics.fluency import OUTLIER
+from polydetox.metrics.evaluate import OUTLIER
 from polydetox.params import load_model
 from polydetox.report import capability, control, world
 from polydetox.report.ablations import stored_sentences
