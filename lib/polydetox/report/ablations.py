@@ -434,7 +434,7 @@ def perplexity_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> PaperTabl
         for side, values in sides.items():
             row = perplexity_figures(values)
             quantiles = [number(row[f"q{round(100 * share):02d}"], 1) for share in QUANTILES]
-            lines.append([side, number(row["continuations"], 0), *quantiles, Cell(f"{row['outliers']:.1%}")])
+            lines.append([side, number(row["continuations"], 0), *quantiles, Cell(f"{row['above']:.1%}")])
         groups.append(Group(title, lines))
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * (len(columns) - 1)]])])
 
@@ -581,5 +581,5 @@ def _distribution(title: str, sides: Mapping[str, np.ndarray]) -> str:
     ]
     return (
         f"For {title}, over all judged continuations, {listing(parts)}; the share above {TAIL:g} goes from "
-        f"{before['outliers']:.1%} to {after['outliers']:.1%}."
+        f"{before['above']:.1%} to {after['above']:.1%}."
     )
