@@ -164,9 +164,9 @@ def test_sets_of_prompts_are_compared_in_the_languages_of_both(results):
     assert said[-1] == "Not run on further prompts: English and Japanese."
 
 
-def test_percentiles_and_outliers_of_the_perplexity():
+def test_percentiles_and_tail_of_the_perplexity():
     figures = ablations.perplexity_figures(np.array([1.0, 2.0, 3.0, 4.0, 500.0]))
-    assert (figures["q50"], figures["q25"], figures["outliers"]) == (3.0, 2.0, 0.2)
+    assert (figures["q50"], figures["q25"], figures["above"]) == (3.0, 2.0, 0.2)
     table = ablations.perplexity_table({"Tiny": {"before": np.array([2.0, 200.0]), "after": np.array([2.0, 2.0])}})
     assert "50.0%" in repr(table) and "0.0%" in repr(table)
 

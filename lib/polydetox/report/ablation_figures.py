@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from polydetox.report.ablations import MEAN, OUTLIER, UNTUNED, Family, means, set_title
+from polydetox.report.ablations import MEAN, TAIL, UNTUNED, Family, means, set_title
 from polydetox.report.collect import METRICS, Results
 from polydetox.report.figures import (
     AFTER,
@@ -143,7 +143,7 @@ def plot_perplexities(found: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """
     use_theme()
     figure, grid = plt.subplots(len(found), 1, figsize=(WIDTH, 0.6 + 2.1 * len(found)), squeeze=False, sharex=True)
-    bins = np.geomspace(1.0, 10.0 * OUTLIER, 61)
+    bins = np.geomspace(1.0, 10.0 * TAIL, 61)
     for axis, (title, sides) in zip(grid[:, 0], found.items(), strict=True):
         for side, values in sides.items():
             colour = SIDES[side][0]

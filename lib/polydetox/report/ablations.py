@@ -325,7 +325,7 @@ def _set_values(results: Results, model: str, variant: str, language: str, name:
 
 # --- the whole distribution of the perplexity -------------------------------------------------------------------
 
-OUTLIER = 100.0  # a perplexity that the tables count as an outlier
+TAIL = 100.0  # the perplexity above which the tables count continuations
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -348,10 +348,10 @@ def perplexities(results: Results) -> dict[str, dict[str, np.ndarray]]:
 
 
 def perplexity_figures(values: np.ndarray) -> dict[str, float]:
-    """Quantiles of a set of perplexities, how many there are, and the share of outliers among them."""
+    """Quantiles of a set of perplexities, how many there are, and the share above ``TAIL``."""
     quantiles = np.quantile(values, QUANTILES)
     named = {f"q{round(100 * share):02d}": float(value) for share, value in zip(QUANTILES, quantiles, strict=True)}
-    return {"continuations": float(len(values)), **named, "outliers": float((values > OUTLIER).mean())}
+    return {"continuations": float(len(values)), **named, "above": float((values > TAIL).mean())}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
@@ -426,15 +426,15 @@ def sets_table(results: Results, table: pd.DataFrame) -> PaperTable:
 
 
 def perplexity_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> PaperTable:
-    """Quantiles and outliers of the perplexity before and after."""
-    columns = ["", "Continuations", *(f"{share:.0%}" for share in QUANTILES), f"above {OUTLIER:g}"]
+    """Quantiles of the perplexity before and after, and the share of its tail."""
+    columns = ["", "Continuations", *(f"{share:.0%}" for share in QUANTILES), f"above {TAIL:g}"]
     groups = []
     for title, sides in found.items():
         lines: list[list[Cell | str]] = []
         for side, values in sides.items():
             row = perplexity_figures(values)
             quantiles = [number(row[f"q{round(100 * share):02d}"], 1) for share in QUANTILES]
-            lines.append([side, number(row["continuations"], 0), *quantiles, Cell(f"{row['outliers']:.1%}")])
+            lines.append([side, number(row["continuations"], 0), *quantiles, Cell(f"{row['above']:.1%}")])
         groups.append(Group(title, lines))
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * (len(columns) - 1)]])])
 
@@ -580,6 +580,6 @@ def _distribution(title: str, sides: Mapping[str, np.ndarray]) -> str:
         for name, words in (("q05", "the 5th percentile"), ("q50", "the median"), ("q95", "the 95th percentile"))
     ]
     return (
-        f"For {title}, over all judged continuations, {listing(parts)}; the share above {OUTLIER:g} goes from "
-        f"{before['outliers']:.1%} to {after['outliers']:.1%}."
+        f"For {title}, over all judged continuations, {listing(parts)}; the share above {TAIL:g} goes from "
+        f"{before['above']:.1%} to {after['above']:.1%}."
     )
