@@ -547,6 +547,22 @@ def test_a_variable_gives_the_plain_kernel(own_batch: Batch, monkeypatch: pytest
     assert own_batch.servers() == []
 
 
+def test_on_another_system_the_client_is_the_plain_kernel(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import polydetox.kernel.__main__ as program
+
+    started = []
+    monkeypatch.setattr(sys, "argv", ["polydetox.kernel"])
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr("runpy.run_module", lambda name, **_: started.append((name, sys.argv[1:])))
+    with pytest.raises(SystemExit):
+        program.main(["launch", "-f", "connection.json"])
+    assert started == [("ipykernel_launcher", ["-f", "connection.json"])]
+    assert "not on win32; using the plain kernel" in capsys.readouterr().err
+    assert "on Linux only" in spec.why_not()
+
+
 # The kernelspec
 
 
