@@ -128,6 +128,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert (
         "Of preference tuning of pretrained models and its effect on toxicity, 21 of 29 notebooks were run." in absent
     )
+    assert "Of the toxicity probe, value vectors, activations and interventions, 14 of 18 notebooks were run." in absent
     assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
 
 

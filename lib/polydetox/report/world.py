@@ -308,12 +308,12 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
             f"the share of insults falls from {_range(rows['english_before'])} to {_range(rows['english_after'])}. "
             f"With {last['alignment']:.0%} aligned, the share of the other languages' continuations that are well "
             f"formed in their language goes from {fixed(last['well_formed_before'], 2)} to "
-            f"{fixed(last['well_formed_after'], 2)}; of these, {_or_undefined(last['kept_before'])} insult before the "
-            f"tuning and {_or_undefined(last['kept_after'])} after it."
+            f"{fixed(last['well_formed_after'], 2)}; of these, {_share(last['kept_before'])} insult before the "
+            f"tuning and {_share(last['kept_after'])} after it."
         )
         row = found["sizes"].get(size, {}).get("alignment_drop")
         if row and row["r"] is not None:
-            said.append(f"There, alignment and the drop correlate at {_told(row)}.")
+            said.append(f"Alignment and the drop correlate there at r = {_told(row)}.")
     return " ".join(said)
 
 
@@ -339,13 +339,13 @@ def verdict(found: Mapping[str, Any]) -> str:
     if row["p"] < 0.05 and row["r"] > 0:
         said.append(
             f"Among models of the same corpus, which differ in their seed alone, a language that is retrieved better "
-            f"also drops more ({words}): retrieval accuracy tells something of the transfer that alignment does not. "
+            f"also drops more ({words}): retrieval accuracy tells something of the drop that alignment does not. "
             "It was not set itself, so that both may follow from what else the seed decides."
         )
     else:
         said.append(
             f"Among models of the same corpus, which differ in their seed alone, a language that is retrieved better "
-            f"does not drop more beyond what chance allows ({words}): here retrieval accuracy goes along with transfer "
+            f"does not drop more beyond what chance allows ({words}): here retrieval accuracy goes along with the drop "
             "because alignment moves both, and nothing shows that it does more. That is no proof of the contrary: both "
             "are measured with noise, which lowers a correlation within a corpus most."
         )
@@ -382,6 +382,10 @@ def _range(values: pd.Series) -> str:
 
 def _or_undefined(value: float) -> str:
     return "undefined, as nothing insulted," if pd.isna(value) else fixed(value, 2)
+
+
+def _share(value: float) -> str:
+    return "an undefined share" if pd.isna(value) else f"a share of {fixed(value, 2)}"
 
 
 def overview(profile: Profile) -> str:
