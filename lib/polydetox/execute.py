@@ -67,7 +67,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
 
 def stage_title(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """A stage in a few words: ``generate gemma-3-270m base de``."""
-    named = (parameters.get(key) for key in ("model", "variant", "kind", "lang"))
+    keys = ("model", "variant", "kind", "lang") if "variant" in parameters else ("model", "kind", "method", "lang")
+    named = (parameters.get(key) for key in keys)
     return " ".join([notebook.stem, *(str(value) for value in named if value)])
 
 

@@ -150,19 +150,22 @@ def toxigen(place: Path, max_words: int) -> pd.DataFrame:
     ``place`` is a file (CSV, JSON Lines or Parquet) or a folder of some. A statement is toxic by ``prompt_label``
     (it was generated as such), or by ``toxicity_human`` above 3 in the annotated release.
     """
-    texts = []
+    texts, known = [], False
     for file in _files(place, _READERS, "ToxiGen"):
         table = _read(file)
         text = next((name for name in _TOXIGEN_TEXT if name in table), None)
         label = next((name for name in _TOXIGEN_LABEL if name in table), None)
         if text is None or label is None:
-            raise UserError(
-                f"{file}: no column {' or '.join(_TOXIGEN_TEXT)}, or none of {', '.join(_TOXIGEN_LABEL)} "
-                f"(it has {', '.join(map(str, table.columns[:8]))}); is this ToxiGen?"
-            )
+            continue  # a release holds tables of other things as well
+        known = True
         labels = pd.to_numeric(table[label], errors="coerce")
         toxic = table.loc[labels > _TOXIGEN_LABEL[label], text]
         texts += [_shortened(entry, max_words) for entry in toxic if not is_blank(entry)]
+    if not known:
+        raise UserError(
+            f"{place}: no table with a column {' or '.join(_TOXIGEN_TEXT)} and one of {', '.join(_TOXIGEN_LABEL)}; "
+            "is this ToxiGen?"
+        )
     if len(texts) < 2:
         raise UserError(f"{place}: no two toxic statements there; is this ToxiGen?")
     return pd.DataFrame({"text": list(dict.fromkeys(texts))})
