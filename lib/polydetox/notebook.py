@@ -10,7 +10,7 @@ from typing import Any
 from polydetox import paths
 from polydetox.artifacts import Stage
 from polydetox.errors import UserError, nearest
-from polydetox.params import STAGES, StageParameters, check_parameters, load_model
+from polydetox.params import STAGES, MethodStage, StageParameters, check_parameters, load_model
 
 # Names that IPython itself puts into a notebook.
 _IPYTHON_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open", "display"})
@@ -55,4 +55,6 @@ def manual_folder(stage: str, settings: StageParameters) -> Path:
         if hasattr(settings, key):
             value = getattr(settings, key)
             folder /= load_model(value).name if key == "model" else value
+        if key == "model" and isinstance(settings, MethodStage):
+            folder = folder / "control" / settings.method
     return folder / stage

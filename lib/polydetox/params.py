@@ -391,7 +391,7 @@ class ControlCorpusParameters(ModelStage):
 class MethodStage(ModelStage):
     """A stage that works on one method of attribute control: `base` (untuned), or one of the profile's."""
 
-    method: str = "regularised-adaptive"
+    method: str = Field("regularised-adaptive", pattern=r"^[a-z0-9][a-z0-9-]*$")  # names a folder
 
 
 class RegulariseParameters(MethodStage):

@@ -23,6 +23,7 @@ from polydetox.artifacts import (
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import provenance
 from polydetox.params import RegulariseParameters, load_model
+from polydetox.paths import relative
 from polydetox.regularise.jobs import CORPUS, HEAD, MODEL, Job, run, run_together
 
 LOG_COLUMNS = ["iteration", "step", "metric", "value"]
@@ -172,8 +173,12 @@ def _keep(settings: RegulariseParameters, weights: Path, state: Path, folder: Pa
     if heads:
         _link(heads[-1], folder / "head")
     if settings.algorithm != "nado":
-        if (state / f"{last:02d}" / "weights").is_dir():
-            _link(state / f"{last:02d}" / "weights", folder / "weights")
+        trained = state / f"{last:02d}" / "weights"
+        if trained.is_dir():
+            _link(trained, folder / "weights")
+        elif not (folder / "weights").is_dir():
+            shutil.rmtree(state)
+            raise UserError(f"{relative(folder / 'weights')}: the trained weights are gone; run again to train anew")
         return
     import torch
 
