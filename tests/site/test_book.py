@@ -125,6 +125,8 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
     absent = said["absent_sentence"]
     assert absent.startswith("This profile leaves out the controlled world. Of ")
+    assert "Of multiple-choice questions before and after tuning, 2 of 3 notebooks were run." in absent
+    assert "Of attribute-controlled fine-tuning [@meng2024attribute], 27 of 34 notebooks were run." in absent
     assert (
         "Of preference tuning of pretrained models and its effect on toxicity, 21 of 29 notebooks were run." in absent
     )

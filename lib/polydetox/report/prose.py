@@ -500,15 +500,19 @@ _PARTS = {
         ("probe", "value_vectors", "activations", "intervene"),
     ),
     "alignment": ("sentence retrieval across languages and its correlation with the drop", ("retrieval", "transfer")),
-    "capability": ("multilingual benchmarks of capability", ()),
+    "capability": ("multiple-choice questions before and after tuning", ("capability",)),
     "world": ("the controlled world", ()),
-    "control": ("attribute-controlled fine-tuning [@meng2024attribute]", ()),
+    "control": (
+        "attribute-controlled fine-tuning [@meng2024attribute]",
+        ("regularise", "constrained_decode", "attribute_eval", "win_rate", "jigsaw_classify"),
+    ),
 }
 
 
 def _absent(results: Results) -> str:
     """Which parts the profile leaves out, and of which it asks for more than was run."""
-    left_out = [words for section, (words, _) in _PARTS.items() if not getattr(results.profile, section, None)]
+    # A section may be there without settings of its own.
+    left_out = [words for section, (words, _) in _PARTS.items() if getattr(results.profile, section) in (None, [])]
     said = [f"This profile leaves out {listing(left_out)}."] if left_out else []
     for words, stages in _PARTS.values():
         asked = [run for run in results.stages if run.stage in stages]

@@ -1,0 +1,128 @@
+"""The evaluation of attribute control on a tiny model, each stage's notebook through papermill."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny import make_checkout
+
+SMALL = {
+    "iterations": 2, "steps": 1, "batch_size": 4, "max_length": 48, "warmup_steps": 0, "samples": 8,
+    "samples_per_prompt": 2, "max_new_tokens": 4, "head_epochs": 1, "head_batch_size": 4, "head_rank": 4,
+    "scorer": "lexicon",
+}  # fmt: skip
+SUITES = {"knowledge": {"tasks": ["knowledge"], "shots": 1, "limit": 2}, "commonsense": {"tasks": ["commonsense"], "limit": 3}}
+CONTROL = {
+    "languages": ["de", "en"],
+    "corpus": {"source": "model", "n": 2, "max_new_tokens": 6, "rows_per_domain": 16, "threshold": 0.0},
+    "regularise": SMALL,
+    "methods": {"plain": {"title": "plain fine-tuning", "algorithm": "plain"}},
+    "attribute_eval": {"suites": SUITES, "bootstrap_samples": 20, "scorer": "lexicon"},
+    "win_rate": {"bootstrap_samples": 20},
+    "jigsaw_classify": {
+        "limit": 40, "label_threshold": 0.2, "epochs": 0.2, "max_length": 48, "n": 2, "max_new_tokens": 4,
+        "prompt_limit": 2, "bootstrap_samples": 20, "scorer": "lexicon",
+        "regularise": {name: value for name, value in SMALL.items() if name not in ("steps", "max_length", "batch_size")},
+    },
+}  # fmt: skip
+RUN = "runs/tiny/tiny/control"
+TARGETS = [f"{RUN}/{name}/manifest.json" for name in (
+    "base/attribute_eval", "plain/attribute_eval", "win_rate", "jigsaw_classify/regularised-lm",
+    "jigsaw_classify/sft-classification",
+)]  # fmt: skip
+
+
+def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if name not in ("POLYDETOX_RUNS", "POLYDETOX_KERNEL")}
+    environment = kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
+                          env=environment, timeout=600)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_checkpoints) -> Path:
+    """A checkout in which a method and the untuned model were evaluated, and two ways to learn from comments run."""
+    folder = make_checkout(
+        tmp_path_factory.mktemp("control") / "checkout", tiny_checkpoints["llama"], control=CONTROL, trim=None,
+        languages=["en", "de"],
+    )  # fmt: skip
+    done = polydetox(folder, "run", "--profile", "tiny", *TARGETS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def metrics(checkout: Path, name: str) -> dict:
+    return json.loads((checkout / RUN / name / "metrics.json").read_text())
+
+
+def test_every_method_answers_the_same_questions_and_prompts(finished):
+    tables = {}
+    for method in ("base", "plain"):
+        found = metrics(finished, f"{method}/attribute_eval")
+        assert list(found["toxicity"]) == ["de", "en"] and set(found["suites"]) == set(SUITES)
+        for language in ("de", "en"):
+            assert found["toxicity"][language]["prompts"] == 4
+            share = found["toxicity"][language]["toxic_share"]
+            assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+        assert all(found["perplexity"][half]["value"] > 1 for half in ("toxic", "neutral"))
+        folder = finished / RUN / method / "attribute_eval"
+        tables[method] = pd.read_parquet(folder / "items.parquet")
+        assert not (folder / "tasks").exists(), "what was kept for a stopped run is cleared away"
+    keys = ["suite", "task", "item"]
+    assert tables["base"][keys].equals(tables["plain"][keys]) and len(tables["base"]) == 5
+    base, plain = (metrics(finished, f"{method}/attribute_eval")["perplexity"]["toxic"]["value"]
+                   for method in ("base", "plain"))  # fmt: skip
+    assert base != plain
+
+
+def test_win_rates_mirror_each_other(finished):
+    found = metrics(finished, "win_rate")
+    rates = {(row["method"], row["opponent"]): row["value"] for row in found["rates"]}
+    assert set(rates) == {("base", "plain"), ("plain", "base")}
+    assert rates["base", "plain"] + rates["plain", "base"] == pytest.approx(1.0)
+    assert found["lang"] == "en" and len(pd.read_parquet(finished / RUN / "win_rate/pairs.parquet")) == 4
+
+
+def test_comments_are_learnt_and_detected(finished):
+    for condition in ("regularised-lm", "sft-classification"):
+        found = metrics(finished, f"jigsaw_classify/{condition}")
+        assert found["texts_train"] > found["texts_test"] > 1
+        for way in ("prompting", "head"):
+            assert 0 <= found[way]["low"] <= found[way]["value"] <= found[way]["high"] <= 1
+        folder = finished / RUN / "jigsaw_classify" / condition
+        assert (folder / "weights/model.safetensors").is_file() and not list(folder.glob("trainer-*"))
+
+
+def test_the_language_model_keeps_the_classifiers_body(finished):
+    from safetensors.torch import load_file
+
+    folder = finished / RUN / "jigsaw_classify/sft-classification"
+    body, classifier = (load_file(folder / name / "model.safetensors") for name in ("weights", "classifier"))
+    shared = [name for name in body if name in classifier]
+    assert len(shared) > 10 and all((body[name] == classifier[name]).all() for name in shared)
+    assert "score.weight" in classifier and "lm_head.weight" in body
+
+
+def test_mistakes_are_named_before_anything_starts(finished):
+    import yaml
+
+    file = finished / "params/profiles/tiny.yaml"
+    original = file.read_text()
+    profile = yaml.safe_load(original)
+    try:
+        for change, words in [
+            ({"attribute_eval": {"suites": {"k": {"tasks": ["knowledge"], "shots": 9}}}}, "task 'knowledge' has 5"),
+            ({"win_rate": {"judge": "nowhere"}}, "model 'nowhere': no such file"),
+            ({"jigsaw_classify": {"texts": "nowhere.csv"}}, "nowhere.csv: no such file"),
+        ]:
+            file.write_text(yaml.safe_dump(profile | {"control": CONTROL | change}))
+            done = polydetox(finished, "run", "--profile", "tiny", TARGETS[0])
+            assert done.returncode == 2 and words in done.stderr, done.stderr
+    finally:
+        file.write_text(original)
