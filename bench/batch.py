@@ -48,17 +48,19 @@ def prepare(folder: Path, languages: list[str]) -> Path:
     return checkout
 
 
-def cpu_of_process(process: int) -> float:
-    """CPU seconds of a process and of the children that it has waited for."""
+def cpu_of_process(process: int) -> tuple[float, float]:
+    """CPU seconds of a process itself, and of the children that it has waited for."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    ticks = list(map(int, fields[11:15]))
+    return sum(ticks[:2]) / os.sysconf("SC_CLK_TCK"), sum(ticks[2:]) / os.sysconf("SC_CLK_TCK")
 
 
-def cpu_of_servers() -> float:
-    """CPU seconds of the kernels' servers, their imports and their kernels included."""
+def cpu_of_servers() -> tuple[float, float]:
+    """CPU seconds of the kernels' servers, which are those of their start, and of their kernels."""
     from polydetox.kernel import client
 
-    return sum(cpu_of_process(answer["process"]) for answer in client.status())
+    rows = [cpu_of_process(answer["process"]) for answer in client.status()]
+    return sum(own for own, _ in rows), sum(kernels for _, kernels in rows)
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Side:
     kernel: str
     checkout: Path
     seconds: float = 0.0  # on the clock
-    cpu: float = 0.0
+    start: float = 0.0  # CPU seconds of the server itself, once a batch
     work: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # of a stage, on the clock
     cpu_of_stage: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -76,11 +78,16 @@ class Side:
     def notebooks(self) -> int:
         return sum(map(len, self.work.values()))
 
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of all."""
+        return self.start + sum(self.cpu_of_stage.values())
+
     def run(self, languages: list[str]) -> None:
         """All stages of some languages, stage by stage, two notebooks side by side."""
         for stage in STAGES:
             # Children that were waited for, and the servers, which are nobody's children.
-            before = sum(os.times()[2:4]), cpu_of_servers() if self.kernel == "polydetox" else 0.0
+            before = sum(os.times()[2:4]), cpu_of_servers() if self.kernel == "polydetox" else (0.0, 0.0)
             begun = time.perf_counter()
             with ThreadPoolExecutor(2) as pool:
                 jobs = [pool.submit(self._one, stage, variant, language)
@@ -89,8 +96,10 @@ class Side:
                     self.work[stage].append(job.result())
             self.seconds += time.perf_counter() - begun
             spent = sum(os.times()[2:4]) - before[0]
-            spent += cpu_of_servers() - before[1] if self.kernel == "polydetox" else 0.0
-            self.cpu += spent
+            if self.kernel == "polydetox":
+                own, kernels = cpu_of_servers()
+                spent += kernels - before[1][1]
+                self.start += own - before[1][0]
             self.cpu_of_stage[stage] += spent
 
     def _one(self, stage: str, variant: str, language: str) -> float:
@@ -117,6 +126,8 @@ class Side:
             count = len(self.work[stage])
             cpu, work = self.cpu_of_stage[stage] / count, sum(self.work[stage]) / count
             print(f"{self.kernel:10} {stage:10} {cpu:6.2f} CPU s a notebook (of {count}; stage open for {work:.2f} s)")
+        if self.start:
+            print(f"{self.kernel:10} {self.start:.1f} CPU s for the start of the server, once a batch")
         rate, cpu = 60 * self.notebooks / self.seconds, self.cpu / self.notebooks
         print(
             f"{self.kernel:10} {self.notebooks} notebooks in {self.seconds:.0f} s: {rate:.1f} a minute, {cpu:.2f} CPU s"
@@ -147,6 +158,7 @@ def main() -> int:
         os.environ["POLYDETOX_ROOT"] = str(sides[0].checkout)
         # On a machine that is busy otherwise the server may take longer to start than it is waited for by default.
         os.environ.setdefault("POLYDETOX_KERNEL_WAIT", "55")
+        os.environ["POLYDETOX_KERNEL_IDLE"] = "3600"  # it waits while it is the plain kernel's turn
         paths.root.cache_clear()
         profile = load_profile("tiny")
         # English first: the others' retrieval reads its representations.
