@@ -49,7 +49,7 @@ def polyglo_toxicity_prompts(
     rows, left_out, found = [], LeftOut(), set()
     for file in _files(folder, "**/*", "PolygloToxicityPrompts", (".jsonl", ".json", ".parquet")):
         read = read_rows(file)
-        told = {line: _language(row) for line, row in read.rows}
+        told = {line: _language(row, file) for line, row in read.rows}
         found |= set(told.values())
         mine = Rows(file, [(line, _flat(row)) for line, row in read.rows if told[line] == language], read.rejected)
         if not mine.rows:
@@ -132,9 +132,11 @@ def _files(given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...
     return files
 
 
-def _language(row: dict[str, Any]) -> str:
+def _language(row: dict[str, Any], file: Path) -> str:
+    """The language of a row, which it tells, or else the last part of its folder's name."""
     details = row.get("meta_data")
-    told = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, dict) else "") or ""
+    told = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, dict) else "")
+    told = told or file.parent.name.rsplit("-", 1)[-1]
     return str(told).lower()[:2]
 
 

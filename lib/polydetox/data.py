@@ -174,9 +174,10 @@ def rtp_lx_rows(folder: str | Path, language: str) -> tuple[list[dict[str, Any]]
     """The rows of one language, ordered by ``Index``, and what was rejected; JSON lines or one JSON array.
 
     ``Index`` numbers the English original, as far as it was kept, while a row's place in the file numbers nothing.
-    Measured with sentence embeddings on the version of 2024: of 13 languages, the row of an ``Index`` translates the
-    English row of the same ``Index`` up to 959; from 960 on, in Arabic, Chinese, French, German and Spanish, that of
-    the ``Index`` before; from 1,000 on, rows are each language's own. A row without it is numbered by its place.
+    Measured with sentence embeddings in eight languages of the version of 2024: a row translates the English row of
+    its ``Index`` up to 959; from 960 on, in Arabic, Chinese, French, German and Spanish, that of the ``Index`` before
+    (in Indonesian, Japanese and Russian of the same); from 1,000 on, rows are each language's own. A version without
+    ``Index`` is numbered by place.
     """
     read = read_rows(rtp_lx_file(folder, language))
     numbered = any(row.get("Index") is not None for _, row in read.rows)

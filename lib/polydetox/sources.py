@@ -165,7 +165,7 @@ def fetch(name: str, given: Path | None = None) -> Path:
     place, record = _place(name), _place(name) / RECORD
     known = read_json(record) if record.is_file() else {"sha256": {}}
     try:
-        revision = _take(given, place / "downloads") if given else _download(entry, place / "downloads", known)
+        revision = _take(entry, given, place / "downloads") if given else _download(entry, place / "downloads", known)
     except UserError as error:
         own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
         raise UserError(f"{error}. What you have already: {own}") from None
@@ -207,8 +207,8 @@ def _download(entry: Source, folder: Path, known: dict[str, Any]) -> str | None:
     return download_dataset(entry.hub.repository, revision, entry.hub.files, folder)
 
 
-def _take(given: Path, folder: Path) -> None:
-    """Copy a file, or a folder's files, to where downloads lie."""
+def _take(entry: Source, given: Path, folder: Path) -> None:
+    """Copy a file, or a folder's files, to where downloads lie; one whose hash is known must have it."""
     given = given.expanduser()
     if not given.exists():
         raise UserError(f"{given}: no such file or folder")
@@ -216,6 +216,9 @@ def _take(given: Path, folder: Path) -> None:
         for file in [given.name] if given.is_file() else _files_below(given):
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(given if given.is_file() else given / file, temporary / file)
+        for file in entry.files:
+            if file.sha256 and (temporary / file.name).is_file() and file_sha256(temporary / file.name) != file.sha256:
+                raise UserError(f"{given}: {file.name} has another sha256 than params/data.yaml says")
 
 
 def _is_there(file: Path, expected: str | None) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydetox.report.collect import (
+    Results,
     Side,
     compare_prompts,
     comparison_row,
@@ -152,3 +153,22 @@ def test_a_model_files_reference_finds_its_row_of_the_paper(reference, title, to
 @pytest.mark.parametrize("reference", [None, "BLOOM", "GPT-2"])
 def test_a_reference_without_a_row_of_its_own_finds_none(reference):
     assert paper_model(reference) is None
+
+
+def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, capsys):
+    from polydetox import paths
+    from polydetox.artifacts import Stage, read_json
+    from polydetox.report import prose
+    from polydetox.rows import LeftOut, Rejected
+
+    assert prose._left_out(Results("tiny")) == ""
+    for variant in ("base", "dpo"):
+        stage = Stage("generate", paths.generate("tiny", "tiny", variant, "de"), {})
+        stage.leaves_out(LeftOut(2, [Rejected("RTP_LX_DE.json", 3, "Prompt", "is a list, not text")]))
+        manifest = stage.finish()
+    line = "RTP_LX_DE.json:3: field 'Prompt' is a list, not text"
+    assert manifest["left_out"] == {"blank": 2, "rejected": 1, "rejected_lines": [line]}
+    assert read_json(stage.folder / "manifest.json")["left_out"] == manifest["left_out"]
+    assert "2 rows without text left out, 1 malformed lines left out (RTP_LX_DE.json:3" in capsys.readouterr().out
+    assert Results("tiny").left_out() == (2, 1)
+    assert "2 rows without text and 1 malformed ones were left out" in prose._left_out(Results("tiny"))

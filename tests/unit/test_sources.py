@@ -200,6 +200,9 @@ def test_what_a_person_has_downloaded_is_taken_instead(listed, server, tmp_path)
     (given / "README.md").write_bytes(README)
     folder = sources.fetch("rtp-lx", given)
     assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "RTP_LX_EN.json"] and not server.asked
+    listed({"RTP-LX.zip": ENCRYPTED}, **{"RTP-LX": "0" * 64})
+    with pytest.raises(UserError, match=r"RTP-LX\.zip has another sha256 than params/data\.yaml says"):
+        sources.fetch("rtp-lx", given)
     with pytest.raises(UserError, match="none: no such file or folder"):
         sources.fetch("rtp-lx", tmp_path / "none")
 

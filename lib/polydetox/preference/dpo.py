@@ -250,8 +250,6 @@ def _check_four_bit() -> None:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise UserError("method 'qlora' needs bitsandbytes: pip install 'polydetox[gpu]', or method: lora") from None
-    import torch
-
     # On a CPU it computes, but for evaluation it packs the weights in a way that has no gradient.
     if not torch.cuda.is_available():
         raise UserError("method 'qlora' needs an NVIDIA GPU; use method: lora")
@@ -259,7 +257,6 @@ def _check_four_bit() -> None:
 
 def four_bit() -> Any:
     """NF4 with double quantisation, multiplied in bfloat16 (Dettmers et al. 2023); needs bitsandbytes."""
-    import torch
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,

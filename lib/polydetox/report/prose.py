@@ -130,7 +130,19 @@ def _prompts(results: Results) -> str:
         return f"The evaluation prompts are {source}; no evaluation was run."
     least, most = int(counts.min()), int(counts.max())
     number = f"{least}" if least == most else f"{least} to {most}"
-    return f"The evaluation prompts are {source}: {number} in each language.{_more_prompts(results)}"
+    return (
+        f"The evaluation prompts are {source}: {number} in each language.{_more_prompts(results)}{_left_out(results)}"
+    )
+
+
+def _left_out(results: Results) -> str:
+    blank, rejected = results.left_out()
+    if not blank and not rejected:
+        return ""
+    return (
+        f" Of the data that was read, {blank:,} rows without text and {rejected:,} malformed ones were left out; the "
+        "manifests list the latter."
+    )
 
 
 def _more_prompts(results: Results) -> str:
