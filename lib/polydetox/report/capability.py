@@ -207,6 +207,8 @@ def capability_tasks(results: Results) -> str:
     said = []
     if theirs:
         said.append(f"The profile asks {listing(theirs)}, as lm-evaluation-harness asks them.")
+        if "hellaswag" in suites and not any("zh" in task for task in suites["hellaswag"].tasks):
+            said.append("The harness has no HellaSwag in Chinese, so that this part of the paper's table is not run.")
     if ours:
         said.append(
             f"{listing(ours)} {'is a task' if len(ours) == 1 else 'are tasks'} written for this project, which "
