@@ -77,6 +77,8 @@ class Rates(Strict):
     stopping_step: Number  # where early stopping ends DPO, if the epochs have not
     labelled_texts: Number  # of the probe, where the data are not at hand
     labelled_tokens: Number
+    task_answers: Number  # of a multiple-choice task
+    answer_tokens: Number  # with its question
     sentences: Number  # parallel sentences, where the data are not at hand
     row_bytes: Number  # of a continuation in a table
     notebook_bytes: Number  # of an executed notebook
@@ -365,6 +367,22 @@ class Costs:
         cost.loaded += _WEIGHT_BYTES * scorer
         return cost
 
+    def _agreement(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        sampling = self._generation({"model": settings["model"], "variant": "base"})
+        rows = self._prompts(sampling) * sampling["n"] * len(self.profile.languages) * (1 + len(self.profile.variants))
+        sizes = [self.rates.size(name) for name in settings["scorers"]]
+        # The evaluations have scored with the first.
+        return Cost(forward=rows * sampling["max_new_tokens"] * sum(sizes[1:]), loaded=_WEIGHT_BYTES * sum(sizes[1:]),
+                    disk=rows * self.rates.row_bytes.value)  # fmt: skip
+
+    def _capability(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        size = model_parameters(settings["model"])
+        answers = sum(
+            len(suite["tasks"]) * (4 * suite["limit"] if suite["limit"] else self.rates.task_answers.value)
+            for suite in settings["suites"].values()
+        )
+        return Cost(forward=answers * self.rates.answer_tokens.value * size, loaded=self._loaded(settings["model"]))
+
     def _retrieval(self, settings: Mapping[str, Any], job: Job) -> Cost:
         size = model_parameters(settings["model"])
         sentences = settings["limit"] or self.rates.sentences.value
@@ -382,6 +400,9 @@ class Costs:
         trained = settings["dpo_steps"] * settings["dpo_batch_size"] * 2 * settings["max_new_tokens"]
         return Cost(train=trained * size, decode=2 * rows * settings["max_new_tokens"] * size)
 
+
+# Stages that do no more than their notebook: tables, statistics, figures.
+_LIGHT = frozenset({"transfer", "summary", "render", "site"})
 
 # Of a model's parameters those of adapters of rank 64 on every linear layer and the embeddings.
 _ADAPTER_SHARE = 0.03
@@ -541,7 +562,7 @@ def short_table(profile: str, targets: Iterable[str] = ()) -> str:
     for stage in [*stages, _sum(stages)]:
         rows.append([stage.stage, str(len(stage.numbers)), _hours(stage.gpu_seconds), _hours(stage.cpu_seconds),
                      f"{stage.disk / GIGABYTE:.1f}"])  # fmt: skip
-    return columns(rows)
+    return "\n".join(filter(None, [columns(rows), _not_estimated(stages)]))
 
 
 def _sum(stages: Sequence[StageTotal]) -> StageTotal:
@@ -549,6 +570,12 @@ def _sum(stages: Sequence[StageTotal]) -> StageTotal:
         "all", [number for stage in stages for number in stage.numbers],
         *(sum(getattr(stage, name) for stage in stages) for name in ("gpu_seconds", "cpu_seconds", "disk")),
     )  # fmt: skip
+
+
+def _not_estimated(stages: Sequence[StageTotal]) -> str:
+    """A line that names the stages of which nothing is known but their notebooks; empty where there is none."""
+    unknown = [stage.stage for stage in stages if stage.stage not in _LIGHT and not hasattr(Costs, f"_{stage.stage}")]
+    return f"Not estimated, but for their notebooks: {', '.join(unknown)}" if unknown else ""
 
 
 def pending(jobs: Sequence[Job]) -> list[Job]:
@@ -578,7 +605,7 @@ def full_table(profile: str, gpus: Sequence[int], cores_a_gpu: int, rates: Rates
             *(_hours(busy_seconds(schedules[count], stage.numbers)) for count in gpus),
         ])  # fmt: skip
     used = _sum(stages).gpu_seconds
-    lines = [columns(rows), ""]
+    lines = [columns(rows), *filter(None, [_not_estimated(stages)]), ""]
     for count, schedule in schedules.items():
         held = count * schedule.seconds
         lines.append(f"{count} GPU{'s' if count > 1 else ''}: {schedule.seconds / HOUR:.1f} hours, {used / held:.0%} "

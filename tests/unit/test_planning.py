@@ -123,6 +123,12 @@ def test_every_profile_can_be_planned(rates, monkeypatch):
         assert all(stage.cpu_seconds > 0 and stage.disk > 0 for stage in stages)
 
 
+def test_a_stage_of_which_nothing_is_known_is_named():
+    stages = [planning.StageTotal(name) for name in ("dpo", "new_stage", "summary")]
+    assert planning._not_estimated(stages) == "Not estimated, but for their notebooks: new_stage"
+    assert planning._not_estimated(stages[:1]) == ""
+
+
 def test_every_rate_says_where_it_comes_from(checkout, rates):
     told = planning.sources(rates).splitlines()
     assert len(told) > 20 and all(" measured" in line or " assumed" in line for line in told)
