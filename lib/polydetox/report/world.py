@@ -13,7 +13,6 @@ import pandas as pd
 from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
-from polydetox.metrics.intervals import bootstrap
 from polydetox.params import Profile
 from polydetox.report.collect import ENGLISH
 from polydetox.report.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
@@ -103,7 +102,7 @@ def figures(table: pd.DataFrame) -> dict[str, Any]:
 
     ``sizes`` has for each size the correlations of ``_BY_SIZE``: what follows from the alignment that was set, in all
     continuations and among the well-formed ones, what retrieval tells, and what alignment tells once a straight line
-    through retrieval is taken away; and under ``kept`` the mean over models of the drop among the well-formed.
+    through retrieval is taken away; and under ``most_aligned`` the two drops where most of the text is aligned.
     ``within_alignment``
     and ``within_seed``, over all sizes, take the means of each corpus away, and of each corpus and language. Intervals
     draw whole models, as the languages of one model are not independent; the p of ``within_seed`` is that of
@@ -120,7 +119,7 @@ def figures(table: pd.DataFrame) -> dict[str, Any]:
             "alignment_accuracy": correlation(alignment, accuracy, models),
             "alignment_drop": correlation(alignment, drop, models),
             "alignment_kept": correlation(alignment[kept], rows["kept_drop"].to_numpy()[kept], models[kept]),
-            "kept": bootstrap(rows[kept].groupby("cell")["kept_drop"].mean().to_numpy(), samples=10_000),
+            "most_aligned": rows.loc[alignment == alignment.max(), ["relative_drop", "kept_drop"]].mean().to_dict(),
             "accuracy_drop": correlation(accuracy, drop, models),
             "alignment_drop_given_accuracy": correlation(_beyond(alignment, accuracy), _beyond(drop, accuracy), models),
         }
@@ -330,7 +329,7 @@ def verdict(found: Mapping[str, Any]) -> str:
         if certain
         else "No effect of the alignment that was set on the drop can be told from chance."
     ]
-    said += [_kept(size, rows) for size, rows in found["sizes"].items() if rows["kept"]["value"] is not None]
+    said += [_kept(size, rows) for size, rows in found["sizes"].items()]
     row = found["within_seed"]
     if row["r"] is None or row["p"] is None:
         said.append("Whether retrieval accuracy tells more than alignment takes several seeds of each corpus: not run.")
@@ -353,21 +352,22 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def _kept(size: str, rows: Mapping[str, Any]) -> str:
-    """Whether the drop is also there where the text keeps to its language: what else falls is how often it does."""
-    kept, alignment = rows["kept"], rows["alignment_kept"]
-    drop = f"{fixed(kept['value'], 2)} [{fixed(kept['low'], 2)}, {fixed(kept['high'], 2)}]"
-    grows = alignment["r"] is not None and alignment["low"] > 0
-    if kept["low"] > 0 or grows:
-        more = f", the more the more is aligned (r = {_told(alignment)})" if grows else ""
-        return (
-            f"In models of {size} insults also drop among the continuations that are well formed in their language, on "
-            f"average by {drop}{more}: the preference itself reaches other languages."
-        )
+    """How much of the drop is there where the text keeps to its language: the rest is text that does not."""
+    drop, kept = (rows["most_aligned"][name] for name in ("relative_drop", "kept_drop"))
+    if pd.isna(kept):
+        return f"No continuation of models of {size} was well formed, so that kindness cannot be told from broken text."
+    text = (
+        f"With the most text aligned, insults of models of {size} drop by {fixed(drop, 2)} of what they were in all, "
+        f"and by {fixed(kept, 2)} among the continuations that are well formed in their language: "
+    )
+    if kept >= drop / 2.0 > 0.0:
+        return f"{text}the preference itself reaches other languages."
+    row = rows["alignment_kept"]
+    grows = row["r"] is not None and row["low"] > 0
+    aside = f", though what there is of it grows with alignment (r = {_told(row)})" if grows else ""
     return (
-        f"But in models of {size} insults do not drop among the continuations that are well formed in their language "
-        f"(on average by {drop}): the drop comes from text that leaves its language or its grammar, which it does the "
-        "more the more the two were mixed in pretraining. What reaches other languages is then a pull towards English "
-        "and not the preference."
+        f"{text}most of the drop comes from text that leaves its language or its grammar. What reaches other languages "
+        f"is above all a pull away from them, to the language of the pairs, and little of the preference{aside}."
     )
 
 
