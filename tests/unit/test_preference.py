@@ -102,7 +102,7 @@ def test_full_training_learns_the_preference_and_reports_the_papers_loss(
     for row in held_out.itertuples():
         values = [sequence_log_probability(model, tokenizer, row.prompt, text)
                   for model in (tuned, untuned) for text in (row.chosen, row.rejected)]  # fmt: skip
-        losses.append(float(dpo.dpo_loss(*values, beta=0.1)))
+        losses.append(float(dpo.dpo_loss(*(value.reshape(1) for value in values), beta=0.1)))
     # In float32 nothing but summation order differs; products in bfloat16 have eight bits of mantissa.
     assert figures["held_out_loss"] == pytest.approx(np.mean(losses), rel=1e-2 if mixed else 1e-5)
     assert not list((tmp_path / "weights").glob("*.bin")), "no pickle"
