@@ -156,4 +156,4 @@ def test_what_is_missing_is_said_before_the_run(finished):
     control = CONTROL | {"corpus": {"toxigen": "/nowhere"}}
     profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": control}))
     done = polydetox(finished, "run", "--profile", "missing")
-    assert done.returncode == 1 and "control: corpus: toxigen '/nowhere': no such folder or file" in done.stderr
+    assert done.returncode == 2 and "control: corpus: toxigen '/nowhere': no such folder or file" in done.stderr
