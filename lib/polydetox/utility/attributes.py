@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from polydetox import paths
 from polydetox.artifacts import Stage, read_parquet
 from polydetox.metrics.evaluate import matrix
-from polydetox.metrics.fluency import common_prefix, token_nll
 from polydetox.metrics.intervals import bootstrap
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
 from polydetox.params import AttributeEvalParameters, control_languages, load_model, load_profile
@@ -90,6 +89,8 @@ def corpus_losses(
     token after its prompt within them is left out.
     """
     import torch
+
+    from polydetox.metrics.fluency import common_prefix, token_nll  # loads torch, which the report does not need
 
     starts, rows, kept = [], [], []
     for position, (prompt, text) in enumerate(zip(corpus["prompt"], corpus["text"], strict=True)):
