@@ -89,20 +89,15 @@ def test_a_corpus_from_files_of_both_data_sets(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(table, again)
 
 
-def test_the_annotated_release_and_parquet_are_read_and_other_files_refused(tmp_path):
+def test_the_annotated_release_is_read_and_other_files_refused(tmp_path):
     human = pd.DataFrame({"text": ["one two", "three four", "five six"], "toxicity_human": [4.5, 1.0, 3.7]})
     human.to_parquet(tmp_path / "annotated.parquet")
-    assert corpora.toxigen(tmp_path, 48)["text"].tolist() == ["one two", "five six"]
-    assert corpora.toxigen(tmp_path, 1)["text"].tolist() == ["one", "five"]
-    pd.DataFrame({"text": [" ".join(["word"] * 12), " ".join(["other"] * 12)]}).to_parquet(tmp_path / "train-0.parquet")
-    assert len(corpora.wikitext(tmp_path / "train-0.parquet", 48)) == 2
+    file = tmp_path / "annotated.parquet"
+    assert corpora.toxic_statements(file, 48)[0]["text"].tolist() == ["one two", "five six"]
+    assert corpora.toxic_statements(file, 1)[0]["text"].tolist() == ["one", "five"]
+    pd.DataFrame({"text": [" ".join(["word"] * 12)]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(UserError, match="is this ToxiGen"):
-        corpora.toxigen(tmp_path / "train-0.parquet", 48)
-    with pytest.raises(UserError, match="no file of Wikitext"):
-        corpora.wikitext(tmp_path / "nothing", 48)
-    (tmp_path / "broken.jsonl").write_text("{")
-    with pytest.raises(UserError, match=r"broken\.jsonl: not readable"):
-        corpora.toxigen(tmp_path / "broken.jsonl", 48)
+        corpora.toxic_statements(tmp_path / "other.parquet", 48)
 
 
 def test_the_packaged_prose_is_plain_english():
