@@ -11,6 +11,7 @@ import torch
 
 from polydetox.artifacts import Stage
 from polydetox.errors import UserError
+from polydetox.models.checkpoints import on_one_device
 from polydetox.params import ControlCorpusParameters, RegulariseParameters
 from polydetox.regularise import corpus as corpora
 from polydetox.regularise.body import Body, Features
@@ -177,6 +178,14 @@ def test_the_trainers_loss_is_the_formula(setting, direction, tmp_path):
     again = Features(body.model, [], PADDING, 2, tmp_path / "features.safetensors")
     inputs = {name: value[[0, 2]] for name, value in collate(rows, PADDING).items()}
     assert torch.equal(again.of(inputs), features.of(inputs))
+
+
+def test_further_gpus_change_neither_the_batch_nor_the_model(tmp_path):
+    """What a Trainer would do with them: a batch of twice the rows, and the model inside another module."""
+    arguments = _arguments(tmp_path, 0, per_device_train_batch_size=3)
+    arguments._n_gpu = 2
+    assert arguments.train_batch_size == 6
+    assert on_one_device(arguments).n_gpu == 1 and arguments.train_batch_size == 3
 
 
 def test_a_new_head_regularises_nothing(setting, tmp_path):

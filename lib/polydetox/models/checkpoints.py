@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
@@ -20,6 +20,8 @@ from polydetox.params import ModelFile, load_model, load_profile
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Arguments = TypeVar("Arguments")  # transformers.TrainingArguments, or a trainer's own kind of them
 
 # Names the folder of the weights, so that a Hub snapshot need not be copied.
 LOCATION = "checkpoint.json"
@@ -220,6 +222,16 @@ def device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_one_device(arguments: Arguments) -> Arguments:
+    """Training arguments for a Trainer of one process that leaves further GPUs alone.
+
+    A Trainer that sees several wraps its model in ``torch.nn.DataParallel``: each step then takes as many batches as
+    there are GPUs, and a loss of one's own no longer reaches the model's parts.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # type: ignore[attr-defined]
+    return arguments
 
 
 def inference_dtype(wanted: str) -> torch.dtype:

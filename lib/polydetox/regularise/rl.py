@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from polydetox.artifacts import atomic_folder, read_parquet, write_json, write_parquet
-from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, use_threads
+from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device, use_threads
 from polydetox.params import RegulariseParameters
 from polydetox.preference.dpo import _last_checkpoint, mixed_precision
 from polydetox.regularise.jobs import CORPUS, MODEL, held_out_losses
@@ -61,7 +61,7 @@ def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None
         save_total_limit=1, seed=settings.seed, data_seed=settings.seed, use_cpu=on_cpu, bf16=mixed_precision(),
         gradient_checkpointing=not on_cpu, dataloader_pin_memory=not on_cpu, disable_tqdm=True, report_to="none",
     )  # fmt: skip
-    trainer = RLOOTrainer(model=model, reward_funcs=reward, args=arguments, processing_class=tokenizer,
+    trainer = RLOOTrainer(model=model, reward_funcs=reward, args=on_one_device(arguments), processing_class=tokenizer,
                           train_dataset=Dataset.from_dict({"prompt": prompts}))  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from polydetox.models.checkpoints import device
+from polydetox.models.checkpoints import device, on_one_device
 from polydetox.params import RegulariseParameters
 from polydetox.preference.dpo import mixed_precision
 from polydetox.regularise.body import Body, Features
@@ -30,11 +30,11 @@ from polydetox.regularise.rows import Row, batches_of, collate, learnt
 
 def _arguments(folder: Path, seed: int, **named: Any) -> TrainingArguments:
     on_cpu = device().type == "cpu"
-    return TrainingArguments(
+    return on_one_device(TrainingArguments(
         output_dir=str(folder), seed=seed, data_seed=seed, lr_scheduler_type="constant_with_warmup",
         save_strategy="no", logging_steps=1, report_to="none", remove_unused_columns=False, disable_tqdm=True,
         use_cpu=on_cpu, bf16=mixed_precision(), dataloader_pin_memory=not on_cpu, **named,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 class _Bar(TrainerCallback):

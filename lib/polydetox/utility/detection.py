@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, write_json
 from polydetox.interp.probe import labelled_texts
-from polydetox.models.checkpoints import device, load_tokenizer, provenance, use_threads
+from polydetox.models.checkpoints import device, load_tokenizer, on_one_device, provenance, use_threads
 from polydetox.params import JigsawClassifyParameters, ProbeParameters, RegulariseParameters, check_parameters
 
 if TYPE_CHECKING:
@@ -159,8 +159,8 @@ def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comment
         use_cpu=on_cpu, bf16=mixed_precision(), dataloader_pin_memory=not on_cpu, disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(
-        model=classifier, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        model=classifier, args=on_one_device(arguments), train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(state)) if state.is_dir() else None)
     body = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
