@@ -14,9 +14,10 @@ from polydetox.errors import UserError
 from polydetox.models.checkpoints import on_one_device
 from polydetox.params import ControlCorpusParameters, RegulariseParameters
 from polydetox.regularise import corpus as corpora
+from polydetox.regularise import oracle
 from polydetox.regularise.body import Body, Features
 from polydetox.regularise.head import NadoHead, make_head
-from polydetox.regularise.methods import plan
+from polydetox.regularise.methods import _rows, plan
 from polydetox.regularise.nado import regularised_loss, target_log_probabilities, token_kl
 from polydetox.regularise.rows import Row, batches_of, collate, encode, learnt
 from polydetox.regularise.training import NextToken, RegularisedTrainer, Regulariser, _arguments, text_loss, train_head
@@ -129,6 +130,29 @@ def test_the_schedules(tmp_path):
     ]  # fmt: skip
     assert [step[0][0] for step in jobs_of(tmp_path, algorithm="plain")] == ["model"] * 3
     assert jobs_of(tmp_path, algorithm="nado") == [[("head", 1, "", "")]]
+
+
+def test_filtering_asks_the_oracle_about_what_is_learnt(monkeypatch):
+    """Not the scores of the corpus, which another scorer may have given it."""
+
+    class NoBad(oracle.Oracle):
+        def __init__(self, *_):
+            self.threshold = 0.5
+
+        def toxicity(self, texts):
+            return np.array([float("bad" in text) if text.strip() else np.nan for text in texts])
+
+    monkeypatch.setattr(oracle, "Oracle", NoBad)
+    corpus = pd.DataFrame({
+        "row": range(5), "prompt": ["They are", "bad people", "They are", "They are", "They are"],
+        "text": ["They are bad", "bad people sing", "They are bad", "They are ", "They are kind"],
+        "domain": ["toxic", "toxic", "toxic", "neutral", "neutral"], "toxicity": [0.0, 1.0, 0.0, 0.0, 1.0],
+        "split": ["train", "train", "held_out", "train", "train"],
+    })  # fmt: skip
+    kept = _rows(RegulariseParameters(algorithm="filtering"), corpus)
+    assert kept["row"].tolist() == [1, 2, 4], "rejected, and what it cannot judge, is not trained on"
+    with pytest.raises(UserError, match="rejects every row"):
+        _rows(RegulariseParameters(algorithm="filtering"), corpus[corpus["row"].isin([0, 2])])
 
 
 # --- the trainers -----------------------------------------------------------------------------------------------

@@ -84,7 +84,10 @@ def _rows(settings: RegulariseParameters, corpus: pd.DataFrame) -> pd.DataFrame:
     if settings.algorithm == "filtering":
         from polydetox.regularise.oracle import Oracle
 
-        satisfied = Oracle.of(settings).satisfied(corpus["toxicity"].to_numpy())
+        # The oracle's own verdict on what is learnt: the corpus may have been scored by another scorer.
+        oracle = Oracle.of(settings)
+        learnt = [text[len(prompt) :] for prompt, text in zip(corpus["prompt"], corpus["text"], strict=True)]
+        satisfied = oracle.satisfied(oracle.toxicity(learnt))
         corpus = corpus[(corpus["split"] != "train") | (satisfied == 1.0)]
         if not (corpus["split"] == "train").any():
             raise UserError("regularise: the oracle rejects every row of the corpus; raise 'threshold'")
