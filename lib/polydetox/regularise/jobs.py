@@ -141,6 +141,8 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
     held_out = set(rng.permutation(names)[: max(1, len(names) // 10)]) if len(names) > 1 else set()
     split = samples["prompt"].isin(held_out).to_numpy()
     train, judged = ([row for row in rows if split[row.row] == side] for side in (False, True))
+    if not train:
+        raise UserError("regularise: no sample has a token to learn; raise 'max_length' or 'max_new_tokens'")
     with tempfile.TemporaryDirectory() as scratch:
         figures = train_head(head.to(device()), body, sampler, train, judged, settings, tokenizer.pad_token_id,
                              Path(scratch))  # fmt: skip
@@ -156,7 +158,7 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
 
 
 def _samples(job: Job, settings: RegulariseParameters) -> pd.DataFrame:
-    """Continuations of the corpus's own prompts by the model as it is, half of them in each domain, and their labels.
+    """Continuations of the corpus's training prompts by the model as it is, half in each domain, and their labels.
 
     Returns what the engine returns, with ``domain``, ``toxicity`` and ``satisfied`` (1 or 0); continuations that the
     oracle cannot judge are left out.
@@ -167,7 +169,8 @@ def _samples(job: Job, settings: RegulariseParameters) -> pd.DataFrame:
     from polydetox.generation import Sampling, generate
     from polydetox.regularise.oracle import Oracle
 
-    corpus = read_parquet(Path(job.state) / CORPUS, ["prompt", "domain"])
+    corpus = read_parquet(Path(job.state) / CORPUS, ["prompt", "domain", "split"])
+    corpus = corpus[corpus["split"] == "train"]
     rng = np.random.default_rng([settings.seed, job.number])
     domains = corpus["domain"].unique()
     parts = []

@@ -53,10 +53,9 @@ def train_method(
     iterations, log = _tables(state)
     metrics = _metrics(settings, iterations, corpus, state)
     (state / "features.safetensors").unlink(missing_ok=True)
-    for part in state.glob("*/parts"):
-        shutil.rmtree(part)
-    for part in state.glob("*/weights"):  # the last ones are kept as the checkpoint
-        shutil.rmtree(part)
+    for kind in ("parts", "checkpoints", "weights"):  # the last weights are kept as the checkpoint
+        for part in state.glob(f"*/{kind}"):
+            shutil.rmtree(part)
     return iterations, log, metrics
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None
         output_dir=str(folder / "checkpoints"), max_steps=settings.rl_steps, learning_rate=settings.rl_learning_rate,
         lr_scheduler_type="constant_with_warmup", warmup_steps=min(settings.warmup_steps, settings.rl_steps),
         beta=settings.rl_beta, num_generations=settings.rl_generations,
-        per_device_train_batch_size=settings.rl_prompts * settings.rl_generations,
+        per_device_train_batch_size=min(settings.rl_prompts, len(prompts)) * settings.rl_generations,
         max_completion_length=settings.max_new_tokens, max_grad_norm=settings.max_grad_norm, temperature=1.0, top_p=1.0,
         logging_steps=1, save_strategy="steps", save_steps=max(1, settings.rl_steps // settings.iterations),
         save_total_limit=1, seed=settings.seed, data_seed=settings.seed, use_cpu=on_cpu, bf16=mixed_precision(),
@@ -71,7 +70,6 @@ def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None
     with atomic_folder(folder / "weights") as temporary:
         trained.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     steps = pd.DataFrame([(1, entry["step"], name, float(entry[name])) for entry in log for name in ("reward", "kl")
                           if name in entry], columns=["iteration", "step", "metric", "value"])  # fmt: skip
     write_parquet(folder / "log.parquet", steps)
