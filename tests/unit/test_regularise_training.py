@@ -19,7 +19,7 @@ from polydetox.regularise.body import Body, Features
 from polydetox.regularise.head import NadoHead, make_head
 from polydetox.regularise.methods import _rows, plan
 from polydetox.regularise.nado import regularised_loss, target_log_probabilities, token_kl
-from polydetox.regularise.rows import Row, batches_of, collate, encode, learnt
+from polydetox.regularise.rows import Row, batches_of, collate, encode, learnt, with_end
 from polydetox.regularise.training import NextToken, RegularisedTrainer, Regulariser, _arguments, text_loss, train_head
 from tiny import tiny_model, tiny_tokenizer
 
@@ -46,6 +46,13 @@ def test_what_is_learnt_begins_where_the_prompt_ends():
     for place, row in enumerate(rows):
         marked = batch["input_ids"][place, 1:][mask[place]].tolist()
         assert marked == row.ids[row.start :]
+
+
+def test_a_sample_that_ended_by_itself_learns_its_end():
+    rows = [Row(0, [2, 5, 6], 1, 1.0), Row(2, [2, 5, 7], 1, 0.0), Row(3, [2, 5, 7, 8], 1, 0.0)]
+    ended = with_end(rows, [False, True, True, False], end=1, max_length=4)
+    assert [row.ids for row in ended] == [[2, 5, 6, 1], [2, 5, 7], [2, 5, 7, 8]]
+    assert learnt(collate(ended[:1], PADDING)).tolist() == [[True, True, True]]
 
 
 def test_a_place_in_the_stream_of_batches_depends_on_its_number_alone():

@@ -112,7 +112,7 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
     from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer
     from polydetox.regularise.body import Body
     from polydetox.regularise.head import NadoHead, make_head
-    from polydetox.regularise.rows import encode
+    from polydetox.regularise.rows import encode, with_end
     from polydetox.regularise.training import train_head
 
     clock = _Clock()
@@ -135,6 +135,8 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
         head.set_prior(float(labels.mean()))
     rows = encode(tokenizer, samples["prompt"], samples["prompt"] + samples["continuation"], labels,
                   settings.max_length)  # fmt: skip
+    if tokenizer.eos_token_id is not None:
+        rows = with_end(rows, samples["truncated"].tolist(), tokenizer.eos_token_id, settings.max_length)
     # Whole prompts are held out, so that the head is judged on other ones.
     names = samples["prompt"].unique()
     rng = np.random.default_rng([settings.seed, job.number, 1])
@@ -165,7 +167,7 @@ def _samples(job: Job, settings: RegulariseParameters) -> pd.DataFrame:
     """
     file = job.folder / "samples.parquet"
     if file.is_file():
-        return read_parquet(file, ["prompt", "continuation", "toxicity", "satisfied"])
+        return read_parquet(file, ["prompt", "continuation", "truncated", "toxicity", "satisfied"])
     from polydetox.generation import Sampling, generate
     from polydetox.regularise.oracle import Oracle
 

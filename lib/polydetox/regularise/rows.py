@@ -47,6 +47,17 @@ def encode(
     return rows
 
 
+def with_end(rows: Sequence[Row], truncated: Sequence[bool], end: int, max_length: int) -> list[Row]:
+    """Samples that ended by themselves with the end-of-sequence token, which belongs to what was drawn.
+
+    The oracle's verdict on such a text is R of that token; a head that never met it would guess whether to end.
+    ``truncated`` says by ``row`` which samples the limit of new tokens cut off.
+    """
+    return [
+        row if truncated[row.row] or len(row.ids) >= max_length else row._replace(ids=[*row.ids, end]) for row in rows
+    ]
+
+
 def collate(batch: Sequence[Row], padding: int) -> dict[str, torch.Tensor]:
     """A batch padded on the right: ``input_ids, attention_mask`` (rows, tokens), ``start, label, row`` (rows,)."""
     length = max(len(row.ids) for row in batch)
