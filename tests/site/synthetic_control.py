@@ -61,7 +61,8 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
             folder = control / method / "regularise"
             seconds = {"head_cpu_seconds": 20.0 * (method == "regularised"), "model_cpu_seconds": 100.0,
                        "two_device_cpu_seconds": 100.0 + 10.0 * (method == "regularised")}  # fmt: skip
-            settings = {"algorithm": METHODS[method]["algorithm"], "schedule": "parallel", "rows_train": 36}
+            settings = {"algorithm": METHODS[method]["algorithm"], "schedule": "parallel", "rows_train": 36,
+                        "steps": 28}  # fmt: skip
             write(folder, "regularise", {"method": method}, metrics=settings | seconds)
         scores = pd.DataFrame([
             {"language": language, "prompt_id": f"p{prompt:02d}", "sample": sample, "empty": False,

@@ -193,7 +193,8 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
     others = [100 * metrics["toxicity"][language]["toxic_share"]["value"] for language in ("ar", "de", "ja")]
     assert f"With regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
     assert said["control_cost_sentence"] == (
-        "Regularised (parallel) takes 1.10 times as long as plain fine-tuning would on two devices."
+        "If head and model had a device each, regularised (parallel, 28 steps) would take 1.10 times as long as plain "
+        "fine-tuning (28 steps)."
     )
     assert "The judge is Tiny itself, untuned." in said["control_wins_sentence"]
     assert "SFT, language-model loss: ROC-AUC" in said["control_jigsaw_sentence"]

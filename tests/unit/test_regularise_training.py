@@ -17,7 +17,7 @@ from polydetox.regularise import corpus as corpora
 from polydetox.regularise import oracle
 from polydetox.regularise.body import Body, Features
 from polydetox.regularise.head import NadoHead, make_head
-from polydetox.regularise.methods import _rows, plan
+from polydetox.regularise.methods import _cost, _rows, plan
 from polydetox.regularise.nado import regularised_loss, target_log_probabilities, token_kl
 from polydetox.regularise.rows import Row, batches_of, collate, encode, learnt, with_end
 from polydetox.regularise.training import NextToken, RegularisedTrainer, Regulariser, _arguments, text_loss, train_head
@@ -137,6 +137,18 @@ def test_the_schedules(tmp_path):
     ]  # fmt: skip
     assert [step[0][0] for step in jobs_of(tmp_path, algorithm="plain")] == ["model"] * 3
     assert jobs_of(tmp_path, algorithm="nado") == [[("head", 1, "", "")]]
+
+
+def test_two_devices_last_as_long_as_the_longer_part_from_the_second_iteration_on():
+    iterations = pd.DataFrame({
+        "iteration": [0, 1, 2, 3], "head_seconds": [np.nan, 5.0, 7.0, np.nan], "model_seconds": [np.nan, 2.0, 4.0, 6.0],
+    })  # fmt: skip
+    costs = {schedule: _cost(RegulariseParameters(schedule=schedule), iterations, "seconds")
+             for schedule in ("sequential", "parallel")}  # fmt: skip
+    assert costs["sequential"] == {"head_seconds": 12.0, "model_seconds": 12.0, "two_device_seconds": 24.0}
+    assert costs["parallel"]["two_device_seconds"] == (5 + 2) + 7 + 6
+    plain = _cost(RegulariseParameters(schedule="parallel", algorithm="plain"), iterations, "seconds")
+    assert plain["two_device_seconds"] == 24.0, "which has no schedule"
 
 
 def test_filtering_asks_the_oracle_about_what_is_learnt(monkeypatch):

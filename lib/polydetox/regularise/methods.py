@@ -21,7 +21,7 @@ from polydetox.artifacts import (
     write_parquet,
 )
 from polydetox.errors import UserError
-from polydetox.models.checkpoints import provenance
+from polydetox.models.checkpoints import device, provenance
 from polydetox.params import RegulariseParameters, load_model
 from polydetox.paths import relative
 from polydetox.regularise.jobs import CORPUS, HEAD, MODEL, Job, run, run_together
@@ -29,7 +29,7 @@ from polydetox.regularise.jobs import CORPUS, HEAD, MODEL, Job, run, run_togethe
 LOG_COLUMNS = ["iteration", "step", "metric", "value"]
 ITERATION_COLUMNS = [
     "iteration", "held_out_toxic", "held_out_neutral", "next_token", "kl", "samples", "rejected", "toxicity", "auc",
-    "auc_half", "held_out_bce", "head_cpu_seconds", "model_cpu_seconds",
+    "auc_half", "held_out_bce", "head_cpu_seconds", "model_cpu_seconds", "head_seconds", "model_seconds",
 ]  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def _keep(settings: RegulariseParameters, weights: Path, state: Path, folder: Pa
     corpus = read_parquet(state / CORPUS)
     rows = encode(tokenizer, corpus["prompt"], corpus["text"], corpus["weight"], settings.max_length)
     figures = held_out_losses(decoder, rows, corpus, tokenizer.pad_token_id, settings.batch_size)
-    write_json(state / f"{last:02d}" / MODEL, {**figures, "cpu_seconds": None})
+    write_json(state / f"{last:02d}" / MODEL, {**figures, "cpu_seconds": None, "seconds": None})
 
 
 def _link(source: Path, target: Path) -> None:
@@ -227,7 +227,7 @@ def _tables(state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         for file, prefix in ((HEAD, "head"), (MODEL, "model")):
             if (folder / file).is_file():
                 figures = read_json(folder / file)
-                row |= figures | {f"{prefix}_cpu_seconds": figures["cpu_seconds"]}
+                row |= figures | {f"{prefix}_{clock}": figures[clock] for clock in ("cpu_seconds", "seconds")}
         rows.append(row)
         if (folder / "log.parquet").is_file():
             logs.append(read_parquet(folder / "log.parquet", LOG_COLUMNS))
@@ -241,11 +241,6 @@ def _metrics(
     """What the report says of one method."""
     last = iterations.ffill().iloc[-1]  # NADO and RL leave some fields open in their last row
     used = read_parquet(state / CORPUS)
-    head, model = (iterations[f"{part}_cpu_seconds"].fillna(0.0) for part in ("head", "model"))
-    # With two devices the first iteration's parts follow each other, later ones take as long as the longer of the two.
-    parallel = settings.schedule == "parallel" and settings.algorithm == "regularised"
-    first = iterations["iteration"] <= 1
-    two = (head + model).where(first, pd.concat([head, model], axis=1).max(axis=1)) if parallel else head + model
     return {
         "method": settings.method,
         "algorithm": settings.algorithm,
@@ -261,10 +256,24 @@ def _metrics(
         if iterations["rejected"].notna().any()
         else None,
         "rejected_last": float(last["rejected"]),
-        "head_cpu_seconds": float(head.sum()),
-        "model_cpu_seconds": float(model.sum()),
-        "two_device_cpu_seconds": float(two.sum()),
+        "device": device().type,
+        **_cost(settings, iterations, "cpu_seconds"),
+        **_cost(settings, iterations, "seconds"),
     }
+
+
+def _cost(settings: RegulariseParameters, iterations: pd.DataFrame, clock: str) -> dict[str, float]:
+    """What head and model took by one clock, and what they come to where each has a device.
+
+    With two devices the parallel schedule's first iteration has its parts follow each other, and a later one takes as
+    long as the longer of its two. A GPU's work shows on the wall clock alone.
+    """
+    head, model = (iterations[f"{part}_{clock}"].fillna(0.0) for part in ("head", "model"))
+    two = head + model
+    if settings.schedule == "parallel" and settings.algorithm == "regularised":
+        two = two.where(iterations["iteration"] <= 1, pd.concat([head, model], axis=1).max(axis=1))
+    costs = {"head": head, "model": model, "two_device": two}
+    return {f"{part}_{clock}": float(seconds.sum()) for part, seconds in costs.items()}
 
 
 def summary_of(metrics: dict[str, Any]) -> str:

@@ -361,16 +361,9 @@ def jigsaw_table(control: Control) -> PaperTable:
             if row is None:
                 lines.append([said, *[Cell(NOT_RUN)] * 4])
                 continue
-            prompting = Cell(NOT_APPLICABLE) if row["prompting"] is None else _bounded(row["prompting"], 3)
-            lines.append(
-                [
-                    said,
-                    prompting,
-                    _bounded(row["head"], 3),
-                    _bounded(row["avgtox"], 3),
-                    percent(row["toxic_share"]) if row["toxic_share"]["value"] is not None else Cell(NOT_RUN),
-                ]
-            )
+            share = row["toxic_share"]
+            lines.append([said, *(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")),
+                          percent(share) if share["value"] is not None else Cell(NOT_RUN)])  # fmt: skip
         groups.append(Group(f"This run: {title}", lines))
     rows = [
         [CONDITION_TITLES[_PAPER_CONDITIONS[row["method"]]], Cell(NOT_APPLICABLE), number(row["classify_roc"], 3),
@@ -385,11 +378,11 @@ def jigsaw_table(control: Control) -> PaperTable:
 def cost_table(control: Control) -> PaperTable:
     """What each method cost, and its time on two devices relative to plain fine-tuning."""
     columns = ["Method", "Rows", "head", "model", "two devices", "relative to plain", "Wall time of the stage (s)"]
-    spans = [("", 2), ("CPU seconds of training", 3), ("", 2)]
+    spans = [("", 2), ("Seconds of training", 3), ("", 2)]
     groups = []
     for model, title in control.models.items():
         plain = plain_method(control, model)
-        reference = control.trainings[model, plain]["two_device_cpu_seconds"] if plain else None
+        reference = _seconds(control.trainings[model, plain], "two_device") if plain else None
         lines: list[list[Cell | str]] = []
         for method in control.methods:
             if method == "base":
@@ -398,12 +391,17 @@ def cost_table(control: Control) -> PaperTable:
             if row is None:
                 lines.append([control.titles[method], *[Cell(NOT_RUN)] * 6])
                 continue
-            relative = number(row["two_device_cpu_seconds"] / reference, 2) if reference else Cell(NOT_APPLICABLE)
-            seconds = [number(row[f"{part}_cpu_seconds"], 0) for part in ("head", "model", "two_device")]
+            relative = number(_seconds(row, "two_device") / reference, 2) if reference else Cell(NOT_APPLICABLE)
+            seconds = [number(_seconds(row, part), 0) for part in ("head", "model", "two_device")]
             lines.append([control.titles[method], number(row["rows_train"], 0), *seconds, relative,
                           number(row["wall_seconds"], 0)])  # fmt: skip
         groups.append(Group(title if len(control.models) > 1 else None, lines))
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 6]])], spans)
+
+
+def _seconds(row: Mapping[str, Any], part: str) -> float:
+    """What a part of a training took: CPU time, or on a GPU, of which that says nothing, time by the wall clock."""
+    return float(row[f"{part}_seconds" if row.get("device") == "cuda" else f"{part}_cpu_seconds"])
 
 
 def plain_method(control: Control, model: str) -> str | None:
@@ -506,21 +504,24 @@ def _cost(control: Control) -> str:
         plain = plain_method(control, model)
         if plain is None:
             continue
-        reference = control.trainings[model, plain]["two_device_cpu_seconds"]
+        plainly = control.trainings[model, plain]
+        reference = _seconds(plainly, "two_device")
         for (of, method), row in control.trainings.items():
             if of == model and row["algorithm"] == "regularised" and reference:
                 said.append(
-                    f"{control.titles[method]} ({row['schedule']}) takes "
-                    f"{fixed(row['two_device_cpu_seconds'] / reference, 2)} times as long as plain fine-tuning would "
-                    "on two devices."
+                    f"If head and model had a device each, {control.titles[method]} ({row['schedule']}, "
+                    f"{row['steps']} steps) would take {fixed(_seconds(row, 'two_device') / reference, 2)} times as "
+                    f"long as plain fine-tuning ({plainly['steps']} steps)."
                 )
-    return " ".join(text[0].upper() + text[1:] for text in said)
+    return " ".join(said)
 
 
 def _wins(control: Control) -> str:
     said = []
     for model, metrics in control.wins.items():
         decided = [row for row in metrics["rates"] if row["value"] is not None]
+        if not decided:  # the methods have no prompt in common
+            continue
         clear = [row for row in decided if row["low"] > 0.5]
         pairs = len(decided) // 2
         said.append(
@@ -537,15 +538,17 @@ def _wins(control: Control) -> str:
 
 def _jigsaw(control: Control) -> str:
     said = []
-    for (_, condition), row in control.comments.items():
-        if row["avgtox"]["value"] is None:
+    for (model, condition), row in control.comments.items():
+        # No area where the test comments are of one kind alone, no toxicity where nothing could be scored.
+        if any(row[name]["value"] is None for name in ("prompting", "head", "avgtox")):
             continue
-        prompting = "" if row["prompting"] is None else f"{fixed(row['prompting']['value'], 3)} by prompting and "
+        title = CONDITION_TITLES[condition]
         said.append(
-            f"{CONDITION_TITLES[condition]}: ROC-AUC {prompting}{fixed(row['head']['value'], 3)} with a head, average "
-            f"toxicity of its own text {fixed(row['avgtox']['value'], 3)}."
+            f"{title[0].upper() + title[1:] if len(control.models) == 1 else f'{control.models[model]}, {title}'}: "
+            f"ROC-AUC {fixed(row['prompting']['value'], 3)} by prompting and {fixed(row['head']['value'], 3)} with a "
+            f"head, average toxicity of its own text {fixed(row['avgtox']['value'], 3)}."
         )
-    return " ".join(text[0].upper() + text[1:] for text in said)
+    return " ".join(said)
 
 
 def _tasks(control: Control) -> str:
