@@ -61,11 +61,14 @@ def train_method(
 
 def _state(settings: RegulariseParameters, weights: Path, corpus: pd.DataFrame, folder: Path) -> Path:
     """The folder of the iterations, emptied where they depended on something else."""
+    from polydetox.scoring import get_scorer
+
     versions = library_versions()
     depends_on = {
         "weights": input_hash(provenance(weights)),
         "corpus": corpus.to_json(),
         "settings": settings.model_dump(exclude={"output_folder", "profile", "model", "method", "devices"}),
+        "oracle": None if settings.algorithm == "plain" else get_scorer(settings.scorer).revision,
         "versions": {name: versions[name] for name in ("torch", "transformers", "trl")},
     }
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
