@@ -25,7 +25,16 @@ from pydantic import Field, field_validator
 
 from polydetox import paths
 from polydetox.errors import UserError
-from polydetox.params import STAGES, Strict, load_checked, load_model, load_profile, stage_parameters
+from polydetox.params import (
+    STAGES,
+    Strict,
+    check_parameters,
+    control_parameters,
+    load_checked,
+    load_model,
+    load_profile,
+    stage_parameters,
+)
 
 GIGABYTE = 1e9
 HOUR = 3600.0
@@ -79,6 +88,7 @@ class Rates(Strict):
     labelled_tokens: Number
     task_answers: Number  # of a multiple-choice task
     answer_tokens: Number  # with its question
+    question_tokens: Number  # of what a judge or detector is asked, without the texts that it is asked about
     sentences: Number  # parallel sentences, where the data are not at hand
     row_bytes: Number  # of a continuation in a table
     notebook_bytes: Number  # of an executed notebook
@@ -318,31 +328,111 @@ class Costs:
     def _evaluate_more(self, settings: Mapping[str, Any], job: Job) -> Cost:
         return self._scored(settings, 1)
 
+    def _control_corpus(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        """Both halves are scored; where the toxic one is sampled, whatever is drawn is scored for it."""
+        half = settings["rows_per_domain"] * settings["max_words"]
+        scorer = self.rates.size(settings["scorer"])
+        cost = Cost(forward=2 * half * scorer, loaded=_WEIGHT_BYTES * scorer,
+                    disk=2 * settings["rows_per_domain"] * self.rates.row_bytes.value)  # fmt: skip
+        if settings["source"] == "model":
+            drawn = _training_prompts() * settings["n"] * settings["max_new_tokens"]
+            cost.decode, cost.engines = drawn * model_parameters(settings["model"]), 1
+            cost.forward = (drawn + half) * scorer
+            cost.loaded += self._loaded(settings["model"])
+        return cost
+
     def _regularise(self, settings: Mapping[str, Any], job: Job) -> Cost:
         size, length = model_parameters(settings["model"]), settings["max_new_tokens"]
         if settings["algorithm"] == "rl":
             drawn = settings["rl_steps"] * settings["rl_prompts"] * settings["rl_generations"] * length
             return Cost(decode=drawn * size, train=drawn * size, loaded=self._loaded(settings["model"]),
                         disk=size * _TRAINED_BYTES)  # fmt: skip
-        tuned = settings["steps"] * settings["batch_size"] * settings["max_length"]
+        tunes = settings["algorithm"] != "nado"  # whose head constrains decoding alone
+        tuned = settings["steps"] * settings["batch_size"] * settings["max_length"] if tunes else 0
         with_head = settings["algorithm"] in ("nado", "regularised")
         drawn = settings["samples"] * length if with_head else 0
         cost = Cost(decode=drawn * size, forward=drawn * settings["head_epochs"] * size, train=tuned * size)
         cost.decode, cost.forward, cost.train = (
             settings["iterations"] * value for value in (cost.decode, cost.forward, cost.train)
         )
-        cost.loaded, cost.disk = self._loaded(settings["model"]), size * _TRAINED_BYTES
+        cost.loaded, cost.disk = self._loaded(settings["model"]), size * _TRAINED_BYTES if tunes else 0
         return cost
 
     def _constrained_decode(self, settings: Mapping[str, Any], job: Job) -> Cost:
         return self._sampled(settings, 1)
 
-    def _probe(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        size = model_parameters(settings["model"])
-        texts = settings["limit"] or (
+    def _continued(self, model: str, method: str, lang: str) -> dict[str, Any]:
+        """The parameters with which the continuations of a method of attribute control were drawn."""
+        return control_parameters("constrained_decode", self.profile, model, method=method, lang=lang)
+
+    def _attribute_eval(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        """A scorer reads the continuations, the model the held-out rows of the corpus and the questions."""
+        size, scorer = model_parameters(settings["model"]), self.rates.size(settings["scorer"])
+        sampling = self._continued(settings["model"], settings["method"], settings["languages"][0])
+        rows = self._prompts(sampling) * sampling["n"] * len(settings["languages"])
+        corpus = control_parameters("control_corpus", self.profile, settings["model"])
+        held_out = 2 * corpus["rows_per_domain"] * corpus["held_out_share"] * settings["max_length"]
+        read = held_out + self._answered(settings["suites"])
+        return Cost(forward=rows * sampling["max_new_tokens"] * scorer + read * size,
+                    loaded=self._loaded(settings["model"]) + _WEIGHT_BYTES * scorer,
+                    disk=rows * self.rates.row_bytes.value)  # fmt: skip
+
+    def _win_rate(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        """The judge reads two continuations of a prompt of every two methods, in both orders."""
+        sampling = self._continued(settings["model"], settings["methods"][0], settings["lang"])
+        judged = min(settings["judged_samples"] or sampling["n"], sampling["n"])
+        pairs = math.comb(len(settings["methods"]), 2) * self._prompts(sampling) * judged
+        texts = self.rates.prompt_tokens.value + 2 * sampling["max_new_tokens"]
+        judge = settings["judge"]
+        size = model_parameters(settings["model"]) if judge == "untuned" else self.rates.size(judge)
+        return Cost(forward=2 * pairs * (self.rates.question_tokens.value + texts) * size, loaded=_WEIGHT_BYTES * size,
+                    disk=pairs * self.rates.row_bytes.value)  # fmt: skip
+
+    def _jigsaw_classify(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        """Training on a part of the comments, detecting the others by a prompt and with a head, and sampling."""
+        size, condition = model_parameters(settings["model"]), settings["condition"]
+        comments = self._labelled(settings)
+        train, test = comments * (1 - settings["test_share"]), comments * settings["test_share"]
+        length = min(self.rates.labelled_tokens.value, settings["max_length"])
+        cost = self._sampled(settings, 1)
+        cost.forward += test * (length + self.rates.question_tokens.value) * size  # by prompting
+        if condition == "sft-classification":
+            cost.train += settings["epochs"] * train * length * size
+            cost.forward += test * length * size
+            cost.disk += 2 * size * _TRAINED_BYTES  # the classifier, and the language model on its body
+        else:
+            cost.forward += comments * length * size  # the frozen states that a head is fitted to
+        if condition in ("sft-lm", "regularised-lm"):
+            trained = self._regularise(self._comment_training(settings, train), job)
+            cost.decode, cost.forward = cost.decode + trained.decode, cost.forward + trained.forward
+            cost.train, cost.disk = cost.train + trained.train, cost.disk + trained.disk
+        if condition != "untouched":
+            cost.loaded += size * _TRAINED_BYTES
+        scorer = self.rates.size(settings["scorer"])
+        cost.forward += self._prompts(settings) * settings["n"] * settings["max_new_tokens"] * scorer
+        cost.loaded += _WEIGHT_BYTES * scorer
+        return cost
+
+    def _comment_training(self, settings: Mapping[str, Any], train: float) -> dict[str, Any]:
+        """The settings with which a language-model condition trains on so many comments."""
+        regularised = settings["condition"] == "regularised-lm"
+        values = {"model": settings["model"], "batch_size": settings["train_batch_size"],
+                  "max_length": settings["max_length"], "iterations": 1,
+                  "algorithm": "regularised" if regularised else "plain",
+                  **(settings["regularise"] if regularised else {})}  # fmt: skip
+        steps = math.ceil(settings["epochs"] * train / settings["train_batch_size"])
+        values["steps"] = max(1, round(steps / values["iterations"]))
+        return check_parameters("regularise", values).model_dump()
+
+    def _labelled(self, settings: Mapping[str, Any]) -> float:
+        """How many labelled texts there are: of a file, or the continuations that the pairs were made of."""
+        return settings["limit"] or (
             self.rates.labelled_texts.value if settings["texts"] else _training_prompts() * _ON_POLICY_SAMPLES
         )
-        tokens = texts * self.rates.labelled_tokens.value
+
+    def _probe(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        size = model_parameters(settings["model"])
+        tokens = self._labelled(settings) * self.rates.labelled_tokens.value
         tokens += settings["texts_per_language"] * len(self.profile.languages) * self.rates.prompt_tokens.value * 2
         return Cost(forward=tokens * size, loaded=self._loaded(settings["model"]))
 
@@ -375,13 +465,18 @@ class Costs:
         return Cost(forward=rows * sampling["max_new_tokens"] * sum(sizes[1:]), loaded=_WEIGHT_BYTES * sum(sizes[1:]),
                     disk=rows * self.rates.row_bytes.value)  # fmt: skip
 
-    def _capability(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        size = model_parameters(settings["model"])
-        answers = sum(
-            len(suite["tasks"]) * (4 * suite["limit"] if suite["limit"] else self.rates.task_answers.value)
-            for suite in settings["suites"].values()
+    def _answered(self, suites: Mapping[str, Mapping[str, Any]]) -> float:
+        """Tokens of multiple-choice questions, each of four answers with as many examples before it as are shown."""
+        return self.rates.answer_tokens.value * sum(
+            len(suite["tasks"])
+            * (4 * suite["limit"] if suite["limit"] else self.rates.task_answers.value)
+            * (1 + suite["shots"])
+            for suite in suites.values()
         )
-        return Cost(forward=answers * self.rates.answer_tokens.value * size, loaded=self._loaded(settings["model"]))
+
+    def _capability(self, settings: Mapping[str, Any], job: Job) -> Cost:
+        read = self._answered(settings["suites"]) * model_parameters(settings["model"])
+        return Cost(forward=read, loaded=self._loaded(settings["model"]))
 
     def _retrieval(self, settings: Mapping[str, Any], job: Job) -> Cost:
         size = model_parameters(settings["model"])

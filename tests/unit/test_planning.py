@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import yaml
 
 from polydetox import planning
 from polydetox.errors import UserError
+from polydetox.params import JIGSAW_CONDITIONS, control_parameters
 from polydetox.planning import Cost, Costs, Device, Job, Rates, busy_seconds, critical_path, simulate
 from tiny import CHECKOUT
 
@@ -114,12 +116,80 @@ def test_each_stage_of_the_graph_has_its_cost(checkout, rates):
     ]
 
 
+@pytest.fixture
+def control(checkout, rates):
+    """Costs of stages of attribute control, given what differs from the defaults, by stage and name."""
+    profile = checkout / "params/profiles/tiny.yaml"
+    profile.write_text(yaml.safe_dump(yaml.safe_load(profile.read_text()) | {"control": {
+        "languages": ["en", "de"],
+        "corpus": {"source": "model", "n": 5, "rows_per_domain": 20, "max_words": 10, "max_new_tokens": 6},
+        "methods": {"plain": {"algorithm": "plain"}, "nado": {"algorithm": "nado"}},
+        "attribute_eval": {"max_length": 8, "suites": {
+            "knowledge": {"tasks": ["knowledge"], "shots": 2, "limit": 3}}},
+        "jigsaw_classify": {"limit": 100, "train_batch_size": 10, "max_length": 50, "n": 2, "max_new_tokens": 4,
+                            "regularise": {"iterations": 2, "samples": 7, "max_new_tokens": 5, "head_epochs": 3}},
+    }}))  # fmt: skip
+    costs = Costs("tiny", rates)
+
+    def cost(stage, **identity):
+        return costs.of(job(stage, parameters=control_parameters(stage, costs.profile, "tiny", **identity)))
+
+    return cost
+
+
+def test_the_corpus_of_attribute_control_is_sampled_and_scored(control, rates):
+    drawn = planning._training_prompts() * 5 * 6
+    cost = control("control_corpus")
+    assert cost.decode == pytest.approx(drawn * planning.model_parameters("tiny"))
+    assert cost.forward == pytest.approx((drawn + 20 * 10) * rates.size("embedded"))
+    assert cost.engines == 1
+
+
+def test_nothing_is_fine_tuned_where_a_head_constrains_decoding(control):
+    assert control("regularise", method="nado").train == 0 < control("regularise", method="plain").train
+
+
+def test_a_method_is_scored_and_reads_held_out_text_and_questions(control, rates):
+    # 4 prompts x 3 continuations x 2 languages of 6 tokens; a tenth of 2 x 20 rows; 3 questions of 4 answers, each
+    # with two examples.
+    scored = 4 * 3 * 2 * 6 * rates.size("embedded")
+    read = 4 * 8 + 3 * 4 * 3 * rates.answer_tokens.value
+    assert control("attribute_eval", method="plain").forward == pytest.approx(
+        scored + read * planning.model_parameters("tiny")
+    )
+
+
+def test_every_two_methods_are_judged_in_both_orders(control, rates):
+    # base, plain and nado make three pairs; 4 prompts, one continuation of each method of 6 tokens
+    tokens = rates.question_tokens.value + rates.prompt_tokens.value + 2 * 6
+    assert control("win_rate").forward == pytest.approx(2 * 3 * 4 * tokens * planning.model_parameters("tiny"))
+
+
+def test_training_on_labelled_comments_depends_on_the_condition(control, rates):
+    size = planning.model_parameters("tiny")
+    found = {name: control("jigsaw_classify", condition=name) for name in JIGSAW_CONDITIONS}
+    sampled = 4 * 2 * 4  # 4 prompts, 2 continuations of 4 tokens
+    # 80 of 100 comments of 50 tokens train: 8 steps of 10. A head is sampled for where the model is regularised.
+    assert {name: cost.train / size for name, cost in found.items()} == pytest.approx(
+        {"untouched": 0, "sft-lm": 4000, "regularised-lm": 4000, "sft-classification": 4000}
+    )
+    assert {name: cost.decode / size for name, cost in found.items()} == pytest.approx(
+        {"untouched": sampled, "sft-lm": sampled, "regularised-lm": sampled + 2 * 7 * 5, "sft-classification": sampled}
+    )
+    prompting = 20 * (50 + rates.question_tokens.value) + 4 * rates.prompt_tokens.value
+    scored = sampled * rates.size("embedded")
+    assert found["untouched"].forward == pytest.approx((prompting + 100 * 50) * size + scored)
+    assert found["sft-classification"].forward == pytest.approx((prompting + 20 * 50) * size + scored)
+    assert found["sft-classification"].disk > found["sft-lm"].disk > found["untouched"].disk
+
+
 def test_every_profile_can_be_planned(rates, monkeypatch):
     monkeypatch.setenv("POLYDETOX_ROOT", str(CHECKOUT))
     planning.paths.root.cache_clear()
-    for profile in ("paper", "world"):
+    for profile in ("paper", "world", "offline-control"):
         jobs = planning.jobs_of(profile, everything=True)
         stages, _ = planning.totals(jobs, Costs(profile, rates))
+        assert planning._not_estimated(stages) == ""
         assert all(stage.cpu_seconds > 0 and stage.disk > 0 for stage in stages)
 
 
