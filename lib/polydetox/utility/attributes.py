@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,45 +87,26 @@ def corpus_losses(
     ``corpus`` has ``row``, ``prompt``, ``text`` and ``domain``. Rows are cut at ``max_length`` tokens; one that has no
     token after its prompt within them is left out.
     """
+    # These load torch, which the report does not need.
     import torch
 
-    from polydetox.metrics.fluency import common_prefix, token_nll  # loads torch, which the report does not need
+    from polydetox.metrics.fluency import token_nll
+    from polydetox.regularise.rows import collate, encode, learnt
 
-    starts, rows, kept = [], [], []
-    for position, (prompt, text) in enumerate(zip(corpus["prompt"], corpus["text"], strict=True)):
-        ids = tokenizer(text)["input_ids"][:max_length]
-        start = max(1, common_prefix(tokenizer(prompt)["input_ids"], ids)) if prompt else 1
-        if len(ids) > start:
-            rows.append(ids)
-            starts.append(start)
-            kept.append(position)
-    nll, tokens = np.zeros(len(rows)), np.zeros(len(rows), dtype=int)
-    order = sorted(range(len(rows)), key=lambda position: len(rows[position]))  # so that little is padded
+    rows = encode(tokenizer, list(corpus["prompt"]), list(corpus["text"]), [0.0] * len(corpus), max_length)
+    rows.sort(key=lambda row: len(row.ids))  # so that little is padded
+    found = []
     with torch.inference_mode():
-        for begin in tqdm(range(0, len(order), batch_size), desc="held-out text", unit="batch"):
-            chunk = order[begin : begin + batch_size]
-            ids, mask, targets = _padded([rows[number] for number in chunk], [starts[number] for number in chunk])
-            device = model.device
-            logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, :-1]
-            losses, counts = token_nll(logits, targets[:, 1:].to(device))
-            nll[chunk], tokens[chunk] = losses.cpu().numpy(), counts.cpu().numpy()
-    found = corpus.iloc[kept][["row", "domain"]].reset_index(drop=True)
-    return found.assign(nll=nll, tokens=tokens)
-
-
-def _padded(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> tuple[Any, Any, Any]:
-    """Token ids, mask and targets of a batch, padded on the right; -100 where nothing is counted."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    targets = torch.full_like(ids, -100)
-    for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        ids[number, : len(row)] = torch.tensor(row)
-        mask[number, : len(row)] = 1
-        targets[number, start : len(row)] = torch.tensor(row[start:])
-    return ids, mask, targets
+        for begin in tqdm(range(0, len(rows), batch_size), desc="held-out text", unit="batch"):
+            batch = rows[begin : begin + batch_size]
+            inputs = {name: value.to(model.device) for name, value in collate(batch, 0).items()}
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            targets = inputs["input_ids"][:, 1:].masked_fill(~learnt(inputs), -100)
+            nll, tokens = token_nll(logits[:, :-1], targets)
+            found += zip((row.row for row in batch), nll.tolist(), tokens.tolist(), strict=True)
+    losses = pd.DataFrame(found, columns=["position", "nll", "tokens"]).sort_values("position")
+    known = corpus.iloc[losses["position"]][["row", "domain"]].reset_index(drop=True)
+    return known.assign(nll=losses["nll"].to_numpy(), tokens=losses["tokens"].to_numpy())
 
 
 def perplexity(

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from polydetox.artifacts import read_parquet, write_parquet
 from polydetox.errors import UserError
-from polydetox.metrics.fluency import common_prefix
+from polydetox.metrics.fluency import common_prefix, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -140,14 +140,10 @@ def verdict_log_odds(
     with torch.inference_mode():
         for start in tqdm(range(0, len(order), batch_size), desc="verdicts", unit="batch"):
             chunk = order[start : start + batch_size]
-            width = max(len(rows[position]) for position in chunk)
-            ids = torch.zeros((len(chunk), width), dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for number, position in enumerate(chunk):
-                ids[number, : len(rows[position])] = torch.tensor(rows[position])
-                mask[number, : len(rows[position])] = 1
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-            last = logits[torch.arange(len(chunk)), mask.sum(dim=1).to(model.device) - 1].float()  # (rows, vocabulary)
+            ids = padded([rows[position] for position in chunk], -1).to(model.device)  # (rows, tokens)
+            mask = (ids != -1).long()
+            logits = model(input_ids=ids.clamp(min=0), attention_mask=mask).logits
+            last = logits[torch.arange(len(chunk)), mask.sum(dim=1) - 1].float()  # (rows, vocabulary)
             result[chunk] = (last[:, left] - last[:, right]).cpu().numpy()
     return result
 
