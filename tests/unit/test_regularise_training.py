@@ -17,7 +17,7 @@ from polydetox.regularise import corpus as corpora
 from polydetox.regularise import oracle
 from polydetox.regularise.body import Body, Features
 from polydetox.regularise.head import NadoHead, make_head
-from polydetox.regularise.methods import _cost, _rows, plan
+from polydetox.regularise.methods import _cost, _devices, _rows, plan
 from polydetox.regularise.nado import regularised_loss, target_log_probabilities, token_kl
 from polydetox.regularise.rows import Row, batches_of, collate, encode, learnt, with_end
 from polydetox.regularise.training import NextToken, RegularisedTrainer, Regulariser, _arguments, text_loss, train_head
@@ -137,6 +137,16 @@ def test_the_schedules(tmp_path):
     ]  # fmt: skip
     assert [step[0][0] for step in jobs_of(tmp_path, algorithm="plain")] == ["model"] * 3
     assert jobs_of(tmp_path, algorithm="nado") == [[("head", 1, "", "")]]
+
+
+def test_a_second_gpu_that_is_not_there_is_said(monkeypatch):
+    for gpus, asked, expected in [(0, None, 1), (0, 2, 2), (1, None, 1), (2, None, 2), (2, 1, 1)]:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert _devices(RegulariseParameters(devices=asked)) == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="needs two GPUs"):
+        _devices(RegulariseParameters(devices=2, schedule="parallel"))
+    assert _devices(RegulariseParameters(devices=2, algorithm="plain")) == 2, "which has no use for a second one"
 
 
 def test_two_devices_last_as_long_as_the_longer_part_from_the_second_iteration_on():

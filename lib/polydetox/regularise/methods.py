@@ -102,7 +102,11 @@ def _devices(settings: RegulariseParameters) -> int:
     """How many devices head and model have in the parallel schedule."""
     import torch
 
-    return settings.devices or (2 if torch.cuda.device_count() >= 2 else 1)
+    gpus = torch.cuda.device_count()
+    parallel = settings.algorithm == "regularised" and settings.schedule == "parallel"
+    if parallel and settings.devices == 2 and gpus == 1:
+        raise UserError("regularise: 'devices: 2' needs two GPUs, and one is visible; leave it out, or set it to 1")
+    return settings.devices or (2 if gpus >= 2 else 1)
 
 
 def plan(settings: RegulariseParameters, weights: Path, state: Path) -> list[list[Job]]:

@@ -429,6 +429,11 @@ def sentences(results: Results) -> dict[str, str]:
     }
 
 
+def _of_model(control: Control, model: str, sentence: str) -> str:
+    """A sentence on one model, which is named where there are several."""
+    return sentence if len(control.models) == 1 else f"{control.models[model]}: {sentence}"
+
+
 def _overview(control: Control) -> str:
     if not control.methods:
         return "This profile compares no methods of attribute control: not run."
@@ -491,10 +496,11 @@ def _tradeoff(control: Control) -> str:
                        != (mine.loc[method, "after"], utility.loc[method, "value"]) for other in both)
         ]  # fmt: skip
         names = listing([control.titles[method] for method in best])
-        said.append(
+        sentence = (
             f"By these means alone, no method is at once less toxic and more able than {names}; the intervals in "
             "@fig-control-tradeoff say how far that can be trusted."
         )
+        said.append(_of_model(control, model, sentence))
     return " ".join(said)
 
 
@@ -508,11 +514,12 @@ def _cost(control: Control) -> str:
         reference = _seconds(plainly, "two_device")
         for (of, method), row in control.trainings.items():
             if of == model and row["algorithm"] == "regularised" and reference:
-                said.append(
+                sentence = (
                     f"If head and model had a device each, {control.titles[method]} ({row['schedule']}, "
                     f"{row['steps']} steps) would take {fixed(_seconds(row, 'two_device') / reference, 2)} times as "
                     f"long as plain fine-tuning ({plainly['steps']} steps)."
                 )
+                said.append(_of_model(control, model, sentence))
     return " ".join(said)
 
 
@@ -524,11 +531,12 @@ def _wins(control: Control) -> str:
             continue
         clear = [row for row in decided if row["low"] > 0.5]
         pairs = len(decided) // 2
-        said.append(
+        sentence = (
             f"The judge is {judge_name(control, model)}. {metrics['ties']:.0%} of the comparisons are ties, and "
             f"{metrics['position_bias']:.0%} of its verdicts prefer what stands first (a judge that order does "
             f"not sway has 50%). In {len(clear)} of {pairs} pairs of methods the interval leaves out one half."
         )
+        said.append(_of_model(control, model, sentence))
         if metrics["judge"] == "untuned":
             said.append(
                 "A judge as small as the models that it judges shows little more than which text it would have written."
@@ -543,11 +551,12 @@ def _jigsaw(control: Control) -> str:
         if any(row[name]["value"] is None for name in ("prompting", "head", "avgtox")):
             continue
         title = CONDITION_TITLES[condition]
-        said.append(
-            f"{title[0].upper() + title[1:] if len(control.models) == 1 else f'{control.models[model]}, {title}'}: "
+        sentence = (
+            f"{title[0].upper() + title[1:]}: "
             f"ROC-AUC {fixed(row['prompting']['value'], 3)} by prompting and {fixed(row['head']['value'], 3)} with a "
             f"head, average toxicity of its own text {fixed(row['avgtox']['value'], 3)}."
         )
+        said.append(_of_model(control, model, sentence))
     return " ".join(said)
 
 
