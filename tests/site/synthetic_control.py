@@ -108,8 +108,9 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     }
     write(control / "win_rate", "win_rate", {}, metrics=metrics)
     labels = np.array([0, 1] * 10)
+    comments = pd.DataFrame({"label": labels, "group": np.arange(20) // 4})
     for number, condition in enumerate(("untouched", "sft-lm", "regularised-lm")):
-        area = roc_auc(labels, labels + np.linspace(0, 2 + number, 20), **options)
+        area = roc_auc(comments, labels + np.linspace(0, 2 + number, 20), **options)
         level = {"value": 0.2 + 0.1 * number, "low": 0.1, "high": 0.5}
         metrics = {"condition": condition, "prompting": area, "head": area, "avgtox": level, "toxic_share": level}
         write(control / "jigsaw_classify" / condition, "jigsaw_classify", {"condition": condition}, metrics=metrics)

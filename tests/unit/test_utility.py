@@ -281,9 +281,13 @@ def test_roc_auc_against_counting_pairs():
     toxic, benign = scores[labels == 1], scores[labels == 0]
     difference = toxic[:, None] - benign[None, :]
     expected = ((difference > 0) + 0.5 * (difference == 0)).mean()
-    found = roc_auc(labels, scores, samples=200)
+    comments = pd.DataFrame({"label": labels, "group": np.arange(60)})
+    found = roc_auc(comments, scores, samples=200)
     assert found["value"] == pytest.approx(expected) and found["low"] < expected < found["high"]
-    assert roc_auc(np.ones(5, dtype=int), np.arange(5.0))["value"] is None
+    # The same texts three times, as from one prompt, say no more than once.
+    thrice = roc_auc(pd.concat([comments] * 3), np.tile(scores, 3), samples=200)
+    assert {name: thrice[name] for name in found} == pytest.approx(found)
+    assert roc_auc(comments.assign(label=1), scores)["value"] is None
 
 
 def test_comments_become_rows_with_their_verdicts():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, write_json
 from polydetox.interp.probe import labelled_texts
@@ -36,7 +36,7 @@ _TRAINED = "trained.json"
 
 
 def labelled_comments(settings: JigsawClassifyParameters, stage: Stage) -> pd.DataFrame:
-    """Comments with their labels: ``text, label`` (1: toxic) and ``split`` (train or test).
+    """Comments with their labels: ``text, label`` (1: toxic), ``group`` (prompt) and ``split`` (train or test).
 
     They come from the file that the settings name, or like the probe's from the untuned model's scored continuations.
     Texts of one prompt are on one side of the split.
@@ -54,7 +54,7 @@ def labelled_comments(settings: JigsawClassifyParameters, stage: Stage) -> pd.Da
     reached = sizes[groups].to_numpy().cumsum()
     count = max(1, int(np.searchsorted(reached, settings.test_share * len(table), side="left")) + 1)
     table["split"] = np.where(table["group"].isin(groups[: min(count, len(groups) - 1)]), "test", "train")
-    return table[["text", "label", "split"]]
+    return table[["text", "label", "group", "split"]]
 
 
 def as_corpus(comments: pd.DataFrame) -> pd.DataFrame:
@@ -241,28 +241,12 @@ def _batch(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
-def roc_auc(
-    labels: Int[np.ndarray, " texts"],
-    scores: Float[np.ndarray, " texts"],
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, float | None]:
-    """The area under the ROC curve with its bootstrap interval; texts are drawn within each label.
+def roc_auc(comments: pd.DataFrame, scores: Float[np.ndarray, " texts"], **options: Any) -> dict[str, float | None]:
+    """The area under the ROC curve of scores of ``comments``, its interval from a bootstrap over their groups.
 
     All three are None where there is one label only.
     """
-    from sklearn.metrics import roc_auc_score
+    from polydetox.scoring.agreement import cluster_auc
 
-    if len(np.unique(labels)) < 2:
-        return {"value": None, "low": None, "high": None}
-    rng = np.random.default_rng(seed)
-    positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    replicates = np.empty(samples)
-    for number in range(samples):
-        drawn = np.concatenate([rng.choice(positive, len(positive)), rng.choice(negative, len(negative))])
-        replicates[number] = roc_auc_score(labels[drawn], scores[drawn])
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail])
-    return {"value": float(roc_auc_score(labels, scores)), "low": float(low), "high": float(high)}
+    toxic, group = (comments["label"] == 1).to_numpy(), pd.factorize(comments["group"])[0]
+    return cluster_auc(toxic, scores, group, **options)
