@@ -30,6 +30,7 @@ from polydetox.params import (
     Strict,
     check_parameters,
     control_parameters,
+    is_ablation,
     load_checked,
     load_model,
     load_profile,
@@ -459,7 +460,8 @@ class Costs:
 
     def _agreement(self, settings: Mapping[str, Any], job: Job) -> Cost:
         sampling = self._generation({"model": settings["model"], "variant": "base"})
-        rows = self._prompts(sampling) * sampling["n"] * len(self.profile.languages) * (1 + len(self.profile.variants))
+        variants = 1 + sum(not is_ablation(self.profile, name) for name in self.profile.variants)
+        rows = self._prompts(sampling) * sampling["n"] * len(self.profile.languages) * variants
         sizes = [self.rates.size(name) for name in settings["scorers"]]
         # The evaluations have scored with the first.
         return Cost(forward=rows * sampling["max_new_tokens"] * sum(sizes[1:]), loaded=_WEIGHT_BYTES * sum(sizes[1:]),
