@@ -40,7 +40,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
         except requests.HTTPError as error:
             status = error.response.status_code
             reason = f"the server says {status}"
-            if status < 500 and status not in (408, 429):
+            if status < 500 and status not in (408, 416, 429):  # 416: what was kept is another file's, and gone now
                 raise UserError(f"{address}: {reason}; the file may have moved: see `polydetox data`") from None
         except (requests.RequestException, OSError) as error:
             reason = _why(error)
