@@ -16,21 +16,23 @@ BIN    := $(ENV)/bin
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PROFILE=offline (default), offline-full, offline-rtplx, world, paper: a file of params/profiles/"
+	@echo "  PROFILE=offline (default), offline-full, offline-control, offline-rtplx, world, paper: a file of params/profiles/"
 
 env: $(STAMP) ## make the environment in .venv
 
 $(STAMP): requirements.txt environment.yml pyproject.toml
+# Nothing but what requirements.txt pins: lm-eval asks for packages of tasks that are not used here, and those for older
+# versions of what is pinned.
 ifneq ($(CONDA),)
-	$(CONDA) env create --yes --quiet --prefix $(ENV) --file environment.yml \
-	  || $(CONDA) env update --quiet --prefix $(ENV) --file environment.yml --prune
+	PIP_NO_DEPS=1 $(CONDA) env create --yes --quiet --prefix $(ENV) --file environment.yml \
+	  || PIP_NO_DEPS=1 $(CONDA) env update --quiet --prefix $(ENV) --file environment.yml --prune
 else
 	@command -v $(PYTHON) >/dev/null || { echo "polydetox needs Python 3.11: install it, or say make PYTHON=<its path>"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11"; exit 1; }
 	@echo "Making the environment in $(ENV) (about two minutes)"
 	@$(PYTHON) -m venv --clear $(ENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c 'import torch' || { echo "torch does not load; see above"; exit 1; }
 endif
 	@touch $(STAMP)

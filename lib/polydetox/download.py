@@ -40,7 +40,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
         except requests.HTTPError as error:
             status = error.response.status_code
             reason = f"the server says {status}"
-            if status < 500 and status not in (408, 429):
+            if status < 500 and status not in (408, 416, 429):  # 416: what was kept is another file's, and gone now
                 raise UserError(f"{address}: {reason}; the file may have moved: see `polydetox data`") from None
         except (requests.RequestException, OSError) as error:
             reason = _why(error)
@@ -125,8 +125,11 @@ class _Resumed:
 
 
 @contextlib.contextmanager
-def hub_errors(repository: str, kind: str, instead: str) -> Iterator[None]:
-    """Turn what can go wrong with the Hub into one line that says what to do."""
+def hub_errors(repository: str, kind: str, instead: str, *, upload: bool = False) -> Iterator[None]:
+    """Turn what can go wrong with the Hub into one line that says what to do.
+
+    ``instead`` goes on after "check the network, ".
+    """
     from httpx2 import HTTPError
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -140,14 +143,11 @@ def hub_errors(repository: str, kind: str, instead: str) -> Iterator[None]:
     except RevisionNotFoundError:
         raise UserError(f"{repository}: the Hub does not have this revision; see {place}/commits") from None
     except RepositoryNotFoundError:
-        raise UserError(
-            f"{repository}: no such repository on the Hub, or it is private and HF_TOKEN is not set"
-        ) from None
+        hidden = "HF_TOKEN may not write there" if upload else "it is private and HF_TOKEN is not set"
+        raise UserError(f"{repository}: no such repository on the Hub, or {hidden}") from None
     except (HTTPError, OSError) as error:  # of the network, of the Hub, or of its cache
-        raise UserError(
-            f"{repository}: cannot download ({type(error).__name__}); check the network, or download it elsewhere and "
-            f"{instead}"
-        ) from None
+        what = f"cannot {'upload' if upload else 'download'} ({type(error).__name__})"
+        raise UserError(f"{repository}: {what}; check the network, {instead}") from None
 
 
 def download_dataset(repository: str, revision: str | None, patterns: list[str], folder: Path) -> str:
@@ -157,7 +157,8 @@ def download_dataset(repository: str, revision: str | None, patterns: list[str],
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    with hub_errors(repository, "dataset", "give its folder, by the variable that `polydetox data` names"):
+    elsewhere = "or download it elsewhere and give its folder, by the variable that `polydetox data` names"
+    with hub_errors(repository, "dataset", elsewhere):
         commit = revision or str(HfApi().dataset_info(repository).sha)
         snapshot_download(repository, repo_type="dataset", revision=commit, allow_patterns=patterns, local_dir=folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the Hub client's own notes

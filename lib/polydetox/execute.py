@@ -84,8 +84,8 @@ def _without(module: str) -> Iterator[None]:
 
 def stage_title(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """A stage in a few words: ``generate gemma-3-270m base de``."""
-    keys = ("model", "variant", "kind", "lang") if "variant" in parameters else ("model", "kind", "method", "lang")
-    named = (parameters.get(key) for key in keys)
+    which = "variant" if "variant" in parameters else "method"  # of a variant, `method` is only how it was trained
+    named = (parameters.get(key) for key in ("model", "cell", which, "kind", "condition", "prompt_set", "lang"))
     return " ".join([notebook.stem, *(str(value) for value in named if value)])
 
 

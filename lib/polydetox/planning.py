@@ -30,6 +30,7 @@ from polydetox.params import (
     Strict,
     check_parameters,
     control_parameters,
+    is_ablation,
     load_checked,
     load_model,
     load_profile,
@@ -459,20 +460,27 @@ class Costs:
 
     def _agreement(self, settings: Mapping[str, Any], job: Job) -> Cost:
         sampling = self._generation({"model": settings["model"], "variant": "base"})
-        rows = self._prompts(sampling) * sampling["n"] * len(self.profile.languages) * (1 + len(self.profile.variants))
+        variants = 1 + sum(not is_ablation(self.profile, name) for name in self.profile.variants)
+        rows = self._prompts(sampling) * sampling["n"] * len(self.profile.languages) * variants
         sizes = [self.rates.size(name) for name in settings["scorers"]]
         # The evaluations have scored with the first.
         return Cost(forward=rows * sampling["max_new_tokens"] * sum(sizes[1:]), loaded=_WEIGHT_BYTES * sum(sizes[1:]),
                     disk=rows * self.rates.row_bytes.value)  # fmt: skip
 
     def _answered(self, suites: Mapping[str, Mapping[str, Any]]) -> float:
-        """Tokens of multiple-choice questions, each of four answers with as many examples before it as are shown."""
+        """Tokens of multiple-choice questions, each answer with as many examples before it as are shown."""
         return self.rates.answer_tokens.value * sum(
-            len(suite["tasks"])
-            * (4 * suite["limit"] if suite["limit"] else self.rates.task_answers.value)
-            * (1 + suite["shots"])
+            self._answers(task, suite["limit"]) * (1 + suite["shots"])
             for suite in suites.values()
+            for task in suite["tasks"]
         )
+
+    def _answers(self, task: str, limit: int | None) -> float:
+        """How many answers a task has: counted where it is this project's, else four a question."""
+        own = _choices(task)
+        if own is not None:
+            return sum(own[:limit])
+        return 4 * limit if limit else self.rates.task_answers.value
 
     def _capability(self, settings: Mapping[str, Any], job: Job) -> Cost:
         read = self._answered(settings["suites"]) * model_parameters(settings["model"])
@@ -509,6 +517,19 @@ def _training_prompts() -> int:
     from polydetox.data import training_prompts
 
     return len(training_prompts())
+
+
+@cache
+def _choices(task: str) -> list[int] | None:
+    """How many answers each question of a task of this project has; None for a task of the harness."""
+    from polydetox.utility.tasks import local_tasks, read_questions, read_task_file
+
+    file, language = local_tasks().get(task, (None, ""))
+    if file is None:
+        return None
+    content = read_task_file(file)
+    questions = read_questions(file.parent / content.test, language if content.languages else None)
+    return [len(row["choices"]) for row in questions]
 
 
 @cache

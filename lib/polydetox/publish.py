@@ -364,19 +364,25 @@ def check_folder(folder: Path) -> None:
                 raise UserError(f"{file.name}: names a folder of this machine; nothing was uploaded")
 
 
-def upload(folder: Path, repository: str, *, private: bool) -> str:
-    """Upload the folder to a model repository of the Hub, made if it is not there; returns the commit's address."""
-    from huggingface_hub import HfApi
-
+def check_destination(repository: str) -> str:
+    """The token of ``HF_TOKEN``; a ``UserError`` where it is not set, or the repository's name is none."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UserError(f"--to {repository!r}: use owner/name")
     token = os.environ.get("HF_TOKEN")
     if not token:
         raise UserError(
             "HF_TOKEN is not set: make a token that may write at https://huggingface.co/settings/tokens and export it"
         )
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise UserError(f"--to {repository!r}: use owner/name")
-    api = HfApi(token=token)
-    with hub_errors(repository, "model", "try again: what has been uploaded is not uploaded twice"):
+    return token
+
+
+def upload(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload the folder to a model repository of the Hub, made if it is not there; returns the commit's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=check_destination(repository))
+    again = "and that HF_TOKEN may write there; what has been uploaded is not uploaded twice"
+    with hub_errors(repository, "model", again, upload=True):
         api.create_repo(repository, private=private, exist_ok=True)
         message = f"Model and card made by polydetox {__version__}"
         return str(api.upload_folder(folder_path=folder, repo_id=repository, commit_message=message).commit_url)
@@ -388,6 +394,8 @@ def push(
     """Write the folder and, unless ``dry_run``, upload it; returns the folder and the commit's address."""
     if not dry_run and not repository:
         raise UserError("say where to: --to owner/name, or --dry-run to write the folder only")
+    if not dry_run:
+        check_destination(str(repository))  # before the weights are hashed
     run = find_run(model, profile, variant)
     folder = write_folder(run, repository)
     return folder, None if dry_run else upload(folder, str(repository), private=private)

@@ -260,7 +260,7 @@ def unzip(archive: Path, folder: Path, tried: list[bytes]) -> None:
             password = _password(content, members, tried, archive) if encrypted else None
             for member in members:
                 name = PurePosixPath(member.filename).name
-                if name.startswith((".", "._")):
+                if name.startswith("."):
                     continue  # what a Mac leaves in an archive
                 with content.open(member, pwd=password) as stream, (folder / name).open("wb") as out:
                     shutil.copyfileobj(stream, out)

@@ -373,7 +373,8 @@ def problems(profile: str) -> list[str]:
 def licences(profile: str) -> list[str]:
     """The licences of the models and data of a profile that come from elsewhere: a line each, to read or accept."""
     settings = load_profile(profile)
-    judges = [load_model(listed).evaluate.get("judge") or settings.evaluate.get("judge") for listed in settings.models]
+    judges = [settings.evaluate.get("judge") or load_model(listed).evaluate.get("judge") for listed in settings.models]
+    judges.append(settings.control.win_rate.get("judge") if settings.control else None)
     named = [*settings.models, *(judge for judge in judges if judge not in (None, "untuned", "none"))]
     models = [model for model in map(load_model, dict.fromkeys(named)) if model.use == "hub"]
     lines = [f"{model.title}: {model.licence}" + (f", {model.licence_url}" if model.licence_url else "")

@@ -113,6 +113,12 @@ def test_a_part_that_is_whole_already_is_taken(server, tmp_path):
     assert (tmp_path / "set.bin").read_bytes() == CONTENT
 
 
+def test_a_part_that_is_longer_than_the_file_is_dropped(server, tmp_path):
+    (tmp_path / ".set.bin.part").write_bytes(CONTENT + b"more")
+    download.download(server.address, tmp_path / "set.bin", SHA256)
+    assert (tmp_path / "set.bin").read_bytes() == CONTENT and server.ranges[1] is None
+
+
 def test_a_wrong_hash_is_refused_and_nothing_kept(server, tmp_path):
     with pytest.raises(UserError, match="has another sha256 than 000"):
         download.download(server.address, tmp_path / "set.bin", "0" * 64)

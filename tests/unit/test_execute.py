@@ -31,6 +31,17 @@ def write_notebook(file, *cells):
     return file
 
 
+@pytest.mark.parametrize(("stage", "parameters", "title"), [
+    ("dpo", {"model": "m", "variant": "dpo", "method": "lora"}, "dpo m dpo"),
+    ("evaluate", {"model": "m", "variant": "base", "prompt_set": "rtp-lx", "lang": "de"}, "evaluate m base rtp-lx de"),
+    ("regularise", {"model": "m", "method": "plain"}, "regularise m plain"),
+    ("jigsaw_classify", {"model": "m", "condition": "sft-lm"}, "jigsaw_classify m sft-lm"),
+    ("world_transfer", {"cell": "small-a050-s0"}, "world_transfer small-a050-s0"),
+])  # fmt: skip
+def test_a_stage_is_told_by_what_it_works_on(tmp_path, stage, parameters, title):
+    assert execute.stage_title(tmp_path / f"{stage}.ipynb", parameters) == title
+
+
 def test_success_writes_the_executed_copy(checkout, tmp_path):
     source = write_notebook(tmp_path / "n.ipynb", "n = 1", "print(n + 1)")
     output = paths.profile_run("tiny") / "stage" / "notebook.ipynb"

@@ -156,6 +156,9 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
         workflow.licences("tiny")[0] == "Tiny: Some licence (revision not pinned)"
         and "HF_TOKEN is not set" in workflow.licences("tiny")[1]
     )
+    control = {"methods": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"}}
+    rewrite(checkout / "params/profiles/tiny.yaml", control=control)
+    assert "owner/judge: see the Hub (revision not pinned)" in workflow.licences("tiny"), "judges have licences too"
 
 
 FULL = {

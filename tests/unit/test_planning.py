@@ -103,6 +103,9 @@ def test_each_stage_of_the_graph_has_its_cost(checkout, rates):
     dpo = next(one for one in jobs if one.name == "dpo tiny dpo")
     # 4 steps of 4 pairs, two sequences each
     assert costs.of(dpo).train == pytest.approx(4 * 4 * 2 * rates.pair_tokens.value * size)
+    capability = costs.of(next(one for one in jobs if one.stage == "capability"))
+    # 3 questions of 3 answers in 2 languages
+    assert capability.forward == pytest.approx(2 * 3 * 3 * rates.answer_tokens.value * size)
     stages, seconds = planning.totals(jobs, costs)
     assert sum(len(stage.numbers) for stage in stages) == len(jobs) - 1  # all but the target
     assert all(
@@ -157,6 +160,17 @@ def test_a_method_is_scored_and_reads_held_out_text_and_questions(control, rates
     assert control("attribute_eval", method="plain").forward == pytest.approx(
         scored + read * planning.model_parameters("tiny")
     )
+
+
+def test_questions_of_this_project_are_counted_and_others_assumed(checkout, rates):
+    tokens = Costs("tiny", rates)._answered
+    tasks = {"own": {"tasks": ["everyday_en"], "shots": 0, "limit": None}}
+    assert tokens(tasks) == 16 * 3 * rates.answer_tokens.value
+    tasks = {
+        "whole": {"tasks": ["arc_vi"], "shots": 0, "limit": None},
+        "cut": {"tasks": ["arc_vi"], "shots": 1, "limit": 5},
+    }
+    assert tokens(tasks) == (rates.task_answers.value + 2 * 4 * 5) * rates.answer_tokens.value
 
 
 def test_every_two_methods_are_judged_in_both_orders(control, rates):

@@ -156,8 +156,12 @@ def test_mistakes_are_named(run, monkeypatch):
         publish.find_run("tiny", "tiny", "dpoo")
     with pytest.raises(UserError, match="say where to: --to owner/name, or --dry-run"):
         publish.push("tiny", "tiny", None, None, dry_run=False, private=True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UserError, match="HF_TOKEN is not set"):
-        publish.upload(run, "someone/model", private=True)
+        publish.push("tiny", "tiny", None, "someone/model", dry_run=False, private=True)
+    with pytest.raises(UserError, match="--to 'model': use owner/name"):
+        publish.push("tiny", "tiny", None, "model", dry_run=False, private=True)
+    assert not paths.push("tiny", "tiny", "dpo").exists(), "refused before anything is written"
     shutil.rmtree(paths.merge("tiny", "tiny", "dpo"))
     with pytest.raises(
         UserError, match="'dpo' of tiny is not trained and merged yet; run `polydetox run --profile tiny`"
@@ -176,6 +180,19 @@ def test_a_secret_or_a_path_stops_the_upload(run, tmp_path, monkeypatch, text, m
     (tmp_path / "x/README.md").write_text(text.format(secret="short-but-secret", root=run))
     with pytest.raises(UserError, match=message):
         publish.check_folder(tmp_path / "x")
+
+
+def test_what_goes_wrong_with_the_hub_is_told_of_an_upload(run, monkeypatch):
+    import httpx2
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        raise httpx2.HTTPError("403")
+
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(UserError, match=r"someone/model: cannot upload .*that HF_TOKEN may write there"):
+        publish.upload(run, "someone/model", private=True)
 
 
 def polydetox(checkout, hub, *words, **changes):

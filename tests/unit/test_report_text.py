@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -13,6 +15,12 @@ from polydetox.report import prose
 from polydetox.report.masking import escape, masked_table, masked_vectors
 from polydetox.report.sections import duration
 from polydetox.report.tables import Cell, Group, PaperTable, fixed, number
+
+
+def test_the_report_loads_no_model_library():
+    code = "import sys; import polydetox.cli, polydetox.report; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["torch", "transformers", "datasets", "sklearn", "lm_eval"]
+    assert subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True).stdout == "[]\n"
 
 
 class Uncovered(HTMLParser):

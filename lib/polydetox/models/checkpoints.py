@@ -70,7 +70,8 @@ def _download(hub: str | None, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    with hub_errors(str(hub), "model", "give the folder: 'use: path' and 'path:' in the model file"):
+    elsewhere = "or download it elsewhere and give the folder: 'use: path' and 'path:' in the model file"
+    with hub_errors(str(hub), "model", elsewhere):
         ignored = list(_NOT_NEEDED)
         with contextlib.suppress(OfflineModeIsEnabled, TransportError):  # then the cache has what it has
             if any(file.endswith(".safetensors") for file in HfApi().list_repo_files(str(hub), revision=revision)):

@@ -88,8 +88,9 @@ def by_scorer(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
                 ]
                 for metric in TITLES:
                     # The same draws for every scorer and metric.
-                    rng = np.random.default_rng([results.seed, list(LANGUAGES).index(language)])
-                    before, after, prompts = compare_prompts(values[0][metric], values[1][metric], results.samples, rng)
+                    before, after, prompts = compare_prompts(
+                        values[0][metric], values[1][metric], results.samples, results.language_rng(language)
+                    )
                     sides[metric].append((before, after))
                     rows.append({"comparison": comparison.name, "scorer": name, "language": language, "metric": metric,
                                  "prompts": prompts, **comparison_row(before, after, results.confidence)})  # fmt: skip

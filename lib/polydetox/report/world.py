@@ -103,10 +103,9 @@ def figures(table: pd.DataFrame) -> dict[str, Any]:
     ``sizes`` has for each size the correlations of ``_BY_SIZE``: what follows from the alignment that was set, in all
     continuations and among the well-formed ones, what retrieval tells, and what alignment tells once a straight line
     through retrieval is taken away; and under ``most_aligned`` the two drops where most of the text is aligned.
-    ``within_alignment``
-    and ``within_seed``, over all sizes, take the means of each corpus away, and of each corpus and language. Intervals
-    draw whole models, as the languages of one model are not independent; the p of ``within_seed`` is that of
-    :func:`permutation_p`.
+    ``within_alignment`` and ``within_seed``, over all sizes, take the means of each corpus away, and of each corpus and
+    language. Intervals draw whole models, as the languages of one model are not independent; the p of ``within_seed``
+    is that of :func:`permutation_p`.
     """
     points = _points(table)
     found: dict[str, Any] = {"models": int(table["cell"].nunique()), "points": len(points), "sizes": {}}
