@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from polydetox import paths
 from polydetox.artifacts import Stage, read_parquet
 from polydetox.metrics.evaluate import matrix
-from polydetox.metrics.intervals import bootstrap
+from polydetox.metrics.intervals import bootstrap, percentile_interval
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
 from polydetox.params import AttributeEvalParameters, control_languages, load_model, load_profile
 
@@ -122,9 +122,8 @@ def perplexity(
         return {"value": None, "low": None, "high": None}
     draws = np.random.default_rng(seed).integers(len(nll), size=(samples, len(nll)))
     replicates = np.exp(nll[draws].sum(axis=1) / tokens[draws].sum(axis=1))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(replicates, [tail, 1.0 - tail])
-    return {"value": float(np.exp(nll.sum() / tokens.sum())), "low": float(low), "high": float(high)}
+    low, high = percentile_interval(replicates, confidence)
+    return {"value": float(np.exp(nll.sum() / tokens.sum())), "low": low, "high": high}
 
 
 def perplexity_by_domain(losses: pd.DataFrame, **options: Any) -> dict[str, dict[str, float | None]]:

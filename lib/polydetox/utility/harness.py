@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from polydetox.artifacts import library_versions, read_parquet, write_parquet
 from polydetox.errors import UserError
+from polydetox.metrics.intervals import percentile_interval
 from polydetox.utility.tasks import harness_manager, local_configuration, local_tasks, task_language
 
 if TYPE_CHECKING:
@@ -167,12 +168,11 @@ def accuracies(
 ) -> dict[str, dict[str, float]]:
     """Each suite's accuracy with its interval, in its own order: ``value``, ``low``, ``high``, ``items``, ``tasks``."""
     found = {}
-    tail = (1.0 - confidence) / 2.0
     for suite in dict.fromkeys(items["suite"]):
         correct = by_task(items, suite)
         value, replicates = suite_replicates(correct, samples=samples, seed=seed)
-        low, high = np.quantile(replicates, [tail, 1.0 - tail])
-        found[suite] = {"value": value, "low": float(low), "high": float(high),
+        low, high = percentile_interval(replicates, confidence)
+        found[suite] = {"value": value, "low": low, "high": high,
                         "items": sum(map(len, correct)), "tasks": len(correct)}  # fmt: skip
     return found
 
@@ -195,6 +195,5 @@ def accuracy_change(
         return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
     value, old = suite_replicates(left, samples=samples, seed=seed)
     new_value, new = suite_replicates(right, samples=samples, seed=seed)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(new - old, [tail, 1.0 - tail])
-    return {"value": new_value - value, "low": float(low), "high": float(high)}
+    low, high = percentile_interval(new - old, confidence)
+    return {"value": new_value - value, "low": low, "high": high}
