@@ -14,7 +14,7 @@ from polydetox.errors import UserError
 from polydetox.report import prose
 from polydetox.report.masking import escape, masked_table, masked_vectors
 from polydetox.report.sections import duration
-from polydetox.report.tables import Cell, Group, PaperTable, fixed, number
+from polydetox.report.tables import Cell, Group, PaperTable, fixed, number, significance
 
 
 def test_the_report_loads_no_model_library():
@@ -212,3 +212,7 @@ def test_scorer_quality_says_what_its_file_records(tmp_path):
     said = prose.scorer_quality(head, ["de", "en"])
     assert "0.75 (German) to 0.91 (English): German 0.75 and English 0.91." in said
     assert "the area is 1.00; of the neutral ones it calls a share of 0.25 toxic" in said
+
+
+def test_a_small_p_is_not_printed_as_zero():
+    assert (significance(0.00004), significance(0.0123)) == ("p < 0.001", "p = 0.012")

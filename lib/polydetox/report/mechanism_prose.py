@@ -7,7 +7,7 @@ import pandas as pd
 from polydetox.languages import LANGUAGES
 from polydetox.report import mechanism
 from polydetox.report.collect import ENGLISH, Results
-from polydetox.report.tables import fixed, listing
+from polydetox.report.tables import fixed, listing, significance
 
 _NOT_RUN = "Not run."
 
@@ -120,7 +120,7 @@ def _correlation(results: Results) -> str:
         told = found["low"] > 0 or found["high"] < 0
         said.append(
             f"For {title}, the relative drop of EMT in {found['points']} languages goes with retrieval accuracy at "
-            f"r = {fixed(found['r'], 2)} (p = {fixed(found['p'], 3)}; bootstrap interval {fixed(found['low'], 2)} to "
+            f"r = {fixed(found['r'], 2)} ({significance(found['p'])}; bootstrap interval {fixed(found['low'], 2)} to "
             f"{fixed(found['high'], 2)}), which the interval {'tells' if told else 'does not tell'} from no "
             "correlation; "
             f"without one language or another, r lies between {fixed(found['least_without_one'], 2)} and "

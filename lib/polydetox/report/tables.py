@@ -39,6 +39,15 @@ def number(value: float | None, digits: int, low: float | None = None, high: flo
     return Cell(fixed(value, digits), f"{fixed(low, digits)} to {fixed(high, digits)}" if bounded else "")
 
 
+def significance(p: float) -> str:
+    """A p value as prose prints it.
+
+    >>> significance(0.00004)
+    'p < 0.001'
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {fixed(p, 3)}"
+
+
 def fixed(value: float | None, digits: int) -> str:
     """A value with a fixed number of decimals, a real minus sign, and no negative zero."""
     assert value is not None

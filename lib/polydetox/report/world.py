@@ -16,7 +16,17 @@ from polydetox.languages import LANGUAGES
 from polydetox.params import Profile
 from polydetox.report.collect import ENGLISH
 from polydetox.report.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+from polydetox.report.tables import (
+    NOT_APPLICABLE,
+    NOT_RUN,
+    Cell,
+    Group,
+    PaperTable,
+    fixed,
+    listing,
+    number,
+    significance,
+)
 from polydetox.retrieval.transfer import correlation, line
 
 if TYPE_CHECKING:
@@ -333,7 +343,7 @@ def verdict(found: Mapping[str, Any]) -> str:
     if row["r"] is None or row["p"] is None:
         said.append("Whether retrieval accuracy tells more than alignment takes several seeds of each corpus: not run.")
         return " ".join(said)
-    words = f"r = {_told(row)}, p = {fixed(row['p'], 3)}"
+    words = f"r = {_told(row)}, {significance(row['p'])}"
     if row["p"] < 0.05 and row["r"] > 0:
         said.append(
             f"Among models of the same corpus, which differ in their seed alone, a language that is retrieved better "
