@@ -509,17 +509,22 @@ def _check_agreement(graph: Graph, model: str) -> None:
             )
 
 
+def _check_labelled(graph: Graph, model: str, values: Mapping[str, Any], section: str) -> None:
+    """The labelled texts that a section names, or on-policy pairs, whose continuations stand in for them."""
+    if values["texts"]:
+        read_labelled(local_path(values["texts"]), values["label_threshold"])
+    elif "on-policy" not in graph.kinds(model):
+        raise UserError(
+            f"params/profiles/{graph.profile.name}.yaml: {section}: texts: is needed for {model}, which samples no "
+            "on-policy pairs; name a file of texts and labels (CSV, JSON Lines or Parquet)"
+        )
+
+
 def _check_mechanism(graph: Graph, model: str) -> None:
     """The labelled texts of the probe, and the scorer of the interventions."""
     settings, listed = graph.profile, graph._listed[model]
     probe = stage_parameters("probe", settings, listed)
-    if probe["texts"]:
-        read_labelled(local_path(probe["texts"]), probe["label_threshold"])
-    elif "on-policy" not in graph.kinds(model):
-        raise UserError(
-            f"params/profiles/{settings.name}.yaml: mechanism: probe: texts: is needed for {model}, which samples no "
-            "on-policy pairs; name a file of texts and labels (CSV, JSON Lines or Parquet)"
-        )
+    _check_labelled(graph, model, probe, "mechanism: probe")
     _check_scorer(stage_parameters("intervene", settings, listed, lang="en")["scorer"], settings.languages)
     neutral_prompts()
 
@@ -582,13 +587,7 @@ def _check_control_evaluation(graph: Graph, model: str) -> None:
     if settings.control.jigsaw_classify is not None:
         asked = control_parameters("jigsaw_classify", settings, listed, condition="untouched")
         _check_scorer(asked["scorer"], ["en"])
-        if asked["texts"]:
-            read_labelled(local_path(asked["texts"]), asked["label_threshold"])
-        elif "on-policy" not in graph.kinds(model):
-            raise UserError(
-                f"{where}: jigsaw_classify: texts: is needed for {model}, which samples no on-policy pairs; name a "
-                "file of texts and labels (CSV, JSON Lines or Parquet)"
-            )
+        _check_labelled(graph, model, asked, "control: jigsaw_classify")
 
 
 def _check_scorer(name: str, languages: list[str], where: str = "evaluate: scorer") -> None:
