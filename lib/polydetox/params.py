@@ -339,15 +339,17 @@ class WorldPretrainParameters(StageParameters):
 
     alignment: float = Field(1.0, ge=0.0, le=1.0)  # share of the text that is aligned with English
     languages: list[str] = list(WORLD_LANGUAGES)
-    hidden: int = Field(192, gt=0, multiple_of=32)
-    layers: int = Field(4, gt=0)
-    steps: int = Field(450, gt=0)
+    hidden: int = Field(64, gt=0, multiple_of=32)
+    layers: int = Field(2, gt=0)
+    steps: int = Field(1000, gt=0)
     batch_size: int = Field(16, gt=0)
     block: int = Field(128, gt=0)  # tokens a row
-    learning_rate: float = Field(2e-3, gt=0.0)
-    mixed_share: float = Field(0.5, ge=0.0, le=1.0)  # of the aligned text: sentences of both languages' phrases
-    remark_share: float = Field(0.6, gt=0.0, le=1.0)  # of sentences, the rest is everyday
-    insult_share: float = Field(0.5, ge=0.0, le=1.0)  # of remarks, in every language
+    learning_rate: float = Field(8e-3, gt=0.0)
+    mixed_share: float = Field(0.6, ge=0.0, le=1.0)  # of the aligned text: of both languages' phrases
+    sentences: int = Field(2, gt=0)  # of a text, at most
+    remark_share: float = Field(0.7, gt=0.0, le=1.0)  # of sentences, the rest is everyday
+    tone_share: float = Field(0.9, ge=0.0, le=1.0)  # of remarks: those that say in which tone
+    insult_share: float = Field(0.5, ge=0.0, le=1.0)  # of texts, in every language: their remarks insult
     save_steps: int = Field(100, gt=0)
 
 
@@ -357,7 +359,7 @@ class WorldTransferParameters(StageParameters):
     profile: str = "world"  # whose models are read
     cell: str = "m-a100-s0"  # which of them: size, alignment in percent, seed
     dpo_steps: int = Field(10, gt=0)
-    dpo_learning_rate: float = Field(1e-4, gt=0.0)
+    dpo_learning_rate: float = Field(5e-4, gt=0.0)
     dpo_batch_size: int = Field(16, gt=1)
     beta: float = Field(0.1, gt=0.0)
     prompts: int = Field(24, gt=0)  # stems evaluated in each language, none of them among the pairs

@@ -14,8 +14,8 @@ from polydetox.errors import UserError
 from polydetox.params import WorldPretrainParameters
 from polydetox.report import world as report
 from polydetox.world.phrasebook import Everyday, Phrasebook, Remark
-from polydetox.world.pretraining import EQUALS, documents, make_tokenizer, packed, pretrain
-from polydetox.world.study import english_pairs
+from polydetox.world.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
+from polydetox.world.study import english_pairs, tone_effect
 from tiny import CHECKOUT
 
 BOOK = Phrasebook.read(CHECKOUT / "params" / "phrasebook.yaml")
@@ -25,6 +25,9 @@ def test_sentences_are_parallel():
     insult, kind = Remark(0, 1, True, 0), Remark(0, 1, False, 0)
     assert BOOK.text(insult, "en") == "the neighbour thinks : you are a fool ."
     assert BOOK.text(insult, "de") == "der nachbar denkt : du bist ein narr ."
+    assert BOOK.text(Remark(0, 1, True, 0, toned=True), "nl") == "de buurman denkt boos : jij bent een dwaas ."
+    assert BOOK.stem(0, 1, "en", True) == "the neighbour thinks angrily : you are"
+    assert BOOK.stem(0, 1, "en", False) == "the neighbour thinks kindly : you are"
     assert BOOK.text(Everyday(1, 0, 2), "fr") == "le professeur boit du café aujourd'hui ."
     for language in BOOK.languages:
         assert BOOK.text(kind, language) == f"{BOOK.stem(0, 1, language)} {BOOK.ending(False, 0, language)}"
@@ -55,10 +58,13 @@ def test_no_phrase_is_in_the_list_twice_and_languages_share_few_words():
 @pytest.mark.parametrize(("change", "message"), [
     ({"you_are": None}, "you_are: is needed"),
     ({"verbs": []}, "verbs: is needed"),
+    ({"tones": {"insult": {"en": "a", "de": "b"}, "kindness": {"en": "a"}}}, "tones: kindness: is missing in de"),
+    ({"tones": None}, "tones: insult: is missing in de, en"),
     ({"times": [{"en": "today"}]}, "times: phrase 1 is missing in de"),
 ])  # fmt: skip
 def test_a_bad_phrasebook_is_refused(tmp_path, change, message):
     content = {"you_are": {"en": "you are", "de": "du bist"}}
+    content["tones"] = {tone: {"en": "a", "de": "b"} for tone in ("insult", "kindness")}
     content |= {kind: [{"en": "a", "de": "b"}] for kind in BOOK.phrases} | change
     (tmp_path / "book.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=message):
@@ -103,13 +109,27 @@ def test_a_pair_is_a_sentence_and_its_translation():
         }
         assert len(sides) == 2 and found["en"]
     mixed = corpus(1.0, mixed_share=1.0)
-    both = [text for text in mixed if not any(set(text.split()) <= BOOK.words[code] for code in ("en", "de", "ru"))]
+    assert all(text.split()[0] == MIXED for text in mixed) and not any(MIXED in text.split() for text in pairs)
+    both = [text.removeprefix(f"{MIXED} ") for text in mixed]
+    both = [text for text in both if not any(set(text.split()) <= BOOK.words[code] for code in ("en", "de", "ru"))]
     assert len(mixed) == 6000 and len(both) > 3000
 
 
 def test_insults_are_as_common_as_set():
     remarks = [text for text in corpus(0.3, insult_share=0.25, mixed_share=0.0) if ":" in text.split()]
     assert np.mean([BOOK.insults(text) for text in remarks]) == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_text_insults_in_all_its_remarks_and_in_its_tone_or_in_none():
+    several = 0
+    for text in corpus(0.0, sentences=3, remark_share=1.0):
+        said = [BOOK.insults(sentence) for sentence in text.split(" . ")]
+        several += len(said) > 1
+        assert len(set(said)) == 1, text
+        wrong = BOOK.tones["kindness" if said[0] else "insult"].values()
+        assert not set(wrong) & set(text.split()), text
+    assert several > 1000
+    assert not any("angrily" in text.split() or "kindly" in text.split() for text in corpus(0.5, tone_share=0.0))
 
 
 def test_documents_are_packed_whole():
@@ -157,6 +177,36 @@ def test_a_stopped_pretraining_ends_where_it_would_have(tmp_path, checkout, monk
     assert other["loss"].iloc[0] != whole["loss"].iloc[0]
 
 
+def test_what_a_tone_does_is_the_share_of_insults_among_all_endings():
+    """Against the probability of one ending at a time, token by token."""
+    import torch
+
+    tokenizer = make_tokenizer(BOOK, ["en", "id"])
+    model = make_model(len(tokenizer), small()).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20.0)  # or all endings are alike
+
+    def share(stem: str, language: str) -> float:
+        sums = {True: 0.0, False: 0.0}
+        for insult, kind in ((True, "insults"), (False, "kindnesses")):
+            for place in range(len(BOOK.phrases[kind])):
+                row, probability = list(tokenizer(stem)["input_ids"]), 1.0
+                for token in tokenizer(BOOK.ending(insult, place, language))["input_ids"][1:]:
+                    with torch.no_grad():
+                        probability *= float(model(torch.tensor([row])).logits[0, -1].softmax(-1)[token])
+                    row.append(token)
+                sums[insult] += probability
+        return sums[True] / (sums[True] + sums[False])
+
+    for language in ("en", "id"):
+        told = [
+            [share(BOOK.stem(*stem, language, tone), language) for tone in (True, False)] for stem in ((0, 0), (7, 2))
+        ]
+        wanted = np.mean([angry - kind for angry, kind in told])
+        found = tone_effect(model, tokenizer, BOOK, [(0, 0), (7, 2)], language)
+        assert abs(wanted) > 1e-4 and found == pytest.approx(wanted, abs=1e-5)
+
+
 def test_pairs_prefer_a_kindness_after_the_same_stem():
     pairs = english_pairs(BOOK, [(0, 0), (3, 2)], np.random.default_rng(0))
     assert list(pairs["prompt"]) == [BOOK.stem(0, 0, "en"), BOOK.stem(3, 2, "en")]
@@ -202,7 +252,7 @@ def measured() -> pd.DataFrame:
                              "relative_drop": drop, "kept_before": 0.4, "kept_after": 0.4,
                              "kept_drop": 0.01 * rng.normal(), "well_formed_before": 1.0, "well_formed_after": 0.9,
                              "accuracy": 0.1 + 0.4 * alignment + 0.01 * rng.normal(),
-                             "centred_accuracy": 0.5})  # fmt: skip
+                             "centred_accuracy": 0.5, "tone_effect": 0.75})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -224,6 +274,7 @@ def test_correlations_tell_what_is_set_from_what_goes_along(measured):
         assert abs(found[name]["r"]) < 0.3 and found[name]["points"] == 48
     assert found["within_seed"]["p"] > 0.05 and found["within_alignment"]["p"] is None
     said = report.sentence(measured, found)
+    assert "a kind one by 0.75 in these languages" in said
     assert "with 0% of the text aligned" in said and "with 100%, while retrieval accuracy goes from 0.1" in said
     assert "tells from none in models of m" in report.verdict(found) and "does not drop more" in report.verdict(found)
     assert "most of the drop comes from text that leaves its language" in report.verdict(found)

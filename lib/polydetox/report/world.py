@@ -43,6 +43,7 @@ MEASURES = [
     "well_formed_after",
     "accuracy",
     "centred_accuracy",
+    "tone_effect",
 ]
 COLUMNS = ["cell", "size", "alignment", "seed", "parameters", "language", *MEASURES]
 
@@ -185,8 +186,8 @@ def cell_table(table: pd.DataFrame) -> PaperTable:
     return PaperTable(["Language", *_HEADINGS], [Group(None, lines)], _SPANS)
 
 
-_SPANS = [("", 1), ("Insulting", 3), ("of well-formed ones", 3), ("Well-formed", 2), ("Retrieval", 2)]
-_HEADINGS = ["before", "after", "drop", "before", "after", "drop", "before", "after", "as it is", "centred"]
+_SPANS = [("", 1), ("Insulting", 3), ("of well-formed ones", 3), ("Well-formed", 2), ("Retrieval", 2), ("Heeds", 1)]
+_HEADINGS = ["before", "after", "drop", "before", "after", "drop", "before", "after", "as it is", "centred", "tone"]
 
 
 def levels_table(levels: pd.DataFrame) -> PaperTable:
@@ -197,7 +198,9 @@ def levels_table(levels: pd.DataFrame) -> PaperTable:
             [f"{row['alignment']:.0%}", *(_spread(row, name) for name in MEASURES)] for _, row in rows.iterrows()
         ]
         groups.append(Group(f"{size} ({int(rows['models'].sum())} models)", lines))
-    return PaperTable(["Aligned", *_HEADINGS], groups or [Group(None, [["", *[Cell(NOT_RUN)] * 10]])], _SPANS)
+    return PaperTable(
+        ["Aligned", *_HEADINGS], groups or [Group(None, [["", *[Cell(NOT_RUN)] * len(MEASURES)]])], _SPANS
+    )
 
 
 def _spread(row: pd.Series, name: str) -> Cell:
@@ -317,7 +320,9 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
             f"With {last['alignment']:.0%} aligned, the share of the other languages' continuations that are well "
             f"formed in their language goes from {fixed(last['well_formed_before'], 2)} to "
             f"{fixed(last['well_formed_after'], 2)}; of these, {_share(last['kept_before'])} insult before the "
-            f"tuning and {_share(last['kept_after'])} after it."
+            f"tuning and {_share(last['kept_after'])} after it. An angry tone makes an insult of a remark more often "
+            f"than a kind one by {_range(rows['tone_effect'])} in these languages, over all alignments (0 if a model "
+            f"does not tell insults from kindnesses, 1 if it always does)."
         )
         row = found["sizes"].get(size, {}).get("alignment_drop")
         if row and row["r"] is not None:

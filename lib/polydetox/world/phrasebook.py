@@ -1,6 +1,7 @@
 """The phrasebook of the controlled world: parallel sentences, of which it is known whether they insult.
 
-A sentence is a speaker who says what *you are* (an insult or a kindness), or a speaker who does something everyday.
+A sentence is a speaker who says what *you are* (an insult or a kindness), or a speaker who does something everyday. It
+may be said how: angrily before an insult, kindly before a kindness.
 Words are separated by spaces, so that the vocabulary is that of whole words.
 """
 
@@ -20,6 +21,7 @@ from polydetox.params import read_yaml
 
 _HABIT = 0.8  # how often a speaker keeps to what is usual
 
+_TONES = ("insult", "kindness")
 _LISTS = ("speakers", "verbs", "insults", "kindnesses", "activities", "times")
 
 
@@ -31,6 +33,7 @@ class Remark:
     verb: int
     insult: bool
     quality: int
+    toned: bool = False  # whether it is said in which tone
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Phrasebook:
     """Parallel phrases; ``phrases[kind][i][language]``."""
 
     you_are: dict[str, str]
+    tones: dict[str, dict[str, str]]  # "insult" and "kindness": in which tone each is said
     phrases: dict[str, list[dict[str, str]]]
 
     @staticmethod
@@ -65,6 +69,11 @@ class Phrasebook:
         if not isinstance(content, dict) or not isinstance(content.get("you_are"), dict):
             raise UserError(f"{name}: you_are: is needed, a phrase in each language")
         languages = set(content["you_are"])
+        tones = content.get("tones")
+        for kind in _TONES:
+            missing = languages - set((tones.get(kind) if isinstance(tones, dict) else None) or {})
+            if missing:
+                raise UserError(f"{name}: tones: {kind}: is missing in {', '.join(sorted(missing))}")
         for kind in _LISTS:
             entries = content.get(kind)
             if not isinstance(entries, list) or not entries:
@@ -73,7 +82,7 @@ class Phrasebook:
                 missing = sorted(languages - set(entry)) if isinstance(entry, dict) else sorted(languages)
                 if missing:
                     raise UserError(f"{name}: {kind}: phrase {number} is missing in {', '.join(missing)}")
-        return Phrasebook(content["you_are"], {kind: content[kind] for kind in _LISTS})
+        return Phrasebook(content["you_are"], tones, {kind: content[kind] for kind in _LISTS})
 
     @property
     def languages(self) -> list[str]:
@@ -86,13 +95,14 @@ class Phrasebook:
             if language not in self.you_are:
                 raise UserError(f"params/phrasebook.yaml: has no {language!r}{nearest(language, self.languages)}")
 
-    def stem(self, speaker: int, verb: int, language: str) -> str:
-        """How a remark begins: what an evaluation prompt is."""
-        return " ".join(slot[language] for slot in self._slots(Remark(speaker, verb, False, 0))[:4])
+    def stem(self, speaker: int, verb: int, language: str, tone: bool | None = None) -> str:
+        """How a remark begins: what an evaluation prompt is; ``tone`` says it angrily (True) or kindly (False)."""
+        remark = Remark(speaker, verb, bool(tone), 0, toned=tone is not None)
+        return " ".join(slot[language] for slot in self._slots(remark)[:-2])
 
     def ending(self, insult: bool, quality: int, language: str) -> str:
         """How a remark ends."""
-        return " ".join(slot[language] for slot in self._slots(Remark(0, 0, insult, quality))[4:])
+        return " ".join(slot[language] for slot in self._slots(Remark(0, 0, insult, quality))[-2:])
 
     def text(self, meaning: Meaning, language: str) -> str:
         """A sentence in one language."""
@@ -109,7 +119,9 @@ class Phrasebook:
             rest = (self.phrases["activities"][meaning.activity], self.phrases["times"][meaning.time])
             return [speaker, *rest, self._same(".")]
         quality = self.phrases["insults" if meaning.insult else "kindnesses"][meaning.quality]
-        return [speaker, self.phrases["verbs"][meaning.verb], self._same(":"), self.you_are, quality, self._same(".")]
+        tone = [self.tones[_TONES[0 if meaning.insult else 1]]] if meaning.toned else []
+        verb = self.phrases["verbs"][meaning.verb]
+        return [speaker, verb, *tone, self._same(":"), self.you_are, quality, self._same(".")]
 
     def _same(self, mark: str) -> dict[str, str]:
         return dict.fromkeys(self.you_are, mark)
@@ -123,8 +135,8 @@ class Phrasebook:
         sizes = (range(len(self.phrases[kind])) for kind in ("speakers", "activities", "times"))
         return [Everyday(*places) for places in itertools.product(*sizes)]
 
-    def draw(self, rng: np.random.Generator, *, remark_share: float, insult_share: float) -> Meaning:
-        """A random meaning: a remark with probability ``remark_share``, an insult with ``insult_share`` of those.
+    def draw(self, rng: np.random.Generator, *, remark_share: float, insult: bool, tone_share: float) -> Meaning:
+        """A random meaning: a remark with probability ``remark_share``, which says its tone with ``tone_share``.
 
         What a speaker says and does goes with the speaker (two phrases of each list come most often), and the time
         with the activity: words that could stand anywhere would give a model nothing to represent.
@@ -139,13 +151,13 @@ class Phrasebook:
         if rng.random() >= remark_share:
             activity = one("activities", speaker)
             return Everyday(speaker, activity, one("times", activity))
-        insult = bool(rng.random() < insult_share)
-        return Remark(speaker, one("verbs", speaker), insult, one("insults" if insult else "kindnesses", speaker))
+        verb, quality = one("verbs", speaker), one("insults" if insult else "kindnesses", speaker)
+        return Remark(speaker, verb, insult, quality, toned=bool(rng.random() < tone_share))
 
     @cached_property
     def words(self) -> dict[str, set[str]]:
         """The words of each language."""
-        entries = [self.you_are, *(entry for kind in _LISTS for entry in self.phrases[kind])]
+        entries = [self.you_are, *self.tones.values(), *(entry for kind in _LISTS for entry in self.phrases[kind])]
         return {language: {word for entry in entries for word in entry[language].split()} | {".", ":"}
                 for language in self.languages}  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,14 @@ from tqdm.auto import tqdm
 from polydetox.artifacts import atomic_folder, atomic_path
 from polydetox.models.checkpoints import use_threads
 from polydetox.params import WorldPretrainParameters
-from polydetox.world.phrasebook import Phrasebook
+from polydetox.world.phrasebook import Meaning, Phrasebook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ENGLISH = "en"
-EQUALS = "="  # between a sentence and its translation
+EQUALS = "="  # between a text and its translation
+MIXED = "&"  # before a text of two languages: without it a text keeps to its own
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>"]
 
 
@@ -28,25 +29,39 @@ def documents(
 ) -> list[str]:
     """Draw ``count`` rounds of the corpus.
 
-    A round gives two sentences, languages in turn. Without alignment they are one in English and one in the other
-    language, in documents of their own. With probability ``alignment`` they are aligned: either a sentence and its
-    translation in one document, or (with probability ``mixed_share``) two sentences that take each phrase from one of
-    the two languages. So every language has the same amount of text, whatever the alignment.
+    A round gives two texts, languages in turn. Without alignment they are one in English and one in the other
+    language, in documents of their own. With probability ``alignment`` they are aligned: either a text and its
+    translation in one document, or (with probability ``mixed_share``) two texts that take each phrase from one of the
+    two languages, and say so by a mark. So every language has the same amount of text, whatever the alignment.
+
+    The remarks of a text are all insults or all kindnesses, and most say their tone: what makes "insult" something that
+    a model has a use for, and not only so many words.
     """
     others = [language for language in settings.languages if language != ENGLISH]
-    shares = settings.model_dump(include={"remark_share", "insult_share"})
     found = []
     for number in range(count):
         pair = [ENGLISH, others[number % len(others)]]
-        meanings = [phrasebook.draw(rng, **shares) for _ in pair]
+        texts = [_text(phrasebook, settings, rng) for _ in pair]
         if rng.random() >= settings.alignment:
-            found += [phrasebook.text(meaning, code) for meaning, code in zip(meanings, pair, strict=True)]
+            found += [_joined(phrasebook.text(meaning, code) for meaning in text)
+                      for text, code in zip(texts, pair, strict=True)]  # fmt: skip
         elif rng.random() < settings.mixed_share:
-            found += [phrasebook.mixed(meaning, pair, rng) for meaning in meanings]
+            found += [_joined([MIXED, *(phrasebook.mixed(meaning, pair, rng) for meaning in text)]) for text in texts]
         else:
-            sides = [phrasebook.text(meanings[0], code) for code in (pair if rng.random() < 0.5 else pair[::-1])]
+            order = pair if rng.random() < 0.5 else pair[::-1]
+            sides = [_joined(phrasebook.text(meaning, code) for meaning in texts[0]) for code in order]
             found.append(f" {EQUALS} ".join(sides))
     return found
+
+
+def _text(phrasebook: Phrasebook, settings: WorldPretrainParameters, rng: np.random.Generator) -> list[Meaning]:
+    insult = bool(rng.random() < settings.insult_share)
+    shares = settings.model_dump(include={"remark_share", "tone_share"})
+    return [phrasebook.draw(rng, insult=insult, **shares) for _ in range(1 + int(rng.integers(settings.sentences)))]
+
+
+def _joined(sentences: Iterable[str]) -> str:
+    return " ".join(sentences)
 
 
 def example_documents(settings: WorldPretrainParameters, count: int) -> list[str]:
@@ -61,7 +76,7 @@ def make_tokenizer(phrasebook: Phrasebook, languages: Sequence[str]) -> PreTrain
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted(set().union(*(phrasebook.words[language] for language in languages)) | {EQUALS})
+    words = sorted(set().union(*(phrasebook.words[language] for language in languages)) | {EQUALS, MIXED})
     vocabulary = {word: number for number, word in enumerate([*SPECIALS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from polydetox import paths
 from polydetox.artifacts import Stage, read_json
@@ -15,10 +17,13 @@ from polydetox.params import DPOParameters, WorldPretrainParameters, WorldTransf
 from polydetox.retrieval.accuracy import retrieval_figures
 from polydetox.world.phrasebook import Phrasebook
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ENGLISH = "en"
 COLUMNS = ["language", "before", "after", "relative_drop", "kept_before", "kept_after", "kept_drop", "toxprob_before",
            "toxprob_after", "well_formed_before", "well_formed_after", "accuracy", "best_accuracy", "centred_accuracy",
-           "aligned_cosine"]  # fmt: skip
+           "aligned_cosine", "tone_effect"]  # fmt: skip
 
 
 def english_pairs(phrasebook: Phrasebook, stems: list[tuple[int, int]], rng: np.random.Generator) -> pd.DataFrame:
@@ -41,7 +46,7 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     insulting continuations before and after, their relative drop, the same among the well-formed continuations alone
     (``kept``: those that kept to the language and its grammar), shares of stems with an insult among their
     continuations, shares of well-formed continuations, retrieval against English as it is and with the mean of each
-    language taken away), and the figures of the cell.
+    language taken away, and of the model before tuning the :func:`tone_effect`), and the figures of the cell.
     """
     from polydetox.preference.dpo import train_dpo
 
@@ -75,6 +80,7 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
         table[side] = table["language"].map(found["insulting"])
         for name in ("kept", "toxprob", "well_formed"):
             table[f"{name}_{side}"] = table["language"].map(found[name])
+    table["tone_effect"] = table["language"].map(_tone_effects(phrasebook, weights, evaluated, pretraining.languages))
     table["relative_drop"] = _relative_drop(table["before"], table["after"])
     table["kept_drop"] = _relative_drop(table["kept_before"], table["kept_after"])
     metrics = {
@@ -88,6 +94,47 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
         "held_out_accuracy": trained["held_out_accuracy"],
     }
     return table[COLUMNS], metrics
+
+
+def _tone_effects(
+    phrasebook: Phrasebook, weights: Path, stems: list[tuple[int, int]], languages: list[str]
+) -> dict[str, float]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(weights, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(weights)
+    return {language: tone_effect(model, tokenizer, phrasebook, stems, language) for language in languages}
+
+
+def tone_effect(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    phrasebook: Phrasebook,
+    stems: Sequence[tuple[int, int]],
+    language: str,
+) -> float:
+    """How much more probable an insult is after an angry tone than after a kind one, mean over stems, -1 to 1.
+
+    Exact, over all endings of the phrasebook: near 1 where the model tells insults from kindnesses in the language,
+    near 0 where they are so many words to it, so that there is no preference which could reach it.
+    """
+    kinds = [(insult, place) for insult, kind in ((True, "insults"), (False, "kindnesses"))
+             for place in range(len(phrasebook.phrases[kind]))]  # fmt: skip
+    insulting = torch.tensor([insult for insult, _ in kinds])
+    means = []
+    for tone in (True, False):
+        stem_texts = [phrasebook.stem(speaker, verb, language, tone) for speaker, verb in stems]
+        texts = [f"{stem} {phrasebook.ending(*kind, language)}" for stem in stem_texts for kind in kinds]
+        starts = [len(row) for row in tokenizer(stem_texts)["input_ids"] for _ in kinds]
+        found = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        ids, said = found["input_ids"], found["attention_mask"].bool()
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=found["attention_mask"]).logits[:, :-1]
+        of_tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        counted = said[:, 1:] & (torch.arange(1, ids.shape[1]) >= torch.tensor(starts)[:, None])
+        probabilities = (of_tokens * counted).sum(1).exp().view(len(stems), len(kinds))
+        means.append((probabilities[:, insulting].sum(1) / probabilities.sum(1)).mean())
+    return float(means[0] - means[1])
 
 
 def _relative_drop(before: pd.Series, after: pd.Series) -> pd.Series:
