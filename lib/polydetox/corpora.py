@@ -48,6 +48,10 @@ def polyglo_toxicity_prompts(
     check_language(language)
     rows, left_out, found = [], LeftOut(), set()
     for file in _files(folder, "**/*", "PolygloToxicityPrompts", (".jsonl", ".json", ".parquet")):
+        named = file.parent.name.rsplit("-", 1)[-1]
+        if named in LANGUAGES and named != language:
+            found.add(named)
+            continue  # the folder of another language, which need not be read
         read = read_rows(file)
         told = {line: _language(row, file) for line, row in read.rows}
         found |= set(told.values())

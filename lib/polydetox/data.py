@@ -29,8 +29,9 @@ def load_prompts(
     Returns the table (columns ``prompt_id``, ``prompt``, ``gloss``; a row a prompt, ids unique) and what was left out:
     rows that hold no prompt, and malformed ones. ``gloss`` is the English text where the source has a parallel one.
 
-    ``source`` is ``project`` (``params/prompts/evaluation.yaml``) or ``rtp-lx`` (a folder of
-    ``RTP_LX_<LOCALE>.json``, ordered by the field ``Index``).
+    ``source`` is ``project`` (``params/prompts/evaluation.yaml``), ``rtp-lx`` (a folder of ``RTP_LX_<LOCALE>.json``,
+    ordered by the field ``Index``), ``real-toxicity-prompts`` (English alone) or ``polyglo-toxicity-prompts`` (a folder
+    of their files, in the order of the files).
     """
     check_language(language)
     if source == "project":
@@ -43,8 +44,17 @@ def load_prompts(
             {"prompt_id": [_rtp_lx_id(row) for row in usable], "prompt": [row["Prompt"].rstrip() for row in usable]}
         )
         table["gloss"] = table["prompt"] if language == "en" else None
+    elif source in _PUBLISHED:
+        read, left_out = _PUBLISHED[source](folder, language)
+        table = read[["prompt_id", "prompt"]].copy()
+        if table["prompt_id"].duplicated().any():
+            raise UserError(f"{local_path(folder)}: has files of the same name with prompts in {LANGUAGES[language]}; "
+                            "name the folder of one part")  # fmt: skip
+        table["gloss"] = table["prompt"] if language == "en" else None
     else:
-        raise UserError(f"prompts source {source!r}: use 'project' or 'rtp-lx'")
+        raise UserError(
+            f"prompts source {source!r}: use one of 'project', 'rtp-lx', {', '.join(map(repr, _PUBLISHED))}"
+        )
     if limit is not None:
         table = table.head(limit)
     if table.empty:
@@ -64,8 +74,30 @@ def further_prompts(sets: list[dict[str, Any]]) -> list[str]:
 
 
 def prompt_file(source: str, language: str, folder: str | Path = "") -> Path:
-    """The file that the evaluation prompts of one language come from."""
-    return paths.prompt_files() / "evaluation.yaml" if source == "project" else rtp_lx_file(folder, language)
+    """The file that the evaluation prompts of one language come from, or the folder, where all languages share it."""
+    if source == "project":
+        return paths.prompt_files() / "evaluation.yaml"
+    return local_path(folder) if source in _PUBLISHED else rtp_lx_file(folder, language)
+
+
+def _real_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.DataFrame, LeftOut]:
+    from polydetox.corpora import real_toxicity_prompts
+
+    if language != "en":
+        raise UserError(f"RealToxicityPrompts is English alone: no prompts in {LANGUAGES[language]} ({language})")
+    return real_toxicity_prompts(folder)
+
+
+def _polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.DataFrame, LeftOut]:
+    from polydetox.corpora import polyglo_toxicity_prompts
+
+    return polyglo_toxicity_prompts(folder, language)
+
+
+_PUBLISHED = {
+    "real-toxicity-prompts": _real_toxicity_prompts,
+    "polyglo-toxicity-prompts": _polyglo_toxicity_prompts,
+}
 
 
 def project_prompts(language: str) -> pd.DataFrame:
@@ -160,9 +192,18 @@ def languages_at_hand(source: str, languages: list[str], folder: str | Path = ""
         return list(languages)
     if not is_at_hand(folder) or not local_path(folder).is_dir():
         return []
+    if source in _PUBLISHED:
+        return [language for language in languages if _has_prompts(source, language, folder)]
     found = {path.name.lower() for path in local_path(folder).glob("*.json")}
     return [language for language in languages
             if any(f"rtp_lx_{locale}.json".lower() in found for locale in rtp_lx_locales(language))]  # fmt: skip
+
+
+def _has_prompts(source: str, language: str, folder: str | Path) -> bool:
+    try:
+        return bool(len(_PUBLISHED[source](folder, language)[0]))
+    except UserError:
+        return False
 
 
 def read_rtp_lx(folder: str | Path, language: str) -> list[dict[str, Any]]:

@@ -67,14 +67,18 @@ class ModelStage(StageParameters):
     model: str = "gemma-3-270m"
 
 
+# Where evaluation prompts come from: this project's, or a folder of a published set (`data.load_prompts`).
+PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts"]
+
+
 class TrimParameters(ModelStage):
     """Keep the part of the vocabulary that the profile's languages use."""
 
     languages: list[str] = list(LANGUAGES)
     words_per_language: int = Field(1_000, gt=0)  # most frequent words whose tokens are kept
     expected_tokens: int = Field(50_000, ge=0)  # tokens kept that the model itself expects most on the prompts
-    prompts_source: Literal["project", "rtp-lx"] = "project"
-    prompts_folder: str = ""  # folder of RTP_LX_<LOCALE>.json, where the source is rtp-lx
+    prompts_source: PromptSource = "project"
+    prompts_folder: str = ""  # of the prompts, where the source is not project
     prompt_limit: int | None = Field(None, gt=0)  # the evaluated prompts; later ones measure what is lost
     more_prompts: list[dict[str, Any]] = []  # further sets: source, folder, limit and languages of each
 
@@ -155,8 +159,8 @@ class LanguageStage(OneLanguage, VariantStage):
 class Sampled(StageParameters):
     """A stage that draws continuations of the evaluation prompts."""
 
-    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
-    prompts_folder: str = ""  # folder of RTP_LX_<LOCALE>.json, where the source is rtp-lx
+    prompts_source: PromptSource = "rtp-lx"
+    prompts_folder: str = ""  # of the prompts, where the source is not project
     prompt_limit: int | None = Field(None, gt=0)  # the first so many prompts; None: all
     n: int = Field(25, gt=0)  # continuations a prompt
     temperature: float = Field(0.9, ge=0.0)
@@ -246,7 +250,7 @@ class ValueVectorsParameters(ModelStage):
     top: int | None = Field(100, gt=0)  # how many potential sources; None: by share
     share: float = Field(0.001, gt=0.0, le=1.0)  # of all neurons, where top is None
     promoted_tokens: int = Field(30, gt=0)  # shown of each vector
-    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
+    prompts_source: PromptSource = "rtp-lx"
     prompts_folder: str = ""
     prompt_limit: int | None = Field(None, gt=0)
     new_tokens: int = Field(20, gt=0)
@@ -256,7 +260,7 @@ class ValueVectorsParameters(ModelStage):
 class ActivationsParameters(LanguageStage):
     """Mean activations of the actual sources, and of random neurons, over the next tokens."""
 
-    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
+    prompts_source: PromptSource = "rtp-lx"
     prompts_folder: str = ""
     prompt_limit: int | None = Field(None, gt=0)
     new_tokens: int = Field(20, gt=0)
@@ -266,7 +270,7 @@ class ActivationsParameters(LanguageStage):
 class InterveneParameters(LanguageStage):
     """Toxicity of greedy continuations as the actual sources' activations are shifted."""
 
-    prompts_source: Literal["project", "rtp-lx"] = "rtp-lx"
+    prompts_source: PromptSource = "rtp-lx"
     prompts_folder: str = ""
     prompt_limit: int | None = Field(None, gt=0)
     offsets: list[float] = [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
@@ -660,7 +664,7 @@ class ModelFile(StageSettings):
 class Prompts(Strict):
     """The evaluation prompts of a profile."""
 
-    source: Literal["project", "rtp-lx"]
+    source: PromptSource
     folder: str = ""
     limit: int | None = Field(None, gt=0)
 
@@ -676,8 +680,9 @@ class MorePrompts(Prompts):
 
     @model_validator(mode="after")
     def _folder_named(self) -> MorePrompts:
-        if self.source == "rtp-lx" and not self.folder:
-            raise ValueError("folder: is needed for the source rtp-lx, for example $RTP_LX")
+        if self.source != "project" and not self.folder:
+            variable = self.source.upper().replace("-", "_")
+            raise ValueError(f"folder: is needed for the source {self.source}, for example ${variable}")
         return self
 
 
@@ -906,6 +911,11 @@ class Profile(StageSettings):
             if prompts.source == "rtp-lx" and "rtp-lx" in self.pairs and prompts.limit is None:
                 raise ValueError(
                     "prompts: limit: is needed, since pairs from RTP-LX leave out the prompts evaluated on"
+                )
+            if prompts.source == "real-toxicity-prompts" and "rtp-lx" in self.pairs:
+                raise ValueError(
+                    "prompts: source: RTP-LX's prompts come from RealToxicityPrompts, so that pairs from RTP-LX may "
+                    "hold what is evaluated; leave one of the two out"
                 )
         return self
 

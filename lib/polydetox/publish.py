@@ -37,7 +37,9 @@ _LICENCES = {
 
 # Which sources a kind of pairs, or of prompts, is made of.
 _PAIR_SOURCES = {"on-policy": "project-prompts", "rtp-lx": "rtp-lx", "toxicity-pairwise": "toxicity-pairwise"}
-_PROMPT_SOURCES = {"project": "project-prompts", "rtp-lx": "rtp-lx"}
+_PROMPT_SOURCES = {"project": "project-prompts", "rtp-lx": "rtp-lx",
+                   "real-toxicity-prompts": "real-toxicity-prompts",
+                   "polyglo-toxicity-prompts": "polyglo-toxicity-prompts"}  # fmt: skip
 
 # Settings of the training that a card lists, in this order.
 _SETTINGS = (

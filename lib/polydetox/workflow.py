@@ -394,7 +394,7 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
     for language in settings.languages if settings.models else []:
         yield partial(load_prompts, settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
     for name, prompts in settings.more_prompts.items():
-        if prompts.source == "rtp-lx" and not (prompts.optional and not is_at_hand(prompts.folder)):
+        if prompts.source != "project" and not (prompts.optional and not is_at_hand(prompts.folder)):
             where = f"params/profiles/{settings.name}.yaml: more_prompts: {name}"
             yield partial(_check_folder, where, {"folder": prompts.folder})
         for language in graph.prompt_sets.get(name, []):

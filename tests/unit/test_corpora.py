@@ -7,9 +7,12 @@ import math
 
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from polydetox import at_hand, corpora
+from polydetox.data import languages_at_hand, load_prompts, prompt_file
 from polydetox.errors import UserError
+from polydetox.params import MorePrompts, Profile
 from polydetox.scoring.stored import StoredScorer
 
 
@@ -49,6 +52,41 @@ def test_polyglo_toxicity_prompts_bring_their_scores(tmp_path):
     # The same files are stored scores of a scorer.
     scorer = StoredScorer(tmp_path / "ptp")
     assert [score.value for _, score in next(iter(scorer.batches(["Satz 3"], "de")))] == [0.3]
+
+
+def test_published_prompts_are_evaluation_prompts_too(tmp_path):
+    real, many = tmp_path / "real", tmp_path / "many"
+    lines(real / "prompts.jsonl", [{"prompt": {"text": f"prompt {number} ", "toxicity": 0.5}} for number in range(4)])
+    for language in ("de", "en", "sv"):
+        lines(
+            many / f"ptp-{language}/full.jsonl", [polyglo(language, f"{language} {number}", 0.1) for number in range(3)]
+        )
+    table, _ = load_prompts("real-toxicity-prompts", "en", real, 3)
+    assert table["prompt"].tolist() == table["gloss"].tolist() == ["prompt 0", "prompt 1", "prompt 2"]
+    with pytest.raises(UserError, match=r"English alone: no prompts in German \(de\)"):
+        load_prompts("real-toxicity-prompts", "de", real)
+    table, _ = load_prompts("polyglo-toxicity-prompts", "sv", many)
+    assert table["prompt"].tolist() == ["sv 0", "sv 1", "sv 2"] and table["gloss"].isna().all()
+    with pytest.raises(UserError, match=r"in French \(languages: de en sv\)"):
+        load_prompts("polyglo-toxicity-prompts", "fr", many)
+    asked = ["de", "en", "fr"]
+    assert languages_at_hand("polyglo-toxicity-prompts", asked, many) == ["de", "en"]
+    assert languages_at_hand("real-toxicity-prompts", asked, real) == ["en"]
+    assert languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path / "none") == []
+    assert prompt_file("polyglo-toxicity-prompts", "de", many) == many
+    lines(many / "again/full.jsonl", [polyglo("de", "noch einer", 0.1)])
+    with pytest.raises(UserError, match="files of the same name"):
+        load_prompts("polyglo-toxicity-prompts", "de", many)
+
+
+def test_prompts_that_pairs_may_hold_are_refused():
+    told = {"title": "t", "description": "d", "models": ["gpt2"], "languages": ["en"],
+            "pairs": {"rtp-lx": {"folder": "x"}}, "variants": {"dpo": {"pairs": "rtp-lx"}},
+            "prompts": {"source": "real-toxicity-prompts", "folder": "x"}}  # fmt: skip
+    with pytest.raises(ValidationError, match="RTP-LX's prompts come from RealToxicityPrompts"):
+        Profile.model_validate({"name": "p", **told})
+    with pytest.raises(ValidationError, match=r"for example \$POLYGLO_TOXICITY_PROMPTS"):
+        MorePrompts.model_validate({"source": "polyglo-toxicity-prompts"})
 
 
 def test_toxigen_in_both_releases(tmp_path):

@@ -184,5 +184,5 @@ def test_a_difference_is_told_as_its_interval_allows():
     said = ablations._differences(family, pd.DataFrame(rows))
     assert said == (
         "With LoRA instead of full fine-tuning, Tiny's EMT after the tuning is higher (difference 0.10 [0.05, 0.15]) "
-        "and Perplexity after the tuning is not told apart by the interval (difference 0.1 [\N{MINUS SIGN}0.5, 0.7])."
+        "and perplexity after the tuning is not told apart by the interval (difference 0.1 [\N{MINUS SIGN}0.5, 0.7])."
     )

@@ -31,6 +31,7 @@ from polydetox.report.collect import (
     variant_title,
 )
 from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+from polydetox.sources import sources
 
 Kind = Literal["seed", "method", "learning-rate", "pairs"]
 KINDS: tuple[Kind, ...] = ("seed", "method", "learning-rate", "pairs")
@@ -276,7 +277,8 @@ def set_title(results: Results, name: str) -> str:
     """A set of prompts as the report prints it; empty is the first one."""
     if name:
         return results.profile.more_prompts[name].title or name
-    return {"project": "this project's", "rtp-lx": "RTP-LX"}[results.profile.prompts.source]
+    source = results.profile.prompts.source
+    return "this project's" if source == "project" else sources()[source].title
 
 
 def prompt_sets(results: Results) -> pd.DataFrame:
@@ -512,12 +514,17 @@ def _differences(family: Family, table: pd.DataFrame) -> str:
             low, high = row["difference_low"], row["difference_high"]
             verdict = "lower" if high < 0 else "higher" if low > 0 else "not told apart by the interval"
             words.append(
-                f"{METRICS[metric].title} after the tuning is {verdict} (difference {fixed(row['difference'], digits)} "
-                f"[{fixed(low, digits)}, {fixed(high, digits)}])"
+                f"{_inside(METRICS[metric].title)} after the tuning is {verdict} "
+                f"(difference {fixed(row['difference'], digits)} [{fixed(low, digits)}, {fixed(high, digits)}])"
             )
         if words:
             said.append(f"With {member.label} instead of {reference.label}, {family.title}'s {listing(words)}.")
     return " ".join(filter(None, said))
+
+
+def _inside(title: str) -> str:
+    """A title within a sentence: small, unless it is an abbreviation."""
+    return title if title[1:2].isupper() else title[0].lower() + title[1:]
 
 
 def _rates(family: Family, table: pd.DataFrame) -> str:

@@ -23,6 +23,7 @@ from polydetox.report.mechanism_prose import mechanism_sentences
 from polydetox.report.scorers import candidates_sentence, scorers_sentence
 from polydetox.report.sections import duration
 from polydetox.report.tables import change, fixed, listing
+from polydetox.sources import sources
 
 UNTUNED_JUDGE = "untuned"
 
@@ -123,8 +124,7 @@ def _subject(results: Results) -> str:
 def _prompts(results: Results) -> str:
     source = {
         "project": "written for this project, provoking but printable and parallel in all languages",
-        "rtp-lx": "those of RTP-LX",
-    }[results.profile.prompts.source]
+    }.get(chosen := results.profile.prompts.source) or f"those of {sources()[chosen].title}"
     counts = results.counts()["prompts"]
     if counts.empty:
         return f"The evaluation prompts are {source}; no evaluation was run."
