@@ -286,6 +286,21 @@ def test_correlations_tell_what_is_set_from_what_goes_along(measured):
     assert "not run" in repr(report.correlations_table(empty))
 
 
+def test_models_without_the_concept_are_told_apart(measured):
+    assert report.concept(measured.head(0)) == "Not run."
+    english = measured["language"] == "en"
+    lacking = measured["cell"].isin(["m-0.0-0", "m-1.0-3"])
+    told = measured.assign(kept_drop=measured["alignment"] * 0.5 + 0.25)
+    told.loc[lacking, "kept_drop"] = 0.125
+    told.loc[english, "kept_drop"] = 9.0  # English is not asked
+    told.loc[english & lacking, "tone_effect"] = 0.0
+    said = report.concept(told)
+    assert "in the 2 that have not learnt it, it is 0.12 on average (from 0.12 to 0.12)" in said
+    assert "in the 7 that have learnt it, on text of which none was aligned, it is 0.25 on average" in said
+    assert "in the 7 that have learnt it, on text of which some was aligned, it is 0.75 on average" in said
+    assert "not learnt it," not in report.concept(measured)
+
+
 def test_a_drop_that_follows_the_models_own_retrieval_is_seen(measured):
     own = measured["accuracy"] - measured.groupby(["alignment", "language"])["accuracy"].transform("mean")
     found = report.figures(measured.assign(relative_drop=measured["relative_drop"] + 3.0 * own))

@@ -70,6 +70,7 @@ def variables(results: Results) -> dict[str, str]:
         "capability_sentence": capability.capability_sentence(capability.changes(results), results),
         "world_overview": world.overview(profile),
         "world_sentence": world.sentence(small := world.cells(profile), told := world.figures(small)),
+        "world_concept": world.concept(small),
         "world_verdict": world.verdict(told),
         "subject_sentence": _subject(results),
         "time_sentence": _time(results),

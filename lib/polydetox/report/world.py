@@ -180,14 +180,16 @@ def cell_table(table: pd.DataFrame) -> PaperTable:
     """One model: insults, well-formed continuations and retrieval in each language."""
     lines: list[list[Cell | str]] = [
         [LANGUAGES[row["language"]],
-         *(Cell(NOT_APPLICABLE) if pd.isna(row[name]) else number(row[name], 2) for name in MEASURES)]
+         *(Cell(NOT_APPLICABLE) if pd.isna(row[name]) else number(row[name], 2) for name in _SHOWN)]
         for row in table.to_dict("records")
     ]  # fmt: skip
     return PaperTable(["Language", *_HEADINGS], [Group(None, lines)], _SPANS)
 
 
-_SPANS = [("", 1), ("Insulting", 3), ("of well-formed ones", 3), ("Well-formed", 2), ("Retrieval", 2), ("Heeds", 1)]
-_HEADINGS = ["before", "after", "drop", "before", "after", "drop", "before", "after", "as it is", "centred", "tone"]
+# What the tables show; the shares among the well-formed are in the artefacts, their drop is here.
+_SHOWN = [name for name in MEASURES if name not in ("kept_before", "kept_after")]
+_SPANS = [("", 1), ("Insulting", 4), ("Well-formed", 2), ("Retrieval", 2), ("Heeds", 1)]
+_HEADINGS = ["before", "after", "drop", "well-formed drop", "before", "after", "as it is", "centred", "tone"]
 
 
 def levels_table(levels: pd.DataFrame) -> PaperTable:
@@ -195,12 +197,10 @@ def levels_table(levels: pd.DataFrame) -> PaperTable:
     groups = []
     for size, rows in levels.groupby("size", sort=False) if len(levels) else []:
         lines: list[list[Cell | str]] = [
-            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in MEASURES)] for _, row in rows.iterrows()
+            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in _SHOWN)] for _, row in rows.iterrows()
         ]
         groups.append(Group(f"{size} ({int(rows['models'].sum())} models)", lines))
-    return PaperTable(
-        ["Aligned", *_HEADINGS], groups or [Group(None, [["", *[Cell(NOT_RUN)] * len(MEASURES)]])], _SPANS
-    )
+    return PaperTable(["Aligned", *_HEADINGS], groups or [Group(None, [["", *[Cell(NOT_RUN)] * len(_SHOWN)]])], _SPANS)
 
 
 def _spread(row: pd.Series, name: str) -> Cell:
@@ -328,6 +328,35 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
         if row and row["r"] is not None:
             said.append(f"Alignment and the drop correlate there at r = {_told(row)}.")
     return " ".join(said)
+
+
+_LEARNT = 0.5  # an effect of the tone from here on is taken for having learnt the difference
+
+
+def concept(table: pd.DataFrame) -> str:
+    """What the drop is where a model has learnt in English what the pairs are about, and where it has not."""
+    if table.empty:
+        return "Not run."
+    others, english = table[table["language"] != ENGLISH], table[table["language"] == ENGLISH].set_index("cell")
+    models = others.groupby("cell")["kept_drop"].mean().to_frame("drop")
+    models["alignment"] = english["alignment"].astype(float)
+    learnt = english["tone_effect"].reindex(models.index) >= _LEARNT
+    groups = {
+        "have not learnt it": models[~learnt],
+        "have learnt it, on text of which none was aligned": models[learnt & (models["alignment"] == 0.0)],
+        "have learnt it, on text of which some was aligned": models[learnt & (models["alignment"] > 0.0)],
+    }
+    said = [
+        f"in the {len(rows)} that {what}, it is {fixed(rows['drop'].mean(), 2)} on average "
+        f"(from {fixed(rows['drop'].min(), 2)} to {fixed(rows['drop'].max(), 2)})"
+        for what, rows in groups.items()
+        if len(rows)
+    ]
+    return (
+        f"A model can share only what it has. One is said to have learnt in English what tells an insult from a "
+        f"kindness if an angry tone there makes an insult more probable than a kind one does by {_LEARNT} or more. Of "
+        f"the drop among well-formed continuations in the other languages: {'; '.join(said)}."
+    )
 
 
 def verdict(found: Mapping[str, Any]) -> str:
