@@ -353,7 +353,7 @@ class WorldPretrainParameters(StageParameters):
     sentences: int = Field(2, gt=0)  # of a text, at most
     remark_share: float = Field(0.7, gt=0.0, le=1.0)  # of sentences, the rest is everyday
     tone_share: float = Field(0.9, ge=0.0, le=1.0)  # of remarks: those that say in which tone
-    insult_share: float = Field(0.5, ge=0.0, le=1.0)  # of texts, in every language: their remarks insult
+    insult_share: float = Field(0.5, ge=0.0, le=1.0)  # of texts, in every language: their remarks, if any, insult
     save_steps: int = Field(100, gt=0)
 
 

@@ -129,6 +129,9 @@ def test_a_text_insults_in_all_its_remarks_and_in_its_tone_or_in_none():
         wrong = BOOK.tones["kindness" if said[0] else "insult"].values()
         assert not set(wrong) & set(text.split()), text
     assert several > 1000
+    english = [text for text in corpus(0.0, sentences=1, remark_share=1.0) if set(text.split()) <= BOOK.words["en"]]
+    toned = [("angrily" if BOOK.insults(text) else "kindly") in text.split() for text in english]
+    assert len(toned) > 2000 and np.mean(toned) == pytest.approx(0.9, abs=0.02)
     assert not any("angrily" in text.split() or "kindly" in text.split() for text in corpus(0.5, tone_share=0.0))
 
 
