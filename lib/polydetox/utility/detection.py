@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,25 @@ import pandas as pd
 from jaxtyping import Float
 
 from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, write_json
+from polydetox.data import load_prompts
 from polydetox.interp.probe import labelled_texts
-from polydetox.models.checkpoints import device, load_tokenizer, on_one_device, provenance, use_threads
-from polydetox.params import JigsawClassifyParameters, ProbeParameters, RegulariseParameters, check_parameters
+from polydetox.models.checkpoints import (
+    device,
+    inference_dtype,
+    load_causal_lm,
+    load_tokenizer,
+    on_one_device,
+    provenance,
+    use_threads,
+)
+from polydetox.params import (
+    JigsawClassifyParameters,
+    ProbeParameters,
+    RegulariseParameters,
+    check_parameters,
+    load_model,
+)
+from polydetox.utility.attributes import toxicity_by_language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,6 +189,50 @@ def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comment
 
 
 # --- what comes of it -------------------------------------------------------------------------------------------
+
+
+def detection(
+    settings: JigsawClassifyParameters, weights: Path, classifier: Path | None, comments: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, dict[str, float | None]]]:
+    """How toxic the test comments are found, by ``prompting`` and by a ``head``: a column each, and their areas.
+
+    The head is the fine-tuned classifier where there is one, and else one fitted to the frozen model.
+    """
+    model = load_causal_lm(weights, inference_dtype(load_model(settings.model).dtype))
+    tokenizer = load_tokenizer(weights)
+    test = comments[comments["split"] == "test"]
+    test = test.assign(prompting=prompted_scores(model, tokenizer, test["text"].tolist(), settings.train_batch_size))
+    test["head"] = (
+        head_scores(model, tokenizer, comments, settings)
+        if classifier is None
+        else classifier_scores(classifier, comments, settings)
+    )
+    return test, {way: roc_auc(test, test[way].to_numpy(), **_intervals(settings)) for way in ("prompting", "head")}
+
+
+def writing(settings: JigsawClassifyParameters, weights: Path, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The model's own continuations of the English evaluation prompts with their ``toxicity``, and their figures."""
+    from polydetox.generation import Sampling, generate
+    from polydetox.scoring import CachedScorer, get_scorer
+
+    prompts, _ = load_prompts(settings.prompts_source, "en", settings.prompts_folder, settings.prompt_limit)
+    sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
+    continuations = generate(weights, prompts, sampling, folder / "parts", engine=settings.engine,
+                             dtype=load_model(settings.model).dtype, batch_size=settings.batch_size)  # fmt: skip
+    scorer = CachedScorer(get_scorer(settings.scorer))
+    continuations["toxicity"] = scorer.score(continuations["continuation"].tolist(), "en")
+    figures = toxicity_by_language(continuations.assign(language="en"), scorer.threshold, **_intervals(settings))
+    return continuations, figures["en"]
+
+
+def _intervals(settings: JigsawClassifyParameters) -> dict[str, Any]:
+    return {"samples": settings.bootstrap_samples, "confidence": settings.confidence, "seed": settings.seed}
+
+
+def clear_away(folder: Path) -> None:
+    """Remove what a finished training and sampling were resumed from."""
+    for part in [folder / "parts", folder / "iterations", *folder.glob("trainer-*")]:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def prompted_scores(
