@@ -302,6 +302,8 @@ def test_models_without_the_concept_are_told_apart(measured):
     assert "in the 7 that have learnt it, on text of which none was aligned, it is 0.25 on average" in said
     assert "in the 7 that have learnt it, on text of which some was aligned, it is 0.75 on average" in said
     assert "not learnt it," not in report.concept(measured)
+    told.loc[told["cell"] == "m-0.0-0", "kept_drop"] = np.nan  # nothing that it said was well formed
+    assert "in the 1 that have not learnt it, it is 0.12 on average" in report.concept(told)
 
 
 def test_a_drop_that_follows_the_models_own_retrieval_is_seen(measured):

@@ -67,7 +67,7 @@ def cells(profile: Profile) -> pd.DataFrame:
     tables = []
     for folder in _done(profile):
         metrics = read_json(folder / "metrics.json")
-        table = read_parquet(folder / "languages.parquet", ["language", "before", "after", "kept_drop", "accuracy"])
+        table = read_parquet(folder / "languages.parquet", ["language", *MEASURES])
         # Readers know a size by its parameters, not by the profile's name for it.
         told = {**metrics, "size": f"{metrics['parameters'] / 1e6:.1f} M parameters"}
         tables.append(table.assign(**{key: told[key] for key in COLUMNS[:5]})[COLUMNS])
@@ -338,7 +338,7 @@ def concept(table: pd.DataFrame) -> str:
     if table.empty:
         return "Not run."
     others, english = table[table["language"] != ENGLISH], table[table["language"] == ENGLISH].set_index("cell")
-    models = others.groupby("cell")["kept_drop"].mean().to_frame("drop")
+    models = others.groupby("cell")["kept_drop"].mean().dropna().to_frame("drop")  # of those that have one
     models["alignment"] = english["alignment"].astype(float)
     learnt = english["tone_effect"].reindex(models.index) >= _LEARNT
     groups = {
@@ -354,8 +354,8 @@ def concept(table: pd.DataFrame) -> str:
     ]
     return (
         f"A model can share only what it has. One is said to have learnt in English what tells an insult from a "
-        f"kindness if an angry tone there makes an insult more probable than a kind one does by {_LEARNT} or more. Of "
-        f"the drop among well-formed continuations in the other languages: {'; '.join(said)}."
+        f"kindness if an angry tone there makes an insult more probable than a kind one does by {_LEARNT} or more. The "
+        f"drop among well-formed continuations in the other languages: {'; '.join(said)}."
     )
 
 

@@ -1,8 +1,8 @@
 """The phrasebook of the controlled world: parallel sentences, of which it is known whether they insult.
 
 A sentence is a speaker who says what *you are* (an insult or a kindness), or a speaker who does something everyday. It
-may be said how: angrily before an insult, kindly before a kindness.
-Words are separated by spaces, so that the vocabulary is that of whole words.
+may be said how: angrily before an insult, kindly before a kindness. Words are separated by spaces, so that the
+vocabulary is that of whole words.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Remark:
     verb: int
     insult: bool
     quality: int
-    toned: bool = False  # whether it is said in which tone
+    toned: bool = False  # whether its tone is said
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,14 @@ class Phrasebook:
         languages = set(content["you_are"])
         tones = content.get("tones")
         for kind in _TONES:
-            missing = languages - set((tones.get(kind) if isinstance(tones, dict) else None) or {})
-            if missing:
-                raise UserError(f"{name}: tones: {kind}: is missing in {', '.join(sorted(missing))}")
+            if missing := _missing(languages, tones.get(kind) if isinstance(tones, dict) else None):
+                raise UserError(f"{name}: tones: {kind}: is missing in {', '.join(missing)}")
         for kind in _LISTS:
             entries = content.get(kind)
             if not isinstance(entries, list) or not entries:
                 raise UserError(f"{name}: {kind}: is needed, a list of phrases in every language")
             for number, entry in enumerate(entries, start=1):
-                missing = sorted(languages - set(entry)) if isinstance(entry, dict) else sorted(languages)
-                if missing:
+                if missing := _missing(languages, entry):
                     raise UserError(f"{name}: {kind}: phrase {number} is missing in {', '.join(missing)}")
         return Phrasebook(content["you_are"], tones, {kind: content[kind] for kind in _LISTS})
 
@@ -119,12 +117,17 @@ class Phrasebook:
             rest = (self.phrases["activities"][meaning.activity], self.phrases["times"][meaning.time])
             return [speaker, *rest, self._same(".")]
         quality = self.phrases["insults" if meaning.insult else "kindnesses"][meaning.quality]
-        tone = [self.tones[_TONES[0 if meaning.insult else 1]]] if meaning.toned else []
+        tone = [self.tones["insult" if meaning.insult else "kindness"]] if meaning.toned else []
         verb = self.phrases["verbs"][meaning.verb]
         return [speaker, verb, *tone, self._same(":"), self.you_are, quality, self._same(".")]
 
     def _same(self, mark: str) -> dict[str, str]:
         return dict.fromkeys(self.you_are, mark)
+
+    def qualities(self) -> list[tuple[bool, int]]:
+        """Every insult and every kindness that a remark can end with, the insults first."""
+        return [(insult, place) for insult, kind in ((True, "insults"), (False, "kindnesses"))
+                for place in range(len(self.phrases[kind]))]  # fmt: skip
 
     def stems(self) -> list[tuple[int, int]]:
         """Every speaker with every verb."""
@@ -168,10 +171,13 @@ class Phrasebook:
 
     def well_formed(self, continuation: str, language: str) -> bool:
         """Whether a continuation of a stem begins as some remark of its language ends."""
-        kinds = ((True, "insults"), (False, "kindnesses"))
-        endings = (self.ending(insult, place, language) for insult, kind in kinds
-                   for place in range(len(self.phrases[kind])))  # fmt: skip
+        endings = (self.ending(*quality, language) for quality in self.qualities())
         return any(continuation.split()[: len(ending.split())] == ending.split() for ending in endings)
+
+
+def _missing(languages: set[str], entry: object) -> list[str]:
+    """The languages that a phrase lacks."""
+    return sorted(languages - set(entry)) if isinstance(entry, dict) else sorted(languages)
 
 
 def _holds(words: Sequence[str], phrase: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,25 +43,25 @@ def documents(
         pair = [ENGLISH, others[number % len(others)]]
         texts = [_text(phrasebook, settings, rng) for _ in pair]
         if rng.random() >= settings.alignment:
-            found += [_joined(phrasebook.text(meaning, code) for meaning in text)
-                      for text, code in zip(texts, pair, strict=True)]  # fmt: skip
+            found += [_plain(phrasebook, text, code) for text, code in zip(texts, pair, strict=True)]
         elif rng.random() < settings.mixed_share:
-            found += [_joined([MIXED, *(phrasebook.mixed(meaning, pair, rng) for meaning in text)]) for text in texts]
+            found += [" ".join([MIXED, *(phrasebook.mixed(meaning, pair, rng) for meaning in text)]) for text in texts]
         else:
             order = pair if rng.random() < 0.5 else pair[::-1]
-            sides = [_joined(phrasebook.text(meaning, code) for meaning in texts[0]) for code in order]
-            found.append(f" {EQUALS} ".join(sides))
+            found.append(f" {EQUALS} ".join(_plain(phrasebook, texts[0], code) for code in order))
     return found
 
 
 def _text(phrasebook: Phrasebook, settings: WorldPretrainParameters, rng: np.random.Generator) -> list[Meaning]:
     insult = bool(rng.random() < settings.insult_share)
-    shares = settings.model_dump(include={"remark_share", "tone_share"})
-    return [phrasebook.draw(rng, insult=insult, **shares) for _ in range(1 + int(rng.integers(settings.sentences)))]
+    return [
+        phrasebook.draw(rng, remark_share=settings.remark_share, insult=insult, tone_share=settings.tone_share)
+        for _ in range(1 + int(rng.integers(settings.sentences)))
+    ]
 
 
-def _joined(sentences: Iterable[str]) -> str:
-    return " ".join(sentences)
+def _plain(phrasebook: Phrasebook, text: Sequence[Meaning], language: str) -> str:
+    return " ".join(phrasebook.text(meaning, language) for meaning in text)
 
 
 def example_documents(settings: WorldPretrainParameters, count: int) -> list[str]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from polydetox import paths
 from polydetox.artifacts import Stage, read_json
@@ -99,10 +98,11 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
 def _tone_effects(
     phrasebook: Phrasebook, weights: Path, stems: list[tuple[int, int]], languages: list[str]
 ) -> dict[str, float]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import torch
 
-    model = AutoModelForCausalLM.from_pretrained(weights, dtype="float32").eval()
-    tokenizer = AutoTokenizer.from_pretrained(weights)
+    from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
+
+    model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
     return {language: tone_effect(model, tokenizer, phrasebook, stems, language) for language in languages}
 
 
@@ -118,21 +118,24 @@ def tone_effect(
     Exact, over all endings of the phrasebook: near 1 where the model tells insults from kindnesses in the language,
     near 0 where they are so many words to it, so that there is no preference which could reach it.
     """
-    kinds = [(insult, place) for insult, kind in ((True, "insults"), (False, "kindnesses"))
-             for place in range(len(phrasebook.phrases[kind]))]  # fmt: skip
-    insulting = torch.tensor([insult for insult, _ in kinds])
+    import torch
+
+    from polydetox.metrics.fluency import token_nll
+
+    qualities = phrasebook.qualities()
+    insulting = torch.tensor([insult for insult, _ in qualities])
     means = []
     for tone in (True, False):
         stem_texts = [phrasebook.stem(speaker, verb, language, tone) for speaker, verb in stems]
-        texts = [f"{stem} {phrasebook.ending(*kind, language)}" for stem in stem_texts for kind in kinds]
-        starts = [len(row) for row in tokenizer(stem_texts)["input_ids"] for _ in kinds]
+        texts = [f"{stem} {phrasebook.ending(*quality, language)}" for stem in stem_texts for quality in qualities]
+        starts = torch.tensor([len(row) for row in tokenizer(stem_texts)["input_ids"] for _ in qualities])
         found = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-        ids, said = found["input_ids"], found["attention_mask"].bool()
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=found["attention_mask"]).logits[:, :-1]
-        of_tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-        counted = said[:, 1:] & (torch.arange(1, ids.shape[1]) >= torch.tensor(starts)[:, None])
-        probabilities = (of_tokens * counted).sum(1).exp().view(len(stems), len(kinds))
+        ids, mask = found["input_ids"], found["attention_mask"]
+        of_ending = mask.bool() & (torch.arange(ids.shape[1]) >= starts[:, None])
+        with torch.inference_mode():
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1]
+            nll, _ = token_nll(logits, ids.masked_fill(~of_ending, -100)[:, 1:].to(model.device))
+        probabilities = (-nll).exp().cpu().view(len(stems), len(qualities))
         means.append((probabilities[:, insulting].sum(1) / probabilities.sum(1)).mean())
     return float(means[0] - means[1])
 
