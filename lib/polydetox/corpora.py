@@ -48,10 +48,10 @@ def polyglo_toxicity_prompts(
     check_language(language)
     rows, left_out, found = [], LeftOut(), set()
     for file in _files(folder, "**/*", "PolygloToxicityPrompts", (".jsonl", ".json", ".parquet")):
-        named = file.parent.name.rsplit("-", 1)[-1]
-        if named in LANGUAGES and named != language:
+        named = _language_of_folder(file)
+        if file.parent.name == f"ptp-{named}" and named in LANGUAGES and named != language:
             found.add(named)
-            continue  # the folder of another language, which need not be read
+            continue  # the data set's own folder of another language, which need not be read
         read = read_rows(file)
         told = {line: _language(row, file) for line, row in read.rows}
         found |= set(told.values())
@@ -140,8 +140,11 @@ def _language(row: dict[str, Any], file: Path) -> str:
     """The language of a row, which it tells, or else the last part of its folder's name."""
     details = row.get("meta_data")
     told = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, dict) else "")
-    told = told or file.parent.name.rsplit("-", 1)[-1]
-    return str(told).lower()[:2]
+    return str(told or _language_of_folder(file)).lower()[:2]
+
+
+def _language_of_folder(file: Path) -> str:
+    return file.parent.name.rsplit("-", 1)[-1]
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

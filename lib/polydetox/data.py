@@ -14,7 +14,7 @@ import pandas as pd
 from polydetox import paths
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language, known_locale, rtp_lx_locales
-from polydetox.params import read_yaml
+from polydetox.params import PROMPT_SOURCES, read_yaml
 from polydetox.rows import LeftOut, check_rows, is_blank, read_rows
 from polydetox.schemas import whole_number
 from polydetox.sources import advice, folder_of_variable
@@ -43,18 +43,16 @@ def load_prompts(
         table = pd.DataFrame(
             {"prompt_id": [_rtp_lx_id(row) for row in usable], "prompt": [row["Prompt"].rstrip() for row in usable]}
         )
-        table["gloss"] = table["prompt"] if language == "en" else None
-    elif source in _PUBLISHED:
-        read, left_out = _PUBLISHED[source](folder, language)
-        table = read[["prompt_id", "prompt"]].copy()
+    elif source in PROMPT_SOURCES:
+        read, left_out = _corpus_prompts(source, language, folder)
+        table = read[["prompt_id", "prompt"]]
         if table["prompt_id"].duplicated().any():
             raise UserError(f"{local_path(folder)}: has files of the same name with prompts in {LANGUAGES[language]}; "
                             "name the folder of one part")  # fmt: skip
-        table["gloss"] = table["prompt"] if language == "en" else None
     else:
-        raise UserError(
-            f"prompts source {source!r}: use one of 'project', 'rtp-lx', {', '.join(map(repr, _PUBLISHED))}"
-        )
+        raise UserError(f"prompts source {source!r}: use one of {', '.join(map(repr, PROMPT_SOURCES))}")
+    if source != "project":
+        table = table.assign(gloss=table["prompt"] if language == "en" else None)
     if limit is not None:
         table = table.head(limit)
     if table.empty:
@@ -77,27 +75,26 @@ def prompt_file(source: str, language: str, folder: str | Path = "") -> Path:
     """The file that the evaluation prompts of one language come from, or the folder, where all languages share it."""
     if source == "project":
         return paths.prompt_files() / "evaluation.yaml"
-    return local_path(folder) if source in _PUBLISHED else rtp_lx_file(folder, language)
+    return rtp_lx_file(folder, language) if source == "rtp-lx" else local_path(folder)
 
 
-def _real_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.DataFrame, LeftOut]:
-    from polydetox.corpora import real_toxicity_prompts
+def _corpus_prompts(source: str, language: str, folder: str | Path) -> tuple[pd.DataFrame, LeftOut]:
+    from polydetox import corpora  # which reads through this module
 
+    _check_named(folder, source)
+    if source == "polyglo-toxicity-prompts":
+        return corpora.polyglo_toxicity_prompts(folder, language)
     if language != "en":
         raise UserError(f"RealToxicityPrompts is English alone: no prompts in {LANGUAGES[language]} ({language})")
-    return real_toxicity_prompts(folder)
+    return corpora.real_toxicity_prompts(folder)
 
 
-def _polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.DataFrame, LeftOut]:
-    from polydetox.corpora import polyglo_toxicity_prompts
-
-    return polyglo_toxicity_prompts(folder, language)
-
-
-_PUBLISHED = {
-    "real-toxicity-prompts": _real_toxicity_prompts,
-    "polyglo-toxicity-prompts": _polyglo_toxicity_prompts,
-}
+def _check_named(folder: str | Path, source: str) -> None:
+    if not str(folder):
+        raise UserError(
+            f"prompts from {source} need their folder: set 'prompts: folder:' in the profile or -p prompts_folder "
+            "(see `polydetox data`)"
+        )
 
 
 def project_prompts(language: str) -> pd.DataFrame:
@@ -156,11 +153,7 @@ def local_path(given: str | Path) -> Path:
 
 def rtp_lx_file(folder: str | Path, language: str) -> Path:
     """The file of one language in a folder of ``RTP_LX_<LOCALE>.json``; a ``UserError`` where there is none."""
-    if not str(folder):
-        raise UserError(
-            "prompts from RTP-LX need their folder: set 'prompts: folder:' in the profile or -p prompts_folder "
-            "(see `polydetox data`)"
-        )
+    _check_named(folder, "rtp-lx")
     folder = local_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it should hold RTP_LX_<LOCALE>.json (see `polydetox data`)")
@@ -192,7 +185,7 @@ def languages_at_hand(source: str, languages: list[str], folder: str | Path = ""
         return list(languages)
     if not is_at_hand(folder) or not local_path(folder).is_dir():
         return []
-    if source in _PUBLISHED:
+    if source != "rtp-lx":
         return [language for language in languages if _has_prompts(source, language, folder)]
     found = {path.name.lower() for path in local_path(folder).glob("*.json")}
     return [language for language in languages
@@ -201,7 +194,7 @@ def languages_at_hand(source: str, languages: list[str], folder: str | Path = ""
 
 def _has_prompts(source: str, language: str, folder: str | Path) -> bool:
     try:
-        return bool(len(_PUBLISHED[source](folder, language)[0]))
+        return bool(len(_corpus_prompts(source, language, folder)[0]))
     except UserError:
         return False
 

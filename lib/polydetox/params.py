@@ -69,6 +69,7 @@ class ModelStage(StageParameters):
 
 # Where evaluation prompts come from: this project's, or a folder of a published set (`data.load_prompts`).
 PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts"]
+PROMPT_SOURCES: tuple[str, ...] = get_args(PromptSource)
 
 
 class TrimParameters(ModelStage):
@@ -156,12 +157,17 @@ class LanguageStage(OneLanguage, VariantStage):
     """A stage that works on one language of one variant."""
 
 
-class Sampled(StageParameters):
-    """A stage that draws continuations of the evaluation prompts."""
+class Prompted(StageParameters):
+    """A stage that works on the evaluation prompts."""
 
     prompts_source: PromptSource = "rtp-lx"
     prompts_folder: str = ""  # of the prompts, where the source is not project
     prompt_limit: int | None = Field(None, gt=0)  # the first so many prompts; None: all
+
+
+class Sampled(Prompted):
+    """A stage that draws continuations of the evaluation prompts."""
+
     n: int = Field(25, gt=0)  # continuations a prompt
     temperature: float = Field(0.9, ge=0.0)
     top_p: float = Field(0.8, gt=0.0, le=1.0)
@@ -244,35 +250,26 @@ class ProbeParameters(ModelStage):
     feature_batch_size: int = Field(64, gt=0)  # texts a forward pass
 
 
-class ValueVectorsParameters(ModelStage):
+class ValueVectorsParameters(Prompted, ModelStage):
     """MLP value vectors that point along the probe, and which of them are active."""
 
     top: int | None = Field(100, gt=0)  # how many potential sources; None: by share
     share: float = Field(0.001, gt=0.0, le=1.0)  # of all neurons, where top is None
     promoted_tokens: int = Field(30, gt=0)  # shown of each vector
-    prompts_source: PromptSource = "rtp-lx"
-    prompts_folder: str = ""
-    prompt_limit: int | None = Field(None, gt=0)
     new_tokens: int = Field(20, gt=0)
     batch_size: int = Field(64, gt=0)  # prompts decoded side by side
 
 
-class ActivationsParameters(LanguageStage):
+class ActivationsParameters(Prompted, LanguageStage):
     """Mean activations of the actual sources, and of random neurons, over the next tokens."""
 
-    prompts_source: PromptSource = "rtp-lx"
-    prompts_folder: str = ""
-    prompt_limit: int | None = Field(None, gt=0)
     new_tokens: int = Field(20, gt=0)
     batch_size: int = Field(64, gt=0)
 
 
-class InterveneParameters(LanguageStage):
+class InterveneParameters(Prompted, LanguageStage):
     """Toxicity of greedy continuations as the actual sources' activations are shifted."""
 
-    prompts_source: PromptSource = "rtp-lx"
-    prompts_folder: str = ""
-    prompt_limit: int | None = Field(None, gt=0)
     offsets: list[float] = [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
     unit: Literal["activation", "rms"] = "activation"  # of the offsets; rms: the sources' own root mean square
     neutral_offset: float = 5.0  # added on neutral English prompts; 0: not done

@@ -35,11 +35,8 @@ _LICENCES = {
     "CC-BY-NC 4.0": "cc-by-nc-4.0",
 }  # fmt: skip
 
-# Which sources a kind of pairs, or of prompts, is made of.
+# Which sources a kind of pairs is made of.
 _PAIR_SOURCES = {"on-policy": "project-prompts", "rtp-lx": "rtp-lx", "toxicity-pairwise": "toxicity-pairwise"}
-_PROMPT_SOURCES = {"project": "project-prompts", "rtp-lx": "rtp-lx",
-                   "real-toxicity-prompts": "real-toxicity-prompts",
-                   "polyglo-toxicity-prompts": "polyglo-toxicity-prompts"}  # fmt: skip
 
 # Settings of the training that a card lists, in this order.
 _SETTINGS = (
@@ -272,7 +269,8 @@ def _data(run: TunedRun) -> str:
     kind = run.profile.variants[run.variant].pairs
     pairs = run.metrics(paths.pairs(run.profile.name, run.model.name, kind))
     made = source(_PAIR_SOURCES[kind])
-    prompts = source(_PROMPT_SOURCES[run.profile.prompts.source])
+    asked = run.profile.prompts.source
+    prompts = source("project-prompts" if asked == "project" else asked)
     pairs_line = f"- Preference pairs: {pairs.get('pairs', 'an unrecorded number of')} of kind `{kind}`"
     if kind == "on-policy":
         pairs_line += (

@@ -74,6 +74,12 @@ def test_published_prompts_are_evaluation_prompts_too(tmp_path):
     assert languages_at_hand("real-toxicity-prompts", asked, real) == ["en"]
     assert languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path / "none") == []
     assert prompt_file("polyglo-toxicity-prompts", "de", many) == many
+    for source in ("real-toxicity-prompts", "polyglo-toxicity-prompts"):
+        with pytest.raises(UserError, match=f"prompts from {source} need their folder"):
+            load_prompts(source, "en")
+    # A folder that only happens to end like a language does not overrule what its rows say.
+    lines(tmp_path / "set-it/all.jsonl", [polyglo("de", "eins", 0.1), polyglo("it", "uno", 0.1)])
+    assert load_prompts("polyglo-toxicity-prompts", "de", tmp_path / "set-it")[0]["prompt"].tolist() == ["eins"]
     lines(many / "again/full.jsonl", [polyglo("de", "noch einer", 0.1)])
     with pytest.raises(UserError, match="files of the same name"):
         load_prompts("polyglo-toxicity-prompts", "de", many)
