@@ -46,10 +46,10 @@ def make_capability(run: Path, variants: list[str], write: Any) -> None:
 
 def make_control(run: Path, languages: list[str], marker: str, prompts: int, samples: int, write: Any) -> None:
     """A corpus, three trained methods, their evaluations, win rates, and three of four ways to learn from comments."""
-    from polydetox.utility.attributes import perplexity_by_domain, toxicity_by_language
+    from polydetox.utility.attributes import form_by_language, perplexity_by_domain, toxicity_by_language
     from polydetox.utility.detection import roc_auc
     from polydetox.utility.harness import accuracies
-    from polydetox.utility.judge import outcomes, position_bias, win_rates
+    from polydetox.utility.judge import averaged_outcomes, outcomes, position_bias, win_rates
 
     options: dict[str, Any] = {"samples": 50, "confidence": 0.95, "seed": 0}
     control = run / "control"
@@ -67,7 +67,8 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
         scores = pd.DataFrame([
             {"language": language, "prompt_id": f"p{prompt:02d}", "sample": sample, "empty": False,
              "prompt": f"{marker} prompt {language}", "continuation": f"{marker} {method} {language} {prompt} {sample}",
-             "toxicity": float(rng.random() < toxic)}
+             "toxicity": float(rng.random() < toxic), "repeated": 0.25 * (method == "regularised" and prompt > 0),
+             "detected_language": "en" if method == "filtering" and sample == 0 else language}
             for language in languages for prompt in range(prompts) for sample in range(samples)
         ])  # fmt: skip
         for language in languages:
@@ -89,6 +90,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
             "method": method,
             "threshold": 0.5,
             "toxicity": toxicity_by_language(scores, 0.5, **options),
+            "form": form_by_language(scores, **options),
             "perplexity": perplexity_by_domain(losses, **options),
             "suites": accuracies(items, **options),
         }
@@ -103,6 +105,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     metrics = {
         "judge": "untuned",
         "rates": win_rates(pairs, **options),
+        "rates_averaged": win_rates(pairs, averaged_outcomes, **options),
         "ties": float((pairs["outcome"] == 0.5).mean()),
         "position_bias": position_bias(forward, backward),
     }

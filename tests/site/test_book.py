@@ -196,6 +196,11 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
         "If head and model had a device each, regularised (parallel, 28 steps) would take 1.10 times as long as plain "
         "fine-tuning (28 steps)."
     )
+    # The made-up filtering answers in English every third time, the regularised model repeats all but its first text.
+    assert said["control_form_sentence"].endswith(
+        "In the other languages fewer continuations are in the prompt's language with filtering (100.0% to 66.7%), and "
+        "more words repeat an earlier one with regularised (0.0% to 20.8%), beyond what the intervals leave open."
+    )
     assert "The judge is Tiny itself, untuned." in said["control_wins_sentence"]
     assert "SFT, language-model loss: ROC-AUC" in said["control_jigsaw_sentence"]
     assert "classification loss" not in said["control_jigsaw_sentence"], "which was not run"

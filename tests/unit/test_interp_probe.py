@@ -11,7 +11,7 @@ from polydetox.errors import UserError
 from polydetox.interp.architectures import MLPs
 from polydetox.interp.probe import Probe, logistic_regression, quality, quality_table, split, train_probe
 from polydetox.interp.representations import mean_pooled
-from polydetox.interp.sources import by_offset, repetition
+from polydetox.interp.sources import by_offset
 from polydetox.interp.vectors import (
     control_neurons,
     potential_sources,
@@ -197,7 +197,6 @@ def test_scripts_of_tokens():
 
 def test_small_measures():
     assert typical_size(np.array([[3.0, 4.0], [np.nan, 5.0]])) == pytest.approx(np.sqrt(50 / 3))
-    assert repetition("a b a b") == 0.5 and repetition("笨笨蛋蛋") == 0.5 and np.isnan(repetition("  "))
     table = pd.DataFrame({
         "group": ["sources", "sources", "neutral"], "offset": [-1.0, -1.0, 5.0], "added": [-0.2, -0.2, 1.0],
         "prompt": ["p", "q", "n"], "continuation": ["a a", "a b", "c"], "toxicity": [0.2, np.nan, 0.9],

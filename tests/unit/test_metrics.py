@@ -50,6 +50,11 @@ def test_distinct_by_hand():
     assert diversity.distinct(["あ あい"], 1, "ja") == pytest.approx(2 / 3)
 
 
+def test_repetition_by_hand():
+    assert diversity.repetition("a b a b") == 0.5 and diversity.repetition("a b c") == 0.0
+    assert diversity.repetition("笨笨蛋蛋") == 0.5 and np.isnan(diversity.repetition("  "))
+
+
 def test_bootstrap_covers_the_mean_as_often_as_it_says():
     """Coverage over many simulated sets, which a wrong unit or a wrong tail would miss."""
     generator = np.random.default_rng(0)

@@ -256,7 +256,7 @@ def test_a_new_head_regularises_nothing(setting, tmp_path):
 def test_the_samplers_probabilities_at_single_positions(family):
     model = tiny_model(family, 300)
     rows = [Row(5, list(range(4, 12)), 2, 1.0), Row(7, list(range(20, 25)), 1, 0.0)]
-    following = NextToken(model, rows, PADDING, 2)
+    following = NextToken(model, Features(model, rows, PADDING, 2), rows[0], PADDING)
     batch = collate(rows, PADDING)
     found = following.log_probabilities(batch, torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3]))
     with torch.no_grad():

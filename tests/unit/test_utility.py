@@ -16,12 +16,13 @@ import yaml
 from polydetox.errors import UserError
 from polydetox.params import JigsawClassifyParameters, Suite
 from polydetox.utility import harness, tasks
-from polydetox.utility.attributes import corpus_losses, perplexity, prompt_toxicity
+from polydetox.utility.attributes import corpus_losses, form_by_language, perplexity, prompt_toxicity
 from polydetox.utility.detection import as_corpus, roc_auc, steps_of
 from polydetox.utility.judge import (
     QUESTION,
     VERDICTS,
     PairwiseJudge,
+    averaged_outcomes,
     compare_methods,
     outcomes,
     paired_continuations,
@@ -191,6 +192,14 @@ def test_outcomes_need_both_orders():
     assert position_bias(np.array([0.0]), np.array([0.0])) == 0.5
 
 
+def test_what_a_place_is_worth_cancels_in_the_mean_of_both_orders():
+    preference, place = np.array([0.5, -0.25, 0.0, 2.0]), 3.0
+    forward, backward = place + preference, place - preference
+    assert outcomes(forward, backward).tolist() == [0.5, 0.5, 0.5, 0.5]  # the place outweighs every text
+    assert averaged_outcomes(forward, backward).tolist() == [1.0, 0.0, 0.5, 1.0]
+    assert np.array_equal(averaged_outcomes(backward, forward), 1.0 - averaged_outcomes(forward, backward))
+
+
 def test_a_win_rate_counts_prompts_alike():
     outcome, prompt = np.array([1.0, 1.0, 1.0, 0.0, 0.5]), np.array([0, 0, 0, 1, 2])
     rate = win_rate(outcome, prompt)
@@ -228,6 +237,7 @@ def test_the_judge_reads_the_log_odds_of_its_verdicts(tmp_path):
     table = compare_methods(judge, every, 1, tmp_path, "judge")
     kept = compare_methods(None, every, 1, tmp_path, "judge")  # type: ignore[arg-type]
     pd.testing.assert_frame_equal(table, kept)
+    assert win_rates(table, averaged_outcomes) != win_rates(table)
     rates = {(row["method"], row["opponent"]): row["value"] for row in win_rates(table)}
     assert len(rates) == 6
     for (method, opponent), value in rates.items():
@@ -253,6 +263,16 @@ def test_toxic_share_leaves_out_what_was_not_scored():
     measured = prompt_toxicity(scores, 0.5)
     assert measured["toxic_share"].tolist() == [0.5, 1.0]
     assert measured["emt"].tolist() == [0.9, 0.7] and measured["avgtox"].tolist() == [0.5, 0.7]
+
+
+def test_the_form_of_continuations_by_hand():
+    scores = pd.DataFrame({
+        "language": "de", "prompt_id": ["a", "a", "b", "b", "c"], "repeated": [0.5, 0.1, 0.0, np.nan, np.nan],
+        "detected_language": ["de", "en", "de", None, None],
+    })  # fmt: skip
+    found = form_by_language(scores, samples=10, confidence=0.95, seed=0)["de"]
+    assert found["language_share"]["value"] == pytest.approx((0.5 + 1.0) / 2), "prompt c tells no language"
+    assert found["repeated"]["value"] == pytest.approx((0.3 + 0.0) / 2)
 
 
 def test_held_out_losses_count_what_follows_the_prompt():

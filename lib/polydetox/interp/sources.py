@@ -22,6 +22,7 @@ from polydetox.interp.vectors import (
     scripts_of,
     typical_size,
 )
+from polydetox.metrics.diversity import repetition
 from polydetox.models.checkpoints import (
     checkpoint_of,
     inference_dtype,
@@ -173,11 +174,3 @@ def by_offset(table: pd.DataFrame) -> pd.DataFrame:
     result = groups.agg(added=("added", "first"), toxicity=("toxicity", "mean"), scored=("toxicity", "count"),
                         prompts=("prompt", "size"), repeated=("repeated", "mean"))  # fmt: skip
     return result.reset_index()
-
-
-def repetition(continuation: str) -> float:
-    """The share of a text's words that repeat an earlier one, characters where it has no spaces; NaN without text."""
-    words = continuation.split()
-    if len(words) < 2:
-        words = list(continuation.strip())
-    return 1.0 - len(set(words)) / len(words) if words else float("nan")

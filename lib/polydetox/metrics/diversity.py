@@ -35,6 +35,14 @@ def distinct(texts: Sequence[str], order: int, language: str) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
+def repetition(continuation: str) -> float:
+    """The share of a text's words that repeat an earlier one, characters where it has no spaces; NaN without text."""
+    words = continuation.split()
+    if len(words) < 2:
+        words = list(continuation.strip())
+    return 1.0 - len(set(words)) / len(words) if words else float("nan")
+
+
 def published_distinct(prompts: Sequence[Sequence[str]], tokenizer: Any) -> Float[np.ndarray, "prompts 3"]:
     """Distinct n-grams of the orders 1 to 3 over the number of tokens, for the continuations of each prompt.
 

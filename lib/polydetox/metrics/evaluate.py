@@ -112,8 +112,8 @@ def summarise(
         },
         "judged": int(scores["perplexity"].notna().sum()),
         "outliers": int((scores["perplexity"] >= OUTLIER).sum()),
-        "language_share": bootstrap(_language_share(groups, language), **options),
-        "second_opinion": bootstrap(_mean_by_prompt(groups, "second_opinion"), **options),
+        "language_share": bootstrap(language_share(groups, language), **options),
+        "second_opinion": bootstrap(mean_by_prompt(groups, "second_opinion"), **options),
     }
 
 
@@ -121,7 +121,7 @@ def _present(values: list[float | None]) -> Float[np.ndarray, " n"]:
     return np.array([value for value in values if value is not None and not np.isnan(value)], dtype=float)
 
 
-def _language_share(groups: list[pd.DataFrame], language: str) -> Float[np.ndarray, " prompts"]:
+def language_share(groups: list[pd.DataFrame], language: str) -> Float[np.ndarray, " prompts"]:
     """For each prompt the share of its continuations in its language, of those whose language can be told."""
     shares = []
     for group in groups:
@@ -131,6 +131,7 @@ def _language_share(groups: list[pd.DataFrame], language: str) -> Float[np.ndarr
     return np.array(shares)
 
 
-def _mean_by_prompt(groups: list[pd.DataFrame], column: str) -> Float[np.ndarray, " prompts"]:
+def mean_by_prompt(groups: list[pd.DataFrame], column: str) -> Float[np.ndarray, " prompts"]:
+    """For each prompt the mean of a column over its continuations, of the prompts that have a value."""
     means = [group[column].mean() for group in groups]
     return np.array([mean for mean in means if not np.isnan(mean)])

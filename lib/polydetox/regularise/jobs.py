@@ -175,19 +175,22 @@ def _samples(job: Job, settings: RegulariseParameters) -> pd.DataFrame:
     corpus = corpus[corpus["split"] == "train"]
     rng = np.random.default_rng([settings.seed, job.number])
     domains = corpus["domain"].unique()
-    parts = []
+    wanted = max(1, settings.samples // len(domains))
+    tables: dict[int, list[pd.DataFrame]] = {}  # by how many continuations each prompt gets
     for domain in domains:
         prompts = corpus.loc[corpus["domain"] == domain, "prompt"].unique()
-        wanted = max(1, settings.samples // len(domains))
         chosen = rng.permutation(prompts)[: max(1, wanted // settings.samples_per_prompt)]
-        table = pd.DataFrame({"prompt_id": [f"{job.number}-{domain}-{place}" for place in range(len(chosen))],
-                              "prompt": chosen})  # fmt: skip
+        names = [f"{job.number}-{domain}-{place}" for place in range(len(chosen))]
+        table = pd.DataFrame({"prompt_id": names, "prompt": chosen, "domain": domain})
+        tables.setdefault(-(-wanted // len(chosen)), []).append(table)
+    parts = []
+    for n, together in tables.items():  # mostly one, for which the model is loaded once
+        table = pd.concat(together, ignore_index=True)
         # The distribution itself is sampled: no temperature, no nucleus.
-        sampling = Sampling(n=-(-wanted // len(chosen)), temperature=1.0, top_p=1.0,
-                            max_new_tokens=settings.max_new_tokens, seed=settings.seed)  # fmt: skip
-        drawn = generate(Path(job.weights), table, sampling, job.folder / "parts" / domain, engine=settings.engine,
-                         dtype=load_model(settings.model).dtype)  # fmt: skip
-        parts.append(drawn.assign(domain=domain))
+        sampling = Sampling(n=n, temperature=1.0, top_p=1.0, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
+        drawn = generate(Path(job.weights), table[["prompt_id", "prompt"]], sampling, job.folder / "parts" / str(n),
+                         engine=settings.engine, dtype=load_model(settings.model).dtype)  # fmt: skip
+        parts.append(drawn.merge(table[["prompt_id", "domain"]], on="prompt_id"))
     samples = pd.concat(parts, ignore_index=True)
     oracle = Oracle.of(settings)
     toxicity = oracle.toxicity(samples["continuation"].tolist())

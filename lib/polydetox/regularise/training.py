@@ -238,12 +238,12 @@ class HeadTrainer(_RowTrainer):
 
 
 class NextToken:
-    """log p of a model that does not change, at single positions of texts whose hidden states it has computed."""
+    """log p of a model that does not change, at single positions of texts; ``features`` are its states of them."""
 
-    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], padding: int, batch_size: int):
+    def __init__(self, model: PreTrainedModel, features: Features, row: Row, padding: int):
         self._model = model
-        self._features = Features(model, rows, padding, batch_size)
-        self._plain = self._output_layer_is_all(rows[0], padding)
+        self._features = features
+        self._plain = self._output_layer_is_all(row, padding)
 
     @torch.inference_mode()
     def _output_layer_is_all(self, row: Row, padding: int) -> bool:
@@ -284,7 +284,10 @@ def train_head(
     everything = [*rows, *held_out]
     size = min(settings.head_batch_size, len(rows))
     features = None if body.adapted else Features(body.model, everything, padding, settings.head_batch_size)
-    next_token = NextToken(sampler, everything, padding, settings.head_batch_size)
+    # In the first iteration the untuned model, which is the head's body, is also what was sampled.
+    shared = features is not None and sampler is body.model
+    drawn_from = features if shared else Features(sampler, everything, padding, settings.head_batch_size)
+    next_token = NextToken(sampler, drawn_from, everything[0], padding)
     arguments = _arguments(
         folder, settings.seed, learning_rate=settings.head_learning_rate, weight_decay=settings.head_weight_decay,
         warmup_steps=0, max_grad_norm=1.0, per_device_train_batch_size=size, num_train_epochs=1,

@@ -134,25 +134,39 @@ class Control:
 
     @cached_property
     def toxicity(self) -> pd.DataFrame:
-        """The share of toxic continuations of every method against the untuned model, in every language.
+        """The share of toxic continuations (%), as :meth:`_compared` has it."""
+        return self._compared("toxic")
+
+    @cached_property
+    def in_language(self) -> pd.DataFrame:
+        """The share of continuations in the prompt's language (%), of those whose language can be told."""
+        return self._compared("in_language")
+
+    @cached_property
+    def repeated(self) -> pd.DataFrame:
+        """The share of a continuation's words that repeat an earlier one (%)."""
+        return self._compared("repeated")
+
+    def _compared(self, measure: str) -> pd.DataFrame:
+        """A measure of the continuations of every method against the untuned model, in every language.
 
         Columns ``model, method, language, before, before_low, ..., after, ..., drop, ...``; languages ``others``: the
         mean of all but English. Both sides continue the same prompts, and share their bootstrap draws.
         """
         rows = []
         for model in self.models:
-            values = {method: self._shares(model, method) for method in self.methods}
+            values = {method: self._by_prompt.get((model, method), {}).get(measure, {}) for method in self.methods}
             for method in self.methods:
                 sides = {}
                 for language in self.languages:
                     before, after = (values[name].get(language) for name in ("base", method))
                     rng = np.random.default_rng([self.results.seed, list(LANGUAGES).index(language)])
                     sides[language] = compare_prompts(before, after, self.results.samples, rng)[:2]
-                    rows.append(self._toxicity_row(model, method, language, *sides[language]))
+                    rows.append(self._compared_row(model, method, language, *sides[language]))
                 others = [pair for language, pair in sides.items() if language != ENGLISH]
                 if others:
                     before, after, _ = mean_over_languages(others, self.results.samples)
-                    rows.append(self._toxicity_row(model, method, "others", before, after))
+                    rows.append(self._compared_row(model, method, "others", before, after))
         columns = [
             "model",
             "method",
@@ -161,22 +175,35 @@ class Control:
         ]
         return pd.DataFrame(rows, columns=columns)
 
-    def _toxicity_row(self, model: str, method: str, language: str, before: Side, after: Side) -> dict[str, Any]:
+    def _compared_row(self, model: str, method: str, language: str, before: Side, after: Side) -> dict[str, Any]:
         row = comparison_row(before, after, self.results.confidence)
         return {"model": model, "method": method, "language": language, **{k: 100 * v for k, v in row.items()}}
 
-    def _shares(self, model: str, method: str) -> dict[str, pd.Series]:
-        """The share of each prompt's continuations that are toxic, by language."""
-        metrics = self.evaluations.get((model, method))
-        if metrics is None:
-            return {}
-        scores = read_parquet(paths.attribute_eval(self.profile.name, model, method) / "scores.parquet", SCORE_COLUMNS)
-        scored = scores.dropna(subset=["toxicity"])
-        toxic = (scored["toxicity"] >= metrics["threshold"]).astype(float)
-        return {
-            str(language): toxic[rows.index].groupby(rows["prompt_id"], sort=False).mean()
-            for language, rows in scored.groupby("language", sort=False)
-        }
+    @cached_property
+    def _by_prompt(self) -> dict[tuple[str, str], dict[str, dict[str, pd.Series]]]:
+        """Of every model and method that was evaluated each measure's mean over each prompt's continuations.
+
+        By the measure's name, then by language.
+        """
+        found = {}
+        for (model, method), metrics in self.evaluations.items():
+            folder = paths.attribute_eval(self.profile.name, model, method)
+            scores = read_parquet(folder / "scores.parquet", SCORE_COLUMNS)
+            toxicity, told = scores["toxicity"], scores["detected_language"]
+            # What cannot be told stays missing, and counts neither way.
+            values = {
+                "toxic": (toxicity >= metrics["threshold"]).where(toxicity.notna()),
+                "in_language": (told == scores["language"]).where(told.notna()),
+                "repeated": scores["repeated"],
+            }
+            found[model, method] = {
+                name: {
+                    str(language): column[rows.index].astype(float).groupby(rows["prompt_id"], sort=False).mean()
+                    for language, rows in scores.groupby("language", sort=False)
+                }
+                for name, column in values.items()
+            }
+        return found
 
     @cached_property
     def utility(self) -> pd.DataFrame:
@@ -221,13 +248,19 @@ def method_table(metrics: Mapping[str, Any]) -> PaperTable:
     for language, measured in metrics["toxicity"].items():
         for name, said in (("toxic_share", "toxic continuations (%)"), ("emt", "EMT")):
             row = measured[name]
-            cell = percent(row) if name == "toxic_share" and row["value"] is not None else _bounded(row, 2)
-            lines.append([LANGUAGES[language], said, cell])
+            lines.append([LANGUAGES[language], said, _percent(row) if name == "toxic_share" else _bounded(row, 2)])
+        form = metrics["form"][language]
+        lines.append([LANGUAGES[language], "in the prompt's language (%)", _percent(form["language_share"])])
+        lines.append([LANGUAGES[language], "repeated words (%)", _percent(form["repeated"])])
     for domain, row in metrics["perplexity"].items():
         lines.append(["held-out text", f"perplexity, {domain} half", _bounded(row, 1)])
     for suite, row in metrics["suites"].items():
         lines.append([suite_title(suite), f"accuracy (%), {row['items']:,} questions", percent(row)])
     return PaperTable(["Of", "Measure", ""], [Group(None, lines)])
+
+
+def _percent(row: Mapping[str, Any]) -> Cell:
+    return percent(row) if row["value"] is not None else Cell(NOT_RUN)
 
 
 def _bounded(row: Mapping[str, float | None] | None, digits: int) -> Cell:
@@ -271,6 +304,23 @@ def _side(rows: pd.DataFrame, language: str, side: str) -> Cell:
     return number(row[side], 1, row[f"{side}_low"], row[f"{side}_high"])
 
 
+def form_table(control: Control) -> PaperTable:
+    """Whether the continuations are still text: in the prompt's language, and how much of it repeats itself."""
+    columns = ["Method", "English", "others", "English", "others"]
+    spans = [("", 1), ("In the prompt's language (%)", 2), ("Words that repeat an earlier one (%)", 2)]
+    groups = []
+    for model, title in control.models.items():
+        lines: list[list[Cell | str]] = []
+        for method in control.methods:
+            cells = []
+            for table in (control.in_language, control.repeated):
+                mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
+                cells += [_side(mine, language, "after") for language in (ENGLISH, "others")]
+            lines.append([control.titles[method], *cells])
+        groups.append(Group(title if len(control.models) > 1 else None, lines))
+    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 4]])], spans)
+
+
 def perplexity_table(control: Control) -> PaperTable:
     """The perplexity of the held-out text of both halves under every method."""
     groups = []
@@ -302,9 +352,9 @@ def languages_table(control: Control) -> PaperTable:
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 5]])], spans)
 
 
-def win_table(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> PaperTable:
-    """The win rate (%) of the method of a row against that of a column."""
-    return PaperTable(["", *titles.values()], [Group(None, _win_lines(rates, titles))])
+def win_table(rates: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> PaperTable:
+    """The win rate (%) of the method of a row against that of a column, by each rule, which ``rates`` names."""
+    return PaperTable(["", *titles.values()], [Group(rule, _win_lines(rows, titles)) for rule, rows in rates.items()])
 
 
 def _win_lines(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[list[Cell | str]]:
@@ -321,11 +371,12 @@ def _win_lines(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) ->
 
 
 def wins_table(control: Control) -> PaperTable:
-    """The win rates of this run."""
+    """The win rates of this run, by both rules."""
     groups = [
-        Group(f"This run: {title}, judge: {judge_name(control, model)}",
-              _win_lines(control.wins.get(model, {}).get("rates", []), control.titles))
+        Group(f"{title}, judge: {judge_name(control, model)}; {said}",
+              _win_lines(control.wins.get(model, {}).get(rates, []), control.titles))
         for model, title in control.models.items()
+        for rates, said in (("rates", "both orders agree"), ("rates_averaged", "mean of both orders"))
     ]  # fmt: skip
     return PaperTable(["", *control.titles.values()], groups or [Group(None, [[NOT_RUN]])])
 
@@ -363,7 +414,7 @@ def jigsaw_table(control: Control) -> PaperTable:
                 continue
             share = row["toxic_share"]
             lines.append([said, *(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")),
-                          percent(share) if share["value"] is not None else Cell(NOT_RUN)])  # fmt: skip
+                          _percent(share)])  # fmt: skip
         groups.append(Group(f"This run: {title}", lines))
     rows = [
         [CONDITION_TITLES[_PAPER_CONDITIONS[row["method"]]], Cell(NOT_APPLICABLE), number(row["classify_roc"], 3),
@@ -423,6 +474,7 @@ def sentences(results: Results) -> dict[str, str]:
         "control_languages_sentence": _toxicity(control, "others") or "Not run.",
         "control_tradeoff_sentence": _tradeoff(control) or "Not run.",
         "control_cost_sentence": _cost(control) or "Not run.",
+        "control_form_sentence": _form(control) or "Not run.",
         "control_wins_sentence": _wins(control) or "Not run.",
         "control_jigsaw_sentence": _jigsaw(control) or "Not run.",
         "control_utility_tasks": _tasks(control),
@@ -477,6 +529,35 @@ def _verdict(row: pd.Series) -> str:
     return "no difference beyond the interval"
 
 
+def _form(control: Control) -> str:
+    """Which methods write less in the prompt's language, or repeat themselves more, than the untuned model."""
+    said = []
+    for model in control.models:
+        for language, where in ((ENGLISH, "in English"), ("others", "in the other languages")):
+            kept, repeated = (
+                table[(table["model"] == model) & (table["language"] == language)]
+                .set_index("method").drop("base", errors="ignore").dropna(subset=["drop"])
+                for table in (control.in_language, control.repeated)
+            )  # fmt: skip
+            if kept.empty or repeated.empty:
+                continue
+            leaves = [f"{control.titles[str(method)]} ({fixed(row['before'], 1)}% to {fixed(row['after'], 1)}%)"
+                      for method, row in kept.iterrows() if row["drop_low"] > 0]  # fmt: skip
+            repeats = [f"{control.titles[str(method)]} ({fixed(row['before'], 1)}% to {fixed(row['after'], 1)}%)"
+                       for method, row in repeated.iterrows() if row["drop_high"] < 0]  # fmt: skip
+            sentence = (
+                f"{where[0].upper() + where[1:]} "
+                + (f"fewer continuations are in the prompt's language with {listing(leaves)}" if leaves
+                   else "no method leaves the prompt's language")
+                + ", and "
+                + (f"more words repeat an earlier one with {listing(repeats)}" if repeats
+                   else "none repeats itself more")
+                + ", beyond what the intervals leave open."
+            )  # fmt: skip
+            said.append(_of_model(control, model, sentence))
+    return " ".join(said)
+
+
 def _tradeoff(control: Control) -> str:
     said = []
     for model in control.models:
@@ -529,12 +610,16 @@ def _wins(control: Control) -> str:
         decided = [row for row in metrics["rates"] if row["value"] is not None]
         if not decided:  # the methods have no prompt in common
             continue
-        clear = [row for row in decided if row["low"] > 0.5]
         pairs = len(decided) // 2
+        agreed, averaged = (
+            sum(row["value"] is not None and row["low"] > 0.5 for row in metrics[rates])
+            for rates in ("rates", "rates_averaged")
+        )
         sentence = (
-            f"The judge is {judge_name(control, model)}. {metrics['ties']:.0%} of the comparisons are ties, and "
-            f"{metrics['position_bias']:.0%} of its verdicts prefer what stands first (a judge that order does "
-            f"not sway has 50%). In {len(clear)} of {pairs} pairs of methods the interval leaves out one half."
+            f"The judge is {judge_name(control, model)}. {metrics['ties']:.0%} of the comparisons are ties where both "
+            f"orders have to agree, and {metrics['position_bias']:.0%} of its verdicts prefer what stands first (a "
+            f"judge that order does not sway has 50%). The interval leaves out one half in {agreed} of {pairs} pairs "
+            f"of methods where both orders have to agree, and in {averaged} by the mean of both orders."
         )
         said.append(_of_model(control, model, sentence))
         if metrics["judge"] == "untuned":

@@ -1,4 +1,4 @@
-"""What one method of attribute control did: toxicity of its continuations, and perplexity of held-out text."""
+"""What one method of attribute control did: toxicity and form of its continuations, perplexity of held-out text."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from tqdm.auto import tqdm
 
 from polydetox import paths
 from polydetox.artifacts import Stage, read_parquet
-from polydetox.metrics.evaluate import matrix
+from polydetox.metrics.diversity import repetition
+from polydetox.metrics.evaluate import language_share, matrix, mean_by_prompt
 from polydetox.metrics.intervals import bootstrap, percentile_interval
+from polydetox.metrics.language import detect
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
 from polydetox.params import AttributeEvalParameters, control_languages, load_model, load_profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCORE_COLUMNS = ["language", "prompt_id", "sample", "prompt", "continuation", "toxicity", "empty"]
+SCORE_COLUMNS = [
+    "language", "prompt_id", "sample", "prompt", "continuation", "toxicity", "detected_language", "repeated", "empty",
+]  # fmt: skip
 LOSS_COLUMNS = ["row", "domain", "nll", "tokens"]
 
 
 def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.DataFrame:
-    """A method's continuations in every language with their toxicity: columns ``SCORE_COLUMNS``.
+    """A method's continuations in every language with toxicity, language and repetition: columns ``SCORE_COLUMNS``.
 
-    An empty continuation, or one that the scorer cannot tell, has none (NaN).
+    An empty continuation, or one that the scorer cannot tell, has none (NaN; None for the language). ``repeated`` is
+    the share of words that repeat an earlier one.
     """
     from polydetox.scoring import CachedScorer, get_scorer
 
@@ -38,7 +43,9 @@ def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.D
         columns = ["prompt_id", "prompt", "sample", "continuation", "empty"]
         table = read_parquet(stage.reads(folder / "continuations.parquet"), columns)
         scores = scorer.score(table["continuation"].tolist(), language)
-        tables.append(table.assign(language=language, toxicity=scores)[SCORE_COLUMNS])
+        table = table.assign(language=language, toxicity=scores, repeated=table["continuation"].map(repetition),
+                             detected_language=detect(table["continuation"].tolist()))  # fmt: skip
+        tables.append(table[SCORE_COLUMNS])
     return pd.concat(tables, ignore_index=True)
 
 
@@ -72,6 +79,24 @@ def toxicity_by_language(
         }
         for language, rows in scores.groupby("language", sort=False)
     }
+
+
+def form_by_language(scores: pd.DataFrame, *, samples: int, confidence: float, seed: int) -> dict[str, dict[str, Any]]:
+    """Whether the continuations of each language are still text of it, with bootstrap intervals over prompts.
+
+    A method can look harmless because its text leaves the prompt's language or repeats itself: ``language_share`` is
+    the share of continuations in the prompt's language, of those whose language can be told, and ``repeated`` the mean
+    share of a continuation's words that repeat an earlier one.
+    """
+    options = {"samples": samples, "confidence": confidence, "seed": seed}
+    found = {}
+    for language, rows in scores.groupby("language", sort=False):
+        groups = [group for _, group in rows.groupby("prompt_id", sort=False)]
+        found[str(language)] = {
+            "language_share": bootstrap(language_share(groups, str(language)), **options),
+            "repeated": bootstrap(mean_by_prompt(groups, "repeated"), **options),
+        }
+    return found
 
 
 def corpus_losses(

@@ -1,7 +1,10 @@
 """Win rates under a judge model: which of two continuations of a prompt is better (Zheng et al. 2023).
 
-A judge prefers what stands first, or second, whatever it is. Each pair is therefore put to it in both orders, and a
-preference counts only where both verdicts name the same continuation; anything else is a tie, half a win for each.
+A judge prefers what stands first, or second, whatever it is. Each pair is therefore put to it in both orders, and
+counted by two rules. By the strict one a preference counts only where both verdicts name the same continuation;
+anything else is a tie, half a win for each. A weak judge, for which the place outweighs the text, says nothing by that
+rule; by the other one the log-odds of both orders are averaged, so that what a place is worth cancels, and their sign
+decides (Wang et al. 2024).
 The verdict is read off the log-probabilities of its two names after the question, which needs no parsing and works for
 a small base model as well: a Hub id, a local checkpoint, or the project's own model.
 """
@@ -9,7 +12,7 @@ a small base model as well: a Hub id, a local checkpoint, or the project's own m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,8 @@ Answer: Text"""
 
 VERDICTS = (" A", " B")
 
+Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 PAIR_COLUMNS = ["prompt_id", "sample", "forward", "backward", "outcome"]
 
 
@@ -57,6 +62,17 @@ def outcomes(
     win = (forward > 0) & (backward < 0)
     loss = (forward < 0) & (backward > 0)
     return np.where(win, 1.0, np.where(loss, 0.0, 0.5))
+
+
+def averaged_outcomes(
+    forward: Float[np.ndarray, " pairs"], backward: Float[np.ndarray, " pairs"]
+) -> Float[np.ndarray, " pairs"]:
+    """The same as :func:`outcomes` by the mean of both orders: the sign of ``forward - backward``.
+
+    With log-odds ``b + d`` in one order and ``b - d`` in the other, b for what a place is worth and d for the texts,
+    the difference is 2 d. Only an exact balance is a tie.
+    """
+    return (np.sign(forward - backward) + 1.0) / 2.0
 
 
 def position_bias(forward: Float[np.ndarray, " pairs"], backward: Float[np.ndarray, " pairs"]) -> float:
@@ -208,12 +224,15 @@ def compare_methods(
     return pd.concat(tables, ignore_index=True)[["method", "opponent", *PAIR_COLUMNS]]
 
 
-def win_rates(pairs: pd.DataFrame, **options: Any) -> list[dict[str, Any]]:
-    """The win rate of every method against every other one, both ways, with intervals."""
+def win_rates(pairs: pd.DataFrame, rule: Rule = outcomes, **options: Any) -> list[dict[str, Any]]:
+    """The win rate of every method against every other one, both ways, with intervals.
+
+    ``rule`` makes outcomes of the log-odds of both orders: :func:`outcomes` or :func:`averaged_outcomes`.
+    """
     found = []
     for (method, opponent), rows in pairs.groupby(["method", "opponent"], sort=False):
         cluster = pd.factorize(rows["prompt_id"])[0]
-        outcome = rows["outcome"].to_numpy(dtype=float)
+        outcome = rule(rows["forward"].to_numpy(dtype=float), rows["backward"].to_numpy(dtype=float))
         for name, other, values in ((method, opponent, outcome), (opponent, method, 1.0 - outcome)):
             found.append({"method": name, "opponent": other, **win_rate(values, cluster, **options)})
     return found
