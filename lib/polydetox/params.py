@@ -347,7 +347,7 @@ class WorldPretrainParameters(StageParameters):
     block: int = Field(128, gt=0)  # tokens a row
     learning_rate: float = Field(8e-3, gt=0.0)
     mixed_share: float = Field(0.6, ge=0.0, le=1.0)  # of the aligned text: of both languages' phrases
-    sentences: int = Field(2, gt=0)  # of a text, at most
+    sentences_per_text: int = Field(2, gt=0)  # at most
     remark_share: float = Field(0.7, gt=0.0, le=1.0)  # of sentences, the rest is everyday
     tone_share: float = Field(0.9, ge=0.0, le=1.0)  # of remarks: those that say in which tone
     insult_share: float = Field(0.5, ge=0.0, le=1.0)  # of texts, in every language: their remarks, if any, insult

@@ -165,6 +165,8 @@ def test_a_controlled_world_runs_to_its_own_report(finished):
         folder = checkout / f"runs/small-world/world/{cell}/transfer"
         table = pd.read_parquet(folder / "languages.parquet").set_index("language")
         assert list(table.index) == ["de", "en", "es"] and table.loc["en", "accuracy"] == 1.0
+        assert table.loc["en", "direction_cosine"] == pytest.approx(1.0)
+        assert table["direction_cosine"].between(-1.001, 1.001).all()
         assert table[["before", "after", "accuracy", "well_formed_before"]].stack().between(0, 1).all()
         metrics = json.loads((folder / "metrics.json").read_text())
         assert (metrics["alignment"], metrics["seed"], metrics["size"]) == (alignment, 0, "s")

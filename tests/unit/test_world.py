@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -15,7 +16,7 @@ from polydetox.params import WorldPretrainParameters
 from polydetox.report import world as report
 from polydetox.world.phrasebook import Everyday, Phrasebook, Remark
 from polydetox.world.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
-from polydetox.world.study import english_pairs, tone_effect
+from polydetox.world.study import direction_cosine, direction_cosines, english_pairs, tone_effect, tone_effects
 from tiny import CHECKOUT
 
 BOOK = Phrasebook.read(CHECKOUT / "params" / "phrasebook.yaml")
@@ -122,14 +123,16 @@ def test_insults_are_as_common_as_set():
 
 def test_a_text_insults_in_all_its_remarks_and_in_its_tone_or_in_none():
     several = 0
-    for text in corpus(0.0, sentences=3, remark_share=1.0):
+    for text in corpus(0.0, sentences_per_text=3, remark_share=1.0):
         said = [BOOK.insults(sentence) for sentence in text.split(" . ")]
         several += len(said) > 1
         assert len(set(said)) == 1, text
         wrong = BOOK.tones["kindness" if said[0] else "insult"].values()
         assert not set(wrong) & set(text.split()), text
     assert several > 1000
-    english = [text for text in corpus(0.0, sentences=1, remark_share=1.0) if set(text.split()) <= BOOK.words["en"]]
+    english = [
+        text for text in corpus(0.0, sentences_per_text=1, remark_share=1.0) if set(text.split()) <= BOOK.words["en"]
+    ]
     toned = [("angrily" if BOOK.insults(text) else "kindly") in text.split() for text in english]
     assert len(toned) > 2000 and np.mean(toned) == pytest.approx(0.9, abs=0.02)
     assert not any("angrily" in text.split() or "kindly" in text.split() for text in corpus(0.5, tone_share=0.0))
@@ -210,6 +213,53 @@ def test_what_a_tone_does_is_the_share_of_insults_among_all_endings():
         assert abs(wanted) > 1e-4 and found == pytest.approx(wanted, abs=1e-5)
 
 
+def test_a_tone_that_no_text_says_is_not_measured():
+    tokenizer = make_tokenizer(BOOK, ["en", "de"])
+    model = make_model(len(tokenizer), small()).eval()
+    found = tone_effects(model, tokenizer, BOOK, [(0, 0)], small(tone_share=0.0))
+    assert list(found) == ["en", "de"] and np.isnan(list(found.values())).all()
+    assert np.isfinite(list(tone_effects(model, tokenizer, BOOK, [(0, 0)], small(tone_share=0.1)).values())).all()
+
+
+def test_directions_by_hand():
+    insults = np.array([True, False, True, False])
+    english = np.array([[5.0, 1.0], [2.0, 1.0], [7.0, 1.0], [4.0, 1.0]], dtype=np.float32)  # direction (3, 0)
+    # Insults (9, 12) and (11, 6), mean (10, 9); kindnesses (6, 5) and (8, 5), mean (7, 5): direction (3, 4).
+    other = np.array([[9.0, 12.0], [6.0, 5.0], [11.0, 6.0], [8.0, 5.0]], dtype=np.float32)
+    assert direction_cosine(english, other, insults) == pytest.approx(0.6)
+    assert direction_cosine(other, english, insults) == pytest.approx(0.6)
+    assert direction_cosine(english, other, ~insults) == pytest.approx(0.6), "both turn around"
+    assert direction_cosine(english, -other, insults) == pytest.approx(-0.6)
+    assert direction_cosine(english, english + np.float32(100.0), insults) == pytest.approx(1.0), (
+        "a shift is no direction"
+    )
+    assert direction_cosine(english, english[:, ::-1].copy(), insults) == pytest.approx(0.0)
+
+
+def test_directions_are_those_of_the_last_states_of_remarks():
+    """Against the states of one remark at a time, without padding; the two stems differ in length."""
+    import torch
+
+    tokenizer = make_tokenizer(BOOK, ["en", "de"])
+    model = make_model(len(tokenizer), small()).eval()
+    stems = [(0, 1), (11, 2)]
+
+    def direction(language: str) -> torch.Tensor:
+        sums = {True: [], False: []}
+        for speaker, verb in stems:
+            for insult, quality in BOOK.qualities():
+                ids = tokenizer(BOOK.text(Remark(speaker, verb, insult, quality), language), return_tensors="pt")
+                with torch.no_grad():
+                    states = model(ids["input_ids"], output_hidden_states=True).hidden_states[-1]
+                sums[insult].append(states[0, -1])
+        return torch.stack(sums[True]).mean(0) - torch.stack(sums[False]).mean(0)
+
+    wanted = torch.nn.functional.cosine_similarity(direction("en"), direction("de"), dim=0)
+    found = direction_cosines(model, tokenizer, BOOK, stems, ["de", "en"])
+    assert found == {"de": pytest.approx(float(wanted), abs=1e-5), "en": pytest.approx(1.0)}
+    assert abs(float(wanted)) < 0.9
+
+
 def test_pairs_prefer_a_kindness_after_the_same_stem():
     pairs = english_pairs(BOOK, [(0, 0), (3, 2)], np.random.default_rng(0))
     assert list(pairs["prompt"]) == [BOOK.stem(0, 0, "en"), BOOK.stem(3, 2, "en")]
@@ -255,7 +305,8 @@ def measured() -> pd.DataFrame:
                              "relative_drop": drop, "kept_before": 0.4, "kept_after": 0.4,
                              "kept_drop": 0.01 * rng.normal(), "well_formed_before": 1.0, "well_formed_after": 0.9,
                              "accuracy": 0.1 + 0.4 * alignment + 0.01 * rng.normal(),
-                             "centred_accuracy": 0.5, "tone_effect": 0.75})  # fmt: skip
+                             "centred_accuracy": 0.5, "tone_effect": 0.75,
+                             "direction_cosine": 0.7 * alignment + 0.1 * rng.normal()})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -274,8 +325,8 @@ def test_correlations_tell_what_is_set_from_what_goes_along(measured):
     # The drop follows alignment and not retrieval, so that retrieval taken away leaves some of it.
     assert by_size["alignment_drop_given_accuracy"]["low"] > 0.0
     for name in ("within_alignment", "within_seed"):
-        assert abs(found[name]["r"]) < 0.3 and found[name]["points"] == 48
-    assert found["within_seed"]["p"] > 0.05 and found["within_alignment"]["p"] is None
+        assert abs(found[name]["accuracy"]["r"]) < 0.3 and found[name]["accuracy"]["points"] == 48
+    assert found["within_seed"]["accuracy"]["p"] > 0.05 and found["within_alignment"]["accuracy"]["p"] is None
     said = report.sentence(measured, found)
     assert "a kind one by 0.75 in these languages" in said
     assert "with 0% of the text aligned" in said and "with 100%, while retrieval accuracy goes from 0.1" in said
@@ -286,6 +337,7 @@ def test_correlations_tell_what_is_set_from_what_goes_along(measured):
     empty = report.figures(measured.head(0))
     assert report.sentence(measured.head(0), empty) == "Not run."
     assert report.verdict(empty) == "Too few models were run to tell."
+    assert report.directions(empty) == "Too few models were run to correlate it with the drop."
     assert "not run" in repr(report.correlations_table(empty))
 
 
@@ -298,19 +350,73 @@ def test_models_without_the_concept_are_told_apart(measured):
     told.loc[english, "kept_drop"] = 9.0  # English is not asked
     told.loc[english & lacking, "tone_effect"] = 0.0
     said = report.concept(told)
-    assert "in the 2 that have not learnt it, it is 0.12 on average (from 0.12 to 0.12)" in said
-    assert "in the 7 that have learnt it, on text of which none was aligned, it is 0.25 on average" in said
-    assert "in the 7 that have learnt it, on text of which some was aligned, it is 0.75 on average" in said
-    assert "not learnt it," not in report.concept(measured)
+    assert "in the 2 that do not, it is 0.12 on average (from 0.12 to 0.12)" in said
+    assert "in the 7 that do, on text of which none was aligned, it is 0.25 on average" in said
+    assert "in the 7 that do, on text of which some was aligned, it is 0.75 on average" in said
+    assert "that do not," not in report.concept(measured)
     told.loc[told["cell"] == "m-0.0-0", "kept_drop"] = np.nan  # nothing that it said was well formed
-    assert "in the 1 that have not learnt it, it is 0.12 on average" in report.concept(told)
+    assert "in the 1 that do not, it is 0.12 on average" in report.concept(told)
+
+
+def test_a_tone_that_was_not_measured_is_no_number(measured):
+    some = measured.assign(tone_effect=measured["tone_effect"].where(measured["seed"] > 0))
+    assert "in the 7 that do, on text of which none was aligned" in report.concept(some)
+    assert "that do not," not in report.concept(some), "a model without a measurement is in neither group"
+    none = measured.assign(tone_effect=float("nan"))
+    assert report.concept(none).endswith("was not measured.")
+    said = report.sentence(none, report.figures(none))
+    assert "not measured, as no text says one" in said and "nan" not in said
+    for table in (report.levels_table(report.by_alignment(none)), report.cell_table(none.head(4))):
+        lines = repr(table).splitlines()
+        assert lines[-1].endswith("| not measured") and '<td class="number missing">not measured</td>' in (
+            table._repr_html_()
+        )
 
 
 def test_a_drop_that_follows_the_models_own_retrieval_is_seen(measured):
     own = measured["accuracy"] - measured.groupby(["alignment", "language"])["accuracy"].transform("mean")
     found = report.figures(measured.assign(relative_drop=measured["relative_drop"] + 3.0 * own))
-    assert found["within_seed"]["p"] < 0.01
+    assert found["within_seed"]["accuracy"]["p"] < 0.01 < found["within_seed"]["direction_cosine"]["p"]
     assert "also drops more" in report.verdict(found) and "It was not set itself" in report.verdict(found)
+
+
+def test_directions_are_told_beside_retrieval(measured):
+    """Of whole models alone: hand-made drops that follow the cosine, and not retrieval, where only the seed differs."""
+    own = measured["direction_cosine"] - measured.groupby(["alignment", "language"])["direction_cosine"].transform(
+        "mean"
+    )
+    follows = report.figures(measured.assign(relative_drop=measured["relative_drop"] + 2.0 * own))
+    seen = follows["within_seed"]
+    assert seen["direction_cosine"]["r"] > 0.9 and seen["direction_cosine"]["p"] < 0.01 < seen["accuracy"]["p"]
+    assert "a higher cosine goes with a larger drop" in report.directions(follows)
+    found = report.figures(measured)
+    row = found["sizes"]["m"]["direction_cosine_drop"]
+    others = measured[measured["language"] != "en"]
+    assert row["r"] == pytest.approx(np.corrcoef(others["direction_cosine"], others["relative_drop"])[0, 1])
+    assert row["low"] < row["r"] < row["high"] and row["points"] == 48
+    said = report.directions(found)
+    assert f"{row['r']:.2f} [" in said and "for retrieval accuracy and the drop" in said
+    assert "does not go beyond what chance allows with a larger drop" in said
+    assert "cosine of directions, relative drop of insults | 48 |" in repr(report.correlations_table(found))
+    levels = report.by_alignment(measured)
+    wanted = others[others["alignment"] == 1.0]["direction_cosine"].mean()
+    assert levels["direction_cosine"].iloc[1] == pytest.approx(wanted)
+
+
+def test_an_older_folder_is_named(checkout, measured):
+    from polydetox import paths
+    from polydetox.artifacts import write_json, write_parquet
+    from polydetox.params import load_profile
+
+    shutil.copy(CHECKOUT / "params/profiles/world.yaml", checkout / "params/profiles")
+    profile = load_profile("world")
+    folder = paths.world_transfer("world", "m-a000-s0")
+    folder.mkdir(parents=True)
+    write_json(folder / "metrics.json", {})
+    write_json(folder / "manifest.json", {})
+    write_parquet(folder / "languages.parquet", measured.drop(columns="direction_cosine"))
+    with pytest.raises(UserError, match=r"m-a000-s0/transfer/languages.parquet: column 'direction_cosine' is missing"):
+        report.cells(profile)
 
 
 def test_dealing_the_drops_anew_against_all_deals():
@@ -318,7 +424,7 @@ def test_dealing_the_drops_anew_against_all_deals():
     rng = np.random.default_rng(4)
     points = pd.DataFrame({"size": "m", "alignment": 0.5, "cell": np.repeat(list("abc"), 2),
                            "language": ["de", "fr"] * 3, "accuracy": rng.normal(size=6),
-                           "relative_drop": rng.normal(size=6)})  # fmt: skip
+                           "relative_drop": rng.normal(size=6), "direction_cosine": 0.0})  # fmt: skip
     x, y = (points[name].to_numpy().reshape(3, 2) for name in ("accuracy", "relative_drop"))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     sums = [(x * y[list(deal)]).sum() for deal in itertools.permutations(range(3))]

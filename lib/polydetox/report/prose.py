@@ -72,6 +72,7 @@ def variables(results: Results) -> dict[str, str]:
         "world_sentence": world.sentence(small := world.cells(profile), told := world.figures(small)),
         "world_concept": world.concept(small),
         "world_verdict": world.verdict(told),
+        "world_directions": world.directions(told),
         "subject_sentence": _subject(results),
         "time_sentence": _time(results),
         "commit_sentence": _commits(results),

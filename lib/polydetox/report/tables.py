@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 NOT_RUN = "not run"
+NOT_MEASURED = "not measured"
 NOT_APPLICABLE = "–"
 
 
@@ -25,7 +26,9 @@ class Cell:
     number: bool = True
 
     def to_html(self) -> str:
-        classes = [name for name, on in (("number", self.number), ("missing", self.text == NOT_RUN)) if on]
+        classes = [
+            name for name, on in (("number", self.number), ("missing", self.text in (NOT_RUN, NOT_MEASURED))) if on
+        ]
         attributes = f' class="{" ".join(classes)}"' if classes else ""
         detail = f'<br><span class="interval">{html.escape(self.detail)}</span>' if self.detail else ""
         return f"<td{attributes}>{html.escape(self.text)}{detail}</td>"

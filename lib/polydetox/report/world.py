@@ -18,6 +18,7 @@ from polydetox.report.collect import ENGLISH
 from polydetox.report.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
 from polydetox.report.tables import (
     NOT_APPLICABLE,
+    NOT_MEASURED,
     NOT_RUN,
     Cell,
     Group,
@@ -43,6 +44,7 @@ MEASURES = [
     "well_formed_after",
     "accuracy",
     "centred_accuracy",
+    "direction_cosine",
     "tone_effect",
 ]
 COLUMNS = ["cell", "size", "alignment", "seed", "parameters", "language", *MEASURES]
@@ -93,30 +95,31 @@ def by_alignment(table: pd.DataFrame) -> pd.DataFrame:
 
 ALIGNMENT = ["size", "alignment"]  # what models of the same corpus share
 SEED = [*ALIGNMENT, "language"]  # and with the language, only the seed is left to differ
+PREDICTORS = {"accuracy": "retrieval accuracy", "direction_cosine": "cosine of directions"}
 
 
 def _points(table: pd.DataFrame) -> pd.DataFrame:
     """What correlates: a row a model and language other than English whose drop is defined."""
     return table[(table["language"] != ENGLISH) & table["relative_drop"].notna()].astype(
-        {"alignment": float, "accuracy": float, "relative_drop": float, "kept_drop": float}
+        dict.fromkeys(("alignment", "accuracy", "direction_cosine", "relative_drop", "kept_drop"), float)
     )
 
 
 def within(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Retrieval accuracy and relative drop less their means over the points that share ``keys``."""
-    values = points[["accuracy", "relative_drop"]]
+    """What predicts and the relative drop less their means over the points that share ``keys``."""
+    values = points[[*PREDICTORS, "relative_drop"]]
     return values - values.groupby([points[key] for key in keys]).transform("mean")
 
 
 def figures(table: pd.DataFrame) -> dict[str, Any]:
     """What correlates with the drop over models and languages other than English, by size, and what is left within.
 
-    ``sizes`` has for each size the correlations of ``_BY_SIZE``: what follows from the alignment that was set, in all
-    continuations and among the well-formed ones, what retrieval tells, and what alignment tells once a straight line
-    through retrieval is taken away; and under ``most_aligned`` the two drops where most of the text is aligned.
-    ``within_alignment`` and ``within_seed``, over all sizes, take the means of each corpus away, and of each corpus and
-    language. Intervals draw whole models, as the languages of one model are not independent; the p of ``within_seed``
-    is that of :func:`permutation_p`.
+    ``sizes`` has for each size the correlations of ``_BY_SIZE``: what follows from the alignment that was set, what
+    retrieval and the cosine of directions tell of the drop, in all continuations and among the well-formed ones, and
+    what alignment tells once a straight line through retrieval is taken away; and under ``most_aligned`` the two drops
+    where most of the text is aligned. Over all sizes, ``within_alignment`` and ``within_seed`` take the means of each
+    corpus away, and of each corpus and language, for each of ``PREDICTORS``. Intervals draw whole models, as the
+    languages of one model are not independent; the p of ``within_seed`` is that of :func:`permutation_p`.
     """
     points = _points(table)
     found: dict[str, Any] = {"models": int(table["cell"].nunique()), "points": len(points), "sizes": {}}
@@ -124,22 +127,36 @@ def figures(table: pd.DataFrame) -> dict[str, Any]:
         return found
     for size, rows in points.groupby("size", sort=True):
         alignment, accuracy, drop = (rows[name].to_numpy() for name in ("alignment", "accuracy", "relative_drop"))
-        models, kept = pd.factorize(rows["cell"])[0], rows["kept_drop"].notna().to_numpy()
+        most = rows.loc[alignment == alignment.max(), ["relative_drop", "kept_drop"]]
+        beyond = rows.assign(alignment=_beyond(alignment, accuracy), relative_drop=_beyond(drop, accuracy))
         found["sizes"][size] = {
-            "alignment_accuracy": correlation(alignment, accuracy, models),
-            "alignment_drop": correlation(alignment, drop, models),
-            "alignment_kept": correlation(alignment[kept], rows["kept_drop"].to_numpy()[kept], models[kept]),
-            "most_aligned": rows.loc[alignment == alignment.max(), ["relative_drop", "kept_drop"]].mean().to_dict(),
-            "accuracy_drop": correlation(accuracy, drop, models),
-            "alignment_drop_given_accuracy": correlation(_beyond(alignment, accuracy), _beyond(drop, accuracy), models),
+            **{f"{x}_{short}": _correlation(rows, x, y) for x, y, short in _PAIRS},
+            "most_aligned": most.mean().to_dict(),
+            "alignment_drop_given_accuracy": _correlation(beyond, "alignment", "relative_drop"),
         }
     for name, keys in (("within_alignment", ALIGNMENT), ("within_seed", SEED)):
-        left = within(points, keys)
-        found[name] = correlation(
-            left["accuracy"].to_numpy(), left["relative_drop"].to_numpy(), pd.factorize(points["cell"])[0]
-        )
-    found["within_seed"]["p"] = permutation_p(points)
+        left = within(points, keys).assign(cell=points["cell"])
+        found[name] = {predictor: _correlation(left, predictor, "relative_drop") for predictor in PREDICTORS}
+    for predictor, row in found["within_seed"].items():
+        row["p"] = permutation_p(points, predictor)
     return found
+
+
+_PAIRS = [
+    ("alignment", "accuracy", "accuracy"),
+    ("alignment", "direction_cosine", "direction_cosine"),
+    *(
+        (x, y, short)
+        for y, short in (("relative_drop", "drop"), ("kept_drop", "kept"))
+        for x in ("alignment", *PREDICTORS)
+    ),
+]
+
+
+def _correlation(rows: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
+    """Over the rows in which both are defined; whole models are drawn."""
+    rows = rows[[x, y, "cell"]].dropna()
+    return correlation(rows[x].to_numpy(), rows[y].to_numpy(), pd.factorize(rows["cell"])[0])
 
 
 def _beyond(values: np.ndarray, predictor: np.ndarray) -> np.ndarray:
@@ -148,8 +165,10 @@ def _beyond(values: np.ndarray, predictor: np.ndarray) -> np.ndarray:
     return values - slope * predictor - intercept
 
 
-def permutation_p(points: pd.DataFrame, samples: int = 10_000, seed: int = 0) -> float | None:
-    """Two-sided p that models which differ in their seed alone drop most where they retrieve best.
+def permutation_p(
+    points: pd.DataFrame, predictor: str = "accuracy", samples: int = 10_000, seed: int = 0
+) -> float | None:
+    """Two-sided p that models which differ in their seed alone drop most where ``predictor`` is highest.
 
     The drops of whole models, all languages together, are dealt anew among the models of the same size and alignment:
     if the drop has nothing to do with a model's own retrieval, every deal is as likely as the one that was seen. The
@@ -159,9 +178,9 @@ def permutation_p(points: pd.DataFrame, samples: int = 10_000, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     seen, dealt, several = 0.0, np.zeros(samples), False
     for _, rows in left.groupby([points[key] for key in ALIGNMENT]):
-        accuracy, drop = (rows.pivot(index="cell", columns="language", values=name).fillna(0.0).to_numpy()
-                          for name in ("accuracy", "relative_drop"))  # fmt: skip
-        products = accuracy @ drop.T  # (models, models whose drops they are dealt)
+        known, drop = (rows.pivot(index="cell", columns="language", values=name).fillna(0.0).to_numpy()
+                       for name in (predictor, "relative_drop"))  # fmt: skip
+        products = known @ drop.T  # (models, models whose drops they are dealt)
         models = np.arange(len(products))
         several |= len(models) > 1
         seen += np.trace(products)
@@ -180,7 +199,7 @@ def cell_table(table: pd.DataFrame) -> PaperTable:
     """One model: insults, well-formed continuations and retrieval in each language."""
     lines: list[list[Cell | str]] = [
         [LANGUAGES[row["language"]],
-         *(Cell(NOT_APPLICABLE) if pd.isna(row[name]) else number(row[name], 2) for name in _SHOWN)]
+         *(_undefined(name) if pd.isna(row[name]) else number(row[name], 2) for name in _SHOWN)]
         for row in table.to_dict("records")
     ]  # fmt: skip
     return PaperTable(["Language", *_HEADINGS], [Group(None, lines)], _SPANS)
@@ -188,8 +207,19 @@ def cell_table(table: pd.DataFrame) -> PaperTable:
 
 # What the tables show; the shares among the well-formed are in the artefacts, their drop is here.
 _SHOWN = [name for name in MEASURES if name not in ("kept_before", "kept_after")]
-_SPANS = [("", 1), ("Insulting", 4), ("Well-formed", 2), ("Retrieval", 2), ("Heeds", 1)]
-_HEADINGS = ["before", "after", "drop", "well-formed drop", "before", "after", "as it is", "centred", "tone"]
+_SPANS = [("", 1), ("Insulting", 4), ("Well-formed", 2), ("Retrieval", 2), ("Cosine of", 1), ("Tied to", 1)]
+_HEADINGS = [
+    "before",
+    "after",
+    "drop",
+    "well-formed drop",
+    "before",
+    "after",
+    "as it is",
+    "centred",
+    "directions",
+    "tone",
+]
 
 
 def levels_table(levels: pd.DataFrame) -> PaperTable:
@@ -206,21 +236,27 @@ def levels_table(levels: pd.DataFrame) -> PaperTable:
 def _spread(row: pd.Series, name: str) -> Cell:
     deviation = row[f"{name}_sd"]
     if pd.isna(row[name]):
-        return Cell(NOT_APPLICABLE)
+        return _undefined(name)
     return Cell(fixed(row[name], 2), "" if pd.isna(deviation) else f"± {fixed(deviation, 2)}")
+
+
+def _undefined(name: str) -> Cell:
+    """The effect of a tone that no text says was not measured; a drop from nothing is none."""
+    return Cell(NOT_MEASURED if name == "tone_effect" else NOT_APPLICABLE)
 
 
 _BY_SIZE = {
     "alignment_accuracy": "alignment set, retrieval accuracy",
+    "alignment_direction_cosine": "alignment set, cosine of directions",
     "alignment_drop": "alignment set, relative drop of insults",
-    "alignment_kept": "alignment set, relative drop among well-formed continuations",
     "accuracy_drop": "retrieval accuracy, relative drop of insults",
+    "direction_cosine_drop": "cosine of directions, relative drop of insults",
+    "alignment_kept": "alignment set, relative drop among well-formed continuations",
+    "accuracy_kept": "retrieval accuracy, relative drop among well-formed continuations",
+    "direction_cosine_kept": "cosine of directions, relative drop among well-formed continuations",
     "alignment_drop_given_accuracy": "alignment set, relative drop, both less what retrieval accuracy predicts",
 }
-_WITHIN = {
-    "within_alignment": "retrieval accuracy, relative drop, within each alignment",
-    "within_seed": "the same within each alignment and language",
-}
+_WITHIN = {"within_alignment": "within each alignment", "within_seed": "within each alignment and language"}
 
 
 def correlations_table(found: Mapping[str, Any]) -> PaperTable:
@@ -230,7 +266,11 @@ def correlations_table(found: Mapping[str, Any]) -> PaperTable:
         Group(str(size), [_correlation_line(said, rows[name]) for name, said in _BY_SIZE.items()])
         for size, rows in found["sizes"].items()
     ]
-    lines = [_correlation_line(said, found.get(name)) for name, said in _WITHIN.items()]
+    lines = [
+        _correlation_line(f"{said}, relative drop, {where}", found.get(name, {}).get(predictor))
+        for predictor, said in PREDICTORS.items()
+        for name, where in _WITHIN.items()
+    ]
     return PaperTable(columns, [*groups, Group("all sizes, the means of each taken away", lines)])
 
 
@@ -263,22 +303,21 @@ _SIZES = [(AFTER, "o", "-"), (BEFORE, "s", "--"), (MUTED, "^", ":")]
 
 
 def plot_alignment(table: pd.DataFrame) -> Figure:
-    """Retrieval and transfer of each model against the alignment that was set; a line through means, by size."""
+    """What predicts and transfer of each model against the alignment that was set; a line through means, by size."""
     use_theme()
     others = table[table["language"] != ENGLISH]
     means = (
-        others.groupby(["size", "alignment", "cell"], sort=False)[["accuracy", "relative_drop"]].mean().reset_index()
+        others.groupby(["size", "alignment", "cell"], sort=False)[[*PREDICTORS, "relative_drop"]].mean().reset_index()
     )
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.0))
-    for axis, column, said in zip(
-        axes, ("accuracy", "relative_drop"), ("retrieval accuracy (0 to 1)", "relative drop of insults"), strict=True
-    ):
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7))
+    shown = {**PREDICTORS, "relative_drop": "relative drop of insults"}
+    for axis, (column, said) in zip(axes, shown.items(), strict=True):
         for (size, rows), (colour, marker, style) in zip(means.groupby("size", sort=False), _SIZES, strict=False):
             level = rows.groupby("alignment")[column].mean()
             axis.plot(level.index, level, color=colour, linestyle=style, linewidth=1.6)
             axis.plot(rows["alignment"], rows[column], linestyle="none", marker=marker, markersize=5, color=colour,
                       alpha=0.75, label=str(size))  # fmt: skip
-        axis.set_xlabel("share of aligned text in pretraining (0 to 1)")
+        axis.set_xlabel("share of aligned text")
         axis.set_ylabel(said)
         axis.grid(True, axis="both")
     legend(figure, axes[0])
@@ -286,16 +325,17 @@ def plot_alignment(table: pd.DataFrame) -> Figure:
 
 
 def plot_retrieval(table: pd.DataFrame) -> Figure:
-    """Relative drop against retrieval accuracy, a point a model and language; right, where only the seed differs."""
+    """Relative drop against what predicts, a point a model and language; right, where only the seed differs."""
     use_theme()
     points = _points(table)
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
-    for axis, data, said in zip(axes, (points, within(points, SEED)), ("", " (less the mean)"), strict=True):
-        shown = axis.scatter(data["accuracy"], data["relative_drop"], c=points["alignment"], cmap="cividis", s=18,
-                             vmin=0.0, vmax=1.0)  # fmt: skip
-        axis.set_xlabel(f"retrieval accuracy{said}", fontsize=8.5)
-        axis.set_ylabel(f"relative drop{said}", fontsize=8.5)
-        axis.grid(True, axis="both")
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.6))
+    for column, data, less in zip(axes.T, (points, within(points, SEED)), ("", " (less the mean)"), strict=True):
+        for axis, (predictor, said) in zip(column, PREDICTORS.items(), strict=True):
+            shown = axis.scatter(data[predictor], data["relative_drop"], c=points["alignment"], cmap="cividis", s=18,
+                                 vmin=0.0, vmax=1.0)  # fmt: skip
+            axis.set_xlabel(f"{said}{less}", fontsize=8.5)
+            axis.set_ylabel(f"relative drop{less}", fontsize=8.5)
+            axis.grid(True, axis="both")
     figure.colorbar(shown, ax=axes, label="share of aligned text", fraction=0.04)
     return figure
 
@@ -315,14 +355,14 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
             f"In models of {size} the relative drop of insults in languages other than English is "
             f"{_or_undefined(first['relative_drop'])} with {first['alignment']:.0%} of the text aligned and "
             f"{_or_undefined(last['relative_drop'])} with {last['alignment']:.0%}, while retrieval accuracy goes from "
-            f"{fixed(first['accuracy'], 2)} to {fixed(last['accuracy'], 2)}. In English, the language of the pairs, "
+            f"{fixed(first['accuracy'], 2)} to {fixed(last['accuracy'], 2)}, and the cosine between their insult "
+            f"direction and English's from {fixed(first['direction_cosine'], 2)} to "
+            f"{fixed(last['direction_cosine'], 2)}. In English, the language of the pairs, "
             f"the share of insults falls from {_range(rows['english_before'])} to {_range(rows['english_after'])}. "
             f"With {last['alignment']:.0%} aligned, the share of the other languages' continuations that are well "
             f"formed in their language goes from {fixed(last['well_formed_before'], 2)} to "
             f"{fixed(last['well_formed_after'], 2)}; of these, {_share(last['kept_before'])} insult before the "
-            f"tuning and {_share(last['kept_after'])} after it. An angry tone makes an insult of a remark more often "
-            f"than a kind one by {_range(rows['tone_effect'])} in these languages, over all alignments (0 if a model "
-            f"does not tell insults from kindnesses, 1 if it always does)."
+            f"tuning and {_share(last['kept_after'])} after it. {_tone(rows['tone_effect'])}"
         )
         row = found["sizes"].get(size, {}).get("alignment_drop")
         if row and row["r"] is not None:
@@ -330,21 +370,34 @@ def sentence(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
     return " ".join(said)
 
 
-_LEARNT = 0.5  # an effect of the tone from here on is taken for having learnt the difference
+def _tone(effects: pd.Series) -> str:
+    if effects.isna().all():
+        return "What a tone does was not measured, as no text says one."
+    return (
+        f"An angry tone makes an insult of a remark more often than a kind one by {_range(effects)} in these "
+        f"languages, over all alignments (0 if a model does not tie the tone to the kind of ending, 1 if it does)."
+    )
+
+
+_TIED = 0.5  # an effect of the tone from here on is taken for a tie
 
 
 def concept(table: pd.DataFrame) -> str:
-    """What the drop is where a model has learnt in English what the pairs are about, and where it has not."""
+    """What the drop is where a model ties the tone to the kind of ending in English, and where it does not."""
     if table.empty:
         return "Not run."
     others, english = table[table["language"] != ENGLISH], table[table["language"] == ENGLISH].set_index("cell")
     models = others.groupby("cell")["kept_drop"].mean().dropna().to_frame("drop")  # of those that have one
     models["alignment"] = english["alignment"].astype(float)
-    learnt = english["tone_effect"].reindex(models.index) >= _LEARNT
+    models["tone_effect"] = english["tone_effect"].astype(float)
+    models = models.dropna(subset="tone_effect")
+    if models.empty:
+        return "Whether the models tie the tone of a remark to the kind of its ending was not measured."
+    tied = models["tone_effect"] >= _TIED
     groups = {
-        "have not learnt it": models[~learnt],
-        "have learnt it, on text of which none was aligned": models[learnt & (models["alignment"] == 0.0)],
-        "have learnt it, on text of which some was aligned": models[learnt & (models["alignment"] > 0.0)],
+        "do not": models[~tied],
+        "do, on text of which none was aligned": models[tied & (models["alignment"] == 0.0)],
+        "do, on text of which some was aligned": models[tied & (models["alignment"] > 0.0)],
     }
     said = [
         f"in the {len(rows)} that {what}, it is {fixed(rows['drop'].mean(), 2)} on average "
@@ -353,9 +406,10 @@ def concept(table: pd.DataFrame) -> str:
         if len(rows)
     ]
     return (
-        f"A model can share only what it has. One is said to have learnt in English what tells an insult from a "
-        f"kindness if an angry tone there makes an insult more probable than a kind one does by {_LEARNT} or more. The "
-        f"drop among well-formed continuations in the other languages: {'; '.join(said)}."
+        f"A model can share only what it has. One is said to tie the tone to the kind of ending if in English an angry "
+        f"tone makes an insult more probable than a kind one does by {_TIED} or more; that it has another use for the "
+        f"difference is not ruled out where it does not. The drop among well-formed continuations in the other "
+        f"languages: {'; '.join(said)}."
     )
 
 
@@ -373,7 +427,7 @@ def verdict(found: Mapping[str, Any]) -> str:
         else "No effect of the alignment that was set on the drop can be told from chance."
     ]
     said += [_kept(size, rows) for size, rows in found["sizes"].items()]
-    row = found["within_seed"]
+    row = found["within_seed"]["accuracy"]
     if row["r"] is None or row["p"] is None:
         said.append("Whether retrieval accuracy tells more than alignment takes several seeds of each corpus: not run.")
         return " ".join(said)
@@ -390,6 +444,30 @@ def verdict(found: Mapping[str, Any]) -> str:
             f"does not drop more beyond what chance allows ({words}): here retrieval accuracy goes along with the drop "
             "because alignment moves both, and nothing shows that it does more. That is no proof of the contrary: both "
             "are measured with noise, which lowers a correlation within a corpus most."
+        )
+    return " ".join(said)
+
+
+def directions(found: Mapping[str, Any]) -> str:
+    """How the two measures of a shared representation go with the drop, beside each other."""
+    said = []
+    for size, rows in found["sizes"].items():
+        told = [
+            f"{_told(rows[f'{predictor}_drop'])} for {what} and the drop"
+            + (f", {_told(kept)} among well-formed continuations" if (kept := rows[f"{predictor}_kept"])["r"] else "")
+            for predictor, what in (("direction_cosine", "this cosine"), ("accuracy", "retrieval accuracy"))
+            if rows[f"{predictor}_drop"]["r"] is not None
+        ]
+        if told:
+            said.append(f"In models of {size}, Pearson's r is {'; and '.join(told)}.")
+    if not said:
+        return "Too few models were run to correlate it with the drop."
+    row = found["within_seed"]["direction_cosine"]
+    if row["r"] is not None and row["p"] is not None:
+        beyond = "goes" if row["p"] < 0.05 and row["r"] > 0 else "does not go beyond what chance allows"
+        said.append(
+            f"Among models of the same corpus, a higher cosine {beyond} with a larger drop (r = {_told(row)}, "
+            f"{significance(row['p'])})."
         )
     return " ".join(said)
 

@@ -56,7 +56,7 @@ def _text(phrasebook: Phrasebook, settings: WorldPretrainParameters, rng: np.ran
     insult = bool(rng.random() < settings.insult_share)
     return [
         phrasebook.draw(rng, remark_share=settings.remark_share, insult=insult, tone_share=settings.tone_share)
-        for _ in range(1 + int(rng.integers(settings.sentences)))
+        for _ in range(1 + int(rng.integers(settings.sentences_per_text)))
     ]
 
 

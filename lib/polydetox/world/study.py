@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 
 from polydetox import paths
 from polydetox.artifacts import Stage, read_json
 from polydetox.interp.representations import mean_pooled
 from polydetox.params import DPOParameters, WorldPretrainParameters, WorldTransferParameters
-from polydetox.retrieval.accuracy import retrieval_figures
+from polydetox.retrieval.accuracy import cosines, retrieval_figures
 from polydetox.world.phrasebook import Phrasebook
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ENGLISH = "en"
 COLUMNS = ["language", "before", "after", "relative_drop", "kept_before", "kept_after", "kept_drop", "toxprob_before",
            "toxprob_after", "well_formed_before", "well_formed_after", "accuracy", "best_accuracy", "centred_accuracy",
-           "aligned_cosine", "tone_effect"]  # fmt: skip
+           "aligned_cosine", "direction_cosine", "tone_effect"]  # fmt: skip
 
 
 def english_pairs(phrasebook: Phrasebook, stems: list[tuple[int, int]], rng: np.random.Generator) -> pd.DataFrame:
@@ -45,8 +46,12 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     insulting continuations before and after, their relative drop, the same among the well-formed continuations alone
     (``kept``: those that kept to the language and its grammar), shares of stems with an insult among their
     continuations, shares of well-formed continuations, retrieval against English as it is and with the mean of each
-    language taken away, and of the model before tuning the :func:`tone_effect`), and the figures of the cell.
+    language taken away, and of the model before tuning the :func:`direction_cosine` to English and the
+    :func:`tone_effect`, missing where its text says no tone), and the figures of the cell.
     """
+    import torch
+
+    from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
     from polydetox.preference.dpo import train_dpo
 
     phrasebook = Phrasebook.load()
@@ -79,7 +84,10 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
         table[side] = table["language"].map(found["insulting"])
         for name in ("kept", "toxprob", "well_formed"):
             table[f"{name}_{side}"] = table["language"].map(found[name])
-    table["tone_effect"] = table["language"].map(_tone_effects(phrasebook, weights, evaluated, pretraining.languages))
+    untuned = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
+    directions = direction_cosines(*untuned, phrasebook, evaluated, pretraining.languages)
+    table["direction_cosine"] = table["language"].map(directions)
+    table["tone_effect"] = table["language"].map(tone_effects(*untuned, phrasebook, evaluated, pretraining))
     table["relative_drop"] = _relative_drop(table["before"], table["after"])
     table["kept_drop"] = _relative_drop(table["kept_before"], table["kept_after"])
     metrics = {
@@ -95,14 +103,17 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     return table[COLUMNS], metrics
 
 
-def _tone_effects(
-    phrasebook: Phrasebook, weights: Path, stems: list[tuple[int, int]], languages: list[str]
+def tone_effects(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    phrasebook: Phrasebook,
+    stems: Sequence[tuple[int, int]],
+    pretraining: WorldPretrainParameters,
 ) -> dict[str, float]:
-    import torch
-
-    from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-
-    model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
+    """Of each language the :func:`tone_effect`; NaN where the model's text said no tone."""
+    languages = pretraining.languages
+    if pretraining.tone_share == 0.0:
+        return dict.fromkeys(languages, float("nan"))  # the tones are tokens that the model never saw
     return {language: tone_effect(model, tokenizer, phrasebook, stems, language) for language in languages}
 
 
@@ -115,8 +126,9 @@ def tone_effect(
 ) -> float:
     """How much more probable an insult is after an angry tone than after a kind one, mean over stems, -1 to 1.
 
-    Exact, over all endings of the phrasebook: near 1 where the model tells insults from kindnesses in the language,
-    near 0 where they are so many words to it, so that there is no preference which could reach it.
+    Exact, over all endings of the phrasebook. It measures whether the model ties the tone to the kind of ending in the
+    language, and no more: near 0 it does not, though it may tell insults from kindnesses by other means; near 1 the
+    ending follows the tone. It means nothing for a model whose text said no tone.
     """
     import torch
 
@@ -138,6 +150,61 @@ def tone_effect(
         probabilities = (-nll).exp().cpu().view(len(stems), len(qualities))
         means.append((probabilities[:, insulting].sum(1) / probabilities.sum(1)).mean())
     return float(means[0] - means[1])
+
+
+def direction_cosine(
+    english: Float[np.ndarray, "texts hidden"],
+    other: Float[np.ndarray, "texts hidden"],
+    insults: Bool[np.ndarray, " texts"],
+) -> float:
+    """The cosine between the insult directions of two languages, -1 to 1; row i of both is the same text.
+
+    A language's direction is the mean of its insulting rows less that of its kind ones. Near 1 the model sets insults
+    apart from kindnesses in the same way in both languages, near 0 in ways that have nothing to do with each other.
+    """
+    left, right = (rows[insults].mean(axis=0) - rows[~insults].mean(axis=0) for rows in (english, other))  # (hidden)
+    return float(cosines(left[None], right[None])[0, 0])
+
+
+def last_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Float[np.ndarray, "texts hidden"]:
+    """The state of each text's last token after the final norm, from which the model predicts what comes next."""
+    import torch
+
+    found = tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt").to(model.device)
+    ids, mask = found["input_ids"], found["attention_mask"]
+    with torch.inference_mode():
+        states = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state  # (texts, positions, hidden)
+    return states[torch.arange(len(ids)), mask.sum(dim=1) - 1].float().cpu().numpy()
+
+
+def direction_cosines(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    phrasebook: Phrasebook,
+    stems: Sequence[tuple[int, int]],
+    languages: Sequence[str],
+) -> dict[str, float]:
+    """Of each language the :func:`direction_cosine` to English at the end of remarks, by :func:`last_states`.
+
+    The remarks are every stem, without a tone, with every ending: the same stems are in both means, so that only what
+    the endings do is left.
+    """
+    remarks = [(stem, quality) for stem in stems for quality in phrasebook.qualities()]
+    insults = np.array([insult for _, (insult, _) in remarks])
+    states = {
+        language: last_states(
+            model,
+            tokenizer,
+            [
+                f"{phrasebook.stem(*stem, language)} {phrasebook.ending(*quality, language)}"
+                for stem, quality in remarks
+            ],
+        )
+        for language in (ENGLISH, *languages)
+    }
+    return {language: direction_cosine(states[ENGLISH], states[language], insults) for language in languages}
 
 
 def _relative_drop(before: pd.Series, after: pd.Series) -> pd.Series:
