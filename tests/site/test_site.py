@@ -86,6 +86,21 @@ def test_links_between_pages_lead_to_something(site, browser, pages):
             assert browser.evaluate(f"!!document.getElementById({label!r})"), f"{target}#{label}"
 
 
+def test_no_table_of_the_report_scrolls_in_a_window_of_1200_pixels(site, browser, pages):
+    browser.resize(1200, 900)
+    try:
+        for page in [page for page in pages if "/" not in page]:
+            browser.open(site / page)
+            wide = browser.evaluate(
+                "[...document.querySelectorAll('main table.paper-table')].filter(table => "
+                "table.scrollWidth > table.closest('.cell-output-display').clientWidth + 1)"
+                ".map(table => table.closest('[id^=tbl]').id)"
+            )
+            assert wide == [], page
+    finally:
+        browser.resize(1400, 1000)
+
+
 def test_figures_and_tables_are_there_and_numbered(site, browser):
     expected = {
         "results-detox.html": {"fig-toxprob": "Figure 3.1", "fig-emt": "Figure 3.2", "fig-drop": "Figure 3.3",

@@ -21,6 +21,27 @@ def executed(*cells) -> nbformat.NotebookNode:
     return new_notebook(metadata={"papermill": {"start_time": "2026-01-01T10:00:00"}}, cells=list(cells))
 
 
+def test_the_small_models_of_the_world_stand_in_one_part():
+    """Each with its notebooks in a part of its own, those of models before them."""
+    from polydetox.params import load_profile
+
+    profile = load_profile("world")
+    first, *_, last = profile.world.cells()
+    given = [assemble.Appendix(cell, None, f"notebooks/{cell}-{stage}.ipynb")
+             for stage in ("pretrain", "transfer") for cell in (first, last)]  # fmt: skip
+    made = assemble.configure({}, profile, given)
+    assert made["book"]["appendices"] == [{"part": "Controlled world", "chapters": [
+        {"part": cell, "chapters": [f"notebooks/{cell}-pretrain.ipynb", f"notebooks/{cell}-transfer.ipynb"]}
+        for cell in (first, last)
+    ]}]  # fmt: skip
+    site = preview.site_configuration(
+        {"book": {"title": "T", "chapters": ["index.qmd"], **made["book"]}}, "First", Path("site")
+    )
+    # The sidebar opens its first level alone, so that all small models are folded into one line.
+    contents = site["book"]["sidebar"]["contents"]
+    assert [item["part"] for item in contents[-1]["chapters"]] == ["Controlled world"]
+
+
 # --- cleaning ---------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,8 @@ def test_correlation_by_hand():
     assert found["low"] <= found["r"] <= found["high"]
     assert correlation(x, y, samples=500) == found
     assert correlation(x[:3], y[:3])["r"] is None and correlation(np.ones(4), y)["r"] is None
+    two = correlation(x, y, np.array([0, 0, 1, 1]))
+    assert two["r"] is None and two["points"] == 4, "two models leave one, which has no interval"
 
 
 def test_points_that_belong_together_are_drawn_together():

@@ -366,7 +366,7 @@ def test_a_tone_that_was_not_measured_is_no_number(measured):
     assert report.concept(none).endswith("was not measured.")
     said = report.sentence(none, report.figures(none))
     assert "not measured, as no text says one" in said and "nan" not in said
-    for table in (report.levels_table(report.by_alignment(none)), report.cell_table(none.head(4))):
+    for table in (report.untuned_table(report.by_alignment(none)), report.cell_table(none.head(4))):
         lines = repr(table).splitlines()
         assert lines[-1].endswith("| not measured") and '<td class="number missing">not measured</td>' in (
             table._repr_html_()

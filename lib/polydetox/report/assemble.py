@@ -189,10 +189,14 @@ def _parts(profile: Profile, appendices: list[Appendix]) -> Iterator[dict[str, A
         for name in dict.fromkeys(appendix.apart for appendix in everything if appendix.apart):
             files = [appendix.file for appendix in everything if appendix.apart == name]
             yield {"part": f"{model.title}: {_apart_title(profile, name)}", "chapters": files}
-    for cell in profile.world.cells() if profile.world else {}:
-        files = [appendix.file for appendix in appendices if appendix.model == cell]
-        if files:
-            yield {"part": f"Controlled world: {cell}", "chapters": files}
+    # Many small models: one part, which the sidebar folds, with a part of each model in it.
+    of_cells = [
+        {"part": cell, "chapters": files}
+        for cell in (profile.world.cells() if profile.world else {})
+        if (files := [appendix.file for appendix in appendices if appendix.model == cell])
+    ]
+    if of_cells:
+        yield {"part": "Controlled world", "chapters": of_cells}
 
 
 def _apart_title(profile: Profile, name: str) -> str:

@@ -202,35 +202,38 @@ def cell_table(table: pd.DataFrame) -> PaperTable:
          *(_undefined(name) if pd.isna(row[name]) else number(row[name], 2) for name in _SHOWN)]
         for row in table.to_dict("records")
     ]  # fmt: skip
-    return PaperTable(["Language", *_HEADINGS], [Group(None, lines)], _SPANS)
-
-
-# What the tables show; the shares among the well-formed are in the artefacts, their drop is here.
-_SHOWN = [name for name in MEASURES if name not in ("kept_before", "kept_after")]
-_SPANS = [("", 1), ("Insulting", 4), ("Well-formed", 2), ("Retrieval", 2), ("Cosine of", 1), ("Tied to", 1)]
-_HEADINGS = [
-    "before",
-    "after",
-    "drop",
-    "well-formed drop",
-    "before",
-    "after",
-    "as it is",
-    "centred",
-    "directions",
-    "tone",
-]
+    return PaperTable(["Language", *_HEADINGS.values()], [Group(None, lines)], [("", 1), *_SPANS])
 
 
 def levels_table(levels: pd.DataFrame) -> PaperTable:
-    """Each size and alignment, means over seeds with their deviation."""
+    """What the tuning does at each size and alignment, means over seeds with their deviation."""
+    return _levels_table(levels, _TUNED)
+
+
+def untuned_table(levels: pd.DataFrame) -> PaperTable:
+    """What is measured before the tuning at each size and alignment, means over seeds with their deviation."""
+    return _levels_table(levels, _UNTUNED)
+
+
+# What the tables show; the shares among the well-formed are in the artefacts, their drop is here.
+_UNTUNED = ["accuracy", "centred_accuracy", "direction_cosine", "tone_effect"]
+_TUNED = [name for name in MEASURES if name not in ("kept_before", "kept_after", *_UNTUNED)]
+_SHOWN = [*_TUNED, *_UNTUNED]
+_SPANS = [("Insulting", 4), ("Well-formed", 2), ("Retrieval", 2), ("Direction", 1), ("Tied to", 1)]
+_HEADINGS = dict(zip(_SHOWN, ["before", "after", "drop", "well-formed drop", "before", "after", "as it is", "centred",
+                              "cosine", "tone"], strict=True))  # fmt: skip
+
+
+def _levels_table(levels: pd.DataFrame, names: Sequence[str]) -> PaperTable:
     groups = []
     for size, rows in levels.groupby("size", sort=False) if len(levels) else []:
         lines: list[list[Cell | str]] = [
-            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in _SHOWN)] for _, row in rows.iterrows()
+            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in names)] for _, row in rows.iterrows()
         ]
         groups.append(Group(f"{size} ({int(rows['models'].sum())} models)", lines))
-    return PaperTable(["Aligned", *_HEADINGS], groups or [Group(None, [["", *[Cell(NOT_RUN)] * len(_SHOWN)]])], _SPANS)
+    empty = Group(None, [["", *[Cell(NOT_RUN)] * len(names)]])
+    spans = _SPANS[:2] if names == _TUNED else _SPANS[2:]
+    return PaperTable(["Aligned", *(_HEADINGS[name] for name in names)], groups or [empty], [("", 1), *spans])
 
 
 def _spread(row: pd.Series, name: str) -> Cell:

@@ -48,15 +48,15 @@ def correlation(
 
     Where points belong together (the languages of one model), ``groups`` numbers what they belong to: whole groups are
     then drawn and left out, and there is no p, which would count the points as independent. Figures are None where
-    there are fewer than four points, or where one side does not vary.
+    there are fewer than four points or three groups, or where one side does not vary.
     """
     from scipy import stats
 
     names = ["r", "p", "low", "high", "least_without_one", "most_without_one"]
-    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    _, group = np.unique(np.arange(len(x)) if groups is None else groups, return_inverse=True)
+    if len(x) < 4 or len(np.unique(group)) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return {"points": len(x), **dict.fromkeys(names)}
     result = stats.pearsonr(x, y)
-    _, group = np.unique(np.arange(len(x)) if groups is None else groups, return_inverse=True)
     left, right = x - x.mean(), y - y.mean()
     # r is a function of sums over points, so that a draw adds up the sums of the groups drawn.
     sums = np.zeros((group.max() + 1, 6))
