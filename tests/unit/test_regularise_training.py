@@ -306,3 +306,35 @@ def test_a_head_with_an_adapted_body_is_gone_on_with(tiny_checkpoints, tmp_path)
             body.hidden(batch), Body(tiny_checkpoints["llama"], settings, "float32").hidden(batch)
         )
     assert isinstance(make_head(body.model, "tied", 4), NadoHead)
+
+
+def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_checkpoints, tmp_path, monkeypatch):
+    from polydetox.artifacts import read_json, write_json, write_parquet
+    from polydetox.regularise import jobs, training
+
+    prompts = [f"The cat {word}" for word in ("sat", "ran", "ate", "slept")]
+    corpus = pd.DataFrame({"prompt": prompts, "domain": ["toxic", "neutral"] * 2, "split": "train"})
+    write_parquet(tmp_path / jobs.CORPUS, corpus)
+    weights = str(tiny_checkpoints["llama"])
+    settings = RegulariseParameters(model=weights, scorer="lexicon", samples=8, samples_per_prompt=2, max_new_tokens=4,
+                                    engine="transformers")  # fmt: skip
+    job = jobs.Job("head", settings.model_dump(), weights, weights, str(tmp_path), 1)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_head", stop)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(job)
+    assert not job.is_done()
+    samples = (job.folder / "samples.parquet").read_bytes()
+    spent = read_json(job.folder / jobs.SAMPLING)
+    assert spent["seconds"] > 0.0 and spent["cpu_seconds"] > 0.0
+    # As if it had taken long, so that nothing which the second attempt does can be taken for it.
+    write_json(job.folder / jobs.SAMPLING, {"seconds": 5000.0, "cpu_seconds": 3000.0})
+    monkeypatch.setattr(training, "train_head", lambda *_: {"auc": 0.5})
+    jobs.run(job)
+    told = read_json(job.folder / jobs.HEAD)
+    assert 5000.0 <= told["sampling_seconds"] <= told["seconds"] < 5600.0
+    assert 3000.0 < told["cpu_seconds"] < 3600.0
+    assert (job.folder / "samples.parquet").read_bytes() == samples

@@ -26,6 +26,7 @@ from polydetox.params import RegulariseParameters, load_model
 
 HEAD, MODEL = "head.json", "model.json"  # written last by each job
 CORPUS = "corpus.parquet"  # the rows that are trained on, with lambda
+SAMPLING = "sampling.json"  # what the samples cost, for a job that is stopped after them
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,15 @@ def run_together(jobs: Sequence[Job]) -> None:
 
 
 class _Clock:
-    """Seconds of this process since it was made: of the wall clock, and of the CPU on all its threads."""
+    """Seconds of this process since it was made: of the wall clock, and of the CPU on all its threads.
 
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+    What an earlier process has kept in the file ``spent`` is added.
+    """
+
+    def __init__(self, spent: Path | None = None) -> None:
+        earlier = read_json(spent) if spent and spent.is_file() else {"seconds": 0.0, "cpu_seconds": 0.0}
+        self._wall = time.perf_counter() - earlier["seconds"]
+        self._cpu = time.process_time() - earlier["cpu_seconds"]
 
     def read(self) -> dict[str, float]:
         return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
@@ -115,8 +121,8 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
     from polydetox.regularise.rows import encode, with_end
     from polydetox.regularise.training import train_head
 
-    clock = _Clock()
-    samples = _samples(job, settings)
+    clock = _Clock(job.folder / SAMPLING)
+    samples = _samples(job, settings, clock)
     sampled = clock.read()
     set_seed(settings.seed)
     dtype = load_model(settings.model).dtype
@@ -159,11 +165,11 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
     })  # fmt: skip
 
 
-def _samples(job: Job, settings: RegulariseParameters) -> pd.DataFrame:
+def _samples(job: Job, settings: RegulariseParameters, clock: _Clock) -> pd.DataFrame:
     """Continuations of the corpus's training prompts by the model as it is, half in each domain, and their labels.
 
     Returns what the engine returns, with ``domain``, ``toxicity`` and ``satisfied`` (1 or 0); continuations that the
-    oracle cannot judge are left out.
+    oracle cannot judge are left out. Beside the samples stands what ``clock`` says they cost.
     """
     file = job.folder / "samples.parquet"
     if file.is_file():
@@ -199,6 +205,8 @@ def _samples(job: Job, settings: RegulariseParameters) -> pd.DataFrame:
         raise UserError(
             f"regularise: the oracle {settings.scorer!r} could judge {len(samples)} samples; raise 'samples'"
         )
+    # Before the samples, so that these are never there without it.
+    write_json(job.folder / SAMPLING, clock.read())
     write_parquet(file, samples.reset_index(drop=True))
     return samples.reset_index(drop=True)
 
