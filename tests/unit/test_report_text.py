@@ -12,7 +12,7 @@ import pytest
 
 from polydetox.errors import UserError
 from polydetox.report import prose
-from polydetox.report.masking import escape, masked_table, masked_vectors
+from polydetox.report.masking import escape, masked_extremes, masked_table, masked_vectors
 from polydetox.report.sections import duration
 from polydetox.report.tables import Cell, Group, PaperTable, fixed, number, significance
 
@@ -171,6 +171,16 @@ def test_a_table_escapes_its_cells_and_marks_its_numbers():
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_extremes_are_the_least_and_the_most_toxic():
+    scores = pd.concat(
+        [rows(continuation=[f"text {score}"], toxicity=[score]) for score in (0.4, 0.1, float("nan"), 0.9)]
+    )
+    html = masked_extremes(scores, "de")._repr_html_()
+    assert "text 0.1" in html and "text 0.9" in html and "text 0.4" not in html and "text nan" not in html
+    assert html.index("text 0.1") < html.index("text 0.9")
+    assert "text" not in Uncovered(masked_extremes(scores.head(0), "de")._repr_html_()).text
 
 
 # --- sentences --------------------------------------------------------------------------------------------------

@@ -52,6 +52,14 @@ class LengthScorer(Scorer):
 # --- interface --------------------------------------------------------------------------------------------------
 
 
+def test_a_threshold_is_the_one_given_or_the_scorers_own(monkeypatch):
+    from polydetox.scoring import registry, toxic_from
+
+    scorer = type("Mine", (), {"threshold": 0.3})
+    monkeypatch.setitem(registry._SCORERS, "mine", (scorer, lambda: ""))
+    assert toxic_from("mine", None) == 0.3 and toxic_from("mine", 0.0) == 0.0 and toxic_from("mine", 0.7) == 0.7
+
+
 def test_scores_come_back_in_order_and_missing_is_never_zero():
     scores, reasons = LengthScorer().score_with_reasons(["abc", "", "a", "never", "  \n", "later", "ab"], "en")
     assert scores.dtype == np.float64

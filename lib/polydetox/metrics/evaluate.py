@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.artifacts import Stage
+from polydetox import paths
+from polydetox.artifacts import Stage, read_parquet
+from polydetox.generation.engines import COLUMNS
 from polydetox.metrics.diversity import ORDERS, distinct, published_distinct
 from polydetox.metrics.intervals import bootstrap, cluster_quantile
 from polydetox.metrics.language import detect
 from polydetox.metrics.scores import Scoring
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
 from polydetox.models.checkpoints import load_tokenizer, provenance
-from polydetox.params import EvaluateParameters
+from polydetox.params import EvaluateParameters, load_model
 
 # The published evaluation leaves out continuations from this perplexity on; here they are kept, and counted.
 OUTLIER = 1e4
@@ -33,6 +35,18 @@ def matrix(scores: pd.DataFrame, column: str) -> Float[np.ndarray, "prompts k"]:
     """A column of a table with a row a continuation, as one row a prompt; NaN where a value is missing."""
     wide = scores.pivot(index="prompt_id", columns="sample", values=column)
     return wide.loc[scores["prompt_id"].unique()].to_numpy(dtype=float)
+
+
+def scored(settings: EvaluateParameters, stage: Stage) -> pd.DataFrame:
+    """The continuations of one model, variant and language with what :func:`add_scores` adds to them.
+
+    Those of the profile's own prompts take what the stage ``score`` has told ahead with the same settings.
+    """
+    name = load_model(settings.model).name
+    source = paths.generate(settings.profile, name, settings.variant, settings.lang, settings.prompt_set)
+    continuations = read_parquet(stage.reads(source / "continuations.parquet"), COLUMNS)
+    ahead = None if settings.prompt_set else paths.scored(settings.profile, name, settings.variant, settings.lang)
+    return add_scores(continuations, settings, stage, ahead)
 
 
 def add_scores(

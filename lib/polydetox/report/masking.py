@@ -206,6 +206,12 @@ def masked_vectors(table: pd.DataFrame) -> MaskedVectors:
     return MaskedVectors(headings, rows, covered)
 
 
+def masked_extremes(scores: pd.DataFrame, language: str) -> MaskedTable:
+    """Cover the least and the most toxic of some scored continuations of one language; none where none is scored."""
+    ranked = scores.dropna(subset=["toxicity"]).sort_values("toxicity")
+    return masked_table(ranked.iloc[[0, -1]] if len(ranked) else ranked, language)
+
+
 def masked_documents(title: str, texts: Sequence[str]) -> MaskedTable:
     """Cover some texts of no one language with one cover, which says ``title``."""
     passages = tuple(Passage(str(number), text, "und") for number, text in enumerate(texts, start=1))

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from polydetox.scoring.base import Score, Scorer
 from polydetox.scoring.cache import CachedScorer
-from polydetox.scoring.registry import available, get_scorer
+from polydetox.scoring.registry import available, get_scorer, toxic_from
 
-__all__ = ["CachedScorer", "Score", "Scorer", "available", "get_scorer"]
+__all__ = ["CachedScorer", "Score", "Scorer", "available", "get_scorer", "toxic_from"]

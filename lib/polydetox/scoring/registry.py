@@ -94,6 +94,11 @@ def get_scorer(name: str) -> Scorer:
     return _SCORERS[name][0]()
 
 
+def toxic_from(name: str, threshold: float | None) -> float:
+    """The score from which a text counts as toxic: ``threshold``, or the scorer's own where that is None."""
+    return get_scorer(name).threshold if threshold is None else threshold
+
+
 def available() -> list[tuple[str, bool, str]]:
     """All scorers: name, whether it is usable here, and if not, why not. Nothing is loaded."""
     reasons = {name: why_not() for name, (_, why_not) in _SCORERS.items()}

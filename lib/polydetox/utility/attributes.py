@@ -99,6 +99,16 @@ def form_by_language(scores: pd.DataFrame, *, samples: int, confidence: float, s
     return found
 
 
+def held_out_losses(
+    settings: AttributeEvalParameters, stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> pd.DataFrame:
+    """The :func:`corpus_losses` of a method on the held-out rows of the corpus that it was tuned on."""
+    file = paths.control_corpus(settings.profile, load_model(settings.model).name) / "corpus.parquet"
+    corpus = read_parquet(stage.reads(file), ["row", "prompt", "text", "domain", "split"])
+    return corpus_losses(model, tokenizer, corpus[corpus["split"] == "held_out"],
+                         max_length=settings.max_length, batch_size=settings.batch_size)  # fmt: skip
+
+
 def corpus_losses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
