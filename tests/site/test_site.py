@@ -116,7 +116,7 @@ def test_figures_and_tables_are_there_and_numbered(site, browser):
         "why.html": {"fig-probe-languages": "Figure 7.1", "fig-activations": "Figure 7.3", "fig-transfer": "Figure 7.6",
                      "tbl-probe": "Table 7.1", "tbl-intervention": "Table 7.5", "tbl-correlation": "Table 7.8"},
         "control.html": {"fig-control-schedules": "Figure 9.1", "fig-control-tradeoff": "Figure 9.2",
-                         "tbl-control": "Table 9.1", "tbl-control-jigsaw": "Table 9.8"},
+                         "tbl-control": "Table 9.1", "tbl-control-jigsaw": "Table 9.9"},
         "reproducibility.html": {"tbl-stages": "Table 11.1", "tbl-versions": "Table 11.2",
                                  "tbl-licences": "Table 11.3"},
         "notebooks/tiny-base-evaluate-de.html": {"fig-toxicity-tiny-base-evaluate-de": "Figure 1"},
