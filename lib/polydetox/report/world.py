@@ -410,8 +410,8 @@ def concept(table: pd.DataFrame) -> str:
     ]
     return (
         f"A model can share only what it has. One is said to tie the tone to the kind of ending if in English an angry "
-        f"tone makes an insult more probable than a kind one does by {_TIED} or more; that it has another use for the "
-        f"difference is not ruled out where it does not. The drop among well-formed continuations in the other "
+        f"tone makes an insult more probable than a kind one does by {_TIED} or more; one that does not may tell "
+        f"insults from kindnesses by other means. The drop among well-formed continuations in the other "
         f"languages: {'; '.join(said)}."
     )
 
