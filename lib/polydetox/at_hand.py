@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from polydetox import corpora
@@ -14,7 +15,7 @@ from polydetox.data import (
     toxicity_pairwise,
     training_prompts,
 )
-from polydetox.errors import UserError
+from polydetox.errors import NotThere, UserError
 from polydetox.languages import LANGUAGES, known_locale
 from polydetox.rows import LeftOut
 from polydetox.sources import changed, fetched_folder, source, where
@@ -55,7 +56,7 @@ def _check_rtp_lx(folder: Path) -> str:
 
 def _less(left_out: LeftOut) -> str:
     """What was left out, in few words."""
-    numbers = ((left_out.blank, "blank"), (len(left_out.rejected), "malformed"))
+    numbers = ((left_out.blank, "blank"), (left_out.repeated, "repeated"), (len(left_out.rejected), "malformed"))
     said = [f"{number} {what}" for number, what in numbers if number]
     return f" ({', '.join(said)})" if said else ""
 
@@ -87,7 +88,7 @@ def _check_polyglo(folder: Path) -> str:
     for language in LANGUAGES:
         try:
             table, left_out = corpora.polyglo_toxicity_prompts(folder, language)
-        except UserError:
+        except NotThere:
             continue
         said.append(f"{language} {len(table):,}{_less(left_out)}")
     if not said:
@@ -96,8 +97,16 @@ def _check_polyglo(folder: Path) -> str:
 
 
 def _check_toxigen(folder: Path) -> str:
-    table, left_out = corpora.toxigen(folder)
-    return f"{len(table):,} statements, {table['toxic'].mean():.1%} of them toxic{_less(left_out)}"
+    said = []
+    with contextlib.suppress(NotThere):  # the lists of prompts alone
+        table, left_out = corpora.toxigen(folder)
+        said.append(f"{len(table):,} statements, {table['toxic'].mean():.1%} of them toxic{_less(left_out)}")
+    with contextlib.suppress(NotThere):  # the annotated part alone
+        prompts, left_out = corpora.toxigen_prompts(folder)
+        said.append(f"{len(prompts):,} toxic prompts{_less(left_out)}")
+    if not said:
+        corpora.toxigen_prompts(folder)  # says why not
+    return "; ".join(said)
 
 
 def _check_wikitext(folder: Path) -> str:

@@ -6,15 +6,19 @@ Each reader takes the folder that ``polydetox data fetch`` or a reader's own var
 
 from __future__ import annotations
 
+import hashlib
+import re
+from functools import lru_cache
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from polydetox.data import local_path
-from polydetox.errors import UserError
+from polydetox.errors import NotThere, UserError
 from polydetox.languages import LANGUAGES, check_language
-from polydetox.rows import LeftOut, Rows, check_rows, is_blank, read_rows
+from polydetox.rows import LeftOut, Rejected, Rows, check_rows, is_blank, read_lines, read_rows
 
 
 def real_toxicity_prompts(folder: str | Path, limit: int | None = None) -> tuple[pd.DataFrame, LeftOut]:
@@ -40,37 +44,66 @@ def real_toxicity_prompts(folder: str | Path, limit: int | None = None) -> tuple
 def polyglo_toxicity_prompts(
     folder: str | Path, language: str, limit: int | None = None
 ) -> tuple[pd.DataFrame, LeftOut]:
-    """PolygloToxicityPrompts (Jain et al. 2024) in one language: ``prompt_id, prompt, toxicity``.
+    """PolygloToxicityPrompts (Jain et al. 2024) in one language: ``prompt_id, prompt, toxicity``, each prompt once.
 
     ``toxicity`` is the stored Perspective score of the prompt, else of the text that the prompt begins; NaN where
-    there is none. The scores of whole files are read by the scorer ``stored:<folder>``.
+    there is none. The scores of whole files are read by the scorer ``stored:<folder>``. The parts ``full`` and
+    ``small`` may share prompts: the first of a text is taken, in the order of the files, the others are counted.
+    A language of which there is none is a ``NotThere`` error.
     """
     check_language(language)
-    rows, left_out, found = [], LeftOut(), set()
+    tables, left_out, found = [], LeftOut(), set()
     for file in _files(folder, "**/*", "PolygloToxicityPrompts", (".jsonl", ".json", ".parquet")):
         named = _language_of_folder(file)
         if file.parent.name == f"ptp-{named}" and named in LANGUAGES and named != language:
             found.add(named)
             continue  # the data set's own folder of another language, which need not be read
-        read = read_rows(file)
-        told = {line: _language(row, file) for line, row in read.rows}
-        found |= set(told.values())
-        mine = Rows(file, [(line, _flat(row)) for line, row in read.rows if told[line] == language], read.rejected)
-        if not mine.rows:
-            continue
-        kept, rejected = check_rows(mine, "polyglo-toxicity-prompts")
-        left_out.rejected += rejected
-        for line, row in kept:
-            if is_blank(row["prompt"]):
-                left_out.blank += 1
-            else:
-                rows.append((f"ptp-{file.stem}-{line - 1:06d}", row["prompt"].rstrip(), _share(row["toxicity"])))
-    if not rows:
+        table, rejected = _polyglo_file(*version(file))
+        found |= set(table["language"])
+        mine = table[table["language"] == language]
+        whole = mine[mine["prompt"].notna()]
+        left_out += LeftOut(
+            len(mine) - len(whole),
+            [line for line, told in rejected if told == language or (told is None and len(mine))],
+        )
+        tables.append(whole.assign(prompt_id=[f"ptp-{file.stem}-{line - 1:06d}" for line in whole["line"]]))
+    every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"prompt": []})
+    if every.empty:
         have = " ".join(sorted(code for code in found if code)) or "none"
-        raise UserError(f"{folder}: no prompts of PolygloToxicityPrompts in {LANGUAGES[language]} (languages: {have})")
-    table = pd.DataFrame(rows, columns=["prompt_id", "prompt", "toxicity"])
-    return (table.head(limit) if limit else table), left_out
+        less = f", {left_out}" if left_out else ""
+        raise NotThere(
+            f"{folder}: no prompts of PolygloToxicityPrompts in {LANGUAGES[language]} (languages: {have}){less}"
+        )
+    once = every.drop_duplicates("prompt", ignore_index=True)[["prompt_id", "prompt", "toxicity"]]
+    left_out.repeated = len(every) - len(once)
+    return (once.head(limit) if limit else once), left_out
 
+
+@lru_cache(maxsize=64)
+def _polyglo_file(file: Path, modified: int, size: int) -> tuple[pd.DataFrame, list[tuple[Rejected, str | None]]]:
+    """One file in all its languages, as it is at this time and size: many languages may share it.
+
+    Returns ``line, language, prompt`` (None where it is blank), ``toxicity``, and the rejected lines, each with its
+    language (None where a line cannot be read).
+    """
+    read = read_rows(file)
+    told = {line: _language(row, file) for line, row in read.rows}
+    kept, rejected = check_rows(
+        Rows(file, [(line, _flat(row)) for line, row in read.rows], read.rejected), "polyglo-toxicity-prompts"
+    )
+    rows = [(line, told[line], None if is_blank(row["prompt"]) else row["prompt"].rstrip(), _share(row["toxicity"]))
+            for line, row in kept]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["line", "language", "prompt", "toxicity"])
+    return table, [(line, told.get(line.line)) for line in rejected]
+
+
+def version(file: Path) -> tuple[Path, int, int]:
+    """A file and what changes when it does, as a key of what was read from it."""
+    status = file.stat()
+    return file, status.st_mtime_ns, status.st_size
+
+
+_TABLES = (".parquet", ".csv", ".jsonl")
 
 # What says that a statement of ToxiGen is toxic: what it was generated from, or what people think, of 5.
 _TOXIGEN = {"prompt_label": ("toxigen", "generation", 0.5), "toxicity_human": ("toxigen-annotated", "text", 3.0)}
@@ -83,12 +116,11 @@ def toxigen(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
     ``toxicity_human`` above 3 of 5.
     """
     rows, left_out, seen = [], LeftOut(), False
-    for file in _files(place, "**/*", "ToxiGen", (".parquet", ".csv", ".jsonl")):
+    for file in _files(place, "**/*", "ToxiGen", _TABLES):
         read = read_rows(file)
-        named = {name for _, row in read.rows[:20] for name in row}
-        label = next((label for label in _TOXIGEN if label in named), None)
+        label = _toxigen_label(_named(read))
         if label is None:
-            continue  # single annotations, which the annotated part sums up
+            continue  # single annotations, which the annotated part sums up, or prompts alone
         seen = True
         schema, text, above = _TOXIGEN[label]
         kept, rejected = check_rows(read, schema)
@@ -99,8 +131,62 @@ def toxigen(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
             else:
                 rows.append((row[text].strip(), float(row[label]) > above))
     if not seen:
-        raise UserError(f"{place}: no file with the fields {' or '.join(_TOXIGEN)}; is this ToxiGen?")
+        raise NotThere(f"{place}: no file with the fields {' or '.join(_TOXIGEN)}; is this ToxiGen?")
     return pd.DataFrame(rows, columns=["text", "toxic"]), left_out
+
+
+def _named(read: Rows) -> set[str]:
+    """The fields that a file's first rows have."""
+    return {name for _, row in read.rows[:20] for name in row}
+
+
+def _toxigen_label(named: set[str]) -> str | None:
+    """The field that says which statements of a file are toxic; None where it has none."""
+    return next((label for label in _TOXIGEN if label in named), None)
+
+
+# The published lists of prompts: hate_trans_1k.txt, or hate_trans_1k-00000-of-00001.parquet on the Hub.
+_TOXIGEN_LIST = re.compile(r"(hate|neutral)_\w+_1k\b")
+
+
+def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
+    """The prompts that ToxiGen's toxic statements were generated from (Hartvigsen et al. 2022): ``prompt_id, prompt``.
+
+    A prompt is a list of statements, one a line, each after a hyphen; the last line is a hyphen alone, after which a
+    model writes one more. Some versions spell a line break as a backslash and an n. Each prompt is there once: those
+    of the raw part's rows with ``prompt_label`` 1, in order of first appearance; or, where a folder has no raw part,
+    those of the published lists ``hate_<group>_1k`` (text, a prompt a line, or tables with ``prompt``), one of each
+    list in turn, so that the first so many are of all groups. An id is made of the text, the same in every layout.
+    """
+    files = _files(place, "**/*", "ToxiGen", (*_TABLES, ".txt"))
+    lists = [file for file in files if _TOXIGEN_LIST.match(file.stem)]
+    tables = [read_rows(file) for file in files if file not in lists and file.suffix in _TABLES]
+    fields = [_named(read) for read in tables]
+    raw = [read for read, named in zip(tables, fields, strict=True) if named >= {"prompt", "prompt_label"}]
+    parts = raw or [_toxigen_list(file) for file in lists if file.stem.startswith("hate")]
+    if not parts:
+        annotated = "toxicity_human" in set().union(*fields)
+        has = "its annotated part alone, which has no prompts" if annotated else "no toxic prompts"
+        raise NotThere(
+            f"{place}: ToxiGen: {has}; add the raw part (train/*.parquet: `polydetox data fetch toxigen`), or name the "
+            "folder of its lists of prompts (hate_<group>_1k.txt)"
+        )
+    columns, left_out = [], LeftOut()
+    for read in parts:
+        kept, rejected = check_rows(read, "toxigen-prompts")
+        usable = [row for _, row in kept if not is_blank(row["prompt"])]
+        left_out += LeftOut(len(kept) - len(usable), rejected)
+        columns.append([row["prompt"].replace("\\n", "\n").rstrip() for row in usable if float(row["prompt_label"])])
+    found = chain(*columns) if raw else chain(*zip_longest(*columns))
+    prompts = list(dict.fromkeys(prompt for prompt in found if prompt is not None))
+    names = [f"toxigen-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}" for prompt in prompts]
+    return pd.DataFrame({"prompt_id": names, "prompt": prompts}, dtype=object), left_out
+
+
+def _toxigen_list(file: Path) -> Rows:
+    """A published list of toxic prompts as rows of the raw part."""
+    read = read_lines(file, "prompt") if file.suffix == ".txt" else read_rows(file)
+    return Rows(file, [(line, {**row, "prompt_label": 1}) for line, row in read.rows], read.rejected)
 
 
 def wikitext(place: str | Path, split: str = "train") -> tuple[pd.DataFrame, LeftOut]:

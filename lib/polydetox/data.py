@@ -6,17 +6,18 @@ import html
 import json
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.errors import NotThere, UserError
 from polydetox.languages import LANGUAGES, check_language, known_locale, rtp_lx_locales
 from polydetox.params import PROMPT_SOURCES, read_yaml
 from polydetox.rows import LeftOut, check_rows, is_blank, read_rows
-from polydetox.schemas import whole_number
+from polydetox.schemas import SCHEMAS, whole_number
 from polydetox.sources import advice, folder_of_variable
 from polydetox.udhr import declarations, paragraphs
 
@@ -30,8 +31,8 @@ def load_prompts(
     rows that hold no prompt, and malformed ones. ``gloss`` is the English text where the source has a parallel one.
 
     ``source`` is ``project`` (``params/prompts/evaluation.yaml``), ``rtp-lx`` (a folder of ``RTP_LX_<LOCALE>.json``,
-    ordered by the field ``Index``), ``real-toxicity-prompts`` (English alone) or ``polyglo-toxicity-prompts`` (a folder
-    of their files, in the order of the files).
+    ordered by the field ``Index``), ``real-toxicity-prompts`` or ``toxigen`` (English alone), or
+    ``polyglo-toxicity-prompts`` (a folder of their files, in the order of the files).
     """
     check_language(language)
     if source == "project":
@@ -82,11 +83,24 @@ def _corpus_prompts(source: str, language: str, folder: str | Path) -> tuple[pd.
     from polydetox import corpora  # which reads through this module
 
     _check_named(folder, source)
+    if source != "polyglo-toxicity-prompts" and language != "en":
+        raise NotThere(f"{SCHEMAS[source].title} is English alone: no prompts in {LANGUAGES[language]} ({language})")
+    place = local_path(folder)
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+    table, left_out = _read_corpus(source, language, str(folder), tuple(corpora.version(file) for file in files))
+    return table, left_out + LeftOut()
+
+
+@lru_cache(maxsize=32)
+def _read_corpus(
+    source: str, language: str, folder: str, files: tuple[tuple[Path, int, int], ...]
+) -> tuple[pd.DataFrame, LeftOut]:
+    """The prompts of one language in a folder as its files are: the checks before a run ask for them several times."""
+    from polydetox import corpora
+
     if source == "polyglo-toxicity-prompts":
         return corpora.polyglo_toxicity_prompts(folder, language)
-    if language != "en":
-        raise UserError(f"RealToxicityPrompts is English alone: no prompts in {LANGUAGES[language]} ({language})")
-    return corpora.real_toxicity_prompts(folder)
+    return corpora.toxigen_prompts(folder) if source == "toxigen" else corpora.real_toxicity_prompts(folder)
 
 
 def _check_named(folder: str | Path, source: str) -> None:
@@ -180,7 +194,10 @@ def is_at_hand(folder: str | Path) -> bool:
 
 
 def languages_at_hand(source: str, languages: list[str], folder: str | Path = "") -> list[str]:
-    """Those of some languages that a source of evaluation prompts has here; none where it is not at hand."""
+    """Those of some languages that a source of evaluation prompts has here; none where it is not at hand.
+
+    A file that cannot be read is a ``UserError`` that names it.
+    """
     if source == "project":
         return list(languages)
     if not is_at_hand(folder) or not local_path(folder).is_dir():
@@ -195,7 +212,7 @@ def languages_at_hand(source: str, languages: list[str], folder: str | Path = ""
 def _has_prompts(source: str, language: str, folder: str | Path) -> bool:
     try:
         return bool(len(_corpus_prompts(source, language, folder)[0]))
-    except UserError:
+    except NotThere:
         return False
 
 

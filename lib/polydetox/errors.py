@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and the helper that names the nearest valid word."""
+"""The exception that a user is meant to read, and the helper that names the nearest valid word."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class UserError(Exception):
     Its message is one line that names the file, the field and the fix; the command line prints it
     without a traceback and exits with status 2.
     """
+
+
+class NotThere(UserError):
+    """The files are in order, but hold none of what is asked for (prompts in a language, a part of a data set)."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

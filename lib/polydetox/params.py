@@ -68,7 +68,7 @@ class ModelStage(StageParameters):
 
 
 # Where evaluation prompts come from: this project's, or a folder of a published set (`data.load_prompts`).
-PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts"]
+PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"]
 PROMPT_SOURCES: tuple[str, ...] = get_args(PromptSource)
 
 

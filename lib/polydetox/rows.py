@@ -8,7 +8,7 @@ expected, which is a ``UserError`` that names file, line, field and what to do.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,18 @@ class LeftOut:
 
     blank: int = 0  # rows that are in order but hold no text
     rejected: list[Rejected] = field(default_factory=list)
+    repeated: int = 0  # rows that are in order but hold a text that an earlier one has
 
     def __add__(self, other: LeftOut) -> LeftOut:
-        return LeftOut(self.blank + other.blank, self.rejected + other.rejected)
+        return LeftOut(self.blank + other.blank, self.rejected + other.rejected, self.repeated + other.repeated)
 
     def __bool__(self) -> bool:
-        return bool(self.blank or self.rejected)
+        return bool(self.blank or self.rejected or self.repeated)
 
     def __str__(self) -> str:
         said = f"{self.blank} rows without text left out"
+        if self.repeated:
+            said += f", {self.repeated} rows that repeat a text left out"
         if self.rejected:
             more = f", and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
             said += f", {len(self.rejected)} malformed lines left out ({'; '.join(map(str, self.rejected[:3]))}{more})"
@@ -68,7 +71,8 @@ class LeftOut:
 
     def record(self) -> dict[str, Any]:
         """For a manifest."""
-        return {"blank": self.blank, "rejected": len(self.rejected),
+        repeated = {"repeated": self.repeated} if self.repeated else {}
+        return {"blank": self.blank, **repeated, "rejected": len(self.rejected),
                 "rejected_lines": [str(line) for line in self.rejected[:MOST_LISTED]]}  # fmt: skip
 
 
@@ -89,28 +93,49 @@ def read_rows(path: Path) -> Rows:
     """All rows of a JSON-lines file, a JSON array, or a CSV or Parquet table."""
     if path.suffix in (".csv", ".parquet"):
         return Rows(path, _table_rows(path))
-    try:
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    content = _content(path)
     if content.lstrip().startswith(b"["):
         return _objects(path, enumerate(_array(path, content), 1))
     found, broken = [], []
-    # Split at newlines alone: a JSON string may hold a raw U+2028, which is no end of line here.
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            try:
-                found.append((number, json.loads(line.decode("utf-8"))))
-            except UnicodeDecodeError as error:
-                broken.append((number, f"not UTF-8 text ({error.reason} at byte {error.start})"))
-            except ValueError as error:
-                broken.append((number, f"not valid JSON ({getattr(error, 'msg', error)})"))
-            except RecursionError:
-                broken.append((number, "not valid JSON (nested too deep)"))
+    for number, line in _written_lines(content):
+        try:
+            found.append((number, json.loads(line.decode("utf-8"))))
+        except UnicodeDecodeError as error:
+            broken.append((number, f"not UTF-8 text ({error.reason} at byte {error.start})"))
+        except ValueError as error:
+            broken.append((number, f"not valid JSON ({getattr(error, 'msg', error)})"))
+        except RecursionError:
+            broken.append((number, "not valid JSON (nested too deep)"))
     rows = _objects(path, found)
     for number, reason in broken:
         rows.reject(number, None, reason)
     return rows
+
+
+def read_lines(path: Path, name: str) -> Rows:
+    """All lines of a text file but the empty ones, each a row with the one field ``name``."""
+    rows = Rows(path, [])
+    for number, line in _written_lines(_content(path)):
+        try:
+            rows.rows.append((number, {name: line.decode("utf-8").removesuffix("\r")}))
+        except UnicodeDecodeError as error:
+            rows.reject(number, None, f"not UTF-8 text ({error.reason} at byte {error.start})")
+    return rows
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _written_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold something, with their numbers.
+
+    Split at newlines alone: a text may hold a raw U+2028, which is no end of line here.
+    """
+    return ((number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip())
 
 
 def _array(path: Path, content: bytes) -> list[Any]:

@@ -82,6 +82,7 @@ class Schema:
 
 _TEXT = Field(text, "text")
 _SOME_TEXT = Field(text, "text", required=False)
+_ZERO_OR_ONE = Field(lambda value: number(value) and float(value) in (0.0, 1.0), "0 or 1")
 
 SCHEMAS: dict[str, Schema] = {
     # Every version has Prompt. Index is a number or digits; the versions before May 2024 have no BenignCompletion and
@@ -105,10 +106,8 @@ SCHEMAS: dict[str, Schema] = {
         "prompt": _TEXT,
         "toxicity": Field(share, "a number from 0 to 1", required=False),
     }),
-    "toxigen": Schema("ToxiGen", {
-        "generation": _TEXT,
-        "prompt_label": Field(lambda value: number(value) and float(value) in (0.0, 1.0), "0 or 1"),
-    }),
+    "toxigen": Schema("ToxiGen", {"generation": _TEXT, "prompt_label": _ZERO_OR_ONE}),
+    "toxigen-prompts": Schema("ToxiGen with its prompts", {"prompt": _TEXT, "prompt_label": _ZERO_OR_ONE}),
     "toxigen-annotated": Schema("ToxiGen (annotated)", {
         "text": _TEXT,
         "toxicity_human": Field(lambda value: number(value) and 1.0 <= float(value) <= 5.0, "a number from 1 to 5"),

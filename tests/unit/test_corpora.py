@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -74,7 +75,7 @@ def test_published_prompts_are_evaluation_prompts_too(tmp_path):
     assert languages_at_hand("real-toxicity-prompts", asked, real) == ["en"]
     assert languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path / "none") == []
     assert prompt_file("polyglo-toxicity-prompts", "de", many) == many
-    for source in ("real-toxicity-prompts", "polyglo-toxicity-prompts"):
+    for source in ("real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"):
         with pytest.raises(UserError, match=f"prompts from {source} need their folder"):
             load_prompts(source, "en")
     # A folder that only happens to end like a language does not overrule what its rows say.
@@ -83,6 +84,43 @@ def test_published_prompts_are_evaluation_prompts_too(tmp_path):
     lines(many / "again/full.jsonl", [polyglo("de", "noch einer", 0.1)])
     with pytest.raises(UserError, match="files of the same name"):
         load_prompts("polyglo-toxicity-prompts", "de", many)
+
+
+def test_parts_that_repeat_each_others_prompts_give_each_once(tmp_path):
+    """The parts full and small of a language stand beside each other, and share prompts."""
+    lines(tmp_path / "ptp-de/full.jsonl", [polyglo("de", text, 0.1) for text in ("eins", "zwei", "drei", " ")])
+    lines(tmp_path / "ptp-de/small.jsonl", [polyglo("de", text, 0.2) for text in ("zwei ", "vier", "eins", "vier")])
+    table, left_out = load_prompts("polyglo-toxicity-prompts", "de", tmp_path)
+    assert table["prompt"].tolist() == ["eins", "zwei", "drei", "vier"] and table["prompt_id"].is_unique
+    assert table["prompt_id"].tolist()[-1] == "ptp-small-000001"
+    assert (left_out.blank, left_out.repeated, left_out.rejected) == (1, 3, [])
+    assert str(left_out) == "1 rows without text left out, 3 rows that repeat a text left out"
+    assert left_out.record() == {"blank": 1, "repeated": 3, "rejected": 0, "rejected_lines": []}
+    assert at_hand._check_polyglo(tmp_path) == "prompts: de 4 (1 blank, 3 repeated)"
+    lines(tmp_path / "ptp-de/small.jsonl", [polyglo("de", "fünf", 0.2)])
+    assert len(load_prompts("polyglo-toxicity-prompts", "de", tmp_path)[0]) == 4, "a changed file is read again"
+
+
+def test_a_damaged_file_is_no_absent_language(tmp_path, monkeypatch):
+    """One file of several languages: it is read once for all of them, and named where it cannot be read."""
+    rows = [polyglo(language, f"{language} {number}", 0.1) for number in range(20) for language in ("de", "en")]
+    rows[2]["prompt"] = 5
+    lines(tmp_path / "all.jsonl", rows)
+    read = []
+    monkeypatch.setattr(corpora, "read_rows", lambda file, real=corpora.read_rows: read.append(file) or real(file))
+    asked = ["de", "en", "fr"]
+    assert languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path) == ["de", "en"]
+    german, english = (load_prompts("polyglo-toxicity-prompts", code, tmp_path)[1] for code in ("de", "en"))
+    assert len(read) == 1
+    assert [str(line) for line in german.rejected] == ["all.jsonl:3: field 'prompt' is 5, not text"]
+    assert not english, "a malformed row counts in its own language"
+    (tmp_path / "all.jsonl").write_text("{\n" * 9)
+    with pytest.raises(UserError, match=r"all\.jsonl:1: not valid JSON"):
+        languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("{\n" * 9)
+    assert languages_at_hand("real-toxicity-prompts", ["de"], tmp_path) == []
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: not valid JSON"):
+        languages_at_hand("real-toxicity-prompts", asked, tmp_path)
 
 
 def test_prompts_that_pairs_may_hold_are_refused():
@@ -109,6 +147,56 @@ def test_toxigen_in_both_releases(tmp_path):
         corpora.toxigen(tmp_path)
     with pytest.raises(UserError, match="is this ToxiGen"):
         corpora.toxigen(tmp_path / "single.csv")
+
+
+def identity(text):
+    return f"toxigen-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def test_toxigens_prompts_are_those_of_its_toxic_rows(tmp_path):
+    """Lists of statements that end in an open hyphen; some versions spell the line breaks."""
+    listed = ["- one\\n- two\\n-", "- kind\\n-", "- three\n- four\n-", "- one\n- two\n- ", None, " "]
+    rows = pd.DataFrame({"prompt": listed * 10, "generation": "a", "prompt_label": [1, 0, 1, 1, 1, 1] * 10})
+    rows.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    table, left_out = load_prompts("toxigen", "en", tmp_path)
+    expected = ["- one\n- two\n-", "- three\n- four\n-"]
+    assert table.to_dict("list") == {"prompt_id": [identity(text) for text in expected], "prompt": expected,
+                                     "gloss": expected}  # fmt: skip
+    assert (left_out.blank, left_out.repeated, left_out.rejected) == (20, 0, [])
+    assert languages_at_hand("toxigen", ["de", "en"], tmp_path) == ["en"]
+    with pytest.raises(UserError, match=r"ToxiGen is English alone: no prompts in German \(de\)"):
+        load_prompts("toxigen", "de", tmp_path)
+    malformed = rows.assign(prompt_label=[2] + [1] * 59)
+    malformed.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    left_out = load_prompts("toxigen", "en", tmp_path)[1]
+    assert [str(line) for line in left_out.rejected] == [
+        "train-00000-of-00001.parquet:1: field 'prompt_label' is 2, not 0 or 1"
+    ]
+
+
+def test_toxigens_lists_of_prompts_take_turns(tmp_path):
+    """The published folder has a list a group; a run of the first few prompts has all groups in it."""
+    for group, texts in {"hate_a": ["- a\\n-", "- b\\n-", "- c\\n-"], "hate_b": ["- d\\n-", "- a\\n-"],
+                         "neutral_a": ["- z\\n-"]}.items():  # fmt: skip
+        (tmp_path / f"{group}_1k.txt").write_text("\n".join(texts) + "\r\n")
+    (tmp_path / "notes.txt").write_text("- not a prompt\n")
+    pd.DataFrame({"prompt": ["- e\\n-"]}).to_parquet(tmp_path / "hate_c_1k-00000-of-00001.parquet")
+    order = ["- a\n-", "- d\n-", "- e\n-", "- b\n-", "- c\n-"]
+    assert load_prompts("toxigen", "en", tmp_path)[0]["prompt"].tolist() == order
+    assert load_prompts("toxigen", "en", tmp_path, 2)[0]["prompt_id"].tolist() == [identity(text) for text in order[:2]]
+    assert at_hand._check_toxigen(tmp_path) == "5 toxic prompts"
+    bad = b"\n".join([b"- a\\n-"] * 30 + [b"\xff"])
+    (tmp_path / "hate_b_1k.txt").write_bytes(bad)
+    left_out = load_prompts("toxigen", "en", tmp_path)[1]
+    assert [(line.file, line.line) for line in left_out.rejected] == [("hate_b_1k.txt", 31)]
+
+
+def test_toxigens_annotated_part_has_no_prompts(tmp_path):
+    (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,4.5\n")
+    with pytest.raises(UserError, match=r"annotated part alone, which has no prompts; add the raw part \(train"):
+        load_prompts("toxigen", "en", tmp_path)
+    assert languages_at_hand("toxigen", ["en"], tmp_path) == []
+    assert at_hand._check_toxigen(tmp_path) == "1 statements, 100.0% of them toxic"
 
 
 def test_wikitext_in_every_form(tmp_path):

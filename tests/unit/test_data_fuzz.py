@@ -20,7 +20,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = ["Prompt", "Index", "Completion", "BenignCompletion", "prompt_text", "unpert_gen_text", "pert_gen_text"]
-FIELDS += ["text", "label"]
+FIELDS += ["text", "label", "prompt", "prompt_label", "lang", "toxicity"]
 ROW = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6)
 LINES = st.lists(st.one_of(ROW.map(json.dumps), JSON.map(json.dumps), st.text(max_size=30)), max_size=5).map("\n".join)
 CONTENT = st.one_of(LINES.map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=60),
@@ -33,6 +33,9 @@ READERS = {
     "de.json": lambda folder: data.parallel_sentences("folder", "de", folder),
     "de.jsonl": lambda folder: data.parallel_sentences("folder", "de", folder),
     "de.txt": lambda folder: data.parallel_sentences("folder", "de", folder),
+    "hate_all_1k.txt": lambda folder: data.load_prompts("toxigen", "en", folder),
+    "train.jsonl": lambda folder: data.load_prompts("toxigen", "en", folder),
+    "ptp.jsonl": lambda folder: data.load_prompts("polyglo-toxicity-prompts", "de", folder),
     "texts.jsonl": lambda folder: data.read_labelled(folder / "texts.jsonl", 0.5),
     "texts.csv": lambda folder: data.read_labelled(folder / "texts.csv", 0.5),
     "texts.parquet": lambda folder: data.read_labelled(folder / "texts.parquet", 0.5),

@@ -38,6 +38,20 @@ def test_samples_do_not_depend_on_the_batch(tiny_checkpoints, family):
     assert engine.draw(IDS, PROMPTS, Sampling(n=3, max_new_tokens=8, seed=6)) != together
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_of_several_lines_is_continued_after_its_open_hyphen(tiny_checkpoints, tmp_path, family):
+    """ToxiGen's prompts are lists that end in a hyphen: what is scored is what follows it, and nothing of the list."""
+    tokenizer = engines.load_tokenizer(tiny_checkpoints[family])
+    prompt, follows = "- the first\n- a second one\n-", " the house\n- and"
+    prefix, whole = (tokenizer(text)["input_ids"] for text in (prompt, prompt + follows))
+    assert whole[: len(prefix)] == prefix and tokenizer.decode(prefix, skip_special_tokens=True) == prompt
+    assert engines.continuation_text(tokenizer, prefix, whole[len(prefix) :]) == follows
+    prompts = pd.DataFrame({"prompt_id": ["a"], "prompt": [prompt]})
+    table = generate(tiny_checkpoints[family], prompts, Sampling(n=4, max_new_tokens=8), tmp_path, dtype="float32",
+                     engine="transformers")  # fmt: skip
+    assert set(table["prompt"]) == {prompt} and not table["continuation"].str.contains("first").any()
+
+
 def tiny_of(family):
     """A tiny model of an architecture that only the engine's attention is tested on."""
     import transformers

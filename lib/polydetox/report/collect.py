@@ -637,16 +637,17 @@ class Results:
             rows.append({**named, **{key: manifest.get(key) for key in _FROM_MANIFEST}, "sha256": sha256})
         return pd.DataFrame(rows, columns=[*named_by, *_FROM_MANIFEST, "sha256"])
 
-    def left_out(self) -> tuple[int, int]:
-        """How many rows without text, and malformed ones, were left out of the data that the finished stages read.
+    def left_out(self) -> dict[str, int]:
+        """How many ``blank``, ``repeated`` and ``rejected`` rows were left out of the data that finished stages read.
 
         What several stages read is counted once: prompts by language and set, pairs by kind.
         """
         found = {}
         for run in self.stages:
             if run.done and (record := read_json(run.folder / MANIFEST).get("left_out")):
-                found[run.stage, run.language, run.kind, run.prompt_set] = (record["blank"], record["rejected"])
-        return sum(blank for blank, _ in found.values()), sum(rejected for _, rejected in found.values())
+                found[run.stage, run.language, run.kind, run.prompt_set] = record
+        return {kind: sum(record.get(kind, 0) for record in found.values())
+                for kind in ("blank", "repeated", "rejected")}  # fmt: skip
 
     def versions(self) -> dict[str, list[str]]:
         """Every library version that any stage recorded; more than one where stages differ."""

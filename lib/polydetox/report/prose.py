@@ -138,13 +138,13 @@ def _prompts(results: Results) -> str:
 
 
 def _left_out(results: Results) -> str:
-    blank, rejected = results.left_out()
-    if not blank and not rejected:
+    left_out = results.left_out()
+    if not any(left_out.values()):
         return ""
-    return (
-        f" Of the data that was read, {blank:,} rows without text and {rejected:,} malformed ones were left out; the "
-        "manifests list the latter."
-    )
+    said = [f"{left_out['blank']:,} rows without text", f"{left_out['rejected']:,} malformed ones"]
+    if left_out["repeated"]:
+        said.insert(1, f"{left_out['repeated']:,} that repeat a text")
+    return f" Of the data that was read, {listing(said)} were left out; the manifests list the malformed ones."
 
 
 def _more_prompts(results: Results) -> str:
