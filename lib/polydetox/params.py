@@ -665,6 +665,13 @@ class Prompts(Strict):
     folder: str = ""
     limit: int | None = Field(None, gt=0)
 
+    @model_validator(mode="after")
+    def _folder_named(self) -> Prompts:
+        if self.source != "project" and not self.folder:
+            variable = self.source.upper().replace("-", "_")
+            raise ValueError(f"folder: is needed for the source {self.source}, for example ${variable}")
+        return self
+
 
 class MorePrompts(Prompts):
     """A further set of prompts, on which the untuned model and the variants of the main tables are evaluated as well.
@@ -674,13 +681,6 @@ class MorePrompts(Prompts):
 
     title: str | None = None  # as the report prints it
     optional: bool = False  # left out, with a word, where it is not at hand; so are the languages that it lacks
-
-    @model_validator(mode="after")
-    def _folder_named(self) -> MorePrompts:
-        if self.source != "project" and not self.folder:
-            variable = self.source.upper().replace("-", "_")
-            raise ValueError(f"folder: is needed for the source {self.source}, for example ${variable}")
-        return self
 
 
 class TrimSettings(Strict):
@@ -904,14 +904,19 @@ class Profile(StageSettings):
                 raise ValueError(f"variant {name!r}: 'languages' of the profile does not list {' '.join(unknown)}")
             if variant.ablation:
                 self._check_ablation(name, variant)
-        for prompts in (self.prompts, *self.more_prompts.values()):
-            if prompts.source == "rtp-lx" and "rtp-lx" in self.pairs and prompts.limit is None:
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_evaluated_is_trained_on(self) -> Profile:
+        named = {f"more_prompts: {name}": prompts for name, prompts in self.more_prompts.items()}
+        for where, prompts in {"prompts": self.prompts, **named}.items() if "rtp-lx" in self.pairs else ():
+            if prompts.source == "rtp-lx" and prompts.limit is None:
                 raise ValueError(
-                    "prompts: limit: is needed, since pairs from RTP-LX leave out the prompts evaluated on"
+                    f"{where}: limit: is needed, since pairs from RTP-LX leave out the prompts evaluated on"
                 )
-            if prompts.source == "real-toxicity-prompts" and "rtp-lx" in self.pairs:
+            if prompts.source == "real-toxicity-prompts":
                 raise ValueError(
-                    "prompts: source: RTP-LX's prompts come from RealToxicityPrompts, so that pairs from RTP-LX may "
+                    f"{where}: source: RTP-LX's prompts come from RealToxicityPrompts, so that pairs from RTP-LX may "
                     "hold what is evaluated; leave one of the two out"
                 )
         return self

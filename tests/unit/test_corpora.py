@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from polydetox import at_hand, corpora
 from polydetox.data import languages_at_hand, load_prompts, prompt_file
 from polydetox.errors import UserError
-from polydetox.params import MorePrompts, Profile
+from polydetox.params import Profile
 from polydetox.scoring.stored import StoredScorer
 
 
@@ -127,10 +127,20 @@ def test_prompts_that_pairs_may_hold_are_refused():
     told = {"title": "t", "description": "d", "models": ["gpt2"], "languages": ["en"],
             "pairs": {"rtp-lx": {"folder": "x"}}, "variants": {"dpo": {"pairs": "rtp-lx"}},
             "prompts": {"source": "real-toxicity-prompts", "folder": "x"}}  # fmt: skip
-    with pytest.raises(ValidationError, match="RTP-LX's prompts come from RealToxicityPrompts"):
-        Profile.model_validate({"name": "p", **told})
-    with pytest.raises(ValidationError, match=r"for example \$POLYGLO_TOXICITY_PROMPTS"):
-        MorePrompts.model_validate({"source": "polyglo-toxicity-prompts"})
+    real, rtp_lx = told.pop("prompts"), {"source": "rtp-lx", "folder": "x"}
+    for prompts, words in ((real, "source: RTP-LX's prompts come from RealToxicityPrompts"),
+                           (rtp_lx, "limit: is needed, since pairs from RTP-LX leave out")):  # fmt: skip
+        with pytest.raises(ValidationError, match=f"error, prompts: {words}"):
+            Profile.model_validate({"name": "p", **told, "prompts": prompts})
+        with pytest.raises(ValidationError, match=f"error, more_prompts: second: {words}"):
+            Profile.model_validate({"name": "p", **told, "more_prompts": {"second": prompts}})
+
+
+def test_prompts_of_a_data_set_need_its_folder():
+    with pytest.raises(ValidationError, match=r"more_prompts.second\n.*for example \$POLYGLO_TOXICITY_PROMPTS"):
+        Profile.model_validate({"name": "p", "more_prompts": {"second": {"source": "polyglo-toxicity-prompts"}}})
+    with pytest.raises(ValidationError, match=r"prompts\n.*folder: is needed for the source toxigen, .*\$TOXIGEN"):
+        Profile.model_validate({"name": "p", "prompts": {"source": "toxigen"}})
 
 
 def test_toxigen_in_both_releases(tmp_path):
