@@ -210,7 +210,7 @@ class Stage:
             if key not in _NOT_SECRET and any(word in key.lower() for word in _SECRET_NAMES):
                 raise UserError(f"parameter {key!r} looks like a secret; secrets come from the environment only")
         self._inputs: dict[str, str] = {}
-        self._left_out: Any = None
+        self._left_out: dict[str, Any] = {}
         self._began = time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -221,11 +221,19 @@ class Stage:
         self._inputs[Path(name).name if Path(name).is_absolute() else name] = input_hash(path)
         return Path(path)
 
-    def leaves_out(self, left_out: Any) -> None:
-        """Record and print what of the inputs is not used (``rows.LeftOut``), so that nothing is lost silently."""
-        self._left_out = left_out if self._left_out is None else self._left_out + left_out
+    def leaves_out(self, left_out: Any, name: str = "left_out") -> None:
+        """Record and print what of the inputs is not used (``rows.LeftOut``), so that nothing is lost silently.
+
+        ``name`` is the manifest's entry; what a scorer leaves out of its files is not the stage's own data.
+        """
+        self._left_out[name] = self._left_out[name] + left_out if name in self._left_out else left_out
         if left_out:
             print(left_out)
+
+    def scores_with(self, scorer: Any) -> None:
+        """Record what a scorer does not use of the files that it reads, if anything."""
+        if scorer.left_out:
+            self.leaves_out(scorer.left_out, "scorer_left_out")
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Write ``manifest.json`` and return its content. ``results`` are added as they are."""
@@ -238,7 +246,7 @@ class Stage:
             "seed": self.parameters.get("seed"),
             "wall_seconds": round(time.time() - self._began, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **({"left_out": self._left_out.record()} if self._left_out is not None else {}),
+            **{name: left_out.record() for name, left_out in self._left_out.items()},
             **results,
         }
         write_json(self.folder / MANIFEST, manifest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -222,11 +223,23 @@ def _files(given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...
     return files
 
 
-def _language(row: dict[str, Any], file: Path) -> str:
-    """The language of a row, which it tells, or else the last part of its folder's name."""
+def told_language(row: Mapping[str, Any]) -> str:
+    """The language that a row of PolygloToxicityPrompts, or of stored scores, tells; empty where it tells none."""
     details = row.get("meta_data")
-    told = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, dict) else "")
-    return str(told or _language_of_folder(file)).lower()[:2]
+    told = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, Mapping) else "")
+    return str(told or "").lower()
+
+
+def summary_score(answer: Any) -> Any:
+    """What a response of Perspective holds as its toxicity; None where it holds none."""
+    for key in ("attributeScores", "TOXICITY", "summaryScore", "value"):
+        answer = answer.get(key) if isinstance(answer, Mapping) else None
+    return answer
+
+
+def _language(row: Mapping[str, Any], file: Path) -> str:
+    """The language of a row, which it tells, or else the last part of its folder's name."""
+    return (told_language(row) or _language_of_folder(file).lower())[:2]
 
 
 def _language_of_folder(file: Path) -> str:
@@ -237,10 +250,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row's prompt and the score stored for it, from the fields of either layout."""
     score = next((row[name] for name in ("prompt_toxicity", "toxicity") if row.get(name) is not None), None)
     for name in ("prompt_perspective", "perspective"):
-        value: Any = row.get(name)
-        for key in ("attributeScores", "TOXICITY", "summaryScore", "value"):
-            value = value.get(key) if isinstance(value, dict) else None
-        score = value if score is None else score
+        score = summary_score(row.get(name)) if score is None else score
     return ({"prompt": row["prompt"]} if "prompt" in row else {}) | {"toxicity": score}
 
 

@@ -112,5 +112,8 @@ SCHEMAS: dict[str, Schema] = {
         "text": _TEXT,
         "toxicity_human": Field(lambda value: number(value) and 1.0 <= float(value) <= 5.0, "a number from 1 to 5"),
     }),
+    "stored-scores": Schema("a file of stored scores", {
+        "text": _TEXT, "TOXICITY": Field(share, "a number from 0 to 1 or none"),
+    }),
     "wikitext": Schema("Wikitext", {"text": _TEXT}),
 }  # fmt: skip

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from polydetox.artifacts import Stage
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
-from polydetox.scoring import get_scorer, huggingface
+from polydetox.scoring import CachedScorer, get_scorer, huggingface
 from polydetox.scoring.huggingface import READY, Checkpoint, HuggingFaceScorer
 from polydetox.scoring.stored import read_stored
 
@@ -37,7 +39,8 @@ def test_published_responses_are_read(tmp_path):
     write_lines(
         tmp_path / "perspective_api_eval-mgpt_de.json", [{"query": "one", "response": answer(0.5), "prompt": "p"}]
     )
-    table = read_stored(tmp_path)
+    table, left_out = read_stored(tmp_path)
+    assert not left_out
     assert table["language"].tolist() == ["de"] + ["zh"] * 4
     assert table["prompt"].tolist() == ["p", "p", "p", "q", "q"]
     np.testing.assert_array_equal(table["score"], [0.5, 0.25, 1.0, np.nan, 0.02])
@@ -82,14 +85,25 @@ def test_a_file_that_tells_no_language_serves_all(tmp_path):
         ('{"query": "a", "resp', r"x\.json:2: not valid JSON"),
         ("[1]", r"x\.json:2: expected an object"),
         ('{"query": "a"}', r"x\.json:2: no stored score here: expected the fields 'query' with 'response'"),
-        ('{"query": "a", "response": {"attributeScores": {"TOXICITY": {"summaryScore": {"value": "0.5"}}}}}',
-         r"x\.json:2: field TOXICITY\.summaryScore\.value is '0\.5'"),
+        ('{"query": "a", "response": {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 7}}}}}',
+         r"x\.json:2: field 'TOXICITY' is 7, not a number from 0 to 1"),
+        ('{"query": 3, "response": null}', r"x\.json:2: field 'text' is 3, not text"),
     ],
 )  # fmt: skip
-def test_malformed_lines_name_file_and_line(tmp_path, line, message):
-    (tmp_path / "x.json").write_text(f"{json.dumps({'query': 'b', 'response': answer(0.5)})}\n{line}\n")
+def test_malformed_lines_are_listed_or_refused_by_file_and_line(tmp_path, line, message):
+    good = [json.dumps({"query": f"b{number}", "response": answer(0.5)}) for number in range(30)]
+    (tmp_path / "x.json").write_text(f"{good[0]}\n{line}\n")
     with pytest.raises(UserError, match=message):
         read_stored(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("\n".join([good[0], line, *good[1:]]))
+    table, left_out = read_stored(tmp_path / "x.json")
+    assert table["text"].tolist() == [f"b{number}" for number in range(30)]
+    assert len(left_out.rejected) == 1 and re.search(message, str(left_out.rejected[0]))
+    scorer = CachedScorer(get_scorer(f"stored:{tmp_path / 'x.json'}"), tmp_path / "cache.sqlite")
+    assert scorer.score(["b29"], "en").tolist() == [0.5]
+    stage = Stage("evaluate", tmp_path / "stage", {})
+    stage.scores_with(scorer)
+    assert stage.finish()["scorer_left_out"]["rejected_lines"] == [str(left_out.rejected[0])]
 
 
 def test_a_source_without_files_is_refused(tmp_path):

@@ -63,6 +63,8 @@ def add_scores(
         stage.reads(provenance(scoring.judge_weights))
     told = ahead is not None and scoring.has_values(continuations, settings.lang, ahead)
     folder = ahead if ahead is not None and told else stage.folder / "parts"
+    for scorer in filter(None, scoring.scorers):
+        stage.scores_with(scorer)
     scores = continuations.join(scoring.values(continuations, settings.lang, folder))
     scores["detected_language"] = detect(scores["continuation"].tolist())
     # The judge's tokenizer alone: the model is loaded only where something is still to be judged.

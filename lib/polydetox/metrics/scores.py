@@ -44,7 +44,7 @@ class Scoring:
 
     def __init__(self, settings: ScoringStage):
         self._settings = settings
-        self._scorers = [CachedScorer(get_scorer(name)) if name else None
+        self.scorers = [CachedScorer(get_scorer(name)) if name else None
                          for name in (settings.scorer, settings.second_scorer)]  # fmt: skip
         self.judge_weights = judge_weights(settings.judge, lambda: checkpoint_of(settings.profile, settings.model))
         self._dtype = load_model(settings.model).dtype
@@ -78,7 +78,7 @@ class Scoring:
         depends_on = {
             "rows": continuations[["prompt_id", "prompt", "sample", "continuation"]].to_dict("records"),
             "language": language,
-            "scorers": [scorer and [scorer.id, scorer.revision] for scorer in self._scorers],
+            "scorers": [scorer and [scorer.id, scorer.revision] for scorer in self.scorers],
             "judge": judge and [input_hash(provenance(judge)), self._dtype, settings.batch_size, settings.perplexity],
             "judged_samples": settings.judged_samples,
             "versions": {name: versions.get(name) for name in ("polydetox", "torch", "transformers", "tokenizers")},
@@ -94,7 +94,7 @@ class Scoring:
     def _score(self, rows: pd.DataFrame, language: str) -> pd.DataFrame:
         texts = rows["continuation"].tolist()
         found: dict[str, Any] = {}
-        for column, scorer in zip(VALUES, self._scorers, strict=False):
+        for column, scorer in zip(VALUES, self.scorers, strict=False):
             found[column] = scorer.score(texts, language) if scorer else np.nan
         if self._judge is None:
             found["perplexity"] = np.nan

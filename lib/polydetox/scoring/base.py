@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polydetox.errors import UserError
+from polydetox.rows import LeftOut
 
 NO_TEXT = "no text"
 
@@ -40,12 +41,14 @@ class Scorer(ABC):
         revision: pins everything that can change a score (weights, head, attribute); part of the cache's key.
         languages: codes of the languages that the scorer was made for.
         threshold: the score from which a text counts as toxic.
+        left_out: what is not used of the files that it reads, if it reads any.
     """
 
     id: str
     revision: str
     languages: frozenset[str]
     threshold: float = 0.5
+    left_out: LeftOut = LeftOut()
 
     @abstractmethod
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:

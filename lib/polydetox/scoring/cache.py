@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polydetox import paths
+from polydetox.rows import LeftOut
 from polydetox.scoring.base import Score, Scorer, chunks
 
 try:
@@ -72,6 +73,11 @@ class CachedScorer(Scorer):
     def revision(self) -> str:  # type: ignore[override]
         """That of the scorer; finding it out can mean loading something, so it is asked for when needed."""
         return self.scorer.revision
+
+    @property
+    def left_out(self) -> LeftOut:  # type: ignore[override]
+        """That of the scorer."""
+        return self.scorer.left_out
 
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
         positions: dict[bytes, list[int]] = {}

@@ -14,8 +14,7 @@ Two layouts are read, as JSON lines or Parquet, a file or a folder of files:
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from typing import Any
 import pandas as pd
 
 from polydetox.artifacts import file_sha256
+from polydetox.corpora import summary_score, told_language
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
+from polydetox.rows import LeftOut, Rows, check_rows, read_rows
 from polydetox.scoring.base import Score, Scorer, missing
 
 ATTRIBUTE = "TOXICITY"
@@ -46,27 +47,34 @@ def stored_files(source: str | Path) -> list[Path]:
     return files
 
 
-def read_stored(source: str | Path) -> pd.DataFrame:
-    """All stored scores.
+def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
+    """All stored scores, and what was rejected.
 
     Columns: ``language`` (empty where the file does not tell), ``prompt`` (None where there is none), ``text``,
     ``score`` (NaN where the response holds none), ``reason`` (why it is missing). One row a stored response, in the
-    order of the files. Malformed rows are a ``UserError`` that names file and line.
+    order of the files. Malformed lines are counted and listed; a file of many is a ``UserError`` that names the first.
     """
-    rows = []
+    rows, left_out = [], LeftOut()
     for path in stored_files(source):
         named = _language_code(path.stem.rsplit("_", 1)[-1]) or _language_code(path.parent.name.rsplit("-", 1)[-1])
-        for number, row in _rows(path):
+        read = read_rows(path)
+        flat = Rows(path, [], read.rejected)
+        for line, row in read.rows:
             layout = next(((text, answer) for text, answer in _LAYOUTS if text in row and answer in row), None)
             if layout is None:
                 wanted = " or ".join(f"{text!r} with {answer!r}" for text, answer in _LAYOUTS)
-                raise UserError(f"{path}:{number}: no stored score here: expected the fields {wanted}")
+                flat.reject(line, None, f"no stored score here: expected the fields {wanted}")
+                continue
             text, answer = layout
-            details = row.get("meta_data") or {}
-            told = row.get("language") or row.get("lang") or details.get("lang") or ""
-            score = _score_of(row[answer], f"{path}:{number}")
-            rows.append((_language_code(told) or named, row.get("prompt"), row[text] or "", score.value, score.reason))
-    return pd.DataFrame(rows, columns=["language", "prompt", "text", "score", "reason"])
+            flat.rows.append((line, {"language": _language_code(told_language(row)) or named,
+                                     "prompt": row.get("prompt"), "text": row[text],
+                                     ATTRIBUTE: summary_score(row[answer])}))  # fmt: skip
+        kept, rejected = check_rows(flat, "stored-scores")
+        left_out.rejected += rejected
+        for _, row in kept:
+            score = _score_of(row[ATTRIBUTE])
+            rows.append((row["language"], row["prompt"], row["text"] or "", score.value, score.reason))
+    return pd.DataFrame(rows, columns=["language", "prompt", "text", "score", "reason"]), left_out
 
 
 class StoredScorer(Scorer):
@@ -93,10 +101,18 @@ class StoredScorer(Scorer):
         found = {language for language, _ in self._scores}
         return frozenset(LANGUAGES) if "" in found else frozenset(found)
 
+    @property
+    def left_out(self) -> LeftOut:  # type: ignore[override]
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[pd.DataFrame, LeftOut]:
+        return read_stored(self._source)
+
     @cached_property
     def _scores(self) -> dict[tuple[str, str], Score]:
         scores: dict[tuple[str, str], Score] = {}
-        for row in read_stored(self._source).itertuples():
+        for row in self._read[0].itertuples():
             key = (row.language, row.text)
             # A text that was scored several times keeps its first score, unless that is missing.
             if key not in scores or scores[key].reason:
@@ -111,35 +127,10 @@ class StoredScorer(Scorer):
         ]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if path.suffix == ".parquet":
-        try:
-            table = pd.read_parquet(path)
-        except Exception as error:  # pyarrow raises many kinds; all mean that the file is damaged
-            raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
-        yield from enumerate(table.to_dict("records"), 1)
-        return
-    # Not str.splitlines: a JSON string may hold a raw U+2028, which is no end of line here.
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); mend or remove the line") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: expected an object with fields, found {type(row).__name__}")
-            yield number, row
-
-
-def _score_of(answer: Any, where: str) -> Score:
+def _score_of(value: Any) -> Score:
     """The toxicity in a stored response, or why it is missing."""
-    value = answer
-    for key in ("attributeScores", ATTRIBUTE, "summaryScore", "value"):
-        value = value.get(key) if isinstance(value, Mapping) else None
     if value is None or value != value:  # NaN is how a table writes that there is none
         return missing("no score in the stored response")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise UserError(f"{where}: field {ATTRIBUTE}.summaryScore.value is {value!r}, not a number from 0 to 1")
     return Score(float(value))
 
 

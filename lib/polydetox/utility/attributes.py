@@ -36,6 +36,7 @@ def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.D
     from polydetox.scoring import CachedScorer, get_scorer
 
     scorer = CachedScorer(get_scorer(settings.scorer))
+    stage.scores_with(scorer)
     name = load_model(settings.model).name
     tables = []
     for language in settings.languages or control_languages(load_profile(settings.profile)):
