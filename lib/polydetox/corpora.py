@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,9 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
     A prompt is a list of statements, one a line, each after a hyphen; the last line is a hyphen alone, after which a
     model writes one more. Some versions spell a line break as a backslash and an n. Each prompt is there once: those
     of the raw part's rows with ``prompt_label`` 1, in order of first appearance; or, where a folder has no raw part,
-    those of the published lists ``hate_<group>_1k`` (text, a prompt a line, or tables with ``prompt``), one of each
-    list in turn, so that the first so many are of all groups. An id is made of the text, the same in every layout.
+    those of the published lists ``hate_<group>_1k`` (text, a prompt a line, or tables with ``prompt``). Groups, as a
+    field ``group`` or the lists tell them, take turns, so that the first so many are of all groups. An id is made of
+    the text, the same in every layout.
     """
     files = _files(place, "**/*", "ToxiGen", (*_TABLES, ".txt"))
     lists = [file for file in files if _TOXIGEN_LIST.match(file.stem)]
@@ -172,14 +173,18 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
             f"{place}: ToxiGen: {has}; add the raw part (train/*.parquet: `polydetox data fetch toxigen`), or name the "
             "folder of its lists of prompts (hate_<group>_1k.txt)"
         )
-    columns, left_out = [], LeftOut()
+    groups: dict[str, list[str]] = {}
+    left_out = LeftOut()
     for read in parts:
         kept, rejected = check_rows(read, "toxigen-prompts")
         usable = [row for _, row in kept if not is_blank(row["prompt"])]
         left_out += LeftOut(len(kept) - len(usable), rejected)
-        columns.append([row["prompt"].replace("\\n", "\n").rstrip() for row in usable if float(row["prompt_label"])])
-    found = chain(*columns) if raw else chain(*zip_longest(*columns))
-    prompts = list(dict.fromkeys(prompt for prompt in found if prompt is not None))
+        for row in usable:
+            if float(row["prompt_label"]):
+                prompt = row["prompt"].replace("\\n", "\n").rstrip()
+                groups.setdefault(str(row.get("group", read.path.stem)), []).append(prompt)
+    once = [dict.fromkeys(prompts) for prompts in groups.values()]
+    prompts = list(dict.fromkeys(prompt for turn in zip_longest(*once) for prompt in turn if prompt is not None))
     names = [f"toxigen-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}" for prompt in prompts]
     return pd.DataFrame({"prompt_id": names, "prompt": prompts}, dtype=object), left_out
 

@@ -174,6 +174,13 @@ def test_toxigens_prompts_are_those_of_its_toxic_rows(tmp_path):
                                      "gloss": expected}  # fmt: skip
     assert (left_out.blank, left_out.repeated, left_out.rejected) == (20, 0, [])
     assert languages_at_hand("toxigen", ["de", "en"], tmp_path) == ["en"]
+    grouped = rows.head(4).assign(prompt=["- a\n-", "- b\n-", "- a\n-", "- c\n-"], prompt_label=1, group=list("xxyy"))
+    grouped.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    assert load_prompts("toxigen", "en", tmp_path)[0]["prompt"].tolist() == ["- a\n-", "- b\n-", "- c\n-"]
+    grouped.assign(prompt=["- a\n-", "- b\n-", "- d\n-", "- c\n-"]).to_parquet(
+        tmp_path / "train-00000-of-00001.parquet"
+    )
+    assert load_prompts("toxigen", "en", tmp_path, 2)[0]["prompt"].tolist() == ["- a\n-", "- d\n-"], "one of each group"
     with pytest.raises(UserError, match=r"ToxiGen is English alone: no prompts in German \(de\)"):
         load_prompts("toxigen", "de", tmp_path)
     malformed = rows.assign(prompt_label=[2] + [1] * 59)
