@@ -493,6 +493,7 @@ class JigsawClassifyParameters(Sampled, ModelStage):
     test_share: float = Field(0.2, gt=0.0, lt=0.5)
     max_words: int = Field(64, gt=0)  # of a text; longer ones are cut
     epochs: float = Field(1.0, gt=0.0)
+    tuning: Literal["full", "lora"] = "full"
     learning_rate: float = Field(1e-5, gt=0.0)
     train_batch_size: int = Field(16, gt=0)
     max_length: int = Field(128, gt=0)  # tokens of a text

@@ -338,3 +338,33 @@ def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_che
     assert 5000.0 <= told["sampling_seconds"] <= told["seconds"] < 5600.0
     assert 3000.0 < told["cpu_seconds"] < 3600.0
     assert (job.folder / "samples.parquet").read_bytes() == samples
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_reinforcement_learning_with_an_adapter_leaves_a_plain_model(family, tiny_checkpoints, tmp_path, monkeypatch):
+    """Against a reward that falls on one letter: the adapter is merged, and what it does not adapt stays as it was."""
+    from polydetox.models.checkpoints import load_causal_lm
+    from polydetox.regularise import methods, rl
+
+    class Letter:
+        def toxicity(self, texts):
+            return np.array([float("e" in text) for text in texts])
+
+        def satisfied(self, toxicity):
+            return 1.0 - toxicity
+
+    monkeypatch.setattr(rl.Oracle, "of", lambda settings: Letter())
+    settings = RegulariseParameters(
+        algorithm="rl", tuning="lora", lora_rank=2, iterations=1, warmup_steps=0, max_new_tokens=4,
+        rl_steps=2, rl_prompts=2, rl_generations=2, rl_learning_rate=1e-2,
+    )  # fmt: skip
+    rows = pd.DataFrame({"row": range(4), "prompt": ["The", "Der", "La", "I"], "domain": ["toxic", "neutral"] * 2,
+                         "text": ["The neighbours are", "Der Nachbar ist", "La capital de", "It is loud"],
+                         "toxicity": 0.5, "split": ["train", "train", "train", "held_out"]})  # fmt: skip
+    methods.write_parquet(tmp_path / methods.CORPUS, rows.assign(weight=1.0))
+    rl.train_rl(settings, tiny_checkpoints[family], tmp_path)
+    before, after = (load_causal_lm(path, torch.float32).state_dict()
+                     for path in (tiny_checkpoints[family], tmp_path / "01/weights"))  # fmt: skip
+    assert set(before) == set(after)
+    changed = {name for name in before if not torch.equal(before[name].cpu(), after[name].cpu())}
+    assert changed and all("norm" not in name and "wte" not in name and "embed" not in name for name in changed)

@@ -329,3 +329,25 @@ def test_groups_of_texts_stay_on_one_side(monkeypatch):
     comments = detection.labelled_comments(JigsawClassifyParameters(test_share=0.2), SimpleNamespace())  # type: ignore[arg-type]
     sides = comments.assign(group=table["group"]).groupby("group")["split"].nunique()
     assert (sides == 1).all() and (comments["split"] == "test").sum() == 8
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_checkpoints, tmp_path):
+    """The language model on its body shares the classifier's merged weights."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from polydetox.utility.detection import train_condition
+
+    comments = pd.DataFrame({"text": ["a fine day", "you fool"] * 4, "label": [0, 1] * 4, "split": "train"})
+    settings = JigsawClassifyParameters(condition="sft-classification", tuning="lora", learning_rate=1e-2,
+                                        train_batch_size=4, epochs=2.0)  # fmt: skip
+    weights, classifier = train_condition(settings, tiny_checkpoints[family], comments, tmp_path)
+    assert classifier is not None and not (classifier / "adapter_config.json").exists()
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tiny_checkpoints[family], weights)
+    )
+    detector = AutoModelForSequenceClassification.from_pretrained(classifier).base_model.state_dict()
+    body = {name.split(".", 1)[1]: value for name, value in after.items() if not name.startswith("lm_head")}
+    assert set(body) == set(detector) and all(torch.equal(body[name], detector[name]) for name in body)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("norm" not in name and "wte" not in name and "embed" not in name for name in changed)

@@ -31,6 +31,8 @@ def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None
     from transformers import PrinterCallback, set_seed
     from trl import RLOOConfig, RLOOTrainer
 
+    from polydetox.regularise.training import adapter_options
+
     use_threads()
     set_seed(settings.seed)
     began, cpu = time.perf_counter(), time.process_time()
@@ -60,12 +62,15 @@ def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None
         save_total_limit=1, seed=settings.seed, data_seed=settings.seed, use_cpu=on_cpu, bf16=mixed_precision(),
         gradient_checkpointing=not on_cpu, dataloader_pin_memory=not on_cpu, disable_tqdm=True, report_to="none",
     )  # fmt: skip
+    # With an adapter the untuned model, from which the KL is taken, is the same one without it.
+    adapter = adapter_options(model, settings) if settings.tuning == "lora" else None
     trainer = RLOOTrainer(model=model, reward_funcs=reward, args=on_one_device(arguments), processing_class=tokenizer,
-                          train_dataset=Dataset.from_dict({"prompt": prompts}))  # fmt: skip
+                          train_dataset=Dataset.from_dict({"prompt": prompts}), peft_config=adapter)  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
     log = [entry for entry in trainer.state.log_history if "reward" in entry]
-    trained = trainer.accelerator.unwrap_model(trainer.model).eval()
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = (trained.merge_and_unload() if adapter else trained).eval()
     figures = held_out_losses(trained, rows, corpus, tokenizer.pad_token_id, settings.batch_size)
     with atomic_folder(folder / "weights") as temporary:
         trained.save_pretrained(temporary)

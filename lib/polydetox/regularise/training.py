@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -26,6 +26,9 @@ from polydetox.regularise.nado import (
     token_kl,
 )
 from polydetox.regularise.rows import Row, batches_of, collate, learnt
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def _arguments(folder: Path, seed: int, **named: Any) -> TrainingArguments:
@@ -136,6 +139,16 @@ class RegularisedTrainer(_RowTrainer):
         return (loss, output) if return_outputs else loss
 
 
+def adapter_options(model: PreTrainedModel, settings: RegulariseParameters, task: str = "CAUSAL_LM") -> LoraConfig:
+    """An adapter of every linear layer of a model but the output layer, to be merged after the training."""
+    from peft import LoraConfig
+
+    from polydetox.preference.dpo import linear_layers
+
+    return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, task_type=task,
+                      target_modules=linear_layers(model.base_model, embeddings=False))  # fmt: skip
+
+
 def train_model(
     model: PreTrainedModel,
     rows: Sequence[Row],
@@ -146,13 +159,9 @@ def train_model(
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Train a model on batches of rows in their order; returns it, an adapter merged, and the log of its steps."""
     if settings.tuning == "lora":
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        from polydetox.preference.dpo import linear_layers
-
-        options = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, task_type="CAUSAL_LM",
-                             target_modules=linear_layers(model, embeddings=False))  # fmt: skip
-        model = get_peft_model(model, options)
+        model = get_peft_model(model, adapter_options(model, settings))
     arguments = _arguments(
         folder, settings.seed, learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,

@@ -115,7 +115,17 @@ def train_condition(
 
 
 def _key(settings: JigsawClassifyParameters, weights: Path, comments: pd.DataFrame) -> str:
-    names = {"condition", "epochs", "learning_rate", "train_batch_size", "max_length", "regularise", "scorer", "seed"}
+    names = {
+        "condition",
+        "epochs",
+        "tuning",
+        "learning_rate",
+        "train_batch_size",
+        "max_length",
+        "regularise",
+        "scorer",
+        "seed",
+    }
     parts = [input_hash(provenance(weights)), comments.to_json(), settings.model_dump(include=names)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -129,7 +139,7 @@ def _regularise_settings(settings: JigsawClassifyParameters, comments: pd.DataFr
     """Both language-model conditions take as many steps, on the same rows; toxic comments alone are regularised."""
     values: dict[str, Any] = {
         "profile": settings.profile, "model": settings.model, "method": settings.condition, "scorer": settings.scorer,
-        "learning_rate": settings.learning_rate, "batch_size": settings.train_batch_size,
+        "tuning": settings.tuning, "learning_rate": settings.learning_rate, "batch_size": settings.train_batch_size,
         "max_length": settings.max_length, "seed": settings.seed, "warmup_steps": 0, "iterations": 1,
     }  # fmt: skip
     if settings.condition == "regularised-lm":
@@ -143,7 +153,7 @@ def _regularise_settings(settings: JigsawClassifyParameters, comments: pd.DataFr
 
 
 def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comments: pd.DataFrame, folder: Path) -> None:
-    """Fine-tune the whole model with a classification head; keep it, and the language model on its body."""
+    """Fine-tune the model with a classification head; keep it, and the language model on its body."""
     import torch
     from datasets import Dataset
     from transformers import (
@@ -161,6 +171,14 @@ def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comment
     tokenizer = load_tokenizer(weights)
     classifier = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2, dtype=torch.float32)
     classifier.config.pad_token_id = tokenizer.pad_token_id
+    if settings.tuning == "lora":
+        from peft import get_peft_model
+
+        from polydetox.regularise.training import adapter_options
+
+        # The head is trained as it is, beside the adapter of the body.
+        options = adapter_options(classifier, _regularise_settings(settings, comments), "SEQ_CLS")
+        classifier = get_peft_model(classifier, options)
     train = comments[comments["split"] == "train"]
     rows = [
         {"input_ids": tokenizer(text)["input_ids"][: settings.max_length], "label": int(label)}
@@ -180,6 +198,8 @@ def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comment
         processing_class=tokenizer, data_collator=DataCollatorWithPadding(tokenizer),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(state)) if state.is_dir() else None)
+    if settings.tuning == "lora":
+        classifier = classifier.merge_and_unload()
     body = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
     body.base_model.load_state_dict(classifier.cpu().base_model.state_dict())
     for name, model in (("classifier", classifier), ("weights", body)):
