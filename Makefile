@@ -16,7 +16,7 @@ BIN    := $(ENV)/bin
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PROFILE=offline (default), offline-full, offline-control, offline-rtplx, world, paper: a file of params/profiles/"
+	@echo "  PROFILE=offline (default), offline-full, offline-control, offline-rtplx, world, paper, paper-control: a file of params/profiles/"
 
 env: $(STAMP) ## make the environment in .venv
 

@@ -877,7 +877,14 @@ class Profile(StageSettings):
         if not self.models and self.world is None:
             raise ValueError("models: this key is required, unless the profile has a 'world'")
         if self.models and not self.variants:
-            raise ValueError("variants: this key is required, a way of tuning at least")
+            if self.control is None:
+                raise ValueError("variants: this key is required, a way of tuning at least, unless there is 'control'")
+            told = ("draw_together", "score_together", "agreement", "mechanism", "alignment", "capability")
+            given = [name for name in told if getattr(self, name) not in (None, False)]
+            if given or self.more_prompts:
+                raise ValueError(
+                    f"{(given or ['more_prompts'])[0]}: is about the ways of tuning under 'variants', and there is none"
+                )
         return self
 
     @field_validator("capability", mode="after")
@@ -1065,11 +1072,12 @@ def load_profile(profile: str) -> Profile:
 
 
 def variants_of(profile: Profile, model: str) -> list[str]:
-    """The variants that are generated from and evaluated: ``base`` first, then the tuned ones.
+    """The variants that are generated from and evaluated: ``base`` first, then the tuned ones; none if none is tuned.
 
     A model file that names a published tuned checkpoint is evaluated with it and not trained.
     """
-    return ["base", "published"] if load_model(model).tuned else ["base", *profile.variants]
+    tuned = ["published"] if load_model(model).tuned else list(profile.variants)
+    return ["base", *tuned] if tuned else []
 
 
 def is_ablation(profile: Profile, variant: str | None) -> bool:

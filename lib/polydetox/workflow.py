@@ -256,9 +256,9 @@ class Graph:
 
     def sections(self) -> list[str]:
         """The sections of the report that this profile has something for."""
-        with_models = [section for section in SECTIONS if section != "world"]
-        wanted = with_models if self.profile.models else ["run"]
-        return [section for section in SECTIONS if section in wanted or (section == "world" and self.profile.world)]
+        tuned = any(self.compared(model)[1:] for model in self.models)
+        own = {"run": True, "world": self.profile.world, "control": tuned or self.profile.control}
+        return [section for section in SECTIONS if own.get(section, tuned)]
 
     def summary_parameters(self, section: str) -> str:
         """The parameters of a summary notebook, as JSON."""
@@ -424,6 +424,8 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
         if settings.capability is not None:
             yield partial(_check_capability, graph, model)
         if settings.control:
+            for name in ("toxigen", "wikitext"):
+                yield partial(_check_control_texts, graph, model, name)
             yield partial(_check_control, graph, model)
             yield partial(_check_control_evaluation, graph, model)
         for kind in graph.kinds(model):
@@ -544,17 +546,21 @@ def _check_alignment(graph: Graph, model: str) -> None:
         )
 
 
+def _check_control_texts(graph: Graph, model: str, name: str) -> None:
+    """One half of the corpus, where it is read and not sampled."""
+    settings = graph.profile
+    corpus = control_parameters("control_corpus", settings, graph._listed[model])
+    if corpus["source"] == "toxigen-wikitext" and not local_path(corpus[name]).exists():
+        raise UserError(
+            f"params/profiles/{settings.name}.yaml: control: corpus: {name} {corpus[name]!r}: no such folder or file "
+            "(see `polydetox data`)"
+        )
+
+
 def _check_control(graph: Graph, model: str) -> None:
-    """The text of the corpus, the oracles, and the settings of every method."""
+    """The oracles, and the settings of every method."""
     settings, listed = graph.profile, graph._listed[model]
-    corpus = control_parameters("control_corpus", settings, listed)
-    _check_scorer(corpus["scorer"], ["en"], "control: corpus: scorer")
-    for name in ("toxigen", "wikitext") if corpus["source"] == "toxigen-wikitext" else ():
-        if not local_path(corpus[name]).exists():
-            raise UserError(
-                f"params/profiles/{settings.name}.yaml: control: corpus: {name} {corpus[name]!r}: no such folder or "
-                "file (see `polydetox data`)"
-            )
+    _check_scorer(control_parameters("control_corpus", settings, listed)["scorer"], ["en"], "control: corpus: scorer")
     for method in graph.methods()[1:]:
         values = control_parameters("regularise", settings, listed, method=method)
         _check_scorer(values["scorer"], ["en"], f"control: methods: {method}: regularise: scorer")

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import synthetic
+from synthetic import inside
 
 LANGUAGES = ["ar", "de", "en", "ja"]
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Let the library's paths point into ``folder``, and Quarto be absent."""
-    from polydetox import paths
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("POLYDETOX_ROOT", str(folder / "checkout"))
-        patch.setenv("POLYDETOX_RUNS", str(folder / "runs"))
-        patch.setenv("QUARTO", "")
-        patch.setenv(
-            "PYTHONPATH", os.pathsep.join(filter(None, [str(synthetic.CHECKOUT / "lib"), os.environ.get("PYTHONPATH")]))
-        )
-        patch.chdir(folder / "checkout")
-        paths.root.cache_clear()
-        yield
-    paths.root.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
+import pytest
 import synthetic_control
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -38,6 +42,22 @@ HOSTILE = [
 ]
 
 VERSIONS = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.19.0"}
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Let the library's paths point into ``folder``, and Quarto be absent."""
+    from polydetox import paths
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYDETOX_ROOT", str(folder / "checkout"))
+        patch.setenv("POLYDETOX_RUNS", str(folder / "runs"))
+        patch.setenv("QUARTO", "")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(CHECKOUT / "lib"), os.environ.get("PYTHONPATH")])))
+        patch.chdir(folder / "checkout")
+        paths.root.cache_clear()
+        yield
+    paths.root.cache_clear()
 
 
 def make_checkout(folder: Path, languages: list[str]) -> Path:
@@ -83,6 +103,7 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         **synthetic_control.PROFILE,
     }
     shutil.copytree(CHECKOUT / "params" / "tasks", folder / "params" / "tasks")
+    shutil.copy(CHECKOUT / "params" / "data.yaml", folder / "params")
     for kind, name, content in (("models", MODEL, model), ("profiles", PROFILE, profile)):
         file = folder / "params" / kind / f"{name}.yaml"
         file.parent.mkdir(parents=True)
@@ -118,6 +139,12 @@ def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int
     _alignment(run, languages)
     synthetic_control.make_capability(run, ["base", TRAINED], _stage)
     synthetic_control.make_control(run, languages, MARKER, prompts, samples, _stage)
+
+
+def make_run_of_control(runs: Path, languages: list[str], *, prompts: int = 6, samples: int = 3) -> None:
+    """Write the artefacts of a profile that has a checkpoint and attribute control, and nothing else."""
+    _stage(runs / "checkpoints" / MODEL, "checkpoint", {}, metrics=None)
+    synthetic_control.make_control(runs / PROFILE / MODEL, languages, MARKER, prompts, samples, _stage)
 
 
 def _ablations(run: Path, languages: list[str], prompts: int, samples: int) -> None:

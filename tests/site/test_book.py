@@ -17,10 +17,11 @@ from polydetox import paths
 from polydetox.artifacts import read_json, read_parquet
 from polydetox.errors import UserError
 from polydetox.params import SECTIONS
-from polydetox.report import render
+from polydetox.report import control, render
 from polydetox.report.assemble import VARIABLE, assemble, book_pages
 from polydetox.report.collect import Results
 from polydetox.report.prose import variables
+from polydetox.workflow import Graph
 
 PROFILE = synthetic.PROFILE
 
@@ -75,6 +76,54 @@ def test_the_book_is_a_quarto_project(book):
     control = 1 + 1 + 3 + 3 + 4 + 4 * 4
     assert sum(page.suffix == ".ipynb" for page in pages) == before + 2 + control
     assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
+
+
+def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp_path):
+    """A profile of attribute control without any way of tuning: the other chapters say that they were not run."""
+    checkout = synthetic.make_checkout(tmp_path / "checkout", ["en"])
+    file = checkout / "params/profiles" / f"{PROFILE}.yaml"
+    profile = yaml.safe_load(file.read_text())
+    names = ("title", "description", "models", "languages", "control")
+    profile = {name: profile[name] for name in names} | {"prompts": {"source": "toxigen", "folder": "$TOXIGEN"}}
+    profile["control"]["methods"]["adaptive"] = {"title": "adaptive", "algorithm": "regularised",
+                                                 "regularise": {"regulariser_weight_neutral": 0.0}}  # fmt: skip
+    file.write_text(yaml.safe_dump(profile, sort_keys=False))
+    model = checkout / "params/models" / f"{synthetic.MODEL}.yaml"
+    model.write_text(model.read_text().replace("mGPT", "Llama-7B"))
+    with synthetic.inside(tmp_path):
+        assert Graph(PROFILE).sections() == ["control", "run"]
+        synthetic.make_run_of_control(tmp_path / "runs", ["en"])
+        synthetic.run_summaries(checkout, tmp_path / "runs", ["control", "run"])
+        results = Results(PROFILE, samples=50)
+        assert results.comparisons == [] and not any(run.stage in ("dpo", "evaluate") for run in results.stages)
+        said = variables(results)
+        table = repr(control.main_table(control.Control(results))).splitlines()
+        comments = repr(control.jigsaw_table(control.Control(results)))
+        render(PROFILE)
+        book = paths.book(PROFILE)
+        shown = {page.name: page.read_text() for page in book.glob("*.qmd")}
+    places = [line.split(" | ")[0] for line in table]
+    start = places.index("This run: Tiny")
+    # The paper has no parallel schedule; its NADO decoding stands beside a method that was not run all the same, and
+    # what the profile does not compare comes last.
+    assert places[start + 1 : places.index(f"{control.PAPER}: Falcon-7B")] == [
+        "untuned", "filtering", f"{control.PAPER}: filtering", "never run", f"{control.PAPER}: NADO decoding",
+        "plain fine-tuning", f"{control.PAPER}: plain fine-tuning", "regularised", "adaptive",
+        f"{control.PAPER}: regularised, adaptive", f"{control.PAPER}: RL", f"{control.PAPER}: regularised",
+    ]  # fmt: skip
+    assert table[places.index(f"{control.PAPER}: plain fine-tuning")].endswith("23.0 | – | 75.6 | 35.1")
+    assert f"{control.PAPER}: Llama-7B" not in places
+    assert f"{control.PAPER}: untouched | – | 0.910 | 0.315 | –" in comments
+    assert said["control_paper_sentence"].startswith("For Tiny the paper's row stands under ours: the model, kinds of ")
+    assert said["subject_sentence"].startswith("This report is about the converse question, with Tiny")
+    assert said["prompts_sentence"] == "The evaluation prompts are those of ToxiGen: 6 in each language."
+    assert "This profile leaves out preference tuning of pretrained models" in said["absent_sentence"]
+    assert said["coverage_sentence"] == "The profile tunes no pretrained model with preferences."
+    assert "Of the untuned Tiny's continuations of English prompts" in said["control_toxicity_sentence"]
+    assert said["control_languages_sentence"] == "Not run."
+    for page in ("results-detox.qmd", "training.qmd", "fluency.qmd", "why.qmd", "ablations.qmd", "examples.qmd"):
+        assert 'title="Not run"' in shown[page], page
+    assert 'title="Not run"' not in shown["control.qmd"]
 
 
 def test_variables_have_no_dots_and_every_one_used_is_there(book):

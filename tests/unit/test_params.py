@@ -85,6 +85,11 @@ def test_a_later_source_wins(checkout):
         ({"mechanism": {"intervene": {"offsets": [-1.0]}}}, ["mechanism.intervene", "0 among them"]),
         ({"mechanism": {"probe": {"prompt_limit": 3}}}, ["unknown key 'prompt_limit'"]),
         ({"alignment": {"retrieval": {"sentences": "projekt"}}}, ["alignment.retrieval", "'project'"]),
+        ({"variants": {}}, ["variants: this key is required", "'control'"]),
+        (
+            {"variants": {}, "control": {"methods": {"plain": {"algorithm": "plain"}}}, "agreement": {}},
+            ["agreement: is about the ways of tuning"],
+        ),
         ({"models": []}, ["models", "unless the profile has a 'world'"]),
         ({"world": {"sizes": {"M": {"hidden": 32, "layers": 1}}, "alignments": [0], "seeds": [0]}}, ["'M'"]),
         ({"world": {"sizes": {"m": {"hidden": 33, "layers": 1}}, "alignments": [0], "seeds": [0]}}, ["hidden"]),

@@ -200,7 +200,7 @@ def test_training_on_labelled_comments_depends_on_the_condition(control, rates):
 def test_every_profile_can_be_planned(rates, monkeypatch):
     monkeypatch.setenv("POLYDETOX_ROOT", str(CHECKOUT))
     planning.paths.root.cache_clear()
-    for profile in ("paper", "world", "offline-control"):
+    for profile in ("paper", "paper-control", "world", "offline-control"):
         jobs = planning.jobs_of(profile, everything=True)
         stages, _ = planning.totals(jobs, Costs(profile, rates))
         assert planning._not_estimated(stages) == ""

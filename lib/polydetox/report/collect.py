@@ -343,11 +343,11 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
         yield StageRun("checkpoint", paths.checkpoint(model), model)
         if profile.trim:
             yield StageRun("trim", paths.trim(profile.name, model), model)
-        tuned = variants_of(profile, listed)[1:]
-        trained = [variant for variant in tuned if variant in profile.variants]
+        variants = variants_of(profile, listed)
+        trained = [variant for variant in variants if variant in profile.variants]
         for kind in dict.fromkeys(profile.variants[variant].pairs for variant in trained):
             yield StageRun("pairs", paths.pairs(profile.name, model, kind), model, kind=kind)
-        for variant in ("base", *tuned):
+        for variant in variants:
             if variant in trained:
                 yield StageRun("dpo", paths.dpo(profile.name, model, variant), model, variant)
             if variant != "base":

@@ -49,6 +49,9 @@ _PAPER_CONDITIONS = {
     "sft_classification": "sft-classification",
 }  # fmt: skip
 
+# The paper's method that is trained as a method of a profile, by its algorithm; the regulariser has two.
+_PAPER_ALGORITHMS = {"plain": "baseline", "filtering": "filtering", "rl": "rl", "nado": "nado_decoding"}
+
 # The column of the paper's table that stands beside a suite.
 _PAPER_SUITES = {
     "mmlu": "mmlu_5shot",
@@ -78,6 +81,7 @@ class Control:
         self.languages = control_languages(self.profile)
         files = [load_model(listed) for listed in self.profile.models] if self.profile.control else []
         self.models = {file.name: file.title for file in files}
+        self._references = {file.name: file.reference for file in files}
         self.titles = {method: method_title(results, method) for method in self.methods}
 
     def files(self) -> list[Path]:
@@ -98,6 +102,27 @@ class Control:
         if self.profile.control is None:
             return {}
         return control_parameters(stage, self.profile, self.profile.models[0], **identity)
+
+    def paper_method(self, method: str) -> str | None:
+        """The paper's name of a method of the profile; None where it has none, or not in the same schedule."""
+        if method == "base":
+            return None
+        settings = self._asked("regularise", method=method)
+        if settings["algorithm"] != "regularised":
+            return _PAPER_ALGORITHMS[settings["algorithm"]]
+        if settings["schedule"] == "parallel":
+            return None
+        return "regularised_adaptive" if settings["regulariser_weight_neutral"] == 0.0 else "regularised"
+
+    @property
+    def references(self) -> set[str]:
+        """The models of the paper that the profile has."""
+        return {name for name in self._references.values() if name}
+
+    def of_paper(self, model: str, table: str) -> pd.DataFrame:
+        """The rows of a table of the paper that are about a model of the profile, by the paper's name of the method."""
+        paper = paper_table(table)
+        return paper[paper["model"] == self._references[model]].set_index("method")
 
     @cached_property
     def evaluations(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -268,23 +293,33 @@ def _bounded(row: Mapping[str, float | None] | None, digits: int) -> Cell:
 
 
 def main_table(control: Control) -> PaperTable:
-    """Toxicity and utility of every method; below, the paper's methods on its two models."""
+    """Toxicity and utility of every method, the paper's row under ours where the model is the same, else below."""
     suites = [f"{suite_title(name)}, {control.shots(name)}-shot" for name in control.suites]
     spans = [("", 1), ("Toxic continuations (%)", 2), ("Accuracy (%)", len(control.suites))]
     groups = []
     for model, title in control.models.items():
-        lines = [_main_line(control, model, method) for method in control.methods]
+        paper = control.of_paper(model, "regularised_finetuning")
+        told = {name: [f"{PAPER}: {PAPER_METHODS[str(name)]}", *_paper_cells(control, row)]
+                for name, row in paper.iterrows()}  # fmt: skip
+        lines = []
+        for method in control.methods:
+            lines.append(_main_line(control, model, method))
+            if (name := control.paper_method(method)) in told:
+                lines.append(told.pop(name))
+        lines += told.values()
         groups.append(Group(f"This run: {title}", lines))
-    paper = paper_table("regularised_finetuning")
-    for model, rows in paper.groupby("model", sort=False):
-        lines = [
-            [PAPER_METHODS[row["method"]], number(row["toxigen"], 1), Cell(NOT_APPLICABLE),
-             *(number(row[_PAPER_SUITES[name]], 1) if name in _PAPER_SUITES else Cell(NOT_APPLICABLE)
-               for name in control.suites)]
-            for row in rows.to_dict("records")
-        ]  # fmt: skip
-        groups.append(Group(f"{PAPER}: {model}", lines))
+    for reference, rows in paper_table("regularised_finetuning").groupby("model", sort=False):
+        if reference not in control.references:
+            lines = [[PAPER_METHODS[row["method"]], *_paper_cells(control, row)] for _, row in rows.iterrows()]
+            groups.append(Group(f"{PAPER}: {reference}", lines))
     return PaperTable(["Method", "English", "others", *suites], groups, [span for span in spans if span[1]])
+
+
+def _paper_cells(control: Control, row: pd.Series) -> list[Cell]:
+    """A row of the paper under the columns of the main table."""
+    columns = [_PAPER_SUITES.get(suite) for suite in control.suites]
+    accuracies = [number(row[column], 1) if column else Cell(NOT_APPLICABLE) for column in columns]
+    return [number(row["toxigen"], 1), Cell(NOT_APPLICABLE), *accuracies]
 
 
 def _main_line(control: Control, model: str, method: str) -> list[Cell | str]:
@@ -406,24 +441,32 @@ def jigsaw_table(control: Control) -> PaperTable:
     spans = [("", 1), ("ROC-AUC", 2), ("Of what it writes", 2)]
     groups = []
     for model, title in control.models.items():
+        paper = control.of_paper(model, "regularised_jigsaw").rename(index=_PAPER_CONDITIONS)
         lines: list[list[Cell | str]] = []
         for condition, said in CONDITION_TITLES.items():
-            row = control.comments.get((model, condition))
-            if row is None:
-                lines.append([said, *[Cell(NOT_RUN)] * 4])
-                continue
-            share = row["toxic_share"]
-            lines.append([said, *(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")),
-                          _percent(share)])  # fmt: skip
+            lines.append([said, *_condition_cells(control.comments.get((model, condition)))])
+            if condition in paper.index:
+                lines.append([f"{PAPER}: {said}", *_paper_condition_cells(paper.loc[condition])])
         groups.append(Group(f"This run: {title}", lines))
-    rows = [
-        [CONDITION_TITLES[_PAPER_CONDITIONS[row["method"]]], Cell(NOT_APPLICABLE), number(row["classify_roc"], 3),
-         number(row["api_toxicity"], 3), Cell(NOT_APPLICABLE)]
-        for row in paper_table("regularised_jigsaw").to_dict("records")
-    ]  # fmt: skip
-    model = paper_table("regularised_jigsaw")["model"].iloc[0]
-    groups.append(Group(f"{PAPER}: {model}, Jigsaw, how it classifies is not told apart", rows))
+    for reference, rows in paper_table("regularised_jigsaw").groupby("model", sort=False):
+        if reference not in control.references:
+            lines = [[CONDITION_TITLES[_PAPER_CONDITIONS[row["method"]]], *_paper_condition_cells(row)]
+                     for _, row in rows.iterrows()]  # fmt: skip
+            groups.append(Group(f"{PAPER}: {reference}, Jigsaw", lines))
     return PaperTable(columns, groups, spans)
+
+
+def _condition_cells(row: Mapping[str, Any] | None) -> list[Cell]:
+    if row is None:
+        return [Cell(NOT_RUN)] * 4
+    share = row["toxic_share"]
+    return [*(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")),
+            _percent(share)]  # fmt: skip
+
+
+def _paper_condition_cells(row: pd.Series) -> list[Cell]:
+    """The paper gives one area, and does not say how it classifies; it stands under the head's."""
+    return [Cell(NOT_APPLICABLE), number(row["classify_roc"], 3), number(row["api_toxicity"], 3), Cell(NOT_APPLICABLE)]
 
 
 def cost_table(control: Control) -> PaperTable:
@@ -469,7 +512,8 @@ def sentences(results: Results) -> dict[str, str]:
     """Every variable that ``book/control.qmd`` takes from the results."""
     control = Control(results)
     return {
-        "control_overview": _overview(control),
+        "control_overview": overview(results),
+        "control_paper_sentence": _beside(control),
         "control_toxicity_sentence": _toxicity(control, ENGLISH) or "Not run.",
         "control_languages_sentence": _toxicity(control, "others") or "Not run.",
         "control_tradeoff_sentence": _tradeoff(control) or "Not run.",
@@ -486,7 +530,9 @@ def _of_model(control: Control, model: str, sentence: str) -> str:
     return sentence if len(control.models) == 1 else f"{control.models[model]}: {sentence}"
 
 
-def _overview(control: Control) -> str:
+def overview(results: Results) -> str:
+    """Which methods are compared, and how many trainings were run."""
+    control = Control(results)
     if not control.methods:
         return "This profile compares no methods of attribute control: not run."
     tuned = [control.titles[method] for method in control.methods if method != "base"]
@@ -496,6 +542,29 @@ def _overview(control: Control) -> str:
         f"This profile compares {listing(tuned)} with the untuned model, in {len(control.languages)} "
         f"language{'s' if len(control.languages) > 1 else ''}; of {asked} trainings {trained} "
         f"{'was' if trained == 1 else 'were'} run."
+    )
+
+
+def prompt_counts(results: Results) -> list[int]:
+    """How many prompts each evaluation of a method continued in each language."""
+    evaluations = Control(results).evaluations.values()
+    return [measured["prompts"] for metrics in evaluations for measured in metrics["toxicity"].values()]
+
+
+def _beside(control: Control) -> str:
+    """How far the paper's rows can be compared with this run's."""
+    same = [title for model, title in control.models.items() if len(control.of_paper(model, "regularised_finetuning"))]
+    if not same:
+        return (
+            "The paper's rows come from other models, data, prompts and scorers; they are here for the size of the "
+            "effects."
+        )
+    corpus = control._asked("control_corpus")["source"] == "toxigen-wikitext"
+    prompts = control.profile.prompts.source == "toxigen"
+    shared = listing(["model", *(["kinds of corpus"] if corpus else []), *(["source of prompts"] if prompts else [])])
+    return (
+        f"For {listing(same)} the paper's row stands under ours: the {shared} {'is' if shared == 'model' else 'are'} "
+        "the same, while rows and prompts were drawn anew, and the scorers are others."
     )
 
 

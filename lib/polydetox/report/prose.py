@@ -114,6 +114,11 @@ def _subject(results: Results) -> str:
             f"{world.sentence(small := world.cells(profile), told := world.figures(small))} {world.verdict(told)}"
         )
     titles = listing([load_model(model).title for model in profile.models])
+    if not results.comparisons:
+        return (
+            f"This report is about the converse question, with {titles}: whether a model that is fine-tuned on text of "
+            f"which half is toxic can be kept from learning it (@sec-control). {control.overview(results)}"
+        )
     return (
         f"This report repeats the experiment with {titles} in {len(profile.languages)} languages. "
         f"{_each(results, _abstract)}"
@@ -128,6 +133,8 @@ def _prompts(results: Results) -> str:
         "project": "written for this project, provoking but printable and parallel in all languages",
     }.get(chosen := results.profile.prompts.source) or f"those of {sources()[chosen].title}"
     counts = results.counts()["prompts"]
+    if counts.empty:
+        counts = pd.Series(control.prompt_counts(results), dtype=float)
     if counts.empty:
         return f"The evaluation prompts are {source}; no evaluation was run."
     least, most = int(counts.min()), int(counts.max())
@@ -159,7 +166,8 @@ def _more_prompts(results: Results) -> str:
 
 
 def _sampling(results: Results) -> str:
-    values = {name: results.parameters("generate", name) for name in ("n", "temperature", "top_p", "max_new_tokens")}
+    stage = "generate" if results.comparisons else "constrained_decode"
+    values = {name: results.parameters(stage, name) for name in ("n", "temperature", "top_p", "max_new_tokens")}
     if not values["n"]:
         return "No continuations were sampled: not run."
     said = {name: _values(value) for name, value in values.items()}
@@ -237,10 +245,10 @@ def _training(results: Results) -> str:
 
 
 def _scorers(results: Results) -> str:
-    scorers, second = (results.parameters("evaluate", name) for name in ("scorer", "second_scorer"))
+    stage = "evaluate" if results.comparisons else "attribute_eval"
+    scorers, second, thresholds = (results.parameters(stage, name) for name in ("scorer", "second_scorer", "threshold"))
     if not scorers:
         return "No continuations were scored: not run."
-    thresholds = results.parameters("evaluate", "threshold")
     opinion = [name for name in second if name]
     said = f"Toxicity is scored by {listing([f'`{name}`' for name in scorers])}"
     said += f", with a second opinion from {listing([f'`{name}`' for name in opinion])}" if opinion else ""
@@ -308,7 +316,7 @@ def _coverage(results: Results) -> str:
     asked = [run for run in results.stages if run.stage in ("evaluate", "evaluate_more")]
     done = sum(run.done for run in asked)
     if not asked:
-        return "The profile evaluates no pretrained model."
+        return "The profile tunes no pretrained model with preferences."
     if done == len(asked):
         return f"All {done} evaluations that the profile asks for were run."
     return (
@@ -508,7 +516,7 @@ def _commits(results: Results) -> str:
 
 # What a profile may leave out, by its section, with the stages that run it.
 _PARTS = {
-    "models": ("preference tuning of pretrained models and its effect on toxicity", ("evaluate", "evaluate_more")),
+    "variants": ("preference tuning of pretrained models and its effect on toxicity", ("evaluate", "evaluate_more")),
     "mechanism": (
         "the toxicity probe, value vectors, activations and interventions",
         ("probe", "value_vectors", "activations", "intervene"),
@@ -526,7 +534,11 @@ _PARTS = {
 def _absent(results: Results) -> str:
     """Which parts the profile leaves out, and of which it asks for more than was run."""
     # A section may be there without settings of its own.
-    left_out = [words for section, (words, _) in _PARTS.items() if getattr(results.profile, section) in (None, [])]
+    left_out = [
+        words
+        for section, (words, _) in _PARTS.items()
+        if (not results.comparisons if section == "variants" else getattr(results.profile, section) is None)
+    ]
     said = [f"This profile leaves out {listing(left_out)}."] if left_out else []
     for words, stages in _PARTS.values():
         asked = [run for run in results.stages if run.stage in stages]
