@@ -13,6 +13,7 @@ from polydetox.workflow import Graph, local, manifest
 
 try:
     graph = Graph(config.get("profile", "offline"))
+    graph.prompt_sets  # reads optional prompts, which may be damaged
 except UserError as error:
     raise WorkflowError(str(error))
 
