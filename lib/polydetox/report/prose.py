@@ -219,7 +219,7 @@ def _dpo(results: Results) -> str:
     names = ("method", "learning_rate", "beta", "batch_size", "warmup_steps")
     values = {name: results.parameters("dpo", name) for name in names}
     if not values["method"]:
-        return "No model was trained in this run."
+        return "No model was tuned with preferences in this run."
     said = {name: _values(value) for name, value in values.items()}
     return (
         f"Fine-tuning is {said['method']}, with RMSprop at a learning rate of {said['learning_rate']}, constant after "
