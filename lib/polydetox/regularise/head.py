@@ -41,7 +41,8 @@ class NadoHead(torch.nn.Module):
         super().__init__()
         self.options = {"kind": kind, "hidden": hidden, "vocabulary": vocabulary, "rank": rank, "embedding": embedding}
         self.kind = kind
-        # Root mean square of the output embedding, by which a tied head's vectors are made of unit size.
+        # Typical length of an output embedding, by which a tied head's vectors are made of unit length: a step of
+        # training then changes a logit by about as much in a small model as in a large one.
         self.register_buffer("scale", torch.ones(()))
         self.prefix = torch.nn.Linear(hidden, 1)
         self.token_bias = torch.nn.Parameter(torch.zeros(vocabulary))
@@ -115,7 +116,7 @@ def make_head(model: PreTrainedModel, kind: str, rank: int) -> NadoHead:
     weight = model.get_output_embeddings().weight.detach()
     head = NadoHead(kind, model.config.get_text_config().hidden_size, weight.shape[0], rank, weight.shape[1])
     if kind == "tied":
-        head.scale.copy_(weight.float().square().mean().sqrt())
+        head.scale.copy_(weight.float().square().sum(dim=-1).mean().sqrt())
     return head
 
 

@@ -27,9 +27,11 @@ def target_log_probabilities(
     R of the prefix cancels in the normalisation, so it is not needed, and there is no 0/0. ``log_p`` need not be
     normalised. Where no token has any probability left, which no prefix that q itself can draw leads to, all are -inf.
     """
-    scores = log_p + alpha * logsigmoid(head_logits)
-    total = scores.logsumexp(dim=-1, keepdim=True)
-    return scores - torch.where(total.isfinite(), total, 0.0)
+    scores = torch.add(log_p, logsigmoid(head_logits), alpha=alpha)
+    log_q = scores.log_softmax(dim=-1)
+    # Of a row without any probability every entry is NaN now; one look at the first tells, in place of a pass over all.
+    lost = scores[..., :1].isneginf() & log_q[..., :1].isnan()
+    return log_q.masked_fill(lost, -torch.inf) if bool(lost.any()) else log_q
 
 
 def token_kl(
@@ -42,10 +44,11 @@ def token_kl(
     A token that the first distribution never draws adds nothing, whatever the second says (0 log 0 = 0).
     """
     first, second = (log_q, log_p) if direction == "forward" else (log_p, log_q)
-    terms = first.exp() * (first - second)
-    if bool(first.isneginf().any()):
-        terms = torch.where(first.isneginf(), 0.0, terms)
-    return terms.sum(dim=-1)
+    difference = first - second
+    never = first.isneginf()
+    if bool(never.any()):
+        difference = torch.where(never, 0.0, difference)
+    return (first.exp() * difference).sum(dim=-1)
 
 
 def head_bce(

@@ -129,8 +129,9 @@ class RegularisedTrainer(_RowTrainer):
         held = weights > 0
         if self._regulariser and bool(held.any()):
             chosen = positions & (inputs["label"] > 0).unsqueeze(-1)
-            log_q = self._regulariser.target(log_p[held].detach(), inputs, chosen)
-            kl = kl.masked_scatter(held, token_kl(log_q, log_p[held], self._regulariser.direction))
+            ours = log_p[held]
+            log_q = self._regulariser.target(ours.detach(), inputs, chosen)
+            kl = kl.masked_scatter(held, token_kl(log_q, ours, self._regulariser.direction))
         loss = regularised_loss(log_p, tokens, kl, weights)
         self._note(
             next_token=loss.detach() - (weights * kl).mean().detach(),
