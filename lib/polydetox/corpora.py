@@ -55,6 +55,8 @@ def polyglo_toxicity_prompts(
     check_language(language)
     tables, left_out, found = [], LeftOut(), set()
     for file in _files(folder, "**/*", "PolygloToxicityPrompts", (".jsonl", ".json", ".parquet")):
+        if file.parent.name.startswith("wildchat-"):
+            continue  # what users wrote to an assistant: scores to compare with, no prompts to be continued
         named = _language_of_folder(file)
         if file.parent.name == f"ptp-{named}" and named in LANGUAGES and named != language:
             found.add(named)

@@ -90,6 +90,8 @@ def test_parts_that_repeat_each_others_prompts_give_each_once(tmp_path):
     """The parts full and small of a language stand beside each other, and share prompts."""
     lines(tmp_path / "ptp-de/full.jsonl", [polyglo("de", text, 0.1) for text in ("eins", "zwei", "drei", " ")])
     lines(tmp_path / "ptp-de/small.jsonl", [polyglo("de", text, 0.2) for text in ("zwei ", "vier", "eins", "vier")])
+    # What users wrote to an assistant is published beside them, and is not to be continued.
+    lines(tmp_path / "wildchat-de/wildchat.jsonl", [polyglo("de", "wie geht es dir", 0.1)])
     table, left_out = load_prompts("polyglo-toxicity-prompts", "de", tmp_path)
     assert table["prompt"].tolist() == ["eins", "zwei", "drei", "vier"] and table["prompt_id"].is_unique
     assert table["prompt_id"].tolist()[-1] == "ptp-small-000001"

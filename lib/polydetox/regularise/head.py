@@ -41,8 +41,8 @@ class NadoHead(torch.nn.Module):
         super().__init__()
         self.options = {"kind": kind, "hidden": hidden, "vocabulary": vocabulary, "rank": rank, "embedding": embedding}
         self.kind = kind
-        # Typical length of an output embedding, by which a tied head's vectors are made of unit length: a step of
-        # training then changes a logit by about as much in a small model as in a large one.
+        # Typical length of an output embedding, by which a tied head's vectors are made of unit length: families differ
+        # in it, and a step of training changes a logit in proportion to it.
         self.register_buffer("scale", torch.ones(()))
         self.prefix = torch.nn.Linear(hidden, 1)
         self.token_bias = torch.nn.Parameter(torch.zeros(vocabulary))
