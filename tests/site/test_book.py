@@ -104,7 +104,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         shown = {page.name: page.read_text() for page in book.glob("*.qmd")}
     places = [line.split(" | ")[0] for line in table]
     start = places.index("This run: Tiny")
-    # The paper has no parallel schedule; its NADO decoding stands beside a method that was not run all the same, and
+    # The paper's table does not tell of schedules; its NADO decoding stands beside a method that was not run, and
     # what the profile does not compare comes last.
     assert places[start + 1 : places.index(f"{control.PAPER}: Falcon-7B")] == [
         "untuned", "filtering", f"{control.PAPER}: filtering", "never run", f"{control.PAPER}: NADO decoding",
@@ -116,7 +116,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     assert f"{control.PAPER}: untouched | – | 0.910 | 0.315 | –" in comments
     assert said["control_paper_sentence"].startswith("For Tiny the paper's row stands under ours: the model, kinds of ")
     assert said["subject_sentence"].startswith("This report is about the converse question, with Tiny")
-    assert said["prompts_sentence"] == "The evaluation prompts are those of ToxiGen: 6 in each language."
+    assert said["prompts_sentence"] == "The evaluation prompts are those of ToxiGen: 6."
     assert "This profile leaves out preference tuning of pretrained models" in said["absent_sentence"]
     assert said["coverage_sentence"] == "The profile tunes no pretrained model with preferences."
     assert "Of the untuned Tiny's continuations of English prompts" in said["control_toxicity_sentence"]
@@ -256,6 +256,19 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
     assert said["capability_sentence"].startswith(
         "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right before and 53.1% after"
     )
+
+
+def test_win_rates_of_an_earlier_version_are_named(run):
+    file = paths.win_rate(PROFILE, "tiny") / "metrics.json"
+    original = file.read_text()
+    metrics = json.loads(original)
+    del metrics["rates_averaged"]
+    file.write_text(json.dumps(metrics))
+    try:
+        with pytest.raises(UserError, match=r"win_rate/metrics.json: has no rates_averaged; .* run `polydetox run"):
+            variables(Results(PROFILE, samples=50))
+    finally:
+        file.write_text(original)
 
 
 def test_the_published_figures_of_control_stand_beside_ours(run):

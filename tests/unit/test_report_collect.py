@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polydetox.report import collect
 from polydetox.report.collect import (
     Results,
     Side,
@@ -171,4 +173,17 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     assert read_json(stage.folder / "manifest.json")["left_out"] == manifest["left_out"]
     assert "2 rows without text left out, 1 malformed lines left out (RTP_LX_DE.json:3" in capsys.readouterr().out
     assert Results("tiny").left_out() == {"blank": 2, "repeated": 0, "rejected": 1}
-    assert "2 rows without text and 1 malformed ones were left out" in prose._left_out(Results("tiny"))
+    assert prose._left_out(Results("tiny")) == (
+        " Of the rows that were read these were left out: 2 without text and 1 that are malformed; the manifests list "
+        "the last."
+    )
+    # Every method of attribute control continues the same prompts, and every way of training reads the same comments.
+    reads = [
+        collect._read_by(collect.StageRun("constrained_decode", Path("anywhere"), "tiny", language="de", kind=method))
+        for method in ("base", "plain")
+    ]
+    assert set(reads) == {collect._read_by(collect.StageRun("generate", Path("anywhere"), "tiny", "dpo", "de"))}
+    comments = [
+        collect.StageRun("jigsaw_classify", Path("anywhere"), "tiny", kind=kind) for kind in ("untouched", "sft-lm")
+    ]
+    assert len({collect._read_by(run) for run in comments}) == 1

@@ -233,6 +233,11 @@ def test_the_judge_reads_the_log_odds_of_its_verdicts(tmp_path):
                 last = model(torch.tensor([tokenizer(question)["input_ids"] + shared])).logits[0, -1]
             assert row[column] == pytest.approx(float(last[first] - last[second]), abs=1e-4)
 
+    # Equal texts tie exactly by both rules, whatever they are padded with.
+    same = judge.compare(paired_continuations(continuations("laut"), continuations("laut"), limit=None))
+    assert set(same["outcome"]) == {0.5}
+    assert set(averaged_outcomes(same["forward"].to_numpy(), same["backward"].to_numpy())) == {0.5}
+
     every = {"a": continuations("laut"), "b": continuations("sehr"), "c": continuations("dazu")}
     table = compare_methods(judge, every, 1, tmp_path, "judge")
     kept = compare_methods(None, every, 1, tmp_path, "judge")  # type: ignore[arg-type]

@@ -396,7 +396,9 @@ def test_directions_are_told_beside_retrieval(measured):
     assert row["low"] < row["r"] < row["high"] and row["points"] == 48
     said = report.directions(found)
     assert f"{row['r']:.2f} [" in said and "for retrieval accuracy and the drop" in said
-    assert "does not go beyond what chance allows with a larger drop" in said
+    assert "a higher cosine goes with no other drop, as far as chance allows to tell" in said
+    against = report.figures(measured.assign(relative_drop=measured["relative_drop"] - 2.0 * own))
+    assert "a higher cosine goes with a smaller drop" in report.directions(against)
     assert "cosine of directions, relative drop of insults | 48 |" in repr(report.correlations_table(found))
     levels = report.by_alignment(measured)
     wanted = others[others["alignment"] == 1.0]["direction_cosine"].mean()

@@ -29,9 +29,11 @@ def target_log_probabilities(
     """
     scores = torch.add(log_p, logsigmoid(head_logits), alpha=alpha)
     log_q = scores.log_softmax(dim=-1)
-    # Of a row without any probability every entry is NaN now; one look at the first tells, in place of a pass over all.
-    lost = scores[..., :1].isneginf() & log_q[..., :1].isnan()
-    return log_q.masked_fill(lost, -torch.inf) if bool(lost.any()) else log_q
+    # Of a row without any probability every entry is NaN now; a look at the first tells, in place of a pass over all.
+    suspect = scores[..., :1].isneginf() & log_q[..., :1].isnan()
+    if not bool(suspect.any()):
+        return log_q
+    return log_q.masked_fill(scores.isneginf().all(dim=-1, keepdim=True), -torch.inf)  # but no other NaN is hidden
 
 
 def token_kl(

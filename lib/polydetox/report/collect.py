@@ -425,6 +425,13 @@ def _alignment_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
         yield StageRun("transfer", paths.transfer(profile.name, model, variant), model, variant)
 
 
+def _read_by(run: StageRun) -> tuple[str | None, ...]:
+    """What a stage reads from outside, the same for every variant, method and condition that reads it."""
+    if run.stage in ("generate", "generate_more", "constrained_decode"):
+        return ("prompts", run.language, run.prompt_set)
+    return ("comments",) if run.stage in ("probe", "jigsaw_classify") else (run.stage, run.kind)
+
+
 class Results:
     """Everything that the report reads of one profile, each file once.
 
@@ -640,12 +647,12 @@ class Results:
     def left_out(self) -> dict[str, int]:
         """How many ``blank``, ``repeated`` and ``rejected`` rows were left out of the data that finished stages read.
 
-        What several stages read is counted once: prompts by language and set, pairs by kind.
+        What several stages read is counted once: prompts by language and set, labelled comments, pairs by kind.
         """
-        found = {}
+        found: dict[tuple[str | None, ...], dict[str, Any]] = {}
         for run in self.stages:
             if run.done and (record := read_json(run.folder / MANIFEST).get("left_out")):
-                found[run.stage, run.language, run.kind, run.prompt_set] = record
+                found[_read_by(run)] = record
         return {kind: sum(record.get(kind, 0) for record in found.values())
                 for kind in ("blank", "repeated", "rejected")}  # fmt: skip
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from polydetox import paths
 from polydetox.artifacts import MANIFEST, finished, read_json, read_parquet
+from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods, control_parameters, load_model
 from polydetox.report.capability import percent, suite_title
@@ -27,7 +28,17 @@ from polydetox.report.collect import (
     mean_over_languages,
     paper_table,
 )
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+from polydetox.report.tables import (
+    NOT_APPLICABLE,
+    NOT_MEASURED,
+    NOT_RUN,
+    Cell,
+    Group,
+    PaperTable,
+    fixed,
+    listing,
+    number,
+)
 from polydetox.utility.attributes import SCORE_COLUMNS
 from polydetox.utility.harness import ITEM_COLUMNS, by_task, suite_replicates
 
@@ -104,7 +115,7 @@ class Control:
         return control_parameters(stage, self.profile, self.profile.models[0], **identity)
 
     def paper_method(self, method: str) -> str | None:
-        """The paper's name of a method of the profile; None where it has none, or not in the same schedule."""
+        """The paper's name of a method; None for the parallel schedule, of which the paper's tables do not tell."""
         if method == "base":
             return None
         settings = self._asked("regularise", method=method)
@@ -142,7 +153,14 @@ class Control:
     def wins(self) -> dict[str, dict[str, Any]]:
         """``metrics.json`` of the win rates of each model."""
         folders = {model: paths.win_rate(self.profile.name, model) for model in self.models}
-        return {model: read_json(folder / "metrics.json") for model, folder in folders.items() if finished(folder)}
+        found = {model: read_json(folder / "metrics.json") for model, folder in folders.items() if finished(folder)}
+        for model, metrics in found.items():
+            if missing := {"rates", "rates_averaged"} - set(metrics):
+                raise UserError(
+                    f"{paths.relative(folders[model] / 'metrics.json')}: has no {' or '.join(sorted(missing))}; it is "
+                    f"of an earlier version: run `polydetox run --profile {self.profile.name}` again"
+                )
+        return found
 
     @cached_property
     def comments(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -285,7 +303,7 @@ def method_table(metrics: Mapping[str, Any]) -> PaperTable:
 
 
 def _percent(row: Mapping[str, Any]) -> Cell:
-    return percent(row) if row["value"] is not None else Cell(NOT_RUN)
+    return percent(row) if row["value"] is not None else Cell(NOT_MEASURED)
 
 
 def _bounded(row: Mapping[str, float | None] | None, digits: int) -> Cell:
@@ -459,9 +477,7 @@ def jigsaw_table(control: Control) -> PaperTable:
 def _condition_cells(row: Mapping[str, Any] | None) -> list[Cell]:
     if row is None:
         return [Cell(NOT_RUN)] * 4
-    share = row["toxic_share"]
-    return [*(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")),
-            _percent(share)]  # fmt: skip
+    return [*(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")), _percent(row["toxic_share"])]
 
 
 def _paper_condition_cells(row: pd.Series) -> list[Cell]:
@@ -519,6 +535,7 @@ def sentences(results: Results) -> dict[str, str]:
         "control_tradeoff_sentence": _tradeoff(control) or "Not run.",
         "control_cost_sentence": _cost(control) or "Not run.",
         "control_form_sentence": _form(control) or "Not run.",
+        "control_oracle_sentence": oracle_limit(results) or "Not run.",
         "control_wins_sentence": _wins(control) or "Not run.",
         "control_jigsaw_sentence": _jigsaw(control) or "Not run.",
         "control_utility_tasks": _tasks(control),
@@ -559,13 +576,33 @@ def _beside(control: Control) -> str:
             "The paper's rows come from other models, data, prompts and scorers; they are here for the size of the "
             "effects."
         )
-    corpus = control._asked("control_corpus")["source"] == "toxigen-wikitext"
-    prompts = control.profile.prompts.source == "toxigen"
-    shared = listing(["model", *(["kinds of corpus"] if corpus else []), *(["source of prompts"] if prompts else [])])
+    alike = {
+        "kinds of corpus": control._asked("control_corpus")["source"] == "toxigen-wikitext",
+        "source of prompts": control.profile.prompts.source == "toxigen",
+    }
+    shared = listing(["model", *(name for name, is_same in alike.items() if is_same)])
+    others = listing([*(name for name, is_same in alike.items() if not is_same), "scorers"])
+    drawn = " Rows and prompts were drawn anew." if any(alike.values()) else ""
+    adapted = control._asked("regularise", method=control.methods[-1])["tuning"] == "lora"
+    rest = " The paper's other rows are here for the size of the effects." if len(same) < len(control.models) else ""
+    adapter = ", and an adapter is trained in place of the whole model" if adapted else ""
     return (
-        f"For {listing(same)} the paper's row stands under ours: the {shared} {'is' if shared == 'model' else 'are'} "
-        "the same, while rows and prompts were drawn anew, and the scorers are others."
+        f"For {listing(same)} the paper's row stands under ours: the {shared} {'are' if any(alike.values()) else 'is'} "
+        f"the same, the {others} are others{adapter}.{drawn}{rest}"
     )
+
+
+def oracle_limit(results: Results) -> str:
+    """Whether the scorer that measures the methods is the oracle that they were trained with."""
+    measuring = set(results.parameters("attribute_eval", "scorer"))
+    if not measuring:
+        return ""
+    if measuring & set(results.parameters("regularise", "scorer")):
+        return (
+            "The scorer that measures the methods of attribute control is also their oracle: they may have learnt its "
+            "blind spots."
+        )
+    return "The scorer that measures the methods of attribute control is not the oracle that they were trained with."
 
 
 def _toxicity(control: Control, language: str) -> str:

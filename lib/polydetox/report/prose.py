@@ -48,6 +48,7 @@ def variables(results: Results) -> dict[str, str]:
         "scorer_sentence": _scorers(results),
         "scorer_quality_sentence": _scorer_quality(results),
         "scorer_limit_sentence": _scorer_limit(results),
+        "methods_scope_sentence": _methods_scope(results),
         "judge_sentence": _judge(results),
         "perplexity_sentence": _perplexity(results),
         "outliers_sentence": _outliers(results),
@@ -138,20 +139,19 @@ def _prompts(results: Results) -> str:
     if counts.empty:
         return f"The evaluation prompts are {source}; no evaluation was run."
     least, most = int(counts.min()), int(counts.max())
-    number = f"{least}" if least == most else f"{least} to {most}"
-    return (
-        f"The evaluation prompts are {source}: {number} in each language.{_more_prompts(results)}{_left_out(results)}"
-    )
+    number = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    each = " in each language" if len(results.profile.languages) > 1 else ""
+    return f"The evaluation prompts are {source}: {number}{each}.{_more_prompts(results)}{_left_out(results)}"
 
 
 def _left_out(results: Results) -> str:
     left_out = results.left_out()
     if not any(left_out.values()):
         return ""
-    said = [f"{left_out['blank']:,} rows without text", f"{left_out['rejected']:,} malformed ones"]
-    if left_out["repeated"]:
-        said.insert(1, f"{left_out['repeated']:,} that repeat a text")
-    return f" Of the data that was read, {listing(said)} were left out; the manifests list the malformed ones."
+    words = {"blank": "without text", "repeated": "that repeat a text", "rejected": "that are malformed"}
+    said = [f"{left_out[kind]:,} {what}" for kind, what in words.items() if left_out[kind]]
+    listed = "; the manifests list the last" if left_out["rejected"] else ""
+    return f" Of the rows that were read these were left out: {listing(said)}{listed}."
 
 
 def _more_prompts(results: Results) -> str:
@@ -257,7 +257,19 @@ def _scorers(results: Results) -> str:
     return f"{said}; a continuation counts as toxic from {_values(thresholds)}."
 
 
+def _methods_scope(results: Results) -> str:
+    """Where the chapter on methods describes what this run has not done."""
+    if results.comparisons or not results.profile.models:
+        return ""
+    return (
+        "No model of this run is tuned with preferences (not run): the stages of this chapter are those of a run that "
+        "does, and @sec-control says what was done instead."
+    )
+
+
 def _scorer_limit(results: Results) -> str:
+    if not results.comparisons:
+        return control.oracle_limit(results)
     rankers = {metrics.get("scorer") for metrics in results.stage_metrics("pairs", "kind").values()} - {None}
     if rankers & set(results.parameters("evaluate", "scorer")):
         return (

@@ -182,10 +182,14 @@ class PairwiseJudge:
         return verdict_log_odds(self.model, self.tokenizer, questions, VERDICTS, self.batch_size)
 
     def compare(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """Both orders of every pair of ``paired_continuations``: columns ``PAIR_COLUMNS``."""
+        """Both orders of every pair of ``paired_continuations``: columns ``PAIR_COLUMNS``.
+
+        Equal texts are asked about once: rounding in another batch would make a win of them.
+        """
         prompts, ours, theirs = (pairs[name].tolist() for name in ("prompt", "ours", "theirs"))
         forward = self.log_odds(prompts, ours, theirs)
-        backward = self.log_odds(prompts, theirs, ours)
+        equal = [left.strip() == right.strip() for left, right in zip(ours, theirs, strict=True)]
+        backward = np.where(equal, forward, self.log_odds(prompts, theirs, ours))
         return pairs[["prompt_id", "sample"]].assign(
             forward=forward, backward=backward, outcome=outcomes(forward, backward)
         )

@@ -194,16 +194,11 @@ def direction_cosines(
     remarks = [(stem, quality) for stem in stems for quality in phrasebook.qualities()]
     insults = np.array([insult for _, (insult, _) in remarks])
     states = {
-        language: last_states(
-            model,
-            tokenizer,
-            [
-                f"{phrasebook.stem(*stem, language)} {phrasebook.ending(*quality, language)}"
-                for stem, quality in remarks
-            ],
-        )
-        for language in (ENGLISH, *languages)
-    }
+        language: last_states(model, tokenizer, [
+            f"{phrasebook.stem(*stem, language)} {phrasebook.ending(*quality, language)}" for stem, quality in remarks
+        ])
+        for language in dict.fromkeys([ENGLISH, *languages])
+    }  # fmt: skip
     return {language: direction_cosine(states[ENGLISH], states[language], insults) for language in languages}
 
 
