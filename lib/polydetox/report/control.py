@@ -535,7 +535,7 @@ def sentences(results: Results) -> dict[str, str]:
         "control_tradeoff_sentence": _tradeoff(control) or "Not run.",
         "control_cost_sentence": _cost(control) or "Not run.",
         "control_form_sentence": _form(control) or "Not run.",
-        "control_oracle_sentence": oracle_limit(results) or "Not run.",
+        "control_oracle_sentence": oracle_limit(results),
         "control_wins_sentence": _wins(control) or "Not run.",
         "control_jigsaw_sentence": _jigsaw(control) or "Not run.",
         "control_utility_tasks": _tasks(control),
@@ -596,7 +596,7 @@ def oracle_limit(results: Results) -> str:
     """Whether the scorer that measures the methods is the oracle that they were trained with."""
     measuring = set(results.parameters("attribute_eval", "scorer"))
     if not measuring:
-        return ""
+        return "No method of attribute control was evaluated: not run."
     if measuring & set(results.parameters("regularise", "scorer")):
         return (
             "The scorer that measures the methods of attribute control is also their oracle: they may have learnt its "

@@ -258,9 +258,11 @@ def _scorers(results: Results) -> str:
 
 
 def _methods_scope(results: Results) -> str:
-    """Where the chapter on methods describes what this run has not done."""
-    if results.comparisons or not results.profile.models:
-        return ""
+    """Whether the chapter on methods describes what this run is about."""
+    if results.comparisons:
+        return "All of them belong to this run."
+    if not results.profile.models:
+        return "No pretrained model belongs to this run; @sec-world says what was done with models of its own."
     return (
         "No model of this run is tuned with preferences (not run): the stages of this chapter are those of a run that "
         "does, and @sec-control says what was done instead."
