@@ -16,6 +16,7 @@ rule control_corpus:
         notebook="notebooks/control_corpus.ipynb",
         checkpoint=lambda w: graph.base(w.model),
         prompts="params/prompts/training.yaml",
+        evaluated=graph.prompts_left_out(),
     output:
         manifest=f"{CONTROL_CORPUS}/manifest.json",
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",

@@ -113,10 +113,11 @@ _TOXIGEN = {"prompt_label": ("toxigen", "generation", 0.5), "toxicity_human": ("
 
 
 def toxigen(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
-    """ToxiGen (Hartvigsen et al. 2022): ``text, toxic``; a file, or a folder of some (Parquet, CSV or JSON Lines).
+    """ToxiGen (Hartvigsen et al. 2022): ``text, toxic, prompt``; a file, or a folder of tables.
 
     A statement is toxic by ``prompt_label`` (it was generated as such), or in the annotated part by
-    ``toxicity_human`` above 3 of 5.
+    ``toxicity_human`` above 3 of 5. ``prompt`` is what it was generated from, as :func:`toxigen_prompts` gives it;
+    None where the file does not tell, as in the annotated part.
     """
     rows, left_out, seen = [], LeftOut(), False
     for file in _files(place, "**/*", "ToxiGen", _TABLES):
@@ -132,10 +133,11 @@ def toxigen(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
             if is_blank(row[text]):
                 left_out.blank += 1
             else:
-                rows.append((row[text].strip(), float(row[label]) > above))
+                prompt = None if is_blank(row.get("prompt")) else _list_of_statements(row["prompt"])
+                rows.append((row[text].strip(), float(row[label]) > above, prompt))
     if not seen:
         raise NotThere(f"{place}: no file with the fields {' or '.join(_TOXIGEN)}; is this ToxiGen?")
-    return pd.DataFrame(rows, columns=["text", "toxic"]), left_out
+    return pd.DataFrame(rows, columns=["text", "toxic", "prompt"]), left_out
 
 
 def _named(read: Rows) -> set[str]:
@@ -150,6 +152,11 @@ def _toxigen_label(named: set[str]) -> str | None:
 
 # The published lists of prompts: hate_trans_1k.txt, or hate_trans_1k-00000-of-00001.parquet on the Hub.
 _TOXIGEN_LIST = re.compile(r"(hate|neutral)_\w+_1k\b")
+
+
+def _list_of_statements(prompt: str) -> str:
+    """A prompt of ToxiGen with its line breaks, which some versions spell as a backslash and an n."""
+    return prompt.replace("\\n", "\n").rstrip()
 
 
 def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
@@ -183,7 +190,7 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
         left_out += LeftOut(len(kept) - len(usable), rejected)
         for row in usable:
             if float(row["prompt_label"]):
-                prompt = row["prompt"].replace("\\n", "\n").rstrip()
+                prompt = _list_of_statements(row["prompt"])
                 groups.setdefault(str(row.get("group", read.path.stem)), []).append(prompt)
     once = [dict.fromkeys(prompts) for prompts in groups.values()]
     prompts = list(dict.fromkeys(prompt for turn in zip_longest(*once) for prompt in turn if prompt is not None))

@@ -281,7 +281,7 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = 
             )
         for row in rows:
             held_out |= set(range(row["Index"] - _SHIFT, row["Index"] + _SHIFT + 1))
-            held_out_texts.add(_letters(row["Prompt"]))
+            held_out_texts.add(letters(row["Prompt"]))
     english, left_out = rtp_lx_rows(folder, "en")
     needed = ("Prompt", "Completion", "BenignCompletion")
     whole = [row for row in english if not any(is_blank(row.get(field)) for field in needed)]
@@ -289,7 +289,7 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = 
     pairs = pd.DataFrame([
         {"prompt_id": _rtp_lx_id(row), "prompt": row["Prompt"].rstrip(),
          "chosen": _follows(row["BenignCompletion"].lstrip()), "rejected": _follows(row["Completion"].lstrip())}
-        for row in whole if row["Index"] not in held_out and _letters(row["Prompt"]) not in held_out_texts
+        for row in whole if row["Index"] not in held_out and letters(row["Prompt"]) not in held_out_texts
     ], columns=PAIR_COLUMNS)  # fmt: skip
     pairs = pairs[pairs["chosen"] != pairs["rejected"]].reset_index(drop=True)
     if pairs.empty:
@@ -300,9 +300,9 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = 
     return (pairs.head(limit) if limit else pairs), left_out
 
 
-def _letters(prompt: str) -> str:
-    """A prompt without what may differ between two copies of it."""
-    return re.sub(r"[\W_]+", " ", prompt.casefold()).strip()
+def letters(text: str) -> str:
+    """A text without what may differ between two copies of it: case, spaces and punctuation."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
 def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> tuple[pd.DataFrame, LeftOut]:

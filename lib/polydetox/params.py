@@ -372,12 +372,17 @@ class WorldTransferParameters(StageParameters):
 # --- control while fine-tuning (Meng et al. 2024) ----------------------------------------------------------------
 
 
-class ControlCorpusParameters(ModelStage):
-    """The corpus of attribute-controlled fine-tuning: half toxic, half neutral English text."""
+class ControlCorpusParameters(Prompted, ModelStage):
+    """The corpus of attribute-controlled fine-tuning: half toxic, half neutral English text.
+
+    What belongs to the evaluation prompts is left out of ToxiGen's statements; packaged and sampled text has nothing
+    of them.
+    """
 
     source: Literal["toxigen-wikitext", "model"] = "toxigen-wikitext"  # model: sampled from it, and packaged prose
     toxigen: str = "$TOXIGEN"  # folder or file of ToxiGen, where the source is toxigen-wikitext
     wikitext: str = "$WIKITEXT"  # folder or file of Wikitext, where the source is toxigen-wikitext
+    prompts_source: PromptSource = "project"
     rows_per_domain: int = Field(5_000, gt=1)  # at most so many toxic, and as many neutral rows
     held_out_share: float = Field(0.1, gt=0.0, lt=0.5)  # of each domain, for perplexity
     prompt_words: int = Field(4, ge=0)  # of a text that has no prompt of its own: these are given, the rest is learnt
@@ -1205,6 +1210,9 @@ def control_parameters(
                    "prompt_limit": profile.prompts.limit}  # fmt: skip
         values |= load_model(model).generate | profile.generate
     values |= getattr(profile.control, stage.removeprefix("control_")) or {}
+    if stage == "control_corpus" and values.get("source") != "model":
+        values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
+                   "prompt_limit": _most_prompts_under_control(profile)}  # fmt: skip
     if stage == "attribute_eval":
         values |= {"languages": control_languages(profile)}
     if stage == "win_rate":
@@ -1220,6 +1228,14 @@ def control_parameters(
     if lang is not None:
         values["lang"] = lang
     return check_parameters(stage, values).model_dump()
+
+
+def _most_prompts_under_control(profile: Profile) -> int | None:
+    """How many evaluation prompts any stage takes that samples a method of attribute control; None: all."""
+    assert profile.control is not None
+    sections = (profile.control.constrained_decode, profile.control.jigsaw_classify or {})
+    limits = [profile.prompts.limit, *(own["prompt_limit"] for own in sections if "prompt_limit" in own)]
+    return None if None in limits else max(limits)
 
 
 # Stages that read the evaluation prompts.

@@ -166,6 +166,11 @@ class Graph:
         prompts = self.profile.more_prompts[prompt_set] if prompt_set else self.profile.prompts
         return [local(paths.prompt_files() / "evaluation.yaml")] if prompts.source == "project" else []
 
+    def prompts_left_out(self) -> list[str]:
+        """The files of those that the corpus of attribute control leaves out, where it is read and not sampled."""
+        control = self.profile.control
+        return self.prompts() if control and control.corpus.get("source") != "model" else []
+
     def parallel(self) -> list[str]:
         """The files that the parallel sentences come from, as far as they are this project's."""
         project = self.profile.alignment and self.profile.alignment.retrieval.get("sentences") == "project"

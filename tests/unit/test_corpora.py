@@ -146,14 +146,17 @@ def test_prompts_of_a_data_set_need_its_folder():
 
 
 def test_toxigen_in_both_releases(tmp_path):
-    pd.DataFrame({"prompt": "p", "generation": ["one", "two", None], "prompt_label": [1, 0, 1]}).to_parquet(
+    prompts = ["- p\\n- ", "- q\n-", "r"]
+    pd.DataFrame({"prompt": prompts, "generation": ["one", "two", None], "prompt_label": [1, 0, 1]}).to_parquet(
         tmp_path / "train-0.parquet"
     )
     table, left_out = corpora.toxigen(tmp_path)
-    assert table.to_dict("list") == {"text": ["one", "two"], "toxic": [True, False]} and left_out.blank == 1
+    assert table.to_dict("list") == {"text": ["one", "two"], "toxic": [True, False], "prompt": ["- p\n-", "- q\n-"]}
+    assert left_out.blank == 1
     (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,4.5\nfour,1.0\n")
     (tmp_path / "single.csv").write_text("worker,answer\na,b\n")
-    assert corpora.toxigen(tmp_path)[0]["toxic"].sum() == 2
+    table = corpora.toxigen(tmp_path)[0]
+    assert table["toxic"].sum() == 2 and table["prompt"].isna().tolist() == [True, True, False, False]
     (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,9\n")
     with pytest.raises(UserError, match=r"human\.csv:1: field 'toxicity_human' is a text, not a number from 1 to 5"):
         corpora.toxigen(tmp_path)

@@ -229,6 +229,23 @@ def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout
         workflow.preflight("tiny")
 
 
+def test_the_corpus_of_control_is_told_every_evaluated_prompt(checkout):
+    """No stage samples a method of attribute control on a prompt that the corpus may hold."""
+    control = {"methods": {"plain": {"algorithm": "plain"}}}
+
+    def told(limit, **sections):
+        prompts = {"source": "toxigen", "folder": "$TOXIGEN", "limit": limit}
+        rewrite(checkout / "params/profiles/tiny.yaml", prompts=prompts, control=control | sections)
+        values = params.control_parameters("control_corpus", params.load_profile("tiny"), "tiny")
+        return values["prompts_source"], values["prompts_folder"], values["prompt_limit"]
+
+    assert told(5) == ("toxigen", "$TOXIGEN", 5)
+    assert told(None) == ("toxigen", "$TOXIGEN", None)
+    assert told(5, constrained_decode={"prompt_limit": 3}, jigsaw_classify={"prompt_limit": 8})[2] == 8
+    assert told(5, constrained_decode={"prompt_limit": None})[2] is None
+    assert told(5, corpus={"source": "model"}) == ("project", "", None), "which reads no statements"
+
+
 def test_sections_of_the_mechanism_reach_their_stages(checkout):
     profile = params.load_profile("tiny")
     assert params.stage_parameters("intervene", profile, "tiny", lang="de")["prompt_limit"] == 2, "a limit of its own"

@@ -85,8 +85,8 @@ def test_a_corpus_from_files_of_both_data_sets(tmp_path, monkeypatch):
         prompt_words=3,
     )  # fmt: skip
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
-    table = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
-    assert table["domain"].value_counts().to_dict() == {"toxic": 16, "neutral": 16}
+    table, evaluated = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
+    assert evaluated == 0 and table["domain"].value_counts().to_dict() == {"toxic": 16, "neutral": 16}
     assert table["row"].tolist() == list(range(32)) and list(table) == corpora.COLUMNS
     neutral = table[table["domain"] == "neutral"]
     assert neutral["text"].str.fullmatch(r"The bridge, built in 19\d\d, is 1,200 m long and well-known\.").all()
@@ -94,8 +94,48 @@ def test_a_corpus_from_files_of_both_data_sets(tmp_path, monkeypatch):
     assert not table["text"].str.contains("kind remark|Heading|test split").any()
     for _, rows in table.groupby("domain"):
         assert (rows["split"] == "held_out").sum() in (1, 2)
-    again = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
+    again, _ = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
     pd.testing.assert_frame_equal(table, again)
+
+
+def test_statements_of_evaluated_prompts_are_not_trained_on(tmp_path, monkeypatch):
+    """ToxiGen is both corpus and prompts: two prompts, of which the first is evaluated."""
+    first, second = "- They are loud\\n- They are rude\\n-", "- They cheat\\n- They lie\\n-"
+    rows = [
+        (first, "They are late", 1),  # generated from the evaluated prompt
+        (first, "Some are early", 0),
+        (second, "they ARE late!", 1),  # the same text from another one
+        (second, "They are rude.", 1),  # stands in the list of the evaluated one
+        (second, "Some are early.", 1),
+        (second, "They lie", 1),  # stands in the other list
+        (second, "They steal", 1),
+        (second, "Most are kind", 0),
+        (None, "They shout", 1),
+    ]
+    raw = tmp_path / "toxigen"
+    raw.mkdir()
+    pd.DataFrame(rows, columns=["prompt", "generation", "prompt_label"]).to_parquet(raw / "train.parquet")
+    # The annotated part does not say what a statement was generated from.
+    human = pd.DataFrame({"text": ["They are  late", "They brag", "They are loud"], "toxicity_human": [5.0, 4.0, 4.5]})
+    human.to_parquet(raw / "annotated.parquet")
+    kept = ["They brag", "They lie", "They steal", "They shout"]
+    lines = [f" The bridge was built in 19{year} , as far as one can know ." for year in range(10, 30)]
+    (tmp_path / "wiki.train.tokens").write_text("\n".join(lines))
+    told = {"toxigen": str(raw), "wikitext": str(tmp_path / "wiki.train.tokens"), "scorer": "lexicon",
+            "prompts_source": "toxigen", "prompts_folder": str(raw)}  # fmt: skip
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+    settings, stage = ControlCorpusParameters(**told, prompt_limit=1), Stage("control_corpus", tmp_path / "out", {})
+    corpus, evaluated = corpora.make_corpus(settings, stage)
+    assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == sorted(kept) and evaluated == 6
+    metrics = corpora.corpus_metrics(corpus, evaluated, settings)
+    assert metrics["evaluated_left_out"] == 6
+    assert corpora.summary_of(metrics).endswith(" 6 toxic statements that belong to evaluated prompts were left out.")
+    # Without a limit both prompts are evaluated, and two statements have neither.
+    corpus, evaluated = corpora.make_corpus(ControlCorpusParameters(**told), stage)
+    assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == ["They brag", "They shout"] and evaluated == 8
+    (raw / "annotated.parquet").unlink()
+    with pytest.raises(UserError, match=r"6 of 7 toxic statements belong to evaluated prompts.*'prompts: limit:'"):
+        corpora.make_corpus(ControlCorpusParameters(**told), stage)
 
 
 def test_the_annotated_release_is_read_and_other_files_refused(tmp_path):

@@ -7,7 +7,7 @@ gives its first words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from polydetox import corpora
 from polydetox.artifacts import Stage
-from polydetox.data import local_path, training_prompts
+from polydetox.data import letters, load_prompts, local_path, prompt_file, training_prompts
 from polydetox.errors import UserError
 from polydetox.params import ControlCorpusParameters, load_model
 from polydetox.rows import LeftOut
@@ -25,12 +25,13 @@ COLUMNS = ["row", "prompt", "text", "domain", "toxicity", "split"]
 DOMAINS = ["toxic", "neutral"]
 
 
-def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> pd.DataFrame:
-    """The corpus, with a part of each domain held out.
+def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> tuple[pd.DataFrame, int]:
+    """The corpus, with a part of each domain held out, and how many statements belong to evaluated prompts.
 
     Returns ``row`` (a number), ``prompt`` (how the text begins; given, not learnt), ``text``, ``domain`` (toxic or
     neutral), ``toxicity`` (of what follows the prompt) and ``split`` (train or held_out). Both domains have the same
-    number of rows, and no prompt of its own is on both sides of the split.
+    number of rows, and no prompt of its own is on both sides of the split. Statements that belong to evaluated prompts
+    are left out.
     """
     from polydetox.scoring import CachedScorer, get_scorer
 
@@ -38,8 +39,10 @@ def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> pd.DataFrame
     if settings.source == "model":
         toxic = _sampled(settings, stage, scorer)
         neutral = packaged_prose(settings.max_words)
+        evaluated = 0
     else:
-        toxic, left_out = toxic_statements(stage.reads(local_path(settings.toxigen)), settings.max_words)
+        place = stage.reads(local_path(settings.toxigen))
+        toxic, left_out, evaluated = toxic_statements(place, settings.max_words, _evaluated_prompts(settings, stage))
         stage.leaves_out(left_out)
         neutral, left_out = neutral_paragraphs(stage.reads(local_path(settings.wikitext)), settings.max_words)
         stage.leaves_out(left_out)
@@ -57,7 +60,14 @@ def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> pd.DataFrame
         parts.append(rows)
     corpus = pd.concat(parts, ignore_index=True)
     corpus["row"] = np.arange(len(corpus))
-    return corpus[COLUMNS]
+    return corpus[COLUMNS], evaluated
+
+
+def _evaluated_prompts(settings: ControlCorpusParameters, stage: Stage) -> list[str]:
+    """The English ones, since the statements are English."""
+    source, folder = settings.prompts_source, settings.prompts_folder
+    stage.reads(prompt_file(source, "en", folder))
+    return load_prompts(source, "en", folder, settings.prompt_limit)[0]["prompt"].tolist()
 
 
 def _with_prompt(row: dict[str, Any], words: int) -> dict[str, Any]:
@@ -139,13 +149,28 @@ def _is_plain(sentence: str, max_words: int) -> bool:
     )
 
 
-def toxic_statements(place: Path, max_words: int) -> tuple[pd.DataFrame, LeftOut]:
-    """The toxic statements of ToxiGen: ``text``, at most ``max_words`` long."""
+def toxic_statements(place: Path, max_words: int, evaluated: Collection[str] = ()) -> tuple[pd.DataFrame, LeftOut, int]:
+    """The toxic statements of ToxiGen that belong to no evaluated prompt: ``text``, at most ``max_words`` long.
+
+    A statement belongs to a prompt if it was generated from it, stands in its list, or has the text of one that does,
+    whatever its case, spaces and punctuation. Returned with what was left out, and how many belong to evaluated
+    prompts.
+    """
     table, left_out = corpora.toxigen(place)
-    texts = [_shortened(text, max_words) for text in table.loc[table["toxic"], "text"]]
-    if len(texts) < 2:
+    toxic = table[table["toxic"]]
+    if len(toxic) < 2:
         raise UserError(f"{place}: no two toxic statements there; is this ToxiGen?")
-    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), left_out
+    generated = table["prompt"].isin(list(evaluated))
+    held_out = {letters(line) for prompt in evaluated for line in prompt.split("\n")}
+    held_out |= set(table.loc[generated, "text"].map(letters))
+    belongs = (generated | table["text"].map(letters).isin(held_out - {""}))[toxic.index]
+    texts = [_shortened(text, max_words) for text in toxic.loc[~belongs, "text"]]
+    if len(texts) < 2:
+        raise UserError(
+            f"{place}: {belongs.sum()} of {len(toxic)} toxic statements belong to evaluated prompts, on which "
+            "nothing is trained, so that no two are left; set 'prompts: limit:' in the profile, or lower it"
+        )
+    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), left_out, int(belongs.sum())
 
 
 def neutral_paragraphs(place: Path, max_words: int) -> tuple[pd.DataFrame, LeftOut]:
@@ -167,14 +192,26 @@ def _shortened(text: str, max_words: int) -> str:
     return " ".join(text.split()[:max_words])
 
 
-def corpus_metrics(corpus: pd.DataFrame, settings: ControlCorpusParameters) -> dict[str, Any]:
-    """What the report says of the corpus."""
+def corpus_metrics(corpus: pd.DataFrame, evaluated: int, settings: ControlCorpusParameters) -> dict[str, Any]:
+    """What the report says of the corpus; ``evaluated`` statements belong to evaluated prompts."""
     by_domain = corpus.groupby("domain")
     return {
         "source": settings.source,
         "scorer": settings.scorer,
         "rows": len(corpus),
         "held_out": int((corpus["split"] == "held_out").sum()),
+        "evaluated_left_out": evaluated,
         "words": int(corpus["text"].str.split().str.len().sum()),
         **{f"toxicity_{domain}": float(by_domain.get_group(domain)["toxicity"].mean()) for domain in DOMAINS},
     }
+
+
+def summary_of(metrics: dict[str, Any]) -> str:
+    """One sentence or two on the corpus."""
+    said = (
+        f"{metrics['rows']:,} rows, half of each domain, {metrics['held_out']:,} of them held out; mean toxicity "
+        f"{metrics['toxicity_toxic']:.2f} in the toxic half and {metrics['toxicity_neutral']:.2f} in the neutral one."
+    )
+    if metrics["source"] == "toxigen-wikitext":
+        said += f" {metrics['evaluated_left_out']:,} toxic statements that belong to evaluated prompts were left out."
+    return said
