@@ -39,6 +39,7 @@ def test_published_responses_are_read(tmp_path):
     write_lines(
         tmp_path / "perspective_api_eval-mgpt_de.json", [{"query": "one", "response": answer(0.5), "prompt": "p"}]
     )
+    (tmp_path / "perspective_api_eval-mgpt_fr.json").write_text("\n")  # which adds nothing
     table, left_out = read_stored(tmp_path)
     assert not left_out
     assert table["language"].tolist() == ["de"] + ["zh"] * 4

@@ -58,6 +58,8 @@ def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
     for path in stored_files(source):
         named = _language_code(path.stem.rsplit("_", 1)[-1]) or _language_code(path.parent.name.rsplit("-", 1)[-1])
         read = read_rows(path)
+        if not read.rows and not read.rejected:
+            continue  # one language of many may have no scores
         flat = Rows(path, [], read.rejected)
         for line, row in read.rows:
             layout = next(((text, answer) for text, answer in _LAYOUTS if text in row and answer in row), None)
