@@ -82,21 +82,27 @@ def polyglo_toxicity_prompts(
     return (once.head(limit) if limit else once), left_out
 
 
+_POLYGLO_COLUMNS = ["line", "language", "prompt", "toxicity"]
+
+
 @lru_cache(maxsize=64)
 def _polyglo_file(file: Path, modified: int, size: int) -> tuple[pd.DataFrame, list[tuple[Rejected, str | None]]]:
     """One file in all its languages, as it is at this time and size: many languages may share it.
 
     Returns ``line, language, prompt`` (None where it is blank), ``toxicity``, and the rejected lines, each with its
-    language (None where a line cannot be read).
+    language (None where a line cannot be read). A file of something else that lies beside the data set has no rows.
     """
     read = read_rows(file)
     told = {line: _language(row, file) for line, row in read.rows}
+    ours = any("prompt" in row or told[line] in LANGUAGES for line, row in read.rows)
+    if not ours and (read.rows or not read.rejected):
+        return pd.DataFrame(columns=_POLYGLO_COLUMNS).astype({"toxicity": float}), []
     kept, rejected = check_rows(
         Rows(file, [(line, _flat(row)) for line, row in read.rows], read.rejected), "polyglo-toxicity-prompts"
     )
     rows = [(line, told[line], None if is_blank(row["prompt"]) else row["prompt"].rstrip(), _share(row["toxicity"]))
             for line, row in kept]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["line", "language", "prompt", "toxicity"])
+    table = pd.DataFrame(rows, columns=_POLYGLO_COLUMNS)
     return table, [(line, told.get(line.line)) for line in rejected]
 
 
@@ -233,7 +239,7 @@ def _files(given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...
     found = [place] if place.is_file() else sorted(place.glob(pattern))
     files = [file for file in found if file.suffix in suffixes and file.is_file()]
     if not files:
-        raise UserError(f"{place}: no file of {title} there (one of {', '.join(suffixes)}); see `polydetox data`")
+        raise NotThere(f"{place}: no file of {title} there (one of {', '.join(suffixes)}); see `polydetox data`")
     return files
 
 
@@ -253,7 +259,7 @@ def summary_score(answer: Any) -> Any:
 
 def _language(row: Mapping[str, Any], file: Path) -> str:
     """The language of a row, which it tells, or else the last part of its folder's name."""
-    return (told_language(row) or _language_of_folder(file).lower())[:2]
+    return told_language(row)[:2] or _language_of_folder(file).lower()
 
 
 def _language_of_folder(file: Path) -> str:

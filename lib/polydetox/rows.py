@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,16 @@ class Rows:
 
 
 def read_rows(path: Path) -> Rows:
-    """All rows of a JSON-lines file, a JSON array, or a CSV or Parquet table."""
+    """All rows of a JSON-lines file, a JSON array, or a CSV or Parquet table; a JSON object alone is one row."""
     if path.suffix in (".csv", ".parquet"):
         return Rows(path, _table_rows(path))
     content = _content(path)
     if content.lstrip().startswith(b"["):
         return _objects(path, enumerate(_array(path, content), 1))
+    if path.suffix == ".json":
+        with suppress(ValueError, RecursionError):  # many objects, a line each, are not valid together
+            if isinstance(whole := json.loads(content.decode("utf-8")), dict):
+                return Rows(path, [(1, whole)])
     found, broken = [], []
     for number, line in _written_lines(content):
         try:

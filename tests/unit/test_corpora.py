@@ -103,6 +103,33 @@ def test_parts_that_repeat_each_others_prompts_give_each_once(tmp_path):
     assert len(load_prompts("polyglo-toxicity-prompts", "de", tmp_path)[0]) == 4, "a changed file is read again"
 
 
+def test_what_lies_beside_the_prompts_does_not_stop_them(tmp_path):
+    """Files of the Hub about the data set, and the empty file of a language; what should hold prompts is refused."""
+    folder = tmp_path / "ptp"
+    lines(folder / "ptp-de/full.jsonl", [polyglo("de", "eins", 0.25)])
+    (folder / "dataset_infos.json").write_text(json.dumps({"ptp-de": {"features": {}}}, indent=2))
+    (folder / "ptp-co").mkdir()
+    (folder / "ptp-co/x.jsonl").write_text("\n")
+    lines(folder / "log.jsonl", [{"step": 1}, {"step": 2}])
+    table, left_out = load_prompts("polyglo-toxicity-prompts", "de", folder)
+    assert table["prompt"].tolist() == ["eins"] and not left_out
+    assert corpora.polyglo_toxicity_prompts(folder, "de")[0]["toxicity"].tolist() == [0.25]
+    assert languages_at_hand("polyglo-toxicity-prompts", ["de", "en"], folder) == ["de"]
+    lines(folder / "more.jsonl", [{"text": "zwei", "meta_data": {"lang": "de"}}])
+    with pytest.raises(UserError, match=r"more\.jsonl:1: no field 'prompt'"):
+        load_prompts("polyglo-toxicity-prompts", "de", folder)
+    lines(folder / "more.jsonl", [{"prompt": 5, "toxicity": 0.5}])
+    with pytest.raises(UserError, match=r"more\.jsonl:1: field 'prompt' is 5"):
+        load_prompts("polyglo-toxicity-prompts", "de", folder)
+
+
+def test_an_empty_folder_holds_no_language(tmp_path):
+    for source in ("real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"):
+        assert languages_at_hand(source, ["de", "en"], tmp_path) == []
+        with pytest.raises(UserError, match=r"no file of .* there"):
+            load_prompts(source, "en", tmp_path)
+
+
 def test_a_damaged_file_is_no_absent_language(tmp_path, monkeypatch):
     """One file of several languages: it is read once for all of them, and named where it cannot be read."""
     rows = [polyglo(language, f"{language} {number}", 0.1) for number in range(20) for language in ("de", "en")]
@@ -202,6 +229,7 @@ def test_toxigens_lists_of_prompts_take_turns(tmp_path):
                          "neutral_a": ["- z\\n-"]}.items():  # fmt: skip
         (tmp_path / f"{group}_1k.txt").write_text("\n".join(texts) + "\r\n")
     (tmp_path / "notes.txt").write_text("- not a prompt\n")
+    assert at_hand._check_toxigen(tmp_path) == "4 toxic prompts"
     pd.DataFrame({"prompt": ["- e\\n-"]}).to_parquet(tmp_path / "hate_c_1k-00000-of-00001.parquet")
     order = ["- a\n-", "- d\n-", "- e\n-", "- b\n-", "- c\n-"]
     assert load_prompts("toxigen", "en", tmp_path)[0]["prompt"].tolist() == order
