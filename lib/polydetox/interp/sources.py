@@ -161,6 +161,7 @@ def shift_sources(settings: InterveneParameters, stage: Stage) -> pd.DataFrame:
         unshifted = (table["group"] == "sources") & (table["offset"] == 0.0)
         table = pd.concat([table, table[unshifted].assign(group="control")], ignore_index=True)
     scorer = CachedScorer(get_scorer(settings.scorer))
+    stage.scores_with(scorer)
     return table.assign(toxicity=scorer.score(table["continuation"].tolist(), settings.lang))
 
 

@@ -37,6 +37,7 @@ def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
     continuations = generate(weights, training_prompts(), sampling, stage.folder / "parts",
                              engine=settings.engine, dtype=load_model(settings.model).dtype)  # fmt: skip
     scorer = CachedScorer(get_scorer(settings.scorer))
+    stage.scores_with(scorer)
     scored = continuations.assign(toxicity=scorer.score(continuations["continuation"].tolist(), "en"))
     write_parquet(stage.folder / "continuations.parquet", scored)
     pairs = on_policy_pairs(scored, settings.margin, settings.pairs_per_prompt)

@@ -36,6 +36,7 @@ def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> tuple[pd.Dat
     from polydetox.scoring import CachedScorer, get_scorer
 
     scorer = CachedScorer(get_scorer(settings.scorer))
+    stage.scores_with(scorer)
     if settings.source == "model":
         toxic = _sampled(settings, stage, scorer)
         neutral = packaged_prose(settings.max_words)

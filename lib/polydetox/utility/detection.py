@@ -230,16 +230,18 @@ def detection(
     return test, {way: roc_auc(test, test[way].to_numpy(), **_intervals(settings)) for way in ("prompting", "head")}
 
 
-def writing(settings: JigsawClassifyParameters, weights: Path, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+def writing(settings: JigsawClassifyParameters, weights: Path, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The model's own continuations of the English evaluation prompts with their ``toxicity``, and their figures."""
     from polydetox.generation import Sampling, generate
     from polydetox.scoring import CachedScorer, get_scorer
 
-    prompts, _ = load_prompts(settings.prompts_source, "en", settings.prompts_folder, settings.prompt_limit)
+    prompts, left_out = load_prompts(settings.prompts_source, "en", settings.prompts_folder, settings.prompt_limit)
+    stage.leaves_out(left_out)
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
-    continuations = generate(weights, prompts, sampling, folder / "parts", engine=settings.engine,
+    continuations = generate(weights, prompts, sampling, stage.folder / "parts", engine=settings.engine,
                              dtype=load_model(settings.model).dtype, batch_size=settings.batch_size)  # fmt: skip
     scorer = CachedScorer(get_scorer(settings.scorer))
+    stage.scores_with(scorer)
     continuations["toxicity"] = scorer.score(continuations["continuation"].tolist(), "en")
     figures = toxicity_by_language(continuations.assign(language="en"), scorer.threshold, **_intervals(settings))
     return continuations, figures["en"]
