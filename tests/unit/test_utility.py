@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from polydetox.artifacts import Stage
 from polydetox.errors import UserError
 from polydetox.params import JigsawClassifyParameters, Suite
 from polydetox.utility import harness, tasks
@@ -338,8 +339,9 @@ def test_groups_of_texts_stay_on_one_side(monkeypatch):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_checkpoints, tmp_path):
-    """The language model on its body shares the classifier's merged weights."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    """The language model on its body shares the classifier's merged weights; the head is trained and saved with it."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
     from polydetox.utility.detection import train_condition
 
@@ -356,3 +358,40 @@ def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_
     assert set(body) == set(detector) and all(torch.equal(body[name], detector[name]) for name in body)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("norm" not in name and "wte" not in name and "embed" not in name for name in changed)
+    set_seed(settings.seed)
+    untrained = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoints[family], num_labels=2).score.weight
+    head = load_file(classifier / "model.safetensors")["score.weight"]
+    assert head.shape == untrained.shape and not torch.equal(head, untrained)
+    # Whatever was drawn before, a seed gives the same head and adapter to start from.
+    torch.manual_seed(1)
+    again, _ = train_condition(settings, tiny_checkpoints[family], comments, tmp_path / "again")
+    assert torch.equal(load_file(tmp_path / "again/classifier/model.safetensors")["score.weight"], head)
+    repeated = AutoModelForCausalLM.from_pretrained(again).state_dict()
+    assert all(torch.equal(repeated[name], after[name]) for name in after)
+
+
+def test_what_is_not_used_of_prompts_and_stored_scores_is_recorded(tmp_path, monkeypatch):
+    """Of the stage that trains on labelled comments: one blank prompt, and one response of 30 that is malformed."""
+    from polydetox import generation
+    from polydetox.utility.detection import writing
+
+    rows = [{"prompt": {"text": text}} for text in ("one", " ", "two")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    answer = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.75}}}}
+    responses = [{"query": f"text {number}", "response": answer} for number in range(29)] + [{"query": "a"}]
+    (tmp_path / "scores_en.json").write_text("\n".join(map(json.dumps, responses)))
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+
+    def generate(weights, prompts, sampling, folder, **_):
+        return prompts.assign(continuation=["text 1", "text 2"], sample=0, empty=False)
+
+    monkeypatch.setattr(generation, "generate", generate)
+    settings = JigsawClassifyParameters(
+        scorer=f"stored:{tmp_path / 'scores_en.json'}", bootstrap_samples=10, prompts_source="real-toxicity-prompts",
+        prompts_folder=str(tmp_path),
+    )  # fmt: skip
+    stage = Stage("jigsaw_classify", tmp_path / "stage", {})
+    continuations, _ = writing(settings, tmp_path, stage)
+    assert continuations["toxicity"].tolist() == [0.75, 0.75]
+    manifest = stage.finish()
+    assert manifest["left_out"]["blank"] == 1 and manifest["scorer_left_out"]["rejected"] == 1

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from polydetox.artifacts import atomic_path
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm
 from polydetox.params import RegulariseParameters
+from polydetox.regularise.adapters import adapter_options
 from polydetox.regularise.rows import Row, collate
 
 if TYPE_CHECKING:
@@ -37,17 +38,12 @@ class Body(torch.nn.Module):
         model = load_causal_lm(weights, torch.float32 if self.adapted else inference_dtype(dtype))
         self.embedding = model.get_output_embeddings().weight
         if self.adapted:
-            from peft import LoraConfig, PeftModel, get_peft_model
-
-            from polydetox.preference.dpo import linear_layers
+            from peft import PeftModel, get_peft_model
 
             if adapter:
                 model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
             else:
-                layers = linear_layers(model, embeddings=False)
-                options = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=layers,
-                                     task_type="CAUSAL_LM")  # fmt: skip
-                model = get_peft_model(model, options)
+                model = get_peft_model(model, adapter_options(model, settings))
         else:
             model.requires_grad_(False)
         self.model = model

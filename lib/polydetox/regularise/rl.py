@@ -12,6 +12,7 @@ from polydetox.artifacts import atomic_folder, read_parquet, write_json, write_p
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device, use_threads
 from polydetox.params import RegulariseParameters
 from polydetox.preference.dpo import _last_checkpoint, mixed_precision
+from polydetox.regularise.adapters import adapter_options
 from polydetox.regularise.jobs import CORPUS, MODEL, held_out_losses
 from polydetox.regularise.oracle import Oracle
 from polydetox.regularise.rows import encode
@@ -30,8 +31,6 @@ def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
     from trl import RLOOConfig, RLOOTrainer
-
-    from polydetox.regularise.training import adapter_options
 
     use_threads()
     set_seed(settings.seed)

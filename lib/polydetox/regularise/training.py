@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from polydetox.models.checkpoints import device, on_one_device
 from polydetox.params import RegulariseParameters
 from polydetox.preference.dpo import mixed_precision
+from polydetox.regularise.adapters import adapter_options
 from polydetox.regularise.body import Body, Features
 from polydetox.regularise.head import NadoHead
 from polydetox.regularise.nado import (
@@ -26,9 +27,6 @@ from polydetox.regularise.nado import (
     token_kl,
 )
 from polydetox.regularise.rows import Row, batches_of, collate, learnt
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 
 def _arguments(folder: Path, seed: int, **named: Any) -> TrainingArguments:
@@ -138,16 +136,6 @@ class RegularisedTrainer(_RowTrainer):
             kl=kl[held].mean() if bool(held.any()) else kl.sum(),
         )
         return (loss, output) if return_outputs else loss
-
-
-def adapter_options(model: PreTrainedModel, settings: RegulariseParameters, task: str = "CAUSAL_LM") -> LoraConfig:
-    """An adapter of every linear layer of a model but the output layer, to be merged after the training."""
-    from peft import LoraConfig
-
-    from polydetox.preference.dpo import linear_layers
-
-    return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, task_type=task,
-                      target_modules=linear_layers(model.base_model, embeddings=False))  # fmt: skip
 
 
 def train_model(

@@ -115,17 +115,8 @@ def train_condition(
 
 
 def _key(settings: JigsawClassifyParameters, weights: Path, comments: pd.DataFrame) -> str:
-    names = {
-        "condition",
-        "epochs",
-        "tuning",
-        "learning_rate",
-        "train_batch_size",
-        "max_length",
-        "regularise",
-        "scorer",
-        "seed",
-    }
+    names = {"condition", "epochs", "tuning", "learning_rate", "train_batch_size", "max_length", "regularise"}
+    names |= {"scorer", "seed"}
     parts = [input_hash(provenance(weights)), comments.to_json(), settings.model_dump(include=names)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -162,19 +153,21 @@ def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comment
         DataCollatorWithPadding,
         Trainer,
         TrainingArguments,
+        set_seed,
     )
     from transformers.trainer_utils import get_last_checkpoint
 
     from polydetox.preference.dpo import mixed_precision
 
     use_threads()
+    set_seed(settings.seed)  # of the head and the adapter; the trainer seeds what follows
     tokenizer = load_tokenizer(weights)
     classifier = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2, dtype=torch.float32)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     if settings.tuning == "lora":
         from peft import get_peft_model
 
-        from polydetox.regularise.training import adapter_options
+        from polydetox.regularise.adapters import adapter_options
 
         # The head is trained as it is, beside the adapter of the body.
         options = adapter_options(classifier, _regularise_settings(settings, comments), "SEQ_CLS")
