@@ -53,7 +53,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
 
     options: dict[str, Any] = {"samples": 50, "confidence": 0.95, "seed": 0}
     control = run / "control"
-    write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model"})
+    write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model", "evaluated_left_out": 1200})
     for position, method in enumerate(RUN):
         rng = np.random.default_rng(position)
         toxic, right = _LEVELS[method]

@@ -121,6 +121,9 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     assert said["coverage_sentence"] == "The profile tunes no pretrained model with preferences."
     assert "Of the untuned Tiny's continuations of English prompts" in said["control_toxicity_sentence"]
     assert said["control_languages_sentence"] == "Not run."
+    assert said["control_overview"].endswith(
+        "1,200 statements that belong to evaluated prompts were left out of its corpus."
+    )
     for page in ("results-detox.qmd", "training.qmd", "fluency.qmd", "why.qmd", "ablations.qmd", "examples.qmd"):
         assert 'title="Not run"' in shown[page], page
     assert 'title="Not run"' not in shown["control.qmd"]
@@ -235,7 +238,7 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
 def test_the_chapter_on_control_tells_what_was_measured(run):
     said = variables(Results(PROFILE, samples=50))
     assert "compares filtering, never run, plain fine-tuning and regularised" in said["control_overview"]
-    assert said["control_overview"].endswith("of 4 trainings 3 were run.")
+    assert "of 4 trainings 3 were run. " in said["control_overview"]
     metrics = read_json(paths.attribute_eval(PROFILE, "tiny", "regularised") / "metrics.json")
     share = 100 * metrics["toxicity"]["en"]["toxic_share"]["value"]
     assert f"With regularised it is {share:.1f}%" in said["control_toxicity_sentence"]

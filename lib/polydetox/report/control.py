@@ -558,8 +558,18 @@ def overview(results: Results) -> str:
     return (
         f"This profile compares {listing(tuned)} with the untuned model, in {len(control.languages)} "
         f"language{'s' if len(control.languages) > 1 else ''}; of {asked} trainings {trained} "
-        f"{'was' if trained == 1 else 'were'} run."
+        f"{'was' if trained == 1 else 'were'} run.{_kept_apart(control)}"
     )
+
+
+def _kept_apart(control: Control) -> str:
+    """How many statements the corpora leave out because they belong to prompts that are evaluated."""
+    left_out = [read_json(folder / "metrics.json").get("evaluated_left_out", 0)
+                for folder in (paths.control_corpus(control.profile.name, model) for model in control.models)
+                if finished(folder)]  # fmt: skip
+    if not any(left_out):
+        return ""
+    return f" {max(left_out):,} statements that belong to evaluated prompts were left out of its corpus."
 
 
 def prompt_counts(results: Results) -> list[int]:
