@@ -342,11 +342,15 @@ def _paper_cells(control: Control, row: pd.Series) -> list[Cell]:
 
 def _main_line(control: Control, model: str, method: str) -> list[Cell | str]:
     metrics = control.evaluations.get((model, method), {})
-    table = control.toxicity
-    mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
+    mine = _of_method(control.toxicity, model, method)
     toxic = [_side(mine, language, "after") for language in (ENGLISH, "others")]
     suites = [percent(metrics.get("suites", {}).get(suite)) for suite in control.suites]
     return [control.titles[method], *toxic, *suites]
+
+
+def _of_method(table: pd.DataFrame, model: str, method: str) -> pd.DataFrame:
+    """The rows of a comparison that are about one method, by language."""
+    return table[(table["model"] == model) & (table["method"] == method)].set_index("language")
 
 
 def _side(rows: pd.DataFrame, language: str, side: str) -> Cell:
@@ -367,7 +371,7 @@ def form_table(control: Control) -> PaperTable:
         for method in control.methods:
             cells = []
             for table in (control.in_language, control.repeated):
-                mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
+                mine = _of_method(table, model, method)
                 cells += [_side(mine, language, "after") for language in (ENGLISH, "others")]
             lines.append([control.titles[method], *cells])
         groups.append(Group(title if len(control.models) > 1 else None, lines))
@@ -394,8 +398,7 @@ def languages_table(control: Control) -> PaperTable:
     for model, title in control.models.items():
         lines: list[list[Cell | str]] = []
         for method in control.methods[1:]:
-            table = control.toxicity
-            mine = table[(table["model"] == model) & (table["method"] == method)].set_index("language")
+            mine = _of_method(control.toxicity, model, method)
             others = mine.drop([ENGLISH, "others"], errors="ignore").dropna(subset=["drop"])
             less, more = int((others["drop_low"] > 0).sum()), int((others["drop_high"] < 0).sum())
             counts = [number(count, 0) for count in (less, more, len(others) - less - more)]

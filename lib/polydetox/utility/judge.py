@@ -188,8 +188,10 @@ class PairwiseJudge:
         """
         prompts, ours, theirs = (pairs[name].tolist() for name in ("prompt", "ours", "theirs"))
         forward = self.log_odds(prompts, ours, theirs)
-        equal = [left.strip() == right.strip() for left, right in zip(ours, theirs, strict=True)]
-        backward = np.where(equal, forward, self.log_odds(prompts, theirs, ours))
+        differ = [place for place, (left, right) in enumerate(zip(ours, theirs, strict=True))
+                  if left.strip() != right.strip()]  # fmt: skip
+        backward = forward.copy()
+        backward[differ] = self.log_odds(*([texts[place] for place in differ] for texts in (prompts, theirs, ours)))
         return pairs[["prompt_id", "sample"]].assign(
             forward=forward, backward=backward, outcome=outcomes(forward, backward)
         )
