@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from polydetox import paths
+from polydetox import locks, paths
 from polydetox.artifacts import MANIFEST, finished, library_versions, read_json
 from polydetox.data import (
     is_at_hand,
@@ -615,20 +614,6 @@ def _check_scorer(name: str, languages: list[str], where: str = "evaluate: score
 
 @contextlib.contextmanager
 def run_lock(profile: str) -> Iterator[None]:
-    """Let one run at a time work on a profile; a lock that a killed run left does not hold."""
-    folder = paths.profile_run(profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise UserError(
-                f"profile {profile!r} is being run already (process {handle.read().strip() or 'unknown'}); "
-                "wait for it, or stop it first"
-            ) from None
-        handle.seek(0)
-        handle.truncate()
-        handle.write(str(os.getpid()))
-        handle.flush()
+    """Let one run at a time work on a profile, whichever host it is on; a lock that a killed run left does not hold."""
+    with locks.held(paths.profile_run(profile) / ".running", f"profile {profile!r} is being run already"):
         yield

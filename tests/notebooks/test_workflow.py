@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from tiny import CHECKOUT, TINY_PROFILE, make_checkout
 
+from polydetox import locks
 from polydetox.params import SECTIONS
 
 OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports
@@ -298,14 +300,10 @@ def test_a_killed_run_goes_on_by_the_same_command(small):
 
 
 def test_two_runs_of_one_profile_do_not_meet(small):
-    from fcntl import LOCK_EX, flock
-
-    folder = small / "runs/tiny"
-    folder.mkdir(parents=True)
-    with open(folder / ".lock", "w") as handle:
-        flock(handle, LOCK_EX)
+    with locks.held(small / "runs/tiny/.running"):
         refused = polydetox(small, "run", "--profile", "tiny")
-    assert refused.returncode == 2 and "is being run already" in refused.stderr
+    assert refused.returncode == 2
+    assert f"is being run already (process {os.getpid()} on {socket.gethostname()}, since " in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
 

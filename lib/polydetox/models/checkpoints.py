@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from polydetox import paths
+from polydetox import locks, paths
 from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
 from polydetox.download import hub_errors
 from polydetox.errors import UserError
@@ -34,7 +32,7 @@ def make_checkpoint(model: ModelFile, folder: Path) -> Path:
     is used as it is. Writes ``folder/checkpoint.json`` and returns the folder of the weights. One process at a time
     does so; the next one finds the weights.
     """
-    with _locked(folder):
+    with locks.held(folder / ".making"):
         return _make_checkpoint(model, folder)
 
 
@@ -126,15 +124,6 @@ def restore_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> None:
     )
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a shared checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def recorded_location(folder: Path) -> Path:
     """The folder of the weights that a finished checkpoint stage recorded."""
     location = Path(read_json(folder / LOCATION)["folder"])
@@ -150,7 +139,7 @@ def recorded_location(folder: Path) -> Path:
 def ensure_checkpoint(model: ModelFile, folder: Path | None = None) -> Path:
     """The folder of the untuned weights, made first where no run has done so yet."""
     folder = folder or paths.checkpoint(model.name)
-    with _locked(folder):
+    with locks.held(folder / ".making"):
         if finished(folder) and read_json(folder / LOCATION).get("source") == model.source():
             return recorded_location(folder)
         stage = Stage("checkpoint", folder, {"model": model.name, **model.source()})
