@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -73,7 +74,7 @@ def main() -> int:
         Scoring(settings).values(table("warm", 1), "en", folder / "warm")  # first calls of the libraries
         seconds, found = {}, {}
         for way in ("apart", "together"):
-            paths.score_cache().unlink(missing_ok=True)
+            shutil.rmtree(paths.score_cache(), ignore_errors=True)
             e5.installed.cache_clear()
             begun = time.process_time()
             scoring = Scoring(settings)

@@ -73,13 +73,13 @@ def checkpoint(model: str) -> Path:
 
 
 def score_cache() -> Path:
-    """The SQLite file of cached scores; shared by all profiles."""
-    return runs() / "cache" / "scores.sqlite"
+    """The cached scores, a file a process; shared by all profiles."""
+    return runs() / "cache" / "scores"
 
 
 def reference_cache(key: str) -> Path:
-    """Log-probabilities of preference pairs under one reference model; shared by all profiles and runs."""
-    return runs() / "cache" / "reference" / f"{key}.parquet"
+    """Log-probabilities of preference pairs under one reference model, a file a job; shared by all profiles."""
+    return runs() / "cache" / "reference" / key
 
 
 def trim(profile: str, model: str) -> Path:

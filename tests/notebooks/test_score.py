@@ -34,7 +34,7 @@ def scored(tmp_path_factory, tiny_checkpoints) -> Path:
 def test_scoring_together_changes_no_score(scored, monkeypatch, tmp_path):
     """Against the scores of each language by itself, which nothing told ahead."""
     monkeypatch.setattr(paths, "root", lambda: scored)
-    monkeypatch.setattr(paths, "score_cache", lambda: tmp_path / "cache" / "scores.sqlite")
+    monkeypatch.setattr(paths, "score_cache", lambda: tmp_path / "cache" / "scores")
     for language in LANGUAGES:
         values = stage_parameters("evaluate", load_profile("tiny"), "tiny", variant="base", lang=language)
         table = pd.read_parquet(scored / f"runs/tiny/tiny/base/generate/{language}/continuations.parquet")

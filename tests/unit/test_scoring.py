@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -101,7 +102,7 @@ def test_available_loads_no_model():
 
 def test_nothing_is_scored_twice(tmp_path):
     inner = LengthScorer()
-    cached = CachedScorer(inner, tmp_path / "scores.sqlite")
+    cached = CachedScorer(inner, tmp_path / "scores")
     texts = ["abc", "a", "abc", "", "ab", "a"]
     first = cached.score(texts, "en")
     np.testing.assert_array_equal(first, [0.03, 0.01, 0.03, NAN, 0.02, 0.01])
@@ -112,7 +113,7 @@ def test_nothing_is_scored_twice(tmp_path):
 
 def test_the_key_is_text_language_scorer_and_revision(tmp_path):
     inner = LengthScorer()
-    cached = CachedScorer(inner, tmp_path / "scores.sqlite")
+    cached = CachedScorer(inner, tmp_path / "scores")
     cached.score(["abc"], "en")
     cached.score(["abc"], "de")
     inner.revision = "2"
@@ -124,7 +125,7 @@ def test_the_key_is_text_language_scorer_and_revision(tmp_path):
 
 def test_only_what_asking_again_cannot_mend_is_kept_as_missing(tmp_path):
     inner = LengthScorer()
-    cached = CachedScorer(inner, tmp_path / "scores.sqlite")
+    cached = CachedScorer(inner, tmp_path / "scores")
     for _ in range(2):
         scores, reasons = cached.score_with_reasons(["later", "never", ""], "en")
         assert np.isnan(scores).all()
@@ -133,50 +134,86 @@ def test_only_what_asking_again_cannot_mend_is_kept_as_missing(tmp_path):
 
 
 def test_lone_surrogates_can_be_cached(tmp_path):
-    cached = CachedScorer(LengthScorer(), tmp_path / "scores.sqlite")
+    cached = CachedScorer(LengthScorer(), tmp_path / "scores")
     assert cached.score(["a\ud800", "a\ud801"], "en").tolist() == cached.score(["a\ud800", "a\ud801"], "en").tolist()
 
 
-@pytest.mark.parametrize("content", [b"this is no database" * 500, b"SQLite format 3\0" + b"\xff" * 8000])
-def test_a_damaged_cache_is_set_aside(tmp_path, content):
-    path = tmp_path / "scores.sqlite"
-    path.write_bytes(content)
-    with pytest.warns(UserWarning, match="is damaged; it was renamed to"):
-        assert CachedScorer(LengthScorer(), path).score(["abc"], "en").tolist() == [0.03]
+@pytest.mark.parametrize("damage", [b"no line of ours", b"\xa5\x00", b'["zz", 0.5, ""]', b'["00", 7, ""]', b"[1]"])
+def test_damaged_lines_are_said_and_their_texts_scored_again(tmp_path, damage):
+    CachedScorer(LengthScorer(1), tmp_path).score(["abc", "ab"], "en")
+    (file,) = tmp_path.rglob("*.jsonl")
+    _, second = file.read_bytes().splitlines()
+    file.write_bytes(damage + b"\n" + second + b"\n")
     inner = LengthScorer()
-    assert CachedScorer(inner, path).score(["abc"], "en").tolist() == [0.03]
-    assert inner.asked == []
-    assert [file.read_bytes() for file in tmp_path.glob("*.damaged-*")] == [content]
+    with pytest.warns(UserWarning, match="1 damaged lines, whose texts are scored again"):
+        assert CachedScorer(inner, tmp_path).score(["abc", "ab"], "en").tolist() == [0.03, 0.02]
+    assert inner.asked == ["abc"]
 
 
-def test_a_cache_that_is_damaged_in_use_is_set_aside(tmp_path):
-    path = tmp_path / "scores.sqlite"
-    texts = ["x" * n for n in range(1, 90)]
-    cached = CachedScorer(LengthScorer(), path)
-    expected = cached.score(texts, "en")
-    cached.close()
-    with open(path, "r+b") as file:
-        file.seek(4096)
-        file.write(b"\xa5" * 4096)
-    with pytest.warns(UserWarning, match="is damaged"):
-        np.testing.assert_array_equal(CachedScorer(LengthScorer(), path).score(texts, "en"), expected)
+def test_a_line_that_a_killed_job_left_unfinished_is_passed_over(tmp_path):
+    CachedScorer(LengthScorer(), tmp_path).score(["abc", "ab"], "en")
+    (file,) = tmp_path.rglob("*.jsonl")
+    file.write_bytes(file.read_bytes()[:-5])
+    inner = LengthScorer()
+    assert CachedScorer(inner, tmp_path).score(["abc", "ab"], "en").tolist() == [0.03, 0.02]
+    assert len(inner.asked) == 1
+    assert CachedScorer(inner, tmp_path).score(["abc", "ab"], "en").tolist() == [0.03, 0.02]
+    assert len(inner.asked) == 1
+
+
+def test_what_another_process_adds_is_found(tmp_path):
+    inner = LengthScorer()
+    mine, other = CachedScorer(inner, tmp_path), CachedScorer(LengthScorer(), tmp_path)
+    mine.score(["a"], "en")
+    other.score(["ab", "abc"], "en")
+    assert mine.score(["a", "ab", "abc"], "en").tolist() == [0.01, 0.02, 0.03]
+    assert inner.asked == ["a"]
+
+
+def test_the_database_of_earlier_releases_is_read_and_kept(tmp_path):
+    database = tmp_path / "scores.sqlite"
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE score (scorer, revision, language, text_sha256 BLOB, value REAL, reason TEXT)")
+    rows = [("abc", "1", "en", 0.5, ""), ("ab", "1", "en", None, "too long"), ("a", "0", "en", 0.5, "")]
+    connection.executemany(
+        "INSERT INTO score VALUES ('length', ?, ?, ?, ?, ?)",
+        [(revision, language, hashlib.sha256(text.encode()).digest(), value, reason)
+         for text, revision, language, value, reason in rows],
+    )  # fmt: skip
+    connection.commit()
+    inner = LengthScorer()
+    cached = CachedScorer(inner, tmp_path / "scores")
+    scores, reasons = cached.score_with_reasons(["abc", "ab", "a"], "en")
+    np.testing.assert_array_equal(scores, [0.5, NAN, 0.01])
+    assert reasons[1] == "too long" and inner.asked == ["a"]
+    connection.close()
+    before = database.read_bytes()
+    assert CachedScorer(inner, tmp_path / "scores").score(["abc"], "en").tolist() == [0.5]
+    assert database.read_bytes() == before
+
+
+def test_a_damaged_database_of_earlier_releases_is_said(tmp_path):
+    (tmp_path / "scores.sqlite").write_bytes(b"this is no database" * 500)
+    with pytest.warns(UserWarning, match=r"scores.sqlite: scores of an earlier release, not readable .*; remove it"):
+        assert CachedScorer(LengthScorer(), tmp_path / "scores").score(["abc"], "en").tolist() == [0.03]
 
 
 def test_a_cache_that_cannot_be_written_only_warns(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="scoring goes on without it"):
-        assert CachedScorer(LengthScorer(), tmp_path / "file" / "scores.sqlite").score(["abc"], "en").tolist() == [0.03]
+        assert CachedScorer(LengthScorer(), tmp_path / "file" / "scores").score(["abc"], "en").tolist() == [0.03]
 
 
 def run_script(script: str, *arguments: object) -> subprocess.Popen:
     """Start Python on a script that can import this module as ``tests``."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_run_loses_no_finished_batch(tmp_path):
-    path = tmp_path / "scores.sqlite"
+    path = tmp_path / "scores"
     script = """
         import sys, time
         from polydetox.scoring import CachedScorer, Score
@@ -202,21 +239,32 @@ def test_a_killed_run_loses_no_finished_batch(tmp_path):
     assert inner.asked == ["x" * n for n in range(7, 20)]
 
 
-def test_processes_can_write_at_once(tmp_path):
-    path = tmp_path / "scores.sqlite"
+def test_jobs_of_two_hosts_can_write_at_once(tmp_path):
+    """What hosts do not share is taken away: locks, mapped memory, and process numbers that differ."""
     script = """
-        import sys
+        import fcntl, mmap, os, sys
+        def unsupported(*_): raise OSError(38, os.strerror(38))
+        fcntl.flock = fcntl.lockf = mmap.mmap = unsupported
+        os.getpid = lambda: 1234
         from polydetox.scoring import CachedScorer
         from test_scoring import LengthScorer
-        print("ready", flush=True)
         start = int(sys.argv[2])
-        CachedScorer(LengthScorer(1), sys.argv[1]).score([chr(start + n) * 3 for n in range(200)], "en")
+        print("ready", flush=True)
+        sys.stdin.readline()
+        CachedScorer(LengthScorer(1), sys.argv[1]).score([chr(start + n) * 3 for n in range(500)], "en")
     """
-    processes = [run_script(script, path, start) for start in (0x4E00, 0x5E00)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT count(*), sum(value) FROM score").fetchone() == (400, pytest.approx(12.0))
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    starts = (0x4E00, 0x5E00, 0x6E00)
+    processes = [run_script(script, tmp_path, start) for start in starts]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.close()
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    inner = LengthScorer()
+    texts = [chr(start + n) * 3 for start in starts for n in range(500)]
+    assert CachedScorer(inner, tmp_path).score(texts, "en").tolist() == [0.03] * 1500
+    assert inner.asked == [] and len(list(tmp_path.rglob("*.jsonl"))) == 3
 
 
 # --- lexicon ----------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_malformed_lines_are_listed_or_refused_by_file_and_line(tmp_path, line, 
     table, left_out = read_stored(tmp_path / "x.json")
     assert table["text"].tolist() == [f"b{number}" for number in range(30)]
     assert len(left_out.rejected) == 1 and re.search(message, str(left_out.rejected[0]))
-    scorer = CachedScorer(get_scorer(f"stored:{tmp_path / 'x.json'}"), tmp_path / "cache.sqlite")
+    scorer = CachedScorer(get_scorer(f"stored:{tmp_path / 'x.json'}"), tmp_path / "cache")
     assert scorer.score(["b29"], "en").tolist() == [0.5]
     stage = Stage("evaluate", tmp_path / "stage", {})
     stage.scores_with(scorer)

@@ -158,7 +158,7 @@ def test_passing_faults_are_tried_again(service, fault):
 )
 def test_lasting_faults_leave_a_text_missing_and_are_not_cached(service, tmp_path, fault, reason):
     service.fault = lambda text, attempt: fault if text == TEXTS[3] else None
-    cached = CachedScorer(scorer_of(service), tmp_path / "scores.sqlite")
+    cached = CachedScorer(scorer_of(service), tmp_path / "scores")
     scores, reasons = cached.score_with_reasons(TEXTS[:6], "en")
     assert np.flatnonzero(np.isnan(scores)).tolist() == [3]
     assert reason in reasons[3]
@@ -172,7 +172,7 @@ def test_a_storm_of_faults_loses_nothing(service, tmp_path):
     rng = np.random.default_rng(0)
     faults = [429, 429, 503, "truncated", "closed", None]
     service.fault = lambda text, attempt: None if attempt > 4 else faults[int(rng.integers(len(faults)))]
-    cached = CachedScorer(scorer_of(service), tmp_path / "scores.sqlite")
+    cached = CachedScorer(scorer_of(service), tmp_path / "scores")
     assert cached.score(TEXTS, "en").tolist() == [toxicity(text) for text in TEXTS]
     assert service.answered == collections.Counter(TEXTS)
     asked = service.attempts.total()
@@ -188,7 +188,7 @@ def test_a_storm_of_faults_loses_nothing(service, tmp_path):
 def test_a_refused_text_is_missing_with_its_reason_and_asked_for_once(service, tmp_path, error_type, reason):
     service.fault = lambda text, attempt: error_type if text == TEXTS[1] else None
     for _ in range(2):
-        cached = CachedScorer(scorer_of(service), tmp_path / "scores.sqlite")
+        cached = CachedScorer(scorer_of(service), tmp_path / "scores")
         scores, reasons = cached.score_with_reasons(TEXTS[:3], "en")
         assert np.isnan(scores).tolist() == [False, True, False]
         assert reasons == ["", reason, ""]
@@ -208,7 +208,7 @@ def test_what_concerns_all_texts_stops_at_once_without_showing_the_key(service, 
 
 def test_what_was_answered_before_a_stop_is_kept(service, tmp_path):
     service.fault = lambda text, attempt: 403 if text == TEXTS[30] else None
-    cached = CachedScorer(scorer_of(service, concurrency=1), tmp_path / "scores.sqlite")
+    cached = CachedScorer(scorer_of(service, concurrency=1), tmp_path / "scores")
     with pytest.raises(UserError, match="refused the key"):
         cached.score(TEXTS, "en")
     service.fault = lambda text, attempt: None
@@ -217,7 +217,7 @@ def test_what_was_answered_before_a_stop_is_kept(service, tmp_path):
 
 
 def test_a_killed_run_asks_for_no_answered_text_again(service, tmp_path):
-    path = tmp_path / "scores.sqlite"
+    path = tmp_path / "scores"
     script = """
         import sys
         from polydetox.scoring import CachedScorer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ def pair_lengths(dataset: Dataset) -> list[int]:
 
 
 class PairTrainer(DPOTrainer):
-    """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a file of them.
+    """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a cache of them.
 
-    ``reference_cache`` is a Parquet file of ``pair, chosen, rejected``: the summed log-probabilities of the completions
-    under the reference model. It must be named by that model and by what else they depend on. Runs that split the same
-    pairs by another seed, or train with another learning rate, find theirs there. Of two that write it at once one
-    remains; what the other computed is computed again by the next run that needs it.
+    ``reference_cache`` is a folder of Parquet files of ``pair, chosen, rejected``: the summed log-probabilities of the
+    completions under the reference model. It must be named by that model and by what else they depend on. Runs that
+    split the same pairs by another seed, or train with another learning rate, find theirs there. Each run adds a
+    file of its own, so that runs on several hosts lose nothing.
     """
 
     def __init__(self, *arguments: Any, reference_cache: Path, **named: Any):
@@ -51,7 +52,10 @@ class PairTrainer(DPOTrainer):
         cache = self._reference_cache
         keys = pair_keys(dataset)
         place = {key: row for row, key in enumerate(keys)}
-        known = read_parquet(cache, REFERENCE_COLUMNS) if cache.is_file() else pd.DataFrame(columns=REFERENCE_COLUMNS)
+        earlier = cache.with_name(f"{cache.name}.parquet")  # the one file of earlier releases
+        files = [*sorted(cache.glob("*.parquet")), *([earlier] if earlier.is_file() else [])]
+        parts = [read_parquet(file, REFERENCE_COLUMNS) for file in files]
+        known = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=REFERENCE_COLUMNS)
         missing = place.keys() - set(known["pair"])
         if missing:
             lengths = pair_lengths(dataset)
@@ -64,7 +68,7 @@ class PairTrainer(DPOTrainer):
             })  # fmt: skip
             known = fresh if known.empty else pd.concat([known, fresh], ignore_index=True)
             if self.accelerator.is_main_process:
-                write_parquet(cache, known)
+                write_parquet(cache / f"{uuid.uuid4().hex}.parquet", fresh)
         table = known.drop_duplicates("pair").set_index("pair").loc[keys]
         columns = {"ref_chosen_logps": table["chosen"].tolist(), "ref_rejected_logps": table["rejected"].tolist()}
         return concatenate_datasets([dataset, Dataset.from_dict(columns)], axis=1)

@@ -1,47 +1,29 @@
 """Scores kept on disk by (text, language, scorer, revision), so that no text is scored twice.
 
-One SQLite file in write-ahead-log mode serves all processes of a run. Each batch is committed as it arrives: a
-killed run loses at most the batch in flight.
+Each process appends to a file of its own, JSON Lines below ``runs/cache/scores/<scorer and revision>/<language>/``, and
+reads those of all others. No two processes write one file, so jobs on any number of hosts need no lock. (A database
+does: SQLite's write-ahead log needs memory that all writers share, which two hosts do not have, and its other journal
+needs locks that network file systems often lack.) Each batch is written as it arrives: a killed job loses at most the
+batch in flight, and a line that it left unfinished is passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
+import re
 import sqlite3
-import time
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 
 from polydetox import paths
 from polydetox.rows import LeftOut
-from polydetox.scoring.base import Score, Scorer, chunks
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind
-    fcntl = None  # type: ignore[assignment]
-
-# How long a process waits for others that are writing.
-BUSY_SECONDS = 60.0
-
-# SQLite's limit on bound variables was 999 before 3.32.
-_LOOKUP = 500
-
-_CREATE = """
-CREATE TABLE IF NOT EXISTS score (
-    scorer TEXT NOT NULL,
-    revision TEXT NOT NULL,
-    language TEXT NOT NULL,
-    text_sha256 BLOB NOT NULL,
-    value REAL,              -- NULL: missing
-    reason TEXT NOT NULL,    -- why it is missing
-    PRIMARY KEY (scorer, revision, language, text_sha256)
-) WITHOUT ROWID
-"""
+from polydetox.scoring.base import Score, Scorer
 
 
 def text_sha256(text: str) -> bytes:
@@ -54,20 +36,21 @@ class CachedScorer(Scorer):
 
     Args:
         scorer: the scorer that is asked for what the cache does not hold.
-        path: the SQLite file; by default the project's.
+        folder: where the files are; by default the project's.
 
-    Missing scores are kept only where asking again could not help (``Score.final``). A damaged file is set aside
-    with a warning and begun anew; where the file cannot be written, scoring goes on without it.
+    Missing scores are kept only where asking again could not help (``Score.final``). Damaged lines are passed over
+    with a warning; where nothing can be written, scoring goes on without the cache.
     """
 
-    def __init__(self, scorer: Scorer, path: Path | None = None):
+    def __init__(self, scorer: Scorer, folder: Path | None = None):
         self.scorer = scorer
         self.id = scorer.id
         self.languages = scorer.languages
         self.threshold = scorer.threshold
-        self.path = Path(path) if path else paths.score_cache()
-        self._connection: sqlite3.Connection | None = None
-        self._owner = 0
+        self.folder = Path(folder) if folder else paths.score_cache()
+        self._name = uuid.uuid4().hex
+        self._known: dict[Path, dict[bytes, Score]] = {}  # by folder of a revision and language
+        self._read_up_to: dict[Path, int] = {}  # bytes of each file
 
     @property
     def revision(self) -> str:  # type: ignore[override]
@@ -92,120 +75,78 @@ class CachedScorer(Scorer):
             self._write([(unknown[index], result) for index, result in batch if result.final], language)
             yield [(position, result) for index, result in batch for position in positions[unknown[index]]]
 
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        if self._connection is not None and self._owner == os.getpid():
-            self._connection.close()
-        self._connection = None
+    # --- files --------------------------------------------------------------------------------------------------
 
-    # --- SQLite -------------------------------------------------------------------------------------------------
-
-    def _open(self) -> sqlite3.Connection:
-        # A connection must not be carried over a fork.
-        if self._connection is None or self._owner != os.getpid():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                # In this mode NORMAL can lose the last commits to a power cut, but never to a killed process.
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute(_CREATE)
-            except sqlite3.Error:
-                connection.close()
-                raise
-            self._connection, self._owner = connection, os.getpid()
-        return self._connection
-
-    def _attempt(self, action):
-        """Run ``action(connection)``; once more on a new file if this one is damaged; None if that fails too."""
-        for _ in range(2):
-            try:
-                return action(self._open())
-            except (sqlite3.Error, OSError) as error:
-                self.close()
-                if not _is_damage(error):
-                    warnings.warn(f"score cache {self.path}: {error}; scoring goes on without it", stacklevel=2)
-                    return None
-                self._set_aside()
-        return None
+    def _folder(self, language: str) -> Path:
+        pinned = hashlib.sha256(f"{self.id}\0{self.revision}".encode()).hexdigest()[:16]
+        return self.folder / f"{re.sub(r'[^a-zA-Z0-9.-]+', '-', self.id)[:60]}-{pinned}" / language
 
     def _read(self, keys: list[bytes], language: str) -> dict[bytes, Score]:
-        def action(connection: sqlite3.Connection) -> dict[bytes, Score]:
-            found = {}
-            for part in chunks(keys, _LOOKUP):
-                rows = connection.execute(
-                    "SELECT text_sha256, value, reason FROM score WHERE scorer = ? AND revision = ? AND language = ?"
-                    f" AND text_sha256 IN ({','.join('?' * len(part))})",
-                    (self.id, self.revision, language, *part),
-                )
-                for key, value, reason in rows:
-                    found[key] = Score(math.nan if value is None else value, reason)
-            return found
+        folder = self._folder(language)
+        if folder not in self._known:
+            self._known[folder] = self._of_earlier_releases(language)
+        known = self._known[folder]
+        if not all(key in known for key in keys):
+            for file in sorted(folder.glob("*.jsonl")):
+                self._take_up(file, known)
+        return {key: known[key] for key in keys if key in known}
 
-        return self._attempt(action) or {}
+    def _take_up(self, file: Path, known: dict[bytes, Score]) -> None:
+        """Add the whole lines that a file has got since it was last read."""
+        damaged, start = 0, self._read_up_to.get(file, 0)
+        try:
+            with open(file, "rb") as stream:
+                stream.seek(start)
+                content = stream.read()
+        except OSError as error:
+            warnings.warn(f"score cache {file}: {error.strerror}; scoring goes on without it", stacklevel=2)
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read_up_to[file] = start + len(whole)
+        for line in whole.splitlines():
+            try:
+                key, value, reason = json.loads(line)
+                known[bytes.fromhex(key)] = Score(_checked(value), str(reason))
+            except (ValueError, TypeError):
+                damaged += 1
+        if damaged:
+            warnings.warn(f"score cache {file}: {damaged} damaged lines, whose texts are scored again", stacklevel=2)
 
     def _write(self, results: list[tuple[bytes, Score]], language: str) -> None:
-        rows = [
-            (self.id, self.revision, language, key, None if math.isnan(result.value) else result.value, result.reason)
-            for key, result in results
-        ]
+        if not results:
+            return
+        folder = self._folder(language)
+        lines = [json.dumps([key.hex(), None if math.isnan(result.value) else result.value, result.reason]) + "\n"
+                 for key, result in results]  # fmt: skip
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # A fork of this process has a file of its own.
+            with open(folder / f"{self._name}-{os.getpid()}.jsonl", "a", encoding="utf-8") as stream:
+                stream.write("".join(lines))
+        except OSError as error:
+            warnings.warn(f"score cache {folder}: {error.strerror}; scoring goes on without it", stacklevel=2)
 
-        def action(connection: sqlite3.Connection) -> None:
-            with _transaction(connection):
-                connection.executemany("INSERT OR REPLACE INTO score VALUES (?, ?, ?, ?, ?, ?)", rows)
-
-        if rows:
-            self._attempt(action)
-
-    def _set_aside(self) -> None:
-        """Rename a damaged file, unless another process has just done so."""
-        with _lock(self.path.with_name(self.path.name + ".lock")):
-            if not _file_is_damaged(self.path):
-                return
-            aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
-            os.replace(self.path, aside)
-            # The log of the damaged file must not be replayed into its successor.
-            for suffix in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            warnings.warn(
-                f"score cache {self.path} is damaged; it was renamed to {aside.name} and begun anew", stacklevel=2
-            )
-
-
-def _is_damage(error: Exception) -> bool:
-    # The low byte is the primary result code; the rest tells variants of it apart.
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    def _of_earlier_releases(self, language: str) -> dict[bytes, Score]:
+        """What the database holds that earlier releases kept their scores in; it is never written."""
+        database = self.folder.with_name("scores.sqlite")
+        if not database.is_file():
+            return {}
+        try:
+            with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+                rows = connection.execute(
+                    "SELECT text_sha256, value, reason FROM score WHERE scorer = ? AND revision = ? AND language = ?",
+                    (self.id, self.revision, language),
+                )
+                return {key: Score(_checked(value), reason) for key, value, reason in rows}
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            warnings.warn(f"{database}: scores of an earlier release, not readable ({error}); remove it", stacklevel=2)
+            return {}
 
 
-def _file_is_damaged(path: Path) -> bool:
-    if not path.exists():
-        return False
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-    try:
-        return connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
-    except sqlite3.Error as error:
-        return _is_damage(error)
-    finally:
-        connection.close()
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    # IMMEDIATE takes the write lock at once: a transaction that is upgraded later fails without waiting.
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "w") as stream:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def _checked(value: float | None) -> float:
+    """A score as it is stored, where null is a missing one; raises ``ValueError`` where it is none."""
+    if value is None:
+        return math.nan
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{value} is no score")
+    return float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -26,7 +27,8 @@ def _lexicon() -> Scorer:
 
 
 def _perspective() -> Scorer:
-    responses = paths.score_cache().with_name("perspective_responses.jsonl")
+    # A file a job, as for the scores; `stored:` reads the folder.
+    responses = paths.score_cache().with_name("perspective_responses") / f"{uuid.uuid4().hex}.jsonl"
     return perspective.PerspectiveScorer(responses=responses)
 
 
