@@ -18,7 +18,7 @@ import pandas as pd
 
 from polydetox.data import local_path
 from polydetox.errors import NotThere, UserError
-from polydetox.languages import LANGUAGES, check_language
+from polydetox.languages import LANGUAGES, check_language, code_of_locale
 from polydetox.rows import LeftOut, Rejected, Rows, check_rows, is_blank, read_lines, read_rows
 
 
@@ -58,7 +58,7 @@ def polyglo_toxicity_prompts(
         if file.parent.name.startswith("wildchat-"):
             continue  # what users wrote to an assistant: scores to compare with, no prompts to be continued
         named = _language_of_folder(file)
-        if file.parent.name == f"ptp-{named}" and named in LANGUAGES and named != language:
+        if named in LANGUAGES and named != language:
             found.add(named)
             continue  # the data set's own folder of another language, which need not be read
         table, rejected = _polyglo_file(*version(file))
@@ -93,7 +93,7 @@ def _polyglo_file(file: Path, modified: int, size: int) -> tuple[pd.DataFrame, l
     language (None where a line cannot be read). A file of something else that lies beside the data set has no rows.
     """
     read = read_rows(file)
-    told = {line: _language(row, file) for line, row in read.rows}
+    told = {line: language_of(row) or _language_of_folder(file) for line, row in read.rows}
     ours = any("prompt" in row or told[line] in LANGUAGES for line, row in read.rows)
     if not ours and (read.rows or not read.rejected):
         return pd.DataFrame(columns=_POLYGLO_COLUMNS).astype({"toxicity": float}), []
@@ -243,11 +243,14 @@ def _files(given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...
     return files
 
 
-def told_language(row: Mapping[str, Any]) -> str:
-    """The language that a row of PolygloToxicityPrompts, or of stored scores, tells; empty where it tells none."""
+def language_of(row: Mapping[str, Any]) -> str:
+    """The language that a row of PolygloToxicityPrompts, or of stored scores, tells; empty where it tells none.
+
+    A code of the project's, or in lower case what is none of its languages.
+    """
     details = row.get("meta_data")
     told = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, Mapping) else "")
-    return str(told or "").lower()
+    return code_of_locale(str(told or "")) or str(told or "").lower()
 
 
 def summary_score(answer: Any) -> Any:
@@ -257,13 +260,10 @@ def summary_score(answer: Any) -> Any:
     return answer
 
 
-def _language(row: Mapping[str, Any], file: Path) -> str:
-    """The language of a row, which it tells, or else the last part of its folder's name."""
-    return told_language(row)[:2] or _language_of_folder(file).lower()
-
-
 def _language_of_folder(file: Path) -> str:
-    return file.parent.name.rsplit("-", 1)[-1]
+    """The language of a file in the data set's own folders, ``ptp-<language>``; empty elsewhere."""
+    prefix, _, locale = file.parent.name.partition("-")
+    return (code_of_locale(locale) or locale.lower()) if prefix == "ptp" else ""
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

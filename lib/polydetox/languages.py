@@ -41,6 +41,9 @@ OTHER_RTP_LX_LOCALES: dict[str, str] = {
     "VI": "Vietnamese", "ZH-Hant": "Chinese (traditional)",
 }  # fmt: skip
 
+# Spellings of supported languages that other publishers use.
+_OTHER_SPELLINGS = {"zh-cn": "zh", "pt-pt": "pt"}
+
 
 def rtp_lx_locales(language: str) -> tuple[str, ...]:
     """The locales in the file name ``RTP_LX_<LOCALE>.json`` that a language code may have, the usual one first."""
@@ -57,6 +60,20 @@ def language_of_locale(locale: str) -> str:
             raise UserError(f"RTP-LX's locale {other} ({name}) is not supported: it is none of the paper's languages")
     known = [name for language in LANGUAGES for name in rtp_lx_locales(language)]
     raise UserError(f"unknown locale {locale!r}{nearest(locale, [*known, *OTHER_RTP_LX_LOCALES])}")
+
+
+def code_of_locale(locale: str) -> str | None:
+    """The language code of a locale as files are named by it, whatever its case and whether with ``-`` or ``_``.
+
+    Of a language that is known but not supported it is the locale in lower case; None for what is no known locale.
+    """
+    locale = locale.lower().replace("_", "-")
+    if locale in _OTHER_SPELLINGS:
+        return _OTHER_SPELLINGS[locale]
+    if locale in (other.lower() for other in OTHER_RTP_LX_LOCALES):
+        return locale
+    spelled = {name.lower(): code for code in LANGUAGES for name in (code, *rtp_lx_locales(code))}
+    return spelled.get(locale)
 
 
 def known_locale(locale: str) -> str:

@@ -268,3 +268,12 @@ def test_what_is_at_hand_is_read_whole(tmp_path, monkeypatch):
     assert at_hand.check_source("real-toxicity-prompts") == "1 prompts, 100.0% of them toxic"
     assert at_hand.check_source("wikitext-2") == "1 paragraphs to train on"
     assert at_hand.check_source("toxigen") == "1 statements, 100.0% of them toxic"
+
+
+def test_only_the_data_sets_own_folders_tell_a_language(tmp_path):
+    untold = [{"prompt": f"Satz {number}", "toxicity": 0.1} for number in range(3)]
+    lines(tmp_path / "ptp/ptp-pt-br/x.jsonl", untold)
+    assert len(corpora.polyglo_toxicity_prompts(tmp_path / "ptp", "pt")[0]) == 3
+    lines(tmp_path / "other/gemma-3-270m-it/x.jsonl", untold)
+    with pytest.raises(UserError, match="no prompts of PolygloToxicityPrompts in Italian"):
+        corpora.polyglo_toxicity_prompts(tmp_path / "other", "it")

@@ -304,6 +304,35 @@ def test_the_lexicon_knows_all_languages():
     assert scorer.score(["That is bullshit.", "That is good."], "en").tolist() == [1.0, 0.0]
 
 
+def test_an_empty_word_list_is_an_error_and_finds_nothing():
+    from polydetox.scoring.lexicon import compile_lexicon
+
+    for entries in ([], ["", " !? "]):
+        with pytest.raises(UserError, match="word list for language 'de': it has no words"):
+            compile_lexicon(entries, "de")
+
+
+@needs_lexicon
+def test_a_language_that_the_package_does_not_list_is_an_error(monkeypatch):
+    from polydetox.scoring.lexicon import LexiconScorer
+
+    monkeypatch.setattr(LexiconScorer, "languages", LexiconScorer.languages | {"xx"})
+    with pytest.raises(UserError, match="word list for language 'xx': it has no words"):
+        get_scorer("lexicon").score(["a fine day"], "xx")
+
+
+def test_a_language_added_to_the_project_is_known_to_no_scorer():
+    """In a process of its own, in which the language is there before any scorer is imported."""
+    code = (
+        "from polydetox.languages import LANGUAGES; LANGUAGES['xx'] = 'Example'\n"
+        "from polydetox.scoring import embedded, huggingface, lexicon, perspective\n"
+        "classes = [embedded.EmbeddedScorer, lexicon.LexiconScorer, perspective.PerspectiveScorer]\n"
+        "claims = [known.languages for known in (*classes, *huggingface.READY.values())]\n"
+        "assert len(claims) == 7 and all('en' in known and 'xx' not in known for known in claims), claims"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # --- head -------------------------------------------------------------------------------------------------------
 
 

@@ -49,8 +49,8 @@ def test_published_responses_are_read(tmp_path):
     scorer = get_scorer(f"stored:{tmp_path}")
     assert scorer.languages == {"de", "zh"}
     scores, reasons = scorer.score_with_reasons(["two\u2028lines", "three", "one", "four", ""], "zh")
-    np.testing.assert_array_equal(scores, [1.0, np.nan, 0.25, np.nan, np.nan])
-    assert reasons == ["", "no score in the stored response", "", "not among the stored scores", "no text"]
+    np.testing.assert_array_equal(scores, [1.0, np.nan, 0.25, np.nan, 0.02])
+    assert reasons == ["", "no score in the stored response", "", "not among the stored scores", ""]
     assert scorer.score(["one"], "de").tolist() == [0.5]
     with pytest.raises(UserError, match="does not support language 'en'; it supports: de, zh"):
         scorer.score(["one"], "en")
@@ -69,38 +69,95 @@ def test_polyglot_toxicity_prompts_are_read_as_lines_and_parquet(tmp_path):
     assert get_scorer(f"stored:{tmp_path}").score(["two"], "sv").tolist() == [0.5]
     folder = tmp_path / "wildchat-sv"
     folder.mkdir()
-    pd.DataFrame([{"prompt": "two", "prompt_perspective": answer(0.25)}]).to_parquet(folder / "wildchat-00000.parquet")
+    row = {"prompt": "two", "prompt_perspective": answer(0.25), "lang": "sv"}
+    pd.DataFrame([row]).to_parquet(folder / "wildchat-00000.parquet")
     assert get_scorer(f"stored:{folder}").languages == {"sv"}
 
 
-def test_a_file_that_tells_no_language_serves_all(tmp_path):
-    write_lines(tmp_path / "responses.json", [{"query": "one", "response": answer(0.5), "prompt": "p"}])
-    scorer = get_scorer(f"stored:{tmp_path / 'responses.json'}")
-    assert scorer.languages == frozenset(LANGUAGES)
-    assert scorer.score(["one"], "hi").tolist() == [0.5]
+@pytest.mark.parametrize(("file", "languages"), [
+    ("gemma-3-270m-it/scores_pt-br.json", {"pt"}),
+    ("gemma-3-270m-it/scores_ZH-Hans.jsonl", {"zh"}),
+    ("scores_zh-cn.json", {"zh"}),
+    ("de/it.json", {"it"}),
+    ("perspective_id.json", {"id"}),
+    ("scores_fi.json", set()),  # a language that is known, but none of those that are scored here
+])  # fmt: skip
+def test_the_language_of_a_file_is_that_of_its_own_name(tmp_path, file, languages):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    write_lines(tmp_path / file, [{"query": "one", "response": answer(0.5), "prompt": "p"}])
+    assert get_scorer(f"stored:{tmp_path / file}").languages == languages
+    assert get_scorer(f"stored:{(tmp_path / file).parent}").languages == languages
+
+
+@pytest.mark.parametrize("name", [
+    "it/answers.json", "wildchat-it/wildchat-0.json", "gemma-3-270m-it.json", "scores_xx.json", "scores_pt-br-v2.json",
+])  # fmt: skip
+def test_a_file_whose_language_is_not_told_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    row = {"query": "one", "response": answer(0.5), "prompt": "p"}
+    write_lines(tmp_path / name, [row | {"language": "de"}, row])
+    write_lines((tmp_path / name).parent / "good_de.json", [row])
+    for source in (tmp_path / name, (tmp_path / name).parent):
+        with pytest.raises(UserError) as error:
+            get_scorer(f"stored:{source}").score(["one"], "de")
+        assert f"of which language are {(tmp_path / name).name}? Let a file's name end in its locale" in str(
+            error.value
+        )
+    write_lines(tmp_path / name, [row | {"language": "de"}, row | {"lang": "pt-BR"}, row | {"language": "fi"}])
+    assert get_scorer(f"stored:{tmp_path / name}").languages == {"de", "pt"}, "each row may tell its own"
+
+
+def test_a_renamed_file_is_another_revision(tmp_path):
+    write_lines(tmp_path / "a_de.json", [{"query": "one", "response": answer(0.5), "prompt": "p"}])
+    before = get_scorer(f"stored:{tmp_path}").revision
+    (tmp_path / "a_de.json").rename(tmp_path / "a_it.json")
+    assert get_scorer(f"stored:{tmp_path}").revision != before, (
+        "cached scores belong to the languages as they were told"
+    )
+
+
+def test_published_averages_count_the_stored_scores_of_blank_continuations(tmp_path):
+    """Two prompts of two continuations, one of them blank: the published average is over all four responses."""
+    from polydetox.metrics.toxicity import average_toxicity
+
+    continuations = [["a", ""], ["b", "\n"]]
+    stored = [[0.9, 0.1], [0.5, 0.3]]
+    rows = [{"query": text, "response": answer(score), "prompt": f"p{prompt}"} for prompt in range(2)
+            for text, score in zip(continuations[prompt], stored[prompt], strict=True)]  # fmt: skip
+    write_lines(tmp_path / "published_de.json", rows)
+    published = CachedScorer(get_scorer(f"stored:{tmp_path}"), tmp_path / "cache.sqlite")
+    texts = [text for both in continuations for text in both]
+    for _ in range(2):  # the second time from the cache
+        scores = published.score(texts, "de")
+        np.testing.assert_array_equal(scores, [0.9, 0.1, 0.5, 0.3])
+    assert average_toxicity(scores.reshape(2, 2)).mean() == pytest.approx((0.9 + 0.1 + 0.5 + 0.3) / 4)
+    # A blank text of which the file says nothing is missing, and so is one that is no text at all.
+    scores, reasons = published.score_with_reasons(["  ", "", None], "de")
+    np.testing.assert_array_equal(scores, [np.nan, 0.1, np.nan])
+    assert reasons == ["no text", "", "no text"]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"query": "a", "resp', r"x\.json:2: not valid JSON"),
-        ("[1]", r"x\.json:2: expected an object"),
-        ('{"query": "a"}', r"x\.json:2: no stored score here: expected the fields 'query' with 'response'"),
+        ('{"query": "a", "resp', r"x_en\.json:2: not valid JSON"),
+        ("[1]", r"x_en\.json:2: expected an object"),
+        ('{"query": "a"}', r"x_en\.json:2: no stored score here: expected the fields 'query' with 'response'"),
         ('{"query": "a", "response": {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 7}}}}}',
-         r"x\.json:2: field 'TOXICITY' is 7, not a number from 0 to 1"),
-        ('{"query": 3, "response": null}', r"x\.json:2: field 'text' is 3, not text"),
+         r"x_en\.json:2: field 'TOXICITY' is 7, not a number from 0 to 1"),
+        ('{"query": 3, "response": null}', r"x_en\.json:2: field 'text' is 3, not text"),
     ],
 )  # fmt: skip
 def test_malformed_lines_are_listed_or_refused_by_file_and_line(tmp_path, line, message):
     good = [json.dumps({"query": f"b{number}", "response": answer(0.5)}) for number in range(30)]
-    (tmp_path / "x.json").write_text(f"{good[0]}\n{line}\n")
+    (tmp_path / "x_en.json").write_text(f"{good[0]}\n{line}\n")
     with pytest.raises(UserError, match=message):
-        read_stored(tmp_path / "x.json")
-    (tmp_path / "x.json").write_text("\n".join([good[0], line, *good[1:]]))
-    table, left_out = read_stored(tmp_path / "x.json")
+        read_stored(tmp_path / "x_en.json")
+    (tmp_path / "x_en.json").write_text("\n".join([good[0], line, *good[1:]]))
+    table, left_out = read_stored(tmp_path / "x_en.json")
     assert table["text"].tolist() == [f"b{number}" for number in range(30)]
     assert len(left_out.rejected) == 1 and re.search(message, str(left_out.rejected[0]))
-    scorer = CachedScorer(get_scorer(f"stored:{tmp_path / 'x.json'}"), tmp_path / "cache")
+    scorer = CachedScorer(get_scorer(f"stored:{tmp_path / 'x_en.json'}"), tmp_path / "cache")
     assert scorer.score(["b29"], "en").tolist() == [0.5]
     stage = Stage("evaluate", tmp_path / "stage", {})
     stage.scores_with(scorer)
@@ -172,15 +229,19 @@ def independent(tmp_path_factory):
 def test_batches_by_length_equal_one_by_one(exclusive, independent, monkeypatch):
     monkeypatch.setitem(huggingface._TOKENS_A_BATCH, "cpu", 80)
     softmax, sigmoid = one_by_one(exclusive, lambda x: x.softmax(-1)), one_by_one(independent, torch.sigmoid)
-    assert get_scorer(f"huggingface:{exclusive}").score(TEXTS, "en") == pytest.approx(softmax[:, 1].numpy(), abs=1e-5)
-    assert get_scorer(f"huggingface:{independent}").score(TEXTS, "en") == pytest.approx(sigmoid[:, 1].numpy(), abs=1e-5)
-    named = get_scorer(f"huggingface:{independent}#threat")
+    assert get_scorer(f"huggingface:{exclusive}?languages=en").score(TEXTS, "en") == pytest.approx(
+        softmax[:, 1].numpy(), abs=1e-5
+    )
+    assert get_scorer(f"huggingface:{independent}?languages=en").score(TEXTS, "en") == pytest.approx(
+        sigmoid[:, 1].numpy(), abs=1e-5
+    )
+    named = get_scorer(f"huggingface:{independent}#threat?languages=en")
     assert named.score(TEXTS, "en") == pytest.approx(sigmoid[:, 2].numpy(), abs=1e-5)
     assert sigmoid[:, 1].std() > 0.01
 
 
 def test_a_batch_that_does_not_fit_is_halved(exclusive, monkeypatch):
-    scorer = get_scorer(f"huggingface:{exclusive}")
+    scorer = get_scorer(f"huggingface:{exclusive}?languages=en")
     expected = scorer.score(TEXTS, "en")
     sizes = []
     inner = HuggingFaceScorer._probabilities
@@ -197,32 +258,45 @@ def test_a_batch_that_does_not_fit_is_halved(exclusive, monkeypatch):
 
 
 def test_the_revision_pins_weights_and_label(exclusive, independent):
-    revisions = {get_scorer(f"huggingface:{folder}").revision for folder in (exclusive, independent)}
-    revisions.add(get_scorer(f"huggingface:{independent}#threat").revision)
+    revisions = {get_scorer(f"huggingface:{folder}?languages=en").revision for folder in (exclusive, independent)}
+    revisions.add(get_scorer(f"huggingface:{independent}#threat?languages=en").revision)
     assert len(revisions) == 3
-    assert get_scorer(f"huggingface:{exclusive}").revision in revisions
+    assert get_scorer(f"huggingface:{exclusive}?languages=en").revision in revisions
 
 
 def test_a_wrong_label_names_the_nearest(independent):
     with pytest.raises(UserError, match=r"has no label 'INSULTS'; did you mean 'INSULT'"):
-        get_scorer(f"huggingface:{independent}#INSULTS").score(["a"], "en")
+        get_scorer(f"huggingface:{independent}#INSULTS?languages=en").score(["a"], "en")
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded") as caught:
-        get_scorer(f"huggingface:{tmp_path}").score(["a"], "en")
+        get_scorer(f"huggingface:{tmp_path}?languages=en").score(["a"], "en")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="needs a Hub id or a folder"):
-        get_scorer("huggingface:")
+        get_scorer("huggingface:?languages=en")
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("owner/name#bad", r"for which languages was it trained\? Name them: huggingface:owner/name#bad\?languages=en,de"),
+    ("owner/name?languages=", "for which languages was it trained"),
+    ("owner/name?languages=en,xx", "unknown language 'xx'"),
+])  # fmt: skip
+def test_the_languages_of_a_checkpoint_are_said_and_never_assumed(name, message):
+    with pytest.raises(UserError, match=message):
+        get_scorer(f"huggingface:{name}")
+    assert get_scorer("huggingface:owner/name?languages=en, de").languages == {"de", "en"}
 
 
 def test_a_revision_can_be_named(exclusive):
-    assert get_scorer("huggingface:owner/name@abc#bad").checkpoint == Checkpoint("owner/name", ("bad",), revision="abc")
+    scorer = get_scorer("huggingface:owner/name@abc#bad?languages=de,en")
+    assert scorer.checkpoint == Checkpoint("owner/name", ("bad",), frozenset({"de", "en"}), revision="abc")
+    assert scorer.id == "huggingface:owner/name@abc#bad", "what it has scored stays in the cache as languages are added"
     ready = get_scorer("textdetox-xlmr-large@abc")
     assert (ready.id, ready.checkpoint.revision) == ("textdetox-xlmr-large", "abc")
     assert ready.languages == READY["textdetox-xlmr-large"].languages
-    assert get_scorer(f"huggingface:{exclusive}").checkpoint.revision is None
+    assert get_scorer(f"huggingface:{exclusive}?languages=en").checkpoint.revision is None
     for name in ("detoxify-multilingual", "distilbert-toxicity"):
         assert len(READY[name].revision) == 40
 

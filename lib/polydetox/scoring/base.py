@@ -16,6 +16,12 @@ from polydetox.rows import LeftOut
 
 NO_TEXT = "no text"
 
+# The paper's languages, for the scorers that know them all. They are written out here: a language that is added to the
+# project is not one that a scorer has been made for.
+SEVENTEEN = frozenset({
+    "ar", "cs", "de", "en", "es", "fr", "hi", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "sv", "zh",
+})  # fmt: skip
+
 
 class Score(NamedTuple):
     """The score of one text: a value in [0, 1], or NaN and the reason why it is missing.
@@ -41,6 +47,8 @@ class Scorer(ABC):
         revision: pins everything that can change a score (weights, head, attribute); part of the cache's key.
         languages: codes of the languages that the scorer was made for.
         threshold: the score from which a text counts as toxic.
+        scores_blank: whether a text without letters can have a score, as where scores were stored for it; elsewhere
+            it is missing, whatever a model would say to it.
         left_out: what is not used of the files that it reads, if it reads any.
     """
 
@@ -48,13 +56,15 @@ class Scorer(ABC):
     revision: str
     languages: frozenset[str]
     threshold: float = 0.5
+    scores_blank: bool = False
     left_out: LeftOut = LeftOut()
 
     @abstractmethod
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
-        """Score texts that are not blank; yield (position, score) as results arrive, each position once.
+        """Score texts, none of which is blank unless :attr:`scores_blank`.
 
-        The order is the scorer's own. ``language`` is one of :attr:`languages`.
+        Yields (position, score) as results arrive, each position once. The order is the scorer's own.
+        ``language`` is one of :attr:`languages`.
         """
 
     def score(self, texts: Sequence[str], language: str) -> np.ndarray:
@@ -71,7 +81,10 @@ class Scorer(ABC):
         texts = list(texts)
         values = np.full(len(texts), np.nan)
         reasons = [NO_TEXT] * len(texts)
-        positions = [position for position, text in enumerate(texts) if not is_blank(text)]
+        positions = [
+            position for position, text in enumerate(texts)
+            if not is_blank(text) or (self.scores_blank and isinstance(text, str))
+        ]  # fmt: skip
         for batch in self.batches([texts[position] for position in positions], language):
             for index, result in batch:
                 if not (np.isnan(result.value) or 0.0 <= result.value <= 1.0):

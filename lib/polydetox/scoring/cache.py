@@ -47,6 +47,7 @@ class CachedScorer(Scorer):
         self.id = scorer.id
         self.languages = scorer.languages
         self.threshold = scorer.threshold
+        self.scores_blank = scorer.scores_blank
         self.folder = Path(folder) if folder else paths.score_cache()
         self._name = uuid.uuid4().hex
         self._known: dict[Path, dict[bytes, Score]] = {}  # by folder of a revision and language

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polydetox.languages import LANGUAGES
 from polydetox.scoring import e5
-from polydetox.scoring.base import Score, Scorer
+from polydetox.scoring.base import SEVENTEEN, Score, Scorer
 from polydetox.scoring.head import HEAD_FILE, Head
 
 
@@ -27,7 +26,7 @@ class EmbeddedScorer(Scorer):
     """
 
     id = "embedded"
-    languages = frozenset(LANGUAGES)
+    languages = SEVENTEEN  # in which it was measured
     threshold = 0.5
 
     def __init__(self, head_file: Path = HEAD_FILE):

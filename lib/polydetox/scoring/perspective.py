@@ -27,8 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
-from polydetox.scoring.base import Score, Scorer, missing
+from polydetox.scoring.base import SEVENTEEN, Score, Scorer, missing
 
 ADDRESS = "https://commentanalyzer.googleapis.com"
 LAST_DAY = datetime.date(2026, 12, 31)
@@ -41,7 +40,7 @@ ATTRIBUTES = ("TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFA
 
 ALTERNATIVES = (
     "use the scorer 'embedded', one of the ready checkpoints ('toxicity-lens', 'textdetox-xlmr-large', "
-    "'detoxify-multilingual', 'distilbert-toxicity'), any 'huggingface:owner/name', or saved responses "
+    "'detoxify-multilingual', 'distilbert-toxicity'), any 'huggingface:owner/name?languages=en,de', or saved responses "
     "('stored:folder')"
 )
 
@@ -131,7 +130,7 @@ class PerspectiveScorer(Scorer):
     """
 
     id = "perspective"
-    languages = frozenset(LANGUAGES)
+    languages = SEVENTEEN
     threshold = 0.5
 
     def __init__(

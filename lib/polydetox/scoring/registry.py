@@ -11,7 +11,7 @@ from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.scoring import perspective
 from polydetox.scoring.base import Scorer
-from polydetox.scoring.huggingface import READY, HuggingFaceScorer, parse_source
+from polydetox.scoring.huggingface import LANGUAGES_OF, READY, HuggingFaceScorer, parse_source
 
 
 def _embedded() -> Scorer:
@@ -74,12 +74,14 @@ _SCORERS: dict[str, tuple[Callable[[], Scorer], Callable[[], str]]] = {
 # Prefix -> how to make a scorer of what follows the colon.
 _SOURCES: dict[str, Callable[[str], Scorer]] = {
     "stored": _stored,
-    "huggingface": lambda source: HuggingFaceScorer(f"huggingface:{source}", parse_source(source)),
+    "huggingface": lambda source: HuggingFaceScorer(
+        f"huggingface:{source.partition(LANGUAGES_OF)[0]}", parse_source(source)
+    ),
 }
 
 
 def get_scorer(name: str) -> Scorer:
-    """The scorer of a name, of ``stored:<file or folder>``, or of ``huggingface:<source>[@revision][#label]``.
+    """The scorer of a name, of ``stored:<file or folder>``, or of a checkpoint (``huggingface.parse_source``).
 
     The source is a Hub id or a folder. A ready checkpoint takes a revision, too: ``textdetox-xlmr-large@<commit>``.
     Weights are loaded only when it first scores; an unknown name is a ``UserError``.

@@ -3,12 +3,17 @@
 Two layouts are read, as JSON lines or Parquet, a file or a folder of files:
 
 - what the published evaluation code writes: one response a line, with ``query`` (the text that was scored),
-  ``prompt`` and ``response.attributeScores.TOXICITY.summaryScore.value``; the language is the last part of the file's
-  name (``..._zh-hans.json``), or the field ``language``;
+  ``prompt`` and ``response.attributeScores.TOXICITY.summaryScore.value``;
 - PolygloToxicityPrompts (Jain et al. 2024), with the field names of its card on the Hub: ``text`` with
-  ``perspective.attributeScores`` and ``meta_data.lang`` in the parts ``ptp-*``, ``prompt`` with
-  ``prompt_perspective.attributeScores`` in the parts ``wildchat-*``, whose language is the last part of the folder's
-  name unless a field ``lang`` tells it. The test reads lines of this form; the data set itself was not at hand.
+  ``perspective.attributeScores`` in the parts ``ptp-*``, ``prompt`` with ``prompt_perspective.attributeScores`` in the
+  parts ``wildchat-*``. The test reads lines of this form; the data set itself was not at hand.
+
+The language of a row is what its field ``language``, ``lang`` or ``meta_data.lang`` tells, else that of the file's own
+name: all of it, or what follows the last underscore, is a locale (``..._zh-hans.json``, ``..._pt-br.json``). The names
+of folders tell nothing, and a row whose language is not told is an error.
+
+A stored score counts whatever its text is: where the file has one for a blank continuation, that is its score, as in
+the published averages. Every other scorer leaves blank texts out.
 """
 
 from __future__ import annotations
@@ -22,14 +27,13 @@ from typing import Any
 import pandas as pd
 
 from polydetox.artifacts import file_sha256
-from polydetox.corpora import summary_score, told_language
+from polydetox.corpora import language_of, summary_score
 from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
+from polydetox.languages import LANGUAGES, code_of_locale
 from polydetox.rows import LeftOut, Rows, check_rows, read_rows
-from polydetox.scoring.base import Score, Scorer, missing
+from polydetox.scoring.base import NO_TEXT, Score, Scorer, is_blank, missing
 
 ATTRIBUTE = "TOXICITY"
-_ALIASES = {"zh-hans": "zh", "zh-cn": "zh"}
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 
 # The field of a row that holds the text, and the field that holds what Perspective answered.
@@ -50,13 +54,15 @@ def stored_files(source: str | Path) -> list[Path]:
 def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
     """All stored scores, and what was rejected.
 
-    Columns: ``language`` (empty where the file does not tell), ``prompt`` (None where there is none), ``text``,
-    ``score`` (NaN where the response holds none), ``reason`` (why it is missing). One row a stored response, in the
-    order of the files. Malformed lines are counted and listed; a file of many is a ``UserError`` that names the first.
+    Columns: ``language``, ``prompt`` (None where there is none), ``text``, ``score`` (NaN where the response holds
+    none), ``reason`` (why it is missing). One row a stored response, in the order of the files. Malformed lines are
+    counted and listed; a file of many is a ``UserError`` that names the first, and so are files that do not tell their
+    language.
     """
     rows, left_out = [], LeftOut()
+    of_no_language = []
     for path in stored_files(source):
-        named = _language_code(path.stem.rsplit("_", 1)[-1]) or _language_code(path.parent.name.rsplit("-", 1)[-1])
+        named = code_of_locale(path.stem.rsplit("_", 1)[-1])
         read = read_rows(path)
         if not read.rows and not read.rejected:
             continue  # one language of many may have no scores
@@ -68,19 +74,26 @@ def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
                 flat.reject(line, None, f"no stored score here: expected the fields {wanted}")
                 continue
             text, answer = layout
-            flat.rows.append((line, {"language": _language_code(told_language(row)) or named,
-                                     "prompt": row.get("prompt"), "text": row[text],
-                                     ATTRIBUTE: summary_score(row[answer])}))  # fmt: skip
+            flat.rows.append((line, {"language": language_of(row) or named, "prompt": row.get("prompt"),
+                                     "text": row[text], ATTRIBUTE: summary_score(row[answer])}))  # fmt: skip
         kept, rejected = check_rows(flat, "stored-scores")
         left_out.rejected += rejected
+        if any(row["language"] is None for _, row in kept):
+            of_no_language.append(path.name)
         for _, row in kept:
             score = _score_of(row[ATTRIBUTE])
             rows.append((row["language"], row["prompt"], row["text"] or "", score.value, score.reason))
+    if of_no_language:
+        raise UserError(
+            f"stored scores at {str(source)!r}: of which language are {', '.join(of_no_language)}? Let a file's name "
+            f"end in its locale (..._de.json, ..._pt-br.json; known are {' '.join(LANGUAGES)}), or give each row a "
+            "field 'language'"
+        )
     return pd.DataFrame(rows, columns=["language", "prompt", "text", "score", "reason"]), left_out
 
 
 class StoredScorer(Scorer):
-    """Looks texts up among stored scores; a text that is not there is missing.
+    """Looks texts up among stored scores, blank ones too; a text that is not there is missing.
 
     Args:
         source: a file, or a folder of files.
@@ -88,6 +101,7 @@ class StoredScorer(Scorer):
 
     id = "stored"
     threshold = 0.5
+    scores_blank = True
 
     def __init__(self, source: str | Path):
         self._source = source
@@ -95,13 +109,13 @@ class StoredScorer(Scorer):
 
     @cached_property
     def revision(self) -> str:  # type: ignore[override]
-        hashes = "".join(file_sha256(path) for path in stored_files(self._source))
+        # A file's name counts, since it tells the language.
+        hashes = "".join(f"{path.name}\0{file_sha256(path)}\n" for path in stored_files(self._source))
         return f"{ATTRIBUTE}-{hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
     @cached_property
     def languages(self) -> frozenset[str]:  # type: ignore[override]
-        found = {language for language, _ in self._scores}
-        return frozenset(LANGUAGES) if "" in found else frozenset(found)
+        return frozenset(language for language, _ in self._scores if language in LANGUAGES)
 
     @property
     def left_out(self) -> LeftOut:  # type: ignore[override]
@@ -124,7 +138,7 @@ class StoredScorer(Scorer):
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
         absent = missing("not among the stored scores")
         yield [
-            (index, self._scores.get((language, text)) or self._scores.get(("", text), absent))
+            (index, self._scores.get((language, text), missing(NO_TEXT) if is_blank(text) else absent))
             for index, text in enumerate(texts)
         ]
 
@@ -134,9 +148,3 @@ def _score_of(value: Any) -> Score:
     if value is None or value != value:  # NaN is how a table writes that there is none
         return missing("no score in the stored response")
     return Score(float(value))
-
-
-def _language_code(told: str) -> str:
-    code = str(told).lower()
-    code = _ALIASES.get(code, code)
-    return code if code in LANGUAGES else ""
