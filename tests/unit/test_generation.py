@@ -207,7 +207,7 @@ def test_what_was_drawn_ahead_is_taken_where_it_fits(tiny_checkpoints, tmp_path,
 def test_engine_that_is_missing_is_named():
     if engines.find_spec("vllm"):
         pytest.skip("vllm is installed here")
-    with pytest.raises(UserError, match=r"pip install 'polydetox\[gpu\]'"):
+    with pytest.raises(UserError, match=r"pip install --no-deps -r requirements-gpu.txt"):
         engines.choose_engine("vllm")
     assert engines.choose_engine("auto") == "transformers"
 

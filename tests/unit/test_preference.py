@@ -164,7 +164,7 @@ def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(che
 def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, monkeypatch):
     settings = DPOParameters(method="qlora")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(UserError, match=r"needs bitsandbytes: pip install 'polydetox\[gpu\]'"):
+    with pytest.raises(UserError, match=r"needs bitsandbytes: pip install --no-deps -r requirements-gpu.txt"):
         dpo._trainable(tiny_checkpoints["llama"], settings)
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace())
     if not torch.cuda.is_available():

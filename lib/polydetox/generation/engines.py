@@ -70,7 +70,9 @@ def choose_engine(wanted: str) -> str:
     if wanted == "auto":
         return "vllm" if find_spec("vllm") and device().type == "cuda" else "transformers"
     if wanted == "vllm" and not find_spec("vllm"):
-        raise UserError("engine 'vllm' is not installed: pip install 'polydetox[gpu]', or engine: transformers")
+        raise UserError(
+            "engine 'vllm' is not installed: pip install --no-deps -r requirements-gpu.txt, or engine: transformers"
+        )
     return wanted
 
 

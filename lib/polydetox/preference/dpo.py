@@ -249,7 +249,9 @@ def _check_four_bit() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise UserError("method 'qlora' needs bitsandbytes: pip install 'polydetox[gpu]', or method: lora") from None
+        raise UserError(
+            "method 'qlora' needs bitsandbytes: pip install --no-deps -r requirements-gpu.txt, or method: lora"
+        ) from None
     # On a CPU it computes, but for evaluation it packs the weights in a way that has no gradient.
     if not torch.cuda.is_available():
         raise UserError("method 'qlora' needs an NVIDIA GPU; use method: lora")
