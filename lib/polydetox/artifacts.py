@@ -15,14 +15,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydetox.errors import UserError, nearest
-from polydetox.paths import relative, root
+from polydetox.paths import relative, root, runs
 
 if TYPE_CHECKING:
     # Imported where it is used: each stage's own process waits for this module before its kernel starts.
@@ -181,18 +181,63 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout, with ``+`` where tracked files differ from it; None outside git."""
+    """The commit of the checkout, with ``+`` where tracked files differ from it; None where it has none of its own."""
+    return _git_state()[0]
+
+
+def _git_state() -> tuple[str | None, str]:
+    """The commit of the checkout, or why there is none: it must be a repository itself, not lie within another one."""
+    # A hook runs with these set, for its own repository.
+    hidden = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root()), *words], capture_output=True, text=True, check=True, timeout=10, env=environment
+        ).stdout.strip()
+
     try:
-
-        def git(*words: str) -> str:
-            return subprocess.run(
-                ["git", "-C", str(root()), *words], capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
+            return None, "the checkout lies inside another git repository and is none itself"
         commit = git("rev-parse", "HEAD")
-        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""), ""
+    except subprocess.CalledProcessError as error:
+        if "safe.directory" in error.stderr:
+            return None, "git does not trust the owner of the checkout (see git's safe.directory)"
+        return None, "the checkout is no git repository with a commit"
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"git could not be run ({type(error).__name__})"
+
+
+def input_names(inputs: Iterable[Path]) -> dict[Path, str]:
+    """A name for each input of a stage, no two of them alike, that tells nothing of the machine.
+
+    What lies below ``runs/`` or the checkout is named from there, wherever they are. Other files are named by the end
+    of their path, as little of it as tells them apart.
+    """
+    inputs = list(dict.fromkeys(inputs))
+    names = {path: name for path in inputs if (name := _name_below(path))}
+    for path in inputs:
+        others = {other for other in inputs if other != path}
+        for count in range(1, len(path.parts) + 1):
+            end = path.parts[-count:]
+            if path in names or (all(other.parts[-count:] != end for other in others)
+                                 and "/".join(end) not in names.values()):  # fmt: skip
+                break
+        names.setdefault(path, "/".join(end))
+    return {path: names[path] for path in inputs}
+
+
+def _name_below(path: Path) -> str | None:
+    """The name of a file below ``runs/`` or the checkout, whichever links lead there; None for another one."""
+    places = ((runs(), "runs"), (runs().resolve(), "runs"), (root(), ""))
+    for place, name in places:
+        for seen in (path, path.resolve()):
+            if seen.is_relative_to(place):
+                found = Path(name, seen.relative_to(place)).as_posix()
+                # A folder runs/ that is not the one in use must not pass for it.
+                return None if place == root() and found.startswith("runs/") else found
+    return None
 
 
 class Stage:
@@ -209,16 +254,15 @@ class Stage:
         for key in self.parameters:
             if key not in _NOT_SECRET and any(word in key.lower() for word in _SECRET_NAMES):
                 raise UserError(f"parameter {key!r} looks like a secret; secrets come from the environment only")
-        self._inputs: dict[str, str] = {}
+        self._inputs: dict[Path, str] = {}
         self._left_out: dict[str, Any] = {}
         self._began = time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / MANIFEST).unlink(missing_ok=True)
 
     def reads(self, path: Path) -> Path:
-        """Record an input and return it. One outside the checkout is known by its name and hash alone."""
-        name = relative(path)
-        self._inputs[Path(name).name if Path(name).is_absolute() else name] = input_hash(path)
+        """Record an input and return it."""
+        self._inputs[Path(os.path.abspath(path))] = input_hash(path)
         return Path(path)
 
     def leaves_out(self, left_out: Any, name: str = "left_out") -> None:
@@ -237,12 +281,15 @@ class Stage:
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Write ``manifest.json`` and return its content. ``results`` are added as they are."""
+        commit, why_not = _git_state()
+        names = input_names(self._inputs)
         manifest = {
             "stage": self.name,
             "parameters": self.parameters,
-            "inputs": self._inputs,
+            "inputs": {names[path]: sha256 for path, sha256 in self._inputs.items()},
             "versions": library_versions(),
-            "git_commit": git_commit(),
+            "git_commit": commit,
+            **({"git_commit_missing": why_not} if why_not else {}),
             "seed": self.parameters.get("seed"),
             "wall_seconds": round(time.time() - self._began, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -25,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     # Everything below names files relative to the checkout.
     try:
         if options.command != "doctor":
+            if options.command != "execute":  # the stages of a run have the run's environment
+                from polydetox.sources import make_environment_absolute
+
+                make_environment_absolute()
             os.chdir(paths.root())
         return int(options.function(options, [word for word in rest if word != "--"]) or 0)
     except UserError as error:
@@ -63,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     actions = data.add_subparsers(dest="action")
     fetching = actions.add_parser("fetch", help="download a source, verify it, and unpack it")
     fetching.add_argument("name", help="as `polydetox data` lists it")
-    fetching.add_argument("--from", dest="given", type=Path, help="a file or folder that you have downloaded already")
+    fetching.add_argument(
+        "--from", dest="given", type=paths.expanded, help="a file or folder that you have downloaded already"
+    )
     actions.add_parser("check", help="read every source that is at hand, and say what it holds")
     data.set_defaults(function=_data)
 

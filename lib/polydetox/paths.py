@@ -13,6 +13,14 @@ from pathlib import Path
 from polydetox.errors import UserError
 
 
+def expanded(text: str | Path) -> Path:
+    """A path as a parameter or the environment names it: ``~`` and ``$VARIABLES`` filled in, and absolute."""
+    try:
+        return Path(os.path.expandvars(str(text))).expanduser().absolute()
+    except RuntimeError:  # no such user, or no home
+        raise UserError(f"{str(text)!r}: there is no such home folder; write the path out") from None
+
+
 def _is_root(folder: Path) -> bool:
     return (folder / "params").is_dir() and (folder / "notebooks").is_dir()
 
@@ -22,9 +30,9 @@ def root() -> Path:
     """The project's root folder; a ``UserError`` where there is none."""
     named = os.environ.get("POLYDETOX_ROOT")
     if named:
-        if not _is_root(Path(named)):
+        if not _is_root(expanded(named)):
             raise UserError(f"POLYDETOX_ROOT={named}: no params/ and notebooks/ there; set it to the checkout")
-        return Path(named).resolve()
+        return expanded(named).resolve()
     for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]:
         if _is_root(folder):
             return folder.resolve()
@@ -34,7 +42,7 @@ def root() -> Path:
 def runs() -> Path:
     """All artefacts: ``$POLYDETOX_RUNS`` if set, else ``runs/`` under the root."""
     named = os.environ.get("POLYDETOX_RUNS")
-    return Path(named).resolve() if named else root() / "runs"
+    return expanded(named).resolve() if named else root() / "runs"
 
 
 def model_files() -> Path:
@@ -240,7 +248,7 @@ def failed(profile: str) -> Path:
 def relative(path: Path) -> str:
     """A path as a person should read it: below the root without its prefix, else as it is."""
     path = Path(path)
-    try:
-        return str(path.resolve().relative_to(root()))
-    except ValueError:
-        return str(path)
+    for place in (path.absolute(), path.resolve()):  # what a link such as runs/ leads to lies elsewhere
+        if place.is_relative_to(root()):
+            return str(place.relative_to(root()))
+    return str(path)

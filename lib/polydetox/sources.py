@@ -114,10 +114,21 @@ def table() -> str:
     return "\n\n".join(blocks)
 
 
+def make_environment_absolute() -> None:
+    """Fill in the folders that environment variables name as they are seen from here.
+
+    Commands and their stages then work in the checkout, where a relative one would mean another folder.
+    """
+    named = [entry.variable for entry in sources().values() if entry.variable]
+    for name in ("POLYDETOX_ROOT", "POLYDETOX_RUNS", "POLYDETOX_DATA", *named):
+        if given := os.environ.get(name):
+            os.environ[name] = str(paths.expanded(given))
+
+
 def _place(name: str) -> Path:
     """Where ``fetch`` keeps a source: below ``$POLYDETOX_DATA``, or the user's cache folder."""
     given = os.environ.get("POLYDETOX_DATA")
-    return (Path(given).expanduser() if given else Path.home() / ".cache" / "polydetox") / name
+    return paths.expanded(given or "~/.cache/polydetox") / name
 
 
 def fetched_folder(name: str) -> Path | None:
@@ -129,7 +140,7 @@ def where(name: str) -> Path | None:
     """The folder of a source that is at hand: the reader's own, else the fetched one, else None."""
     entry = source(name)
     own = os.environ.get(entry.variable) if entry.variable else None
-    return Path(own).expanduser() if own else fetched_folder(name)
+    return paths.expanded(own) if own else fetched_folder(name)
 
 
 def folder_of_variable(variable: str) -> Path | None:
@@ -209,7 +220,6 @@ def _download(entry: Source, folder: Path, known: dict[str, Any]) -> str | None:
 
 def _take(entry: Source, given: Path, folder: Path) -> None:
     """Copy a file, or a folder's files, to where downloads lie; one whose hash is known must have it."""
-    given = given.expanduser()
     if not given.exists():
         raise UserError(f"{given}: no such file or folder")
     with atomic_folder(folder) as temporary:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from polydetox import artifacts
+from polydetox import artifacts, data, paths, sources
 from polydetox.errors import UserError
+from tiny import CHECKOUT
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -64,6 +67,119 @@ def test_manifest_marks_success_and_records_the_run(tmp_path):
     assert "torch" in manifest["versions"]
     artifacts.Stage("s", tmp_path / "out", {})
     assert not artifacts.finished(tmp_path / "out"), "a stage that runs again must not look done"
+
+
+@pytest.fixture(params=["inside", "elsewhere", "linked"])
+def runs_place(request, tmp_path, monkeypatch):
+    """A checkout whose runs/ lies in it, is named by POLYDETOX_RUNS, or is a link to a folder elsewhere."""
+    root = tmp_path / "checkout"
+    for name in ("params", "notebooks", "scratch"):
+        (root / name).mkdir(parents=True)
+    monkeypatch.setenv("POLYDETOX_ROOT", str(root))
+    monkeypatch.delenv("POLYDETOX_RUNS", raising=False)
+    if request.param == "elsewhere":
+        monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "scratch"))
+    if request.param == "linked":
+        (tmp_path / "scratch").mkdir()
+        (root / "runs").symlink_to(tmp_path / "scratch")
+    paths.root.cache_clear()
+    yield root
+    paths.root.cache_clear()
+
+
+def test_every_input_is_in_the_manifest_wherever_runs_lies(runs_place, tmp_path):
+    files = [paths.evaluate("p", "m", variant, language) / "metrics.json"
+             for variant in ("base", "dpo") for language in ("de", "en")]  # fmt: skip
+    files.append(runs_place / "params/x.yaml")
+    further = [tmp_path / "data" / name for name in ("a/train.csv", "b/train.csv", "b/c/train.csv", "other.csv")]
+    # Names that those of runs/ have as well: a folder of that name, in the checkout or elsewhere.
+    further.append(tmp_path / "data/runs/p/m/base/evaluate/de/metrics.json")
+    for file in files + further:
+        artifacts.write_json(file, {"of": str(file)})
+    stage = artifacts.Stage("summary", paths.summary("p", "detox"), {})
+    for file in [*files, *further, files[0]]:
+        assert stage.reads(file) == file
+    stage.reads(files[1].resolve())  # the same file by another way
+    names = [f"runs/p/m/{variant}/evaluate/{language}/metrics.json" for variant in ("base", "dpo")
+             for language in ("de", "en")]  # fmt: skip
+    names += ["params/x.yaml", "a/train.csv", "b/train.csv", "c/train.csv", "other.csv",
+              "data/runs/p/m/base/evaluate/de/metrics.json"]  # fmt: skip
+    expected = {name: artifacts.file_sha256(file) for name, file in zip(names, [*files, *further], strict=True)}
+    assert stage.finish()["inputs"] == expected
+
+
+def test_runs_of_the_checkout_do_not_pass_for_those_elsewhere(runs_place, tmp_path):
+    other = runs_place / "runs/p/x.json"
+    artifacts.write_json(other, 1)
+    artifacts.write_json(paths.runs() / "p/x.json", 2)
+    names = artifacts.input_names([other, paths.runs() / "p/x.json"])
+    assert names[paths.runs() / "p/x.json"] == "runs/p/x.json"
+    assert len(set(names.values())) == len(names)
+
+
+@pytest.mark.parametrize("variable", ["POLYDETOX_RUNS", "POLYDETOX_DATA", "RTP_LX"])
+@pytest.mark.parametrize(("given", "wanted"), [
+    ("~/a b", "home/a b"), ("$SCRATCH/x", "scratch/x"), ("x", "work/x"), ("../x", "x"), ("/dev/null", "/dev/null"),
+])  # fmt: skip
+def test_folders_of_the_environment_are_filled_in_at_one_place(
+    runs_place, tmp_path, monkeypatch, variable, given, wanted
+):
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    shutil.copy(CHECKOUT / "params/data.yaml", runs_place / "params")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv(variable, given)
+    for _ in range(2):
+        found = {"POLYDETOX_RUNS": paths.runs, "POLYDETOX_DATA": lambda: sources._place("rtp-lx").parent,
+                 "RTP_LX": lambda: data.local_path("$RTP_LX")}[variable]()  # fmt: skip
+        assert found.resolve() == (tmp_path / wanted).resolve()
+        sources.make_environment_absolute()
+        monkeypatch.chdir(runs_place)  # where the command and its stages work
+
+
+def test_a_home_that_is_not_there_is_named(runs_place, monkeypatch):
+    monkeypatch.setenv("POLYDETOX_RUNS", "~nobody-of-this-name/runs")
+    with pytest.raises(UserError, match="'~nobody-of-this-name/runs': there is no such home folder"):
+        paths.runs()
+
+
+def test_a_checkout_inside_another_repository_has_no_commit(tmp_path, monkeypatch):
+    def git(folder, *words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+    root = tmp_path / "thesis/polydetox"
+    for name in ("params", "notebooks"):
+        (root / name).mkdir(parents=True)
+    monkeypatch.setenv("POLYDETOX_ROOT", str(root))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    paths.root.cache_clear()
+
+    def recorded():
+        return {name: value for name, value in artifacts.Stage("s", tmp_path / "out", {}).finish().items()
+                if name.startswith("git_commit")}  # fmt: skip
+
+    assert recorded() == {
+        "git_commit": None, "git_commit_missing": "the checkout is no git repository with a commit"}  # fmt: skip
+    git(tmp_path / "thesis", "init", "-q", ".")
+    git(tmp_path / "thesis", "commit", "-q", "--allow-empty", "-m", "thesis")
+    inside = "the checkout lies inside another git repository and is none itself"
+    assert recorded() == {"git_commit": None, "git_commit_missing": inside}
+    git(root, "init", "-q", ".")
+    assert recorded()["git_commit_missing"] == "the checkout is no git repository with a commit"
+    (root / "params/x.yaml").write_text("a: 1\n")
+    git(root, "add", ".")
+    git(root, "commit", "-q", "-m", "own")
+    own = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "thesis/.git"))  # as within a hook of another repository
+    assert recorded() == {"git_commit": own}
+    (root / "params/x.yaml").write_text("a: 2\n")
+    assert recorded() == {"git_commit": f"{own}+"}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert recorded() == {"git_commit": None, "git_commit_missing": "git could not be run (FileNotFoundError)"}
+    paths.root.cache_clear()
 
 
 def test_a_secret_never_becomes_a_parameter(tmp_path):

@@ -17,6 +17,7 @@ import pandas as pd
 
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
+from polydetox.paths import expanded
 from polydetox.scoring.head import DATA, auc_by_language, second_person_by_language
 from polydetox.scoring.lexicon import compile_lexicon, plain_words, read_words
 
@@ -96,7 +97,7 @@ def at_hand(naughty_words_folder: str = "") -> tuple[list[Candidate], list[str]]
     add("alt-profanity-check", "profanity_check", "MIT", "linear classifier, English",
         lambda _: _alt_profanity_check)  # fmt: skip
     if naughty_words_folder:
-        folder = Path(naughty_words_folder).expanduser()
+        folder = expanded(naughty_words_folder)
         if not (folder / "package.json").is_file():
             raise UserError(
                 f"{folder}: no package.json there; unpack what `npm pack naughty-words` downloads, and name its folder "

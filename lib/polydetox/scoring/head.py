@@ -29,6 +29,7 @@ from polydetox.data import is_blank, read_rtp_lx, rtp_lx_file
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language
 from polydetox.params import read_yaml
+from polydetox.paths import expanded
 from polydetox.scoring.agreement import auc
 
 DATA = Path(__file__).parent / "data"
@@ -149,7 +150,7 @@ def load_parallel_prompts(folder: str | Path) -> pd.DataFrame:
     """
     rows = []
     for language in LANGUAGES:
-        files = sorted(Path(folder).expanduser().glob(f"*_{language}_200.jsonl"))
+        files = sorted(expanded(folder).glob(f"*_{language}_200.jsonl"))
         if len(files) != 1:
             raise UserError(f"{folder}: found {len(files)} files *_{language}_200.jsonl; it should hold one")
         for number, line in enumerate(files[0].read_text("utf-8").split("\n")):

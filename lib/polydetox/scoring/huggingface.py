@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from polydetox.artifacts import file_sha256
 from polydetox.errors import UserError, nearest
 from polydetox.languages import check_language
+from polydetox.paths import expanded
 from polydetox.scoring.base import SEVENTEEN, Score, Scorer
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def parse_source(text: str) -> Checkpoint:
     name, _, told = text.partition(LANGUAGES_OF)
     source, _, label = name.partition("#")
     revision = ""
-    if not Path(source).expanduser().is_dir():
+    if not expanded(source).is_dir():
         source, _, revision = source.partition("@")
     if not source:
         raise UserError("scorer 'huggingface:' needs a Hub id or a folder after the colon, as huggingface:owner/name")
@@ -114,7 +114,7 @@ class HuggingFaceScorer(Scorer):
     @cached_property
     def revision(self) -> str:  # type: ignore[override]
         """The commit on the Hub, or the hash of a folder's weights; and the label."""
-        folder = Path(self.checkpoint.source).expanduser()
+        folder = expanded(self.checkpoint.source)
         if folder.is_dir():
             files = [folder / "config.json", *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("token*"))]
             hashes = "".join(file_sha256(path) for path in files if path.is_file())
@@ -160,7 +160,7 @@ class HuggingFaceScorer(Scorer):
         return self._from_pretrained(AutoModelForSequenceClassification, dtype=dtype).to(self._device).eval()
 
     def _from_pretrained(self, kind, **options):
-        source = Path(self.checkpoint.source).expanduser()
+        source = expanded(self.checkpoint.source)
         try:
             return kind.from_pretrained(
                 str(source) if source.is_dir() else self.checkpoint.source,

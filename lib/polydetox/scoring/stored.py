@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 
+from polydetox import paths
 from polydetox.artifacts import file_sha256
 from polydetox.corpora import language_of, summary_score
 from polydetox.errors import UserError
@@ -42,7 +43,7 @@ _LAYOUTS = [("query", "response"), ("text", "perspective"), ("prompt", "prompt_p
 
 def stored_files(source: str | Path) -> list[Path]:
     """The files of a source; a ``UserError`` where there are none."""
-    path = Path(source).expanduser()
+    path = paths.expanded(source)
     if path.is_file():
         return [path]
     files = sorted(file for file in path.glob("*") if file.suffix in _SUFFIXES) if path.is_dir() else []
