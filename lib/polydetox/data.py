@@ -6,9 +6,11 @@ import html
 import json
 import os
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -17,7 +19,7 @@ from polydetox.errors import NotThere, UserError
 from polydetox.languages import LANGUAGES, check_language, known_locale, rtp_lx_locales
 from polydetox.params import PROMPT_SOURCES, read_yaml
 from polydetox.rows import LeftOut, check_rows, is_blank, read_rows
-from polydetox.schemas import SCHEMAS, whole_number
+from polydetox.schemas import SCHEMAS, label_name, number, share, whole_number
 from polydetox.sources import advice, folder_of_variable
 from polydetox.udhr import declarations, paragraphs
 
@@ -162,7 +164,7 @@ def local_path(given: str | Path) -> Path:
         if fetched:
             return fetched / os.path.expandvars(str(given)[named.end() :]).lstrip("/")
         raise UserError(f"{str(given)!r}: the environment variable {named[1]} is not set; {advice(named[1])}")
-    return Path(os.path.expandvars(str(given))).expanduser()
+    return paths.expanded(given)
 
 
 def rtp_lx_file(folder: str | Path, language: str) -> Path:
@@ -288,7 +290,7 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = 
     left_out.blank = len(english) - len(whole)
     pairs = pd.DataFrame([
         {"prompt_id": _rtp_lx_id(row), "prompt": row["Prompt"].rstrip(),
-         "chosen": _follows(row["BenignCompletion"].lstrip()), "rejected": _follows(row["Completion"].lstrip())}
+         "chosen": _rtp_lx_completion(row, "BenignCompletion"), "rejected": _rtp_lx_completion(row, "Completion")}
         for row in whole if row["Index"] not in held_out and letters(row["Prompt"]) not in held_out_texts
     ], columns=PAIR_COLUMNS)  # fmt: skip
     pairs = pairs[pairs["chosen"] != pairs["rejected"]].reset_index(drop=True)
@@ -298,6 +300,11 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = 
             f"('prompts: limit:' is {held_out_prompts})"
         )
     return (pairs.head(limit) if limit else pairs), left_out
+
+
+def _rtp_lx_completion(row: dict[str, Any], field: str) -> str:
+    """A completion as it follows its prompt; of 1,998 English ones 425 begin with a space or, by chance, a newline."""
+    return follows(row["Prompt"].rstrip(), re.sub(r"^\s+", " ", row[field]))
 
 
 def letters(text: str) -> str:
@@ -325,21 +332,43 @@ def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> tuple[pd.
             if any(is_blank(text) for text in (prompt, chosen, rejected_text)):
                 left_out.blank += 1
             else:
-                rows.append((f"{part.stem}-{line - 1:05d}", prompt.rstrip(), _follows(chosen), _follows(rejected_text)))
+                prompt = prompt.rstrip()
+                rows.append(
+                    (f"{part.stem}-{line - 1:05d}", prompt, follows(prompt, chosen), follows(prompt, rejected_text))
+                )
     if not rows:
         raise UserError(f"{parts[0]}: no row has all of 'prompt_text', 'unpert_gen_text' and 'pert_gen_text'")
     pairs = pd.DataFrame(rows, columns=PAIR_COLUMNS)
     return (pairs.head(limit) if limit else pairs), left_out
 
 
-def _follows(completion: str) -> str:
-    """An English completion as it follows its prompt: a space before a word, none before punctuation or ``'t``.
+# What a completion begins with where no space goes before it: a stop or a closing mark; a quotation mark that no word
+# touches; the apostrophe of a contraction; a hyphen or slash that a word touches.
+_BELONGS_TO_THE_PROMPT = re.compile(
+    r"""[,.;:!?%…)\]}”»]|["'’]++(?=$|[\s,.;:!?…)\]}”»–—-])|['’](?:s|t|re|ve|ll|d|m)\b|[-–—/]+\w"""
+)
+
+# What a prompt ends in where no space goes after it: an opening bracket or quotation mark; a hyphen or slash that
+# touches a word.
+_AWAITS_A_WORD = re.compile(r"""[(\[{“‘«]$|(?:^|[\s(\[{“‘«–—-])["']+$|\w[-–—/]$""")
+
+
+def follows(prompt: str, completion: str) -> str:
+    """An English completion as it follows its prompt: with a space before what begins a word, and none before what
+    belongs to the word before.
+
+    A mark belongs to what it touches. A quotation mark that a word follows opens (`` "Go away"``), one that a space or
+    punctuation follows closes (``" he said``); a hyphen that a word follows joins (``-made``), a dash that a space
+    follows stands alone (`` - he``). Stops, closing brackets and ``'t`` and its like never have a space before them;
+    opening brackets and symbols (``@``, ``#``, ``$``) do. No space goes after a prompt that ends in an opening bracket
+    or quotation mark, or in a hyphen after a word. White space that the completion begins with stays as it is.
 
     TRL tokenises prompt and completion together and splits them at the common prefix, so a word that did not begin a
     new token would take the last token of the prompt with it.
     """
     text = completion.rstrip()
-    return f" {text}" if text[0].isalnum() else text
+    joined = text[0].isspace() or _BELONGS_TO_THE_PROMPT.match(text) or _AWAITS_A_WORD.search(prompt)
+    return text if joined else f" {text}"
 
 
 # --- parallel sentences -----------------------------------------------------------------------------------------
@@ -379,9 +408,9 @@ def _read_parallel(given: str | Path, language: str) -> list[str]:
             "others (see `polydetox data`)"
         )
     sentences = []
-    for number, sentence in _sentences(found[0]):
+    for line, sentence in _sentences(found[0]):
         if not isinstance(sentence, str) or not sentence.strip():
-            raise UserError(f"{found[0]}:{number}: no sentence here; every one needs its translation, so none can be "
+            raise UserError(f"{found[0]}:{line}: no sentence here; every one needs its translation, so none can be "
                             "left out: complete it, or remove it from every language")  # fmt: skip
         sentences.append(html.unescape(sentence).strip())
     return sentences
@@ -413,8 +442,19 @@ TEXT_COLUMNS = ("text", "comment_text")
 LABEL_COLUMNS = ("label", "toxic", "toxicity", "target")
 
 
-def read_labelled(path: Path, threshold: float) -> tuple[pd.DataFrame, LeftOut]:
-    """Labelled texts of a CSV, JSON Lines or Parquet file: ``text, label``; labels from ``threshold`` up are toxic."""
+# What labels mean where the reader says nothing.
+_PLAIN_LABELS = {"0": "neutral", "1": "toxic"}
+
+
+def read_labelled(
+    path: Path, threshold: float = 0.5, labels: Mapping[str, str] | Literal["scores"] = MappingProxyType({})
+) -> tuple[pd.DataFrame, LeftOut]:
+    """Labelled texts of a CSV, JSON Lines or Parquet file: ``text, label`` (1: toxic).
+
+    ``labels`` says what a label means, toxic, neutral or skipped, by its :func:`~polydetox.schemas.label_name`; empty:
+    0 is neutral and 1 toxic. With ``scores`` it is a number from 0 to 1, toxic from ``threshold`` up. Any other label
+    is a ``UserError``.
+    """
     kinds = (".csv", ".jsonl", ".parquet")
     if path.suffix not in kinds:
         raise UserError(f"{path}: not a kind of file that can be read; use one of {', '.join(kinds)}")
@@ -430,7 +470,45 @@ def read_labelled(path: Path, threshold: float) -> tuple[pd.DataFrame, LeftOut]:
             if found[0] in row:
                 row[wanted] = row[found[0]]
     kept, rejected = check_rows(rows, "labelled")
-    usable = [row for _, row in kept if not is_blank(row["text"])]
-    table = pd.DataFrame({"text": [row["text"].strip() for row in usable],
-                          "label": [int(float(row["label"]) >= threshold) for row in usable]})  # fmt: skip
-    return table, LeftOut(len(kept) - len(usable), rejected)
+    meanings = _meanings(path, kept, threshold, labels)
+    usable = [(row["text"].strip(), int(meaning == "toxic")) for (_, row), meaning in zip(kept, meanings, strict=True)
+              if meaning != "skipped" and not is_blank(row["text"])]  # fmt: skip
+    skipped = meanings.count("skipped")
+    left_out = LeftOut(len(kept) - len(usable) - skipped, rejected, skipped=skipped)
+    return pd.DataFrame(usable, columns=["text", "label"]), left_out
+
+
+def _meanings(
+    path: Path, rows: list[tuple[int, dict[str, Any]]], threshold: float, labels: Mapping[str, str] | Literal["scores"]
+) -> list[str]:
+    """What the label of each row means; a ``UserError`` for labels of which nobody has said it."""
+    if labels == "scores":
+        meanings = [("toxic" if float(row["label"]) >= threshold else "neutral")
+                    if number(row["label"]) and share(row["label"]) else None for _, row in rows]  # fmt: skip
+    else:
+        said = labels or _PLAIN_LABELS
+        meanings = [said.get(label_name(row["label"])) for _, row in rows]
+    unknown: dict[str, list[int]] = {}
+    for (line, row), meaning in zip(rows, meanings, strict=True):
+        if meaning is None:
+            unknown.setdefault(label_name(row["label"]), []).append(line)
+    if unknown:
+        expected = "a score from 0 to 1" if labels == "scores" else f"one of {', '.join(said)}"
+        # A long one is no label but a text, which is never quoted.
+        told = [f"{name if len(name) <= 16 else 'a text'} ({len(lines)} rows)" for name, lines in unknown.items()]
+        told = [*told[:5], *(["..."] if len(told) > 5 else [])]
+        raise UserError(
+            f"{path}:{min(map(min, unknown.values()))}: label {', '.join(told)} is not {expected}; say what each label "
+            "means in the parameter 'labels', as {-1: skipped, 0: neutral, 1: toxic}, or 'labels: scores' where they "
+            "are scores from 0 to 1, toxic from label_threshold up"
+        )
+    return [meaning for meaning in meanings if meaning]
+
+
+def check_both_labels(table: pd.DataFrame, what: str) -> None:
+    """Refuse labelled texts of one kind, from which nothing can be learnt."""
+    if table["label"].nunique() < 2:
+        found = "no texts" if table.empty else f"all texts are {'toxic' if table['label'].iloc[0] else 'neutral'}"
+        raise UserError(
+            f"{what}: {found}; give texts of both kinds, or say in 'labels' or 'label_threshold' which are toxic"
+        )

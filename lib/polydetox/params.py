@@ -13,14 +13,15 @@ import re
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES, check_language
+from polydetox.schemas import label_name
 
 
 class Strict(BaseModel):
@@ -233,10 +234,26 @@ class AgreementParameters(ModelStage):
         return value
 
 
+def _check_labels(value: Any) -> Any:
+    """Labels by their names, each with what it means; ``scores``: numbers from 0 to 1, toxic from a threshold up."""
+    meanings = ("toxic", "neutral", "skipped")
+    if value == "scores":
+        return value
+    if not isinstance(value, Mapping) or not all(meaning in meanings for meaning in value.values()):
+        raise ValueError(
+            f"give 'scores', or for each label one of {', '.join(meanings)}, as {{-1: skipped, 0: neutral, 1: toxic}}"
+        )
+    return {label_name(label): meaning for label, meaning in value.items()}
+
+
+Labels = Annotated[dict[str, str] | Literal["scores"], BeforeValidator(_check_labels)]
+
+
 class ProbeParameters(ModelStage):
     """A linear toxicity probe on the mean last-layer residual stream."""
 
     texts: str = ""  # CSV, JSONL or Parquet with text and label (Jigsaw's columns too); empty: the run's continuations
+    labels: Labels = {}  # what a file's labels mean: toxic, neutral or skipped; empty: 0 neutral, 1 toxic; or "scores"
     label_threshold: float = Field(0.5, gt=0.0, le=1.0)  # a text is toxic from here on
     limit: int | None = Field(None, gt=0)  # at most so many labelled texts, drawn at random; None: all
     texts_per_language: int = Field(200, gt=0)  # continuations of each language for the zero-shot test
@@ -493,6 +510,7 @@ class JigsawClassifyParameters(Sampled, ModelStage):
 
     condition: JigsawCondition = "untouched"
     texts: str = ""  # CSV, JSONL or Parquet with text and label (Jigsaw's columns too); empty: the run's continuations
+    labels: Labels = {}  # what a file's labels mean: toxic, neutral or skipped; empty: 0 neutral, 1 toxic; or "scores"
     label_threshold: float = Field(0.5, gt=0.0, le=1.0)  # a text is toxic from here on
     limit: int | None = Field(None, gt=0)  # at most so many labelled texts, drawn at random; None: all
     test_share: float = Field(0.2, gt=0.0, lt=0.5)

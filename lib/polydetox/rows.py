@@ -38,7 +38,7 @@ class Rejected:
     """One line of a data file that was left out. The reason never quotes a text, which may be toxic."""
 
     file: str  # its name, without folders
-    line: int  # of a JSON array: the position in it; of a Parquet file: the row
+    line: int  # of a JSON array: the position in it; of a table (CSV, Parquet): the row
     field: str | None
     reason: str
 
@@ -54,17 +54,21 @@ class LeftOut:
     blank: int = 0  # rows that are in order but hold no text
     rejected: list[Rejected] = field(default_factory=list)
     repeated: int = 0  # rows that are in order but hold a text that an earlier one has
+    skipped: int = 0  # rows whose label the reader has said to skip
 
     def __add__(self, other: LeftOut) -> LeftOut:
-        return LeftOut(self.blank + other.blank, self.rejected + other.rejected, self.repeated + other.repeated)
+        return LeftOut(self.blank + other.blank, self.rejected + other.rejected, self.repeated + other.repeated,
+                       self.skipped + other.skipped)  # fmt: skip
 
     def __bool__(self) -> bool:
-        return bool(self.blank or self.rejected or self.repeated)
+        return bool(self.blank or self.rejected or self.repeated or self.skipped)
 
     def __str__(self) -> str:
         said = f"{self.blank} rows without text left out"
         if self.repeated:
             said += f", {self.repeated} rows that repeat a text left out"
+        if self.skipped:
+            said += f", {self.skipped} rows skipped by their label"
         if self.rejected:
             more = f", and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
             said += f", {len(self.rejected)} malformed lines left out ({'; '.join(map(str, self.rejected[:3]))}{more})"
@@ -72,8 +76,9 @@ class LeftOut:
 
     def record(self) -> dict[str, Any]:
         """For a manifest."""
-        repeated = {"repeated": self.repeated} if self.repeated else {}
-        return {"blank": self.blank, **repeated, "rejected": len(self.rejected),
+        further = {"repeated": self.repeated, "skipped": self.skipped}
+        further = {name: number for name, number in further.items() if number}
+        return {"blank": self.blank, **further, "rejected": len(self.rejected),
                 "rejected_lines": [str(line) for line in self.rejected[:MOST_LISTED]]}  # fmt: skip
 
 

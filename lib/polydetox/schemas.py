@@ -44,6 +44,22 @@ def number(value: Any) -> bool:
         return False
 
 
+def label(value: Any) -> bool:
+    """A label of whatever kind: a number, true or false, or a word."""
+    return isinstance(value, bool | int | float | str) and not _none(value) and str(value).strip() != ""
+
+
+def label_name(value: Any) -> str:
+    """A label as a person writes it, one spelling for 1, 1.0 and "1", and for true and "True"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return str(value).strip().casefold()
+    return str(int(found)) if found.is_integer() else str(found)
+
+
 def share(value: Any) -> bool:
     """A number from 0 to 1, or none."""
     return _none(value) or (number(value) and 0.0 <= float(value) <= 1.0)
@@ -97,7 +113,7 @@ SCHEMAS: dict[str, Schema] = {
         "prompt_text": _TEXT, "unpert_gen_text": _TEXT, "pert_gen_text": _TEXT,
     }),
     "labelled": Schema("a file of labelled texts", {
-        "text": _TEXT, "label": Field(number, "a number"),
+        "text": _TEXT, "label": Field(label, "a label"),
     }),
     "real-toxicity-prompts": Schema("RealToxicityPrompts", {
         "prompt": Field(scored_text, "an object with 'text' and a 'toxicity' from 0 to 1 or null"),

@@ -14,6 +14,7 @@ from typing import Any
 from polydetox import locks, paths
 from polydetox.artifacts import MANIFEST, finished, library_versions, read_json
 from polydetox.data import (
+    check_both_labels,
     is_at_hand,
     languages_at_hand,
     load_prompts,
@@ -518,7 +519,8 @@ def _check_agreement(graph: Graph, model: str) -> None:
 def _check_labelled(graph: Graph, model: str, values: Mapping[str, Any], section: str) -> None:
     """The labelled texts that a section names, or on-policy pairs, whose continuations stand in for them."""
     if values["texts"]:
-        read_labelled(local_path(values["texts"]), values["label_threshold"])
+        table, _ = read_labelled(local_path(values["texts"]), values["label_threshold"], values["labels"])
+        check_both_labels(table, values["texts"])
     elif "on-policy" not in graph.kinds(model):
         raise UserError(
             f"params/profiles/{graph.profile.name}.yaml: {section}: texts: is needed for {model}, which samples no "

@@ -153,6 +153,50 @@ def test_pairs_leave_out_rows_without_completions(tmp_path):
     assert list(pairs["prompt_id"]) == ["rtp-lx-00000"] and left_out.blank == 2
 
 
+@pytest.mark.parametrize(("prompt", "completion", "wanted"), [
+    # A word, and what is written like one.
+    ("He is a", "friend", " friend"), ("He is", "'til noon", " 'til noon"), ("It costs", "$5", " $5"),
+    ("See", "@someone", " @someone"), ("See", "#this", " #this"), ("He", "(who else)", " (who else)"),
+    ("He wrote", "*that*", " *that*"), ("You", "& me", " & me"),
+    # Stops, closing brackets and contractions belong to the word before.
+    ("He is", ", I think", ", I think"), ("He is", ".", "."), ("Is he", "? No", "? No"),
+    ("(as he is", ") now", ") now"),
+    ("He", "'s here", "'s here"), ("They", "’ve gone", "’ve gone"), ("the dogs", "' house", "' house"),
+    # A quotation mark opens before a word, and closes before a space or punctuation.
+    ("She said:", '"Go away"', ' "Go away"'), ("She said:", "“Go away”", " “Go away”"), ("He", "'went'", " 'went'"),
+    ('a "friend', '" of mine', '" of mine'), ('a "friend', '", he said', '", he said'), ('"Go', '"', '"'),
+    ("a “friend", "” of mine", "” of mine"), ("He said", "\"'Go' is", " \"'Go' is"), ("'a \"b", "\"' is", "\"' is"),
+    # A hyphen joins, a dash stands alone; so do slashes.
+    ("self", "-made", "-made"), ("this", "- he said", " - he said"), ("this", "— he said", " — he said"),
+    ("and", "/or", "/or"), ("this", "/ that", " / that"),
+    # What the prompt ends in: an opening mark or a hyphen after a word is followed by its word at once.
+    ("He said “", "no", "no"), ('He said "', "no", "no"), ("He said, '", "no", "no"), ("He (", "no", "no"),
+    ("self-", "made", "made"), ("and/", "or", "or"), ('"', "no", "no"),
+    ('the "friend"', "went", " went"), ('"Go,"', "he said", " he said"), ("the dogs'", "house", " house"),
+    ("he —", "who", " who"), ("red /", "blue", " blue"), ("f***", "you", " you"), ("(again)", "he", " he"),
+    # White space of the file stays.
+    ("He is", " 's", " 's"), ("He is a", " friend ", " friend"), ("He said “", "\nno", "\nno"),
+])  # fmt: skip
+def test_a_completion_follows_its_prompt_as_english_is_written(prompt, completion, wanted):
+    assert data.follows(prompt, completion) == wanted
+
+
+def test_pairs_of_rtp_lx_are_joined_with_spaces(tmp_path):
+    rows = [
+        {
+            "Index": 0,
+            "Prompt": '"Leave me alone" she said',
+            "Completion": ' "you fool"',
+            "BenignCompletion": "(and so on)",
+        },
+        {"Index": 1, "Prompt": "He is a ", "Completion": "\n\nfool", "BenignCompletion": "friend"},
+    ]
+    (tmp_path / "RTP_LX_EN.json").write_text("\n".join(map(json.dumps, rows)))
+    pairs, _ = data.rtp_lx_pairs(tmp_path, 0)
+    assert pairs["rejected"].tolist() == [' "you fool"', " fool"]
+    assert pairs["chosen"].tolist() == [" (and so on)", " friend"]
+
+
 def test_toxicity_pairwise_parts(tmp_path):
     good = {"prompt_text": "He is", "unpert_gen_text": " nice", "pert_gen_text": "mean"}
     lines = [good, good | {"pert_gen_text": "NA"}] + [good] * 28 + [{"prompt_text": "x"}]

@@ -105,21 +105,27 @@ def test_no_prompt_is_split():
         split(table.head(8), (0.1, 0.2), seed=0)
 
 
+def written(file, table):
+    {".csv": lambda: table.to_csv(file, index=False), ".parquet": lambda: table.to_parquet(file),
+     ".jsonl": lambda: table.to_json(file, orient="records", lines=True)}[file.suffix]()  # fmt: skip
+    return file
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("columns", [("text", "label"), ("comment_text", "toxic")])
 def test_labelled_texts_of_every_kind_of_file(tmp_path, suffix, columns):
-    table = pd.DataFrame({"id": [1, 2, 3], columns[0]: ["a fine day", " ", "you fool"], columns[1]: [0, 1, 0.7]})
-    file = tmp_path / f"texts{suffix}"
-    {".csv": lambda: table.to_csv(file, index=False), ".parquet": lambda: table.to_parquet(file),
-     ".jsonl": lambda: table.to_json(file, orient="records", lines=True)}[suffix]()  # fmt: skip
-    read, left_out = read_labelled(file, 0.5)
+    table = pd.DataFrame({"id": [1, 2, 3], columns[0]: ["a fine day", " ", "you fool"], columns[1]: [0, 1, 1.0]})
+    file = written(tmp_path / f"texts{suffix}", table)
+    read, left_out = read_labelled(file)
     assert read.to_dict("list") == {"text": ["a fine day", "you fool"], "label": [0, 1]} and left_out.blank == 1
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("texts.csv", "words,label\na,1\n", "no column text or comment_text (it has words, label)"),
     ("texts.csv", "text,mark\na,1\n", "no column label or toxic or toxicity or target"),
-    ("texts.csv", "text,label\na,1\nb,yes\n", "texts.csv:2: field 'label' is a text, not a number; 1 of 2 rows"),
+    ("texts.csv", "text,label\na,1\nb,yes\n", "texts.csv:2: label yes (1 rows) is not one of 0, 1; say what each"),
+    ("texts.jsonl", '{"text": "a", "label": [1]}', "texts.jsonl:1: field 'label' is a list, not a label; 1 of 1 rows"),
+    ("texts.csv", "text,label\na,1\nb,\n", "texts.csv:2: field 'label' is a text, not a label; 1 of 2 rows"),
     ("texts.jsonl", "{broken", "texts.jsonl:1: not valid JSON"),
     ("texts.xlsx", "", "use one of .csv, .jsonl, .parquet"),
 ])  # fmt: skip
@@ -128,6 +134,59 @@ def test_bad_labelled_texts_are_refused_by_name(tmp_path, name, content, message
     with pytest.raises(UserError) as error:
         read_labelled(tmp_path / name, 0.5)
     assert message in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(("given", "said", "wanted"), [
+    # What the labels are, what the reader says of them, and the labels that are read: None for a row that is skipped.
+    ([0, 1, 1], {}, [0, 1, 1]),
+    ([-1, 0, 1], {-1: "skipped", 0: "neutral", 1: "toxic"}, [None, 0, 1]),
+    ([1, 3, 5], {1: "neutral", 2: "neutral", 3: "skipped", 4: "toxic", 5: "toxic"}, [0, None, 1]),
+    ([1.0, 2.0, 2.0], {"1": "toxic", 2: "neutral"}, [1, 0, 0]),
+    ([0.5, 0.49, 1.0], "scores", [1, 0, 1]),
+    ([True, False, True], {True: "toxic", False: "neutral"}, [1, 0, 1]),
+    (["Toxic", "neutral", "unsure"], {"toxic": "toxic", "neutral": "neutral", "unsure": "skipped"}, [1, 0, None]),
+])  # fmt: skip
+def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wanted):
+    from polydetox.params import ProbeParameters
+
+    texts = ["one", "two", "three"]
+    file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": texts, "label": given}))
+    read, left_out = read_labelled(file, 0.5, ProbeParameters(labels=said).labels)
+    assert dict(zip(read["text"], read["label"], strict=True)) == {
+        text: label for text, label in zip(texts, wanted, strict=True) if label is not None
+    }
+    assert left_out.skipped == wanted.count(None)
+    if left_out.skipped:
+        assert left_out.record()["skipped"] == 1 and "1 rows skipped by their label" in str(left_out)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(("given", "said", "message"), [
+    ([0, 1, -1, -1], {}, ":3: label -1 (2 rows) is not one of 0, 1; say what each label means in the parameter"),
+    ([1, 3, 5, 1], {}, ":2: label 3 (1 rows), 5 (1 rows) is not one of 0, 1;"),
+    ([0, 1, 0.3, 0.9], {}, ":3: label 0.3 (1 rows), 0.9 (1 rows) is not one of 0, 1;"),
+    ([True, False, True, True], {}, ":1: label true (3 rows), false (1 rows) is not one of 0, 1;"),
+    ([0.5, 0.1, -1, 2], "scores", ":3: label -1 (1 rows), 2 (1 rows) is not a score from 0 to 1;"),
+    ([1, 2, 3, 4], {1: "neutral", 4: "toxic"}, ":2: label 2 (1 rows), 3 (1 rows) is not one of 1, 4;"),
+    (["you are all fools", *"abc"], {}, ":1: label a text (1 rows), a (1 rows), b (1 rows), c (1 rows) is not one of"),
+])  # fmt: skip
+def test_a_label_of_which_nobody_said_what_it_means_is_refused(tmp_path, suffix, given, said, message):
+    from polydetox.params import ProbeParameters
+
+    file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": list("abcd"), "label": given}))
+    with pytest.raises(UserError) as error:
+        read_labelled(file, 0.5, ProbeParameters(labels=said).labels)
+    assert f"{file}{message}" in str(error.value) and "fools" not in str(error.value)
+
+
+def test_settings_of_labels_are_checked():
+    from polydetox.params import check_parameters
+
+    for said in ({-1: "skip", 1: "toxic"}, "score", [0, 1]):
+        with pytest.raises(UserError, match=r"labels.*give 'scores', or for each label one of toxic, neutral, skipped"):
+            check_parameters("probe", {"labels": said})
+    assert check_parameters("jigsaw_classify", {"labels": {True: "toxic"}}).labels == {"true": "toxic"}
 
 
 # --- representations --------------------------------------------------------------------------------------------

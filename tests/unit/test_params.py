@@ -84,6 +84,7 @@ def test_a_later_source_wins(checkout):
         ({"mechanism": {"probe": {"epoch": 3}}}, ["mechanism.probe", "'epoch'", "'epochs'"]),
         ({"mechanism": {"intervene": {"offsets": [-1.0]}}}, ["mechanism.intervene", "0 among them"]),
         ({"mechanism": {"probe": {"prompt_limit": 3}}}, ["unknown key 'prompt_limit'"]),
+        ({"mechanism": {"probe": {"labels": {1: "bad"}}}}, ["mechanism.probe", "labels", "toxic, neutral, skipped"]),
         ({"alignment": {"retrieval": {"sentences": "projekt"}}}, ["alignment.retrieval", "'project'"]),
         ({"variants": {}}, ["variants: this key is required", "'control'"]),
         (
@@ -164,6 +165,25 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
     control = {"methods": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"}}
     rewrite(checkout / "params/profiles/tiny.yaml", control=control)
     assert "owner/judge: see the Hub (revision not pinned)" in workflow.licences("tiny"), "judges have licences too"
+
+
+def test_labelled_texts_are_read_before_anything_starts(checkout, tmp_path):
+    file = tmp_path / "texts.csv"
+    probe = {"texts": str(file)}
+    rewrite(checkout / "params/profiles/tiny.yaml", mechanism={"probe": probe})
+    file.write_text("text,label\na,0\nb,1\nc,-1\n")
+    (found,) = workflow.problems("tiny")
+    assert f"{file}:3: label -1 (1 rows) is not one of 0, 1; say what each label means" in found
+    file.write_text("text,label\na,1\nb,1\n")
+    (found,) = workflow.problems("tiny")
+    assert found == f"{file}: all texts are toxic; give texts of both kinds, or say in 'labels' or 'label_threshold' " \
+                    "which are toxic"  # fmt: skip
+    file.write_text("text,label\na,4\nb,1\nc,-1\n")
+    rewrite(
+        checkout / "params/profiles/tiny.yaml",
+        mechanism={"probe": probe | {"labels": {4: "toxic", 1: "neutral", -1: "skipped"}}},
+    )
+    assert workflow.problems("tiny") == []
 
 
 FULL = {

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
-from polydetox.data import local_path, read_labelled
+from polydetox.data import check_both_labels, local_path, read_labelled
 from polydetox.errors import UserError
 from polydetox.interp.representations import mean_pooled
 from polydetox.models.checkpoints import checkpoint_of, provenance
@@ -67,7 +67,7 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     """
     if settings.texts:
         file = local_path(settings.texts)
-        table, left_out = read_labelled(file, settings.label_threshold)
+        table, left_out = read_labelled(file, settings.label_threshold, settings.labels)
         stage.reads(file)
         stage.leaves_out(left_out)
         table["group"] = np.arange(len(table))
@@ -88,8 +88,7 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     table = table.drop_duplicates("text")
     if settings.limit and len(table) > settings.limit:
         table = table.sample(settings.limit, random_state=settings.seed)
-    if table["label"].nunique() < 2:
-        raise UserError("probe: all texts have one label; give texts of both kinds, or another 'label_threshold'")
+    check_both_labels(table, settings.texts or "the run's own continuations")
     return table.reset_index(drop=True)
 
 

@@ -60,7 +60,7 @@ def labelled_comments(settings: JigsawClassifyParameters, stage: Stage) -> pd.Da
     """
     asked = ProbeParameters(
         profile=settings.profile, model=settings.model, texts=settings.texts, limit=settings.limit,
-        label_threshold=settings.label_threshold, seed=settings.seed,
+        labels=settings.labels, label_threshold=settings.label_threshold, seed=settings.seed,
     )  # fmt: skip
     table = labelled_texts(asked, stage)
     words = table["text"].str.split().str[: settings.max_words].str.join(" ")
