@@ -56,7 +56,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model", "evaluated_left_out": 1200})
     for position, method in enumerate(RUN):
         rng = np.random.default_rng(position)
-        toxic, right = _LEVELS[method]
+        right = _LEVELS[method][1]
         if method != "base":
             folder = control / method / "regularise"
             seconds = {"head_cpu_seconds": 20.0 * (method == "regularised"), "model_cpu_seconds": 100.0,
@@ -64,13 +64,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
             settings = {"algorithm": METHODS[method]["algorithm"], "schedule": "parallel", "rows_train": 36,
                         "steps": 28}  # fmt: skip
             write(folder, "regularise", {"method": method}, metrics=settings | seconds)
-        scores = pd.DataFrame([
-            {"language": language, "prompt_id": f"p{prompt:02d}", "sample": sample, "empty": False,
-             "prompt": f"{marker} prompt {language}", "continuation": f"{marker} {method} {language} {prompt} {sample}",
-             "toxicity": float(rng.random() < toxic), "repeated": 0.25 * (method == "regularised" and prompt > 0),
-             "detected_language": "en" if method == "filtering" and sample == 0 else language}
-            for language in languages for prompt in range(prompts) for sample in range(samples)
-        ])  # fmt: skip
+        scores = make_scores(method, languages, marker, prompts, samples, rng)
         for language in languages:
             write(control / method / "constrained_decode" / language, "constrained_decode",
                   {"method": method, "lang": language}, metrics=None)  # fmt: skip
@@ -117,6 +111,20 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
         level = {"value": 0.2 + 0.1 * number, "low": 0.1, "high": 0.5}
         metrics = {"condition": condition, "prompting": area, "head": area, "avgtox": level, "toxic_share": level}
         write(control / "jigsaw_classify" / condition, "jigsaw_classify", {"condition": condition}, metrics=metrics)
+
+
+def make_scores(
+    method: str, languages: list[str], marker: str, prompts: int, samples: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """The scored continuations of one method, of which some repeat themselves and some leave their language."""
+    return pd.DataFrame([
+        {"language": language, "prompt_id": f"p{prompt:02d}", "sample": sample, "empty": False,
+         "prompt": f"{marker} prompt {language}", "continuation": f"{marker} {method} {language} {prompt} {sample}",
+         "toxicity": float(rng.random() < _LEVELS[method][0]),
+         "repeated": 0.25 * (method == "regularised" and prompt > 0),
+         "detected_language": "en" if method == "filtering" and sample == 0 else language}
+        for language in languages for prompt in range(prompts) for sample in range(samples)
+    ])  # fmt: skip
 
 
 def _table(file: Path, table: pd.DataFrame) -> None:

@@ -30,7 +30,17 @@ from polydetox.report.collect import (
     prompt_values,
     variant_title,
 )
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
+from polydetox.report.tables import (
+    NOT_APPLICABLE,
+    NOT_MEASURED,
+    NOT_RUN,
+    Cell,
+    Group,
+    PaperTable,
+    fixed,
+    listing,
+    number,
+)
 from polydetox.sources import sources
 
 Kind = Literal["seed", "method", "learning-rate", "pairs"]
@@ -380,9 +390,13 @@ def _family_lines(family: Family, table: pd.DataFrame) -> list[list[Cell | str]]
     by_metric = {metric: means(table, metric).set_index("variant") for metric in SHOWN}
     told = next((member for member in family.members
                  if pd.notna(by_metric["emt"].loc[member.variant, "before"])), family.members[0])  # fmt: skip
-    lines: list[list[Cell | str]] = [[UNTUNED, *(_side(by_metric[m].loc[told.variant], "before", m) for m in SHOWN)]]
+    run = _measured(table)
+    lines: list[list[Cell | str]] = [
+        [UNTUNED, *(_side(by_metric[m].loc[told.variant], "before", m, bool(run)) for m in SHOWN)]
+    ]
     for member in family.members:
-        lines.append([member.label, *(_side(by_metric[m].loc[member.variant], "after", m) for m in SHOWN)])
+        cells = [_side(by_metric[m].loc[member.variant], "after", m, member.variant in run) for m in SHOWN]
+        lines.append([member.label, *cells])
     if family.kind == "seed":
         lines.append(["deviation of the drop", *(_spread(table, m, "deviation") for m in SHOWN)])
         lines.append(["half its interval", *(_spread(table, m, "half_width") for m in SHOWN)])
@@ -390,13 +404,15 @@ def _family_lines(family: Family, table: pd.DataFrame) -> list[list[Cell | str]]
         reference = next(member.label for member in family.members if member.variant == family.reference)
         for member in family.members:
             if member.variant != family.reference:
-                cells = [_side(by_metric[m].loc[member.variant], "difference", m) for m in SHOWN]
+                both = {member.variant, family.reference} <= run
+                cells = [_side(by_metric[m].loc[member.variant], "difference", m, both) for m in SHOWN]
                 lines.append([f"{member.label} less {reference}", *cells])
     return lines
 
 
-def _side(row: pd.Series, side: str, metric: str) -> Cell:
-    return number(row[side], METRICS[metric].digits, row[f"{side}_low"], row[f"{side}_high"])
+def _side(row: pd.Series, side: str, metric: str, was_run: bool) -> Cell:
+    return number(row[side], METRICS[metric].digits, row[f"{side}_low"], row[f"{side}_high"],
+                  missing=NOT_MEASURED if was_run else NOT_RUN)  # fmt: skip
 
 
 def _spread(table: pd.DataFrame, metric: str, name: str) -> Cell:
@@ -416,8 +432,10 @@ def sets_table(results: Results, table: pd.DataFrame) -> PaperTable:
             by_metric = mine.set_index("metric")
             cells: list[Cell] = []
             for metric in metrics:
-                row, digits = by_metric.loc[metric], METRICS[metric].digits
-                cells += [number(row["before"], digits), number(row["after"], digits), _side(row, "drop", metric)]
+                row, digits, was_run = by_metric.loc[metric], METRICS[metric].digits, bool(rows["languages"].max())
+                cells += [number(row[side], digits, missing=NOT_MEASURED if was_run else NOT_RUN)
+                          for side in ("before", "after")]  # fmt: skip
+                cells.append(_side(row, "drop", metric, was_run))
             asked = int(by_metric.loc["emt", "prompts"])
             lines.append([set_title(results, str(name)), Cell(str(asked) if asked else NOT_APPLICABLE), *cells])
         languages = int(rows["languages"].max())
@@ -472,15 +490,20 @@ def sentences(
     return {name: " ".join(lines) or "Not run." for name, lines in said.items()}
 
 
-def _not_run(family: Family, table: pd.DataFrame) -> list[str]:
-    """The labels of the members that were not run."""
-    rows = means(table, "emt").set_index("variant")
-    return [member.label for member in family.members if pd.isna(rows.loc[member.variant, "after"])]
+def _measured(table: pd.DataFrame) -> set[str]:
+    """The variants that were run: they have rows of languages, with values where there was something to measure."""
+    return set(table.loc[table["language"] != MEAN, "variant"])
 
 
 def _beginning(family: Family, table: pd.DataFrame) -> str:
-    missing = _not_run(family, table)
-    return f"For {family.title}, not run: {listing(missing)}. " if missing else ""
+    """Names the members that were not run, and those whose continuations have no scores."""
+    rows, run = means(table, "emt").set_index("variant"), _measured(table)
+    missing = [member for member in family.members if pd.isna(rows.loc[member.variant, "after"])]
+    said = ""
+    for words, chosen in (("not run", False), ("without scores after the tuning", True)):
+        labels = [member.label for member in missing if (member.variant in run) == chosen]
+        said += f"For {family.title}, {words}: {listing(labels)}. " if labels else ""
+    return said
 
 
 def _seeds(family: Family, table: pd.DataFrame) -> str:
@@ -554,14 +577,15 @@ def _sets(results: Results, table: pd.DataFrame) -> list[str]:
     rows = table[(table["language"] == MEAN) & (table["metric"] == "emt")]
     for (title, further), mine in rows.groupby(["comparison", "beside"], sort=False):
         if mine["drop"].isna().any():
-            said.append(f"{title} on {_prompts_of(results, str(further))}: not run.")
+            why = "not measured" if mine["languages"].max() else "not run"
+            said.append(f"{title} on {_prompts_of(results, str(further))}: {why}.")
             continue
         parts = [
             f"from {fixed(row.before, 2)} to {fixed(row.after, 2)} on {_prompts_of(results, str(row.set))}"
             for row in mine.itertuples()
         ]
         both = table[(table["comparison"] == title) & (table["beside"] == further) & (table["metric"] == "emt")]
-        drops = both[both["language"] != MEAN].pivot(index="language", columns="set", values="drop")
+        drops = both[both["language"] != MEAN].pivot(index="language", columns="set", values="drop").dropna()
         same = int(((drops[""] > 0) == (drops[further] > 0)).sum())
         shared = f"{len(drops)} language{'' if len(drops) == 1 else 's'}"
         text = f"EMT of {title}, over the {shared} of both sets, goes {listing(parts)}"

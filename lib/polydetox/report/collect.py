@@ -182,8 +182,10 @@ def compare_prompts(
 ) -> tuple[Side, Side, int]:
     """One metric before and after, over the prompts that have a value on both sides, and their number.
 
-    A side that was not run is None; the other is then summarised over its own prompts.
+    A side that was not run is None; the other is then summarised over its own prompts, and so it is where a side has a
+    value for no prompt, as of a model that writes nothing.
     """
+    before, after = (side if side is not None and any(map(_has, side)) else None for side in (before, after))
     if before is None and after is None:
         return Side.missing(samples), Side.missing(samples), 0
     if before is None or after is None:
@@ -542,7 +544,8 @@ class Results:
     def by_language(self) -> pd.DataFrame:
         """Before, after and the drop of every metric in every language, with intervals.
 
-        Columns: ``comparison, language, metric, prompts, before, before_low, before_high, after, ..., drop, ...``.
+        Columns: ``comparison, language, metric, prompts, before, before_low, before_high, after, ..., drop, ...``, and
+        ``before_run`` and ``after_run``, whether a side was evaluated at all.
         """
         rows = []
         for comparison in self.comparisons:
@@ -550,8 +553,18 @@ class Results:
                 for metric in METRICS:
                     before, after, prompts = self._pairs[comparison.name, language, metric]
                     rows.append({"comparison": comparison.name, "language": language, "metric": metric,
-                                 "prompts": prompts, **comparison_row(before, after, self.confidence)})  # fmt: skip
+                                 "prompts": prompts, **comparison_row(before, after, self.confidence),
+                                 **self.evaluated(comparison, [language])})  # fmt: skip
         return pd.DataFrame(rows)
+
+    def evaluated(self, comparison: Comparison, languages: list[str]) -> dict[str, bool]:
+        """Which sides were evaluated in any of some languages: a value that is missing there could not be measured."""
+        return {
+            f"{side}_run": any(
+                finished(paths.evaluate(self.profile.name, comparison.model, variant, each)) for each in languages
+            )
+            for side, variant in (("before", "base"), ("after", comparison.variant))
+        }
 
     @cached_property
     def means(self) -> pd.DataFrame:
@@ -569,11 +582,13 @@ class Results:
         rows = []
         for comparison in self.comparisons:
             for scope, members in scopes.items():
+                ran = self.evaluated(comparison, members)
                 for metric in METRICS:
                     sides = [self._pairs[comparison.name, language, metric][:2] for language in members]
                     before, after, count = mean_over_languages(sides, self.samples)
                     rows.append({"comparison": comparison.name, "scope": scope, "metric": metric,
-                                 "languages": count, **comparison_row(before, after, self.confidence)})  # fmt: skip
+                                 "languages": count, **comparison_row(before, after, self.confidence),
+                                 **ran})  # fmt: skip
         return pd.DataFrame(rows)
 
     @cached_property
@@ -645,7 +660,7 @@ class Results:
         return pd.DataFrame(rows, columns=[*named_by, *_FROM_MANIFEST, "sha256"])
 
     def left_out(self) -> dict[str, int]:
-        """How many ``blank``, ``repeated`` and ``rejected`` rows were left out of the data that finished stages read.
+        """How many ``blank``, ``repeated``, ``skipped`` and ``rejected`` rows of their data finished stages left out.
 
         What several stages read is counted once: prompts by language and set, labelled comments, pairs by kind.
         """
@@ -654,7 +669,7 @@ class Results:
             if run.done and (record := read_json(run.folder / MANIFEST).get("left_out")):
                 found[_read_by(run)] = record
         return {kind: sum(record.get(kind, 0) for record in found.values())
-                for kind in ("blank", "repeated", "rejected")}  # fmt: skip
+                for kind in ("blank", "repeated", "skipped", "rejected")}  # fmt: skip
 
     def versions(self) -> dict[str, list[str]]:
         """Every library version that any stage recorded; more than one where stages differ."""

@@ -307,7 +307,9 @@ def _percent(row: Mapping[str, Any]) -> Cell:
 
 
 def _bounded(row: Mapping[str, float | None] | None, digits: int) -> Cell:
-    return Cell(NOT_RUN) if row is None else number(row["value"], digits, row["low"], row["high"])
+    if row is None:
+        return Cell(NOT_RUN)
+    return number(row["value"], digits, row["low"], row["high"], missing=NOT_MEASURED)
 
 
 def main_table(control: Control) -> PaperTable:
@@ -343,7 +345,8 @@ def _paper_cells(control: Control, row: pd.Series) -> list[Cell]:
 def _main_line(control: Control, model: str, method: str) -> list[Cell | str]:
     metrics = control.evaluations.get((model, method), {})
     mine = _of_method(control.toxicity, model, method)
-    toxic = [_side(mine, language, "after") for language in (ENGLISH, "others")]
+    missing = _why_missing(control, model, method)
+    toxic = [_side(mine, language, "after", missing) for language in (ENGLISH, "others")]
     suites = [percent(metrics.get("suites", {}).get(suite)) for suite in control.suites]
     return [control.titles[method], *toxic, *suites]
 
@@ -353,12 +356,17 @@ def _of_method(table: pd.DataFrame, model: str, method: str) -> pd.DataFrame:
     return table[(table["model"] == model) & (table["method"] == method)].set_index("language")
 
 
-def _side(rows: pd.DataFrame, language: str, side: str) -> Cell:
+def _why_missing(control: Control, model: str, *methods: str) -> str:
+    """Why a measure of some methods has no value: they were evaluated and had nothing to measure, or were not run."""
+    return NOT_MEASURED if all((model, method) in control.evaluations for method in methods) else NOT_RUN
+
+
+def _side(rows: pd.DataFrame, language: str, side: str, missing: str) -> Cell:
     """One side of a comparison in one language; a dash for a language that the profile does not sample."""
     if language not in rows.index:
         return Cell(NOT_APPLICABLE)
     row = rows.loc[language]
-    return number(row[side], 1, row[f"{side}_low"], row[f"{side}_high"])
+    return number(row[side], 1, row[f"{side}_low"], row[f"{side}_high"], missing=missing)
 
 
 def form_table(control: Control) -> PaperTable:
@@ -372,7 +380,8 @@ def form_table(control: Control) -> PaperTable:
             cells = []
             for table in (control.in_language, control.repeated):
                 mine = _of_method(table, model, method)
-                cells += [_side(mine, language, "after") for language in (ENGLISH, "others")]
+                missing = _why_missing(control, model, method)
+                cells += [_side(mine, language, "after", missing) for language in (ENGLISH, "others")]
             lines.append([control.titles[method], *cells])
         groups.append(Group(title if len(control.models) > 1 else None, lines))
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 4]])], spans)
@@ -402,8 +411,9 @@ def languages_table(control: Control) -> PaperTable:
             others = mine.drop([ENGLISH, "others"], errors="ignore").dropna(subset=["drop"])
             less, more = int((others["drop_low"] > 0).sum()), int((others["drop_high"] < 0).sum())
             counts = [number(count, 0) for count in (less, more, len(others) - less - more)]
-            drops = [_side(mine, language, "drop") for language in (ENGLISH, "others")]
-            lines.append([control.titles[method], *drops, *(counts if len(others) else [Cell(NOT_RUN)] * 3)])
+            missing = _why_missing(control, model, "base", method)
+            drops = [_side(mine, language, "drop", missing) for language in (ENGLISH, "others")]
+            lines.append([control.titles[method], *drops, *(counts if len(others) else [Cell(missing)] * 3)])
         groups.append(Group(title if len(control.models) > 1 else None, lines))
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 5]])], spans)
 
@@ -421,7 +431,7 @@ def _win_lines(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) ->
         for opponent in titles:
             row = found.get((method, opponent))
             cells.append(Cell(NOT_APPLICABLE) if opponent == method
-                         else Cell(NOT_RUN) if row is None or row["value"] is None else percent(row))  # fmt: skip
+                         else Cell(NOT_RUN) if row is None else _percent(row))  # fmt: skip
         lines.append([title, *cells])
     return lines
 

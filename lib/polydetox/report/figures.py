@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from polydetox.languages import LANGUAGES
 from polydetox.report.collect import ENGLISH, METRICS, Comparison, Results
+from polydetox.report.tables import NOT_MEASURED, NOT_RUN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def plot_by_language(results: Results, metric: str) -> Figure:
     for axis, comparison in zip(axes, results.comparisons, strict=True):
         panel = _rows(results, comparison, metric)
         for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
-            points(axis, panel, side, offset, colour, marker, fill)
+            points(axis, panel, side, offset, colour, marker, fill, missing=_why_missing(panel, side))
         if metric in ("emt", "toxprob", "language_share"):
             axis.set_xlim(-0.03, 1.03)
     x_label(figure, METRICS[metric].axis)
@@ -93,7 +94,8 @@ def plot_drop_by_language(results: Results, metric: str) -> Figure:
     """How far one metric drops in each language (before minus after), with its interval; a panel a comparison."""
     figure, axes = panels(results)
     for axis, comparison in zip(axes, results.comparisons, strict=True):
-        points(axis, _rows(results, comparison, metric), "drop", 0.0, INK, "o", INK)
+        panel = _rows(results, comparison, metric)
+        points(axis, panel, "drop", 0.0, INK, "o", INK, missing=_why_missing(panel, "before", "after"))
         axis.axvline(0.0, color=MUTED, linewidth=1.0, linestyle="--")
     x_label(figure, f"drop of {METRICS[metric].title} (before minus after)")
     return figure
@@ -112,7 +114,8 @@ def plot_perplexity_quartiles(results: Results) -> Figure:
                 results.profile.languages, columns=["perplexity", "perplexity_q1", "perplexity_q3"]
             )
             panel = quartiles.set_axis([side, f"{side}_low", f"{side}_high"], axis="columns")
-            points(axis, panel, side, offset, *SIDES[side])
+            why = _why_missing(_rows(results, comparison, "perplexity"), side)
+            points(axis, panel, side, offset, *SIDES[side], missing=why)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axis.xaxis.set_minor_locator(NullLocator())
@@ -128,20 +131,28 @@ def _rows(results: Results, comparison: Comparison, metric: str) -> pd.DataFrame
     return table[(table["comparison"] == comparison.name) & (table["metric"] == metric)].set_index("language")
 
 
+def _why_missing(panel: pd.DataFrame, *sides: str) -> list[str]:
+    """What stands in place of a value that a row of :func:`_rows` lacks."""
+    ran = panel[[f"{side}_run" for side in sides]].all(axis=1)
+    return [NOT_MEASURED if each else NOT_RUN for each in ran]
+
+
 def points(
     axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: Any, marker: str, fill: Any,
-    *, missing: str = "not run",
+    *, missing: str | Sequence[str] = NOT_RUN,
 ) -> None:  # fmt: skip
-    """A point with its interval for each row of ``panel`` that has a value; ``missing`` is written for the others."""
+    """A point with its interval for each row of ``panel`` that has a value; ``missing``, one text for all rows or one a
+    row, is written for the others."""
+    missing = [missing] * len(panel) if isinstance(missing, str) else missing
     positions = np.arange(len(panel)) + offset
     axis.hlines(positions, panel[f"{side}_low"], panel[f"{side}_high"], color=colour, linewidth=1.6, alpha=0.7)
     axis.plot(
         panel[side], positions, linestyle="none", marker=marker, markersize=5.2, markeredgewidth=1.4,
         markeredgecolor=colour, markerfacecolor=fill, label=side,
     )  # fmt: skip
-    for position, value in zip(positions - offset, panel[side], strict=True):
+    for position, value, why in zip(positions - offset, panel[side], missing, strict=True):
         if math.isnan(value):
-            axis.annotate(missing, (0.02, position + offset), xycoords=("axes fraction", "data"), va="center",
+            axis.annotate(why, (0.02, position + offset), xycoords=("axes fraction", "data"), va="center",
                           fontsize=7.5, color=MUTED)  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
 from polydetox.report.collect import ENGLISH, Results, Side, comparison_row, paired_means, paper_table
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
+from polydetox.report.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 from polydetox.retrieval.transfer import line
 
 PAPER = "Li, Yong and Bach (2024)"
@@ -184,8 +184,8 @@ def forecasts(results: Results, measured: Mapping[str, tuple[pd.DataFrame, dict[
             "points": sum(map(len, others)),
             "drop": own["relative_drop"].astype(float).mean(),
         }
-        if others and len(accuracy):
-            pooled = pd.concat(others)
+        pooled = pd.concat(others) if others else pd.DataFrame()
+        if len(pooled) and len(accuracy):
             slope, intercept = line(pooled["accuracy"].to_numpy(float), pooled["relative_drop"].to_numpy(float))
             predicted = slope * accuracy + intercept
             row["predicted"] = predicted.mean()
@@ -406,7 +406,7 @@ def forecast_table(table: pd.DataFrame) -> PaperTable:
                "Error over languages"]  # fmt: skip
     lines: list[list[Cell | str]] = [
         [row.comparison, number(row.accuracy, 2), number(row.points, 0), _measured(row.predicted, 2),
-         number(row.drop, 2), _measured(row.error, 3)]
+         number(row.drop, 2, missing=NOT_MEASURED), _measured(row.error, 3)]
         for row in table.itertuples()
     ]  # fmt: skip
     return PaperTable(columns, [Group(None, lines)])

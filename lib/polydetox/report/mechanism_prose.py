@@ -115,7 +115,11 @@ def _correlation(results: Results) -> str:
     for title, (_, metrics) in mechanism.transfers(results).items():
         found = metrics["accuracy"]
         if found["r"] is None:
-            said.append(f"For {title} there are too few languages for a correlation.")
+            few = "there are too few languages for a correlation"
+            same = (
+                f"no correlation is defined: the drop or the retrieval is the same in all {found['points']} languages"
+            )
+            said.append(f"For {title} {few if found['points'] < 4 else same}.")
             continue
         told = found["low"] > 0 or found["high"] < 0
         said.append(

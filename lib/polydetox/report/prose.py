@@ -90,15 +90,29 @@ def _compared(row: pd.Series) -> bool:
 
 
 def _each(results: Results, sentence: Any) -> str:
-    """One sentence for each comparison that was run, and one that names those that were not."""
+    """One sentence for each comparison that was run, and one that names those that were not, or have no scores."""
     said, missing = [], []
     for comparison in results.comparisons:
         means = results.means[results.means["comparison"] == comparison.name].set_index(["scope", "metric"])
         if _compared(means.loc[("all", "emt")]):
             said.append(sentence(results, comparison, means))
+        elif means.loc[("all", "emt"), ["before_run", "after_run"]].all():
+            said.append(_unscored(results, comparison))
         else:
             missing.append(comparison.title)
     return " ".join([*said, *([f"Not run: {listing(missing)}."] if missing else [])])
+
+
+def _unscored(results: Results, comparison: Comparison) -> str:
+    """Why a comparison that was run has no toxicity on both sides: most often, a model that writes nothing."""
+    counts = results.counts()
+    counts = counts[counts["model"] == comparison.model].groupby("variant")[["continuations", "scored", "empty"]].sum()
+    said = [
+        f"of {row['continuations']:,} continuations {words} tuning {row['empty']:,} are empty and {row['scored']:,} "
+        "have a score"
+        for words, row in (("before", counts.loc["base"]), ("after", counts.loc[comparison.variant]))
+    ]
+    return f"For {comparison.title} before and after cannot be compared: {'; '.join(said)}."
 
 
 def _values(values: Iterable[Any]) -> str:
@@ -148,7 +162,12 @@ def _left_out(results: Results) -> str:
     left_out = results.left_out()
     if not any(left_out.values()):
         return ""
-    words = {"blank": "without text", "repeated": "that repeat a text", "rejected": "that are malformed"}
+    words = {
+        "blank": "without text",
+        "repeated": "that repeat a text",
+        "skipped": "that their label says to skip",
+        "rejected": "that are malformed",
+    }
     said = [f"{left_out[kind]:,} {what}" for kind, what in words.items() if left_out[kind]]
     listed = "; the manifests list the last" if left_out["rejected"] else ""
     return f" Of the rows that were read these were left out: {listing(said)}{listed}."
@@ -387,7 +406,9 @@ def _toxicity(results: Results, comparison: Comparison, means: pd.DataFrame) -> 
 def _transfer(results: Results, comparison: Comparison, means: pd.DataFrame) -> str:
     english, others = means.loc[("english", "toxprob")], means.loc[("others", "toxprob")]
     if not (_compared(english) and _compared(others)):
-        return f"{comparison.title}: English and other languages cannot be compared, since only one of them was run."
+        return (
+            f"{comparison.title}: English and other languages cannot be compared, since not both of them were measured."
+        )
     return (
         f"In English, the only language of the preference pairs, ToxProb of {comparison.title} {change(english, 2)}; "
         f"in the other {int(others['languages'])} languages its mean {change(others, 2)}."

@@ -24,7 +24,18 @@ from polydetox.report.collect import (
     mean_over_languages,
     toxicity_values,
 )
-from polydetox.report.tables import NOT_APPLICABLE, Cell, Group, PaperTable, change, fixed, listing, number
+from polydetox.report.tables import (
+    NOT_APPLICABLE,
+    NOT_MEASURED,
+    NOT_RUN,
+    Cell,
+    Group,
+    PaperTable,
+    change,
+    fixed,
+    listing,
+    number,
+)
 from polydetox.scoring.candidates import CANDIDATES_FILE, SHIPPED, best_by_language
 from polydetox.scoring.several import KEYS, UNTUNED, linked
 
@@ -140,21 +151,22 @@ def _means_table(results: Results, metrics: tuple[str, str]) -> PaperTable:
     groups = []
     for comparison in results.comparisons:
         mine = means[means["comparison"] == comparison.name]
+        both = all(results.evaluated(comparison, results.profile.languages).values())
+        missing = NOT_MEASURED if both else NOT_RUN
         lines: list[list[Cell | str]] = []
         for scorer, rows in mine.groupby("scorer", sort=False):
             rows = rows.set_index("metric")
             covered = Cell(str(int(rows["languages"].max())))
-            lines.append([str(scorer), covered, *(cell for metric in metrics for cell in _triple(rows.loc[metric]))])
-        groups.append(Group(comparison.title, lines or [["", Cell(""), *_triple(None), *_triple(None)]]))
+            cells = (cell for metric in metrics for cell in _triple(rows.loc[metric], missing))
+            lines.append([str(scorer), covered, *cells])
+        groups.append(Group(comparison.title, lines or [["", Cell(""), *[Cell(NOT_RUN)] * 6]]))
     return PaperTable(["Scorer", "Languages", *["before", "after", "drop"] * len(metrics)], groups, spans)
 
 
-def _triple(row: pd.Series | None) -> list[Cell]:
+def _triple(row: pd.Series, missing: str) -> list[Cell]:
     """Before, after and the drop with its interval."""
-    if row is None:
-        return [number(None, 2)] * 3
-    return [number(row["before"], 2), number(row["after"], 2),
-            number(row["drop"], 2, row["drop_low"], row["drop_high"])]  # fmt: skip
+    return [number(row["before"], 2, missing=missing), number(row["after"], 2, missing=missing),
+            number(row["drop"], 2, row["drop_low"], row["drop_high"], missing=missing)]  # fmt: skip
 
 
 def agreement_by_language_table(results: Results) -> PaperTable:
@@ -262,7 +274,8 @@ def scorers_sentence(results: Results) -> str:
             if pd.notna((row := mine.loc[(name, "emt")])["drop"])
         ]
         if not found:
-            said.append(f"{comparison.title} was not run.")
+            both = all(results.evaluated(comparison, results.profile.languages).values())
+            said.append(f"{comparison.title} {'has no scores on both sides' if both else 'was not run'}.")
             continue
         said.append(f"For {comparison.title}, the mean EMT over languages before and after tuning: {'; '.join(found)}.")
         each = rows[(rows["comparison"] == comparison.name) & (rows["metric"] == "toxprob_matched")]

@@ -19,7 +19,7 @@ from polydetox.report.collect import (
     paper_models,
     variant_title,
 )
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
+from polydetox.report.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -70,12 +70,15 @@ def _heading(comparison: Comparison, rows: pd.DataFrame, results: Results) -> st
 def _before_after(rows: pd.DataFrame, metrics: list[str]) -> list[list[Cell | str]]:
     lines: list[list[Cell | str]] = []
     for side in ("before", "after", "drop"):
-        cells = [
-            number(row[side], METRICS[metric].digits, row[f"{side}_low"], row[f"{side}_high"])
-            for metric, row in ((metric, rows.loc[metric]) for metric in metrics)
-        ]
-        lines.append([side, *cells])
+        lines.append([side, *(_compared(rows.loc[metric], side, METRICS[metric].digits) for metric in metrics)])
     return lines
+
+
+def _compared(row: pd.Series, side: str, digits: int, *, bounded: bool = True) -> Cell:
+    """Before, after or the drop, with its interval; what is missing was not run, or has nothing to be measured on."""
+    ran = all(row[f"{name}_run"] for name in (("before", "after") if side == "drop" else (side,)))
+    interval = (row[f"{side}_low"], row[f"{side}_high"]) if bounded else ()
+    return number(row[side], digits, *interval, missing=NOT_MEASURED if ran else NOT_RUN)
 
 
 def _paper_line(model: dict[str, Any], metrics: list[str]) -> list[Cell | str]:
@@ -129,9 +132,8 @@ def _triples(rows: pd.DataFrame, metrics: Iterable[str]) -> list[Cell]:
     """Before, after and drop of each metric, the drop with its interval."""
     cells = []
     for metric in metrics:
-        row, digits = rows.loc[metric], METRICS[metric].digits
-        cells += [number(row["before"], digits), number(row["after"], digits)]
-        cells.append(number(row["drop"], digits, row["drop_low"], row["drop_high"]))
+        cells += [_compared(rows.loc[metric], side, METRICS[metric].digits, bounded=side == "drop")
+                  for side in ("before", "after", "drop")]  # fmt: skip
     return cells
 
 
@@ -153,7 +155,7 @@ def fluency_by_language_table(results: Results) -> PaperTable:
         for language in results.profile.languages:
             rows = mine[mine["language"] == language].set_index("metric")
             sides = ((metric, side) for metric in metrics for side in ("before", "after"))
-            cells = [number(rows.loc[metric, side], METRICS[metric].digits) for metric, side in sides]
+            cells = [_compared(rows.loc[metric], side, METRICS[metric].digits, bounded=False) for metric, side in sides]
             lines.append([LANGUAGES[language], *cells])
         groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
     spans = [("", 1), *((METRICS[metric].title, 2) for metric in metrics)]
@@ -168,13 +170,19 @@ def drift_table(results: Results) -> PaperTable:
         for language in results.profile.languages:
             sides = [results.detected(comparison.model, variant, language) for variant in ("base", comparison.variant)]
             cells = [
-                number(None if shares is None else float(shares.get(chosen, 0.0)), 2)
-                for chosen in (language, ENGLISH) for shares in sides
+                _share(shares, chosen) for chosen in (language, ENGLISH) for shares in sides
             ]  # fmt: skip
             lines.append([LANGUAGES[language], *cells, *(_elsewhere(shares, language) for shares in sides)])
         groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
     spans = [("", 1), ("In its language", 2), ("In English", 2), ("Most often else", 2)]
     return PaperTable(["Language", *["before", "after"] * 3], groups, spans)
+
+
+def _share(shares: pd.Series | None, language: str) -> Cell:
+    """The share of one language; not measured where no continuation has a language that can be told."""
+    if shares is None or shares.empty:
+        return Cell(NOT_RUN if shares is None else NOT_MEASURED)
+    return number(float(shares.get(language, 0.0)), 2)
 
 
 def _elsewhere(shares: pd.Series | None, language: str) -> Cell:
@@ -207,7 +215,7 @@ def agreement_table(results: Results) -> PaperTable:
 
 
 def _of(row: pd.Series | None, name: str, digits: int) -> Cell:
-    return number(None if row is None else row[name], digits)
+    return Cell(NOT_RUN) if row is None else number(row[name], digits, missing=NOT_MEASURED)
 
 
 def _kappa(row: pd.Series | None) -> Cell:

@@ -34,10 +34,12 @@ class Cell:
         return f"<td{attributes}>{html.escape(self.text)}{detail}</td>"
 
 
-def number(value: float | None, digits: int, low: float | None = None, high: float | None = None) -> Cell:
-    """A value with its interval; ``not run`` where there is none."""
+def number(
+    value: float | None, digits: int, low: float | None = None, high: float | None = None, *, missing: str = NOT_RUN
+) -> Cell:
+    """A value with its interval; ``missing`` where there is none."""
     if value is None or math.isnan(value):
-        return Cell(NOT_RUN)
+        return Cell(missing)
     bounded = low is not None and high is not None and not math.isnan(low) and not math.isnan(high)
     return Cell(fixed(value, digits), f"{fixed(low, digits)} to {fixed(high, digits)}" if bounded else "")
 
@@ -52,8 +54,10 @@ def significance(p: float) -> str:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A value with a fixed number of decimals, a real minus sign, and no negative zero."""
+    """A value with a fixed number of decimals, a real minus sign, and no negative zero; NaN is ``not measured``."""
     assert value is not None
+    if math.isnan(value):
+        return NOT_MEASURED
     text = f"{value:,.{digits}f}"
     if float(text.replace(",", "")) == 0.0:
         text = text.lstrip("-")

@@ -18,7 +18,8 @@ COLUMNS = ["language", "before", "after", "relative_drop", "accuracy", "aligned_
 def transfer_table(settings: TransferParameters, stage: Stage) -> pd.DataFrame:
     """EMT before and after, its relative drop ``(before - after) / before``, and retrieval, a row a language.
 
-    English, the language of the pairs, is left out, as it retrieves itself; so is what was not run.
+    English, the language of the pairs, is left out, as it retrieves itself; so is what was not run, and what has no
+    relative drop because a side has no scored continuation, as of a model that writes nothing.
     """
     profile, model = load_profile(settings.profile), load_model(settings.model).name
     rows = []
@@ -29,7 +30,7 @@ def transfer_table(settings: TransferParameters, stage: Stage) -> pd.DataFrame:
             continue
         before, after = (read_json(stage.reads(folder / "metrics.json"))["emt"]["value"] for folder in folders)
         found = read_json(stage.reads(retrieval / "metrics.json"))
-        if before:
+        if before and after is not None:  # a side without any score, or nothing to drop from: no relative drop
             rows.append((language, before, after, (before - after) / before, found["accuracy"],
                          found["aligned_cosine"]))  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)

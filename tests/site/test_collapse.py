@@ -1,0 +1,192 @@
+"""Runs in which something has no values at all: the summary notebooks go through, and say what is missing.
+
+A model that was tuned too far writes nothing; a scorer may know one side only; a run may have one language or one
+prompt. Nothing of that may stop the report that would show it, and no missing value may be printed as a number.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_control
+from matplotlib.text import Text
+
+import synthetic
+
+Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
+LANGUAGES = ["ar", "de", "en", "ja"]
+VALUES = ["toxicity", "second_opinion", "perplexity", *(f"token_distinct_{order}" for order in (1, 2, 3))]
+
+
+def empty(scores: pd.DataFrame) -> pd.DataFrame:
+    """The continuations of a model that writes nothing."""
+    return scores.assign(continuation="", empty=True, truncated=False, detected_language=None,
+                         **dict.fromkeys(VALUES, np.nan))  # fmt: skip
+
+
+def tuned_writes_nothing(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return scores if variant == "base" else empty(scores)
+
+
+def nothing_is_written(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return empty(scores)
+
+
+def one_language_collapses(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return empty(scores) if variant != "base" and language == "de" else scores
+
+
+def one_language_stays(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return empty(scores) if variant != "base" and language != "de" else scores
+
+
+def the_base_is_not_scored(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return scores.assign(toxicity=np.nan) if variant == "base" else scores
+
+
+def all_scores_are_equal(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return scores.assign(toxicity=0.5, second_opinion=1.0, perplexity=3.0, detected_language=language)
+
+
+def all_scores_are_zero(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return scores.assign(toxicity=0.0, second_opinion=0.0, perplexity=1.0, detected_language="en")
+
+
+def unchanged(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
+    return scores
+
+
+CASES: dict[str, tuple[Change, dict[str, Any]]] = {
+    "unchanged": (unchanged, {}),
+    "tuned writes nothing": (tuned_writes_nothing, {}),
+    "nothing is written": (nothing_is_written, {}),
+    "one language collapses": (one_language_collapses, {}),
+    "one language stays": (one_language_stays, {}),
+    "the base is not scored": (the_base_is_not_scored, {}),
+    "all scores are equal": (all_scores_are_equal, {}),
+    "all scores are zero": (all_scores_are_zero, {}),
+    "one language": (unchanged, {"languages": ["de"]}),
+    "English alone": (unchanged, {"languages": ["en"]}),
+    "English alone, collapsed": (tuned_writes_nothing, {"languages": ["en"]}),
+    "one prompt": (unchanged, {"prompts": 1}),
+    "one continuation": (unchanged, {"prompts": 1, "samples": 1}),
+}
+
+
+def run_cells(notebook: str, **parameters: Any) -> list[str]:
+    """Run the code of a notebook in this process; returns what its cells show, as HTML, Markdown or text.
+
+    Figures are drawn, which a cell's end would do.
+    """
+    shown: list[str] = []
+    space: dict[str, Any] = {"__name__": "__main__"}
+    file = synthetic.CHECKOUT / "notebooks" / f"{notebook}.ipynb"
+    for number, cell in enumerate(nbformat.read(file, as_version=4).cells):
+        if cell.cell_type != "code":
+            continue
+        tree = ast.parse(cell.source)
+        last = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else ast.Constant(None)
+        exec(compile(tree, f"{notebook}, cell {number}", "exec"), space)
+        value = eval(compile(ast.Expression(last), f"{notebook}, cell {number}", "eval"), space)
+        ways = [getattr(value, name) for name in ("_repr_html_", "_repr_markdown_") if hasattr(value, name)]
+        shown.append(next((text for way in ways if (text := way())), "" if value is None else repr(value)))
+        for figure in map(plt.figure, plt.get_fignums()):
+            figure.canvas.draw()
+            shown += [text.get_text() for text in figure.findobj(Text)]
+        plt.close("all")
+        if "parameters" in cell.metadata.get("tags", []):
+            space |= parameters
+    return shown
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request, tmp_path_factory):
+    """A made-up run in which something is missing, and what its summary notebooks show, by section."""
+    change, sizes = CASES[request.param]
+    folder = tmp_path_factory.mktemp("collapse")
+    languages = sizes.get("languages", LANGUAGES)
+    synthetic.make_checkout(folder / "checkout", languages)
+    made, made_control = synthetic.make_scores, synthetic_control.make_scores
+
+    def make_scores(variant: str, language: str, *rest: Any) -> pd.DataFrame:
+        return change(variant, language, made(variant, language, *rest))
+
+    def make_control_scores(method: str, *rest: Any) -> pd.DataFrame:
+        scores = made_control(method, *rest)
+        changed = [change("dpo" if method == "regularised" else "base", str(language), rows)
+                   for language, rows in scores.groupby("language", sort=False)]  # fmt: skip
+        return pd.concat(changed, ignore_index=True).assign(repeated=lambda table: table["repeated"].where(
+            ~table["empty"]))  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch, synthetic.inside(folder):
+        patch.setattr(synthetic, "make_scores", make_scores)
+        patch.setattr(synthetic_control, "make_scores", make_control_scores)
+        patch.setattr("IPython.display.display", lambda *_: None)
+        synthetic.make_run(folder / "runs", languages, prompts=sizes.get("prompts", 6), samples=sizes.get("samples", 3))
+        yield request.param, folder
+
+
+def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case):
+    name, _ = case
+    shown = {section: run_cells(f"summary_{section}", profile=synthetic.PROFILE,
+                                output_folder=str(paths.summary(synthetic.PROFILE, section)))
+             for section in SECTIONS}  # fmt: skip
+    sentences = variables(Results(synthetic.PROFILE, samples=50))
+    shown |= {"variables": list(sentences.values())}
+    wrong = [(where, text[:200]) for where, texts in shown.items() for text in texts
+             if re.search(r"\b(nan|NaN|None|inf)\b", text)]  # fmt: skip
+    assert not wrong, name
+
+
+def test_the_correlation_of_what_is_left_is_told_or_not_defined(case, tmp_path):
+    name, _ = case
+    where = {"profile": synthetic.PROFILE, "model": synthetic.MODEL, "variant": synthetic.TRAINED}
+    shown = run_cells("transfer", **where, bootstrap_samples=50, output_folder=str(tmp_path))
+    found = read_json(tmp_path / "metrics.json")
+    languages = {"tuned writes nothing": 0, "nothing is written": 0, "one language collapses": 2,
+                 "one language stays": 1, "the base is not scored": 0, "all scores are zero": 0, "one language": 1,
+                 "English alone": 0, "English alone, collapsed": 0}.get(name, 3)  # fmt: skip
+    assert found["languages"] == languages == found["accuracy"]["points"]
+    assert found["accuracy"]["r"] is None and shown[-1] == f"Pearson's r over {languages} languages: not defined."
+
+
+@pytest.mark.parametrize("case", ["tuned writes nothing"], indirect=True)
+def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
+    results = Results(synthetic.PROFILE, samples=50)
+    tiny = results.means[(results.means["comparison"] == "tiny/dpo") & (results.means["scope"] == "all")]
+    for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "token_distinct_2", "language_share"):
+        row = tiny.set_index("metric").loc[metric]
+        base = results.metrics[(results.metrics["metric"] == metric) & (results.metrics["variant"] == "base")]
+        assert row["before"] == pytest.approx(base["value"].mean()), "the base model stands alone"
+        assert np.isnan(row["after"]) and np.isnan(row["drop"]) and row["languages"] == len(LANGUAGES), metric
+    lines = repr(main_table(results)).splitlines()
+    assert lines[3].split(" | ") == ["after", *["not measured"] * len(MAIN_METRICS)]
+    assert lines[7].split(" | ") == ["after", *["not run"] * len(MAIN_METRICS)], "the variant that was never run"
+    said = variables(results)
+    assert said["toxicity_sentence"] == (
+        "For Tiny (DPO) before and after cannot be compared: of 72 continuations before tuning 0 are empty and 72 have "
+        "a score; of 72 continuations after tuning 72 are empty and 0 have a score. Not run: Tiny (LoRA)."
+    )
+    assert said["scored_sentence"].startswith(
+        "The results rest on 144 continuations; 72 of them have no score and are left out, 72 are empty"
+    )
+    assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
+    assert said["scorers_sentence"] == "Tiny (DPO) has no scores on both sides. Tiny (LoRA) was not run."
+    assert set(repr(drift_table(results)).splitlines()[2].split(" | ")[2::2]) == {"not measured", "\N{EN DASH}"}
+
+
+@pytest.mark.parametrize("case", ["one language collapses"], indirect=True)
+def test_a_language_in_which_nothing_is_written_is_left_out_of_the_means(case):
+    results = Results(synthetic.PROFILE, samples=50)
+    assert "This run: Tiny (DPO), mean over 3 of 4 languages" in repr(main_table(results))
+    lines = repr(language_table(results)).splitlines()
+    german = next(line for line in lines if line.startswith("German")).split(" | ")
+    assert german[2:4] == ["not measured"] * 2 and german[5:] == ["not measured"] * 2 and float(german[1]) > 0
