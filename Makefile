@@ -10,7 +10,7 @@ ENV    := .venv
 STAMP  := $(ENV)/.made
 BIN    := $(ENV)/bin
 
-.PHONY: help env requirements paper test preview lint clean distclean
+.PHONY: help env requirements paper test preview quarto lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -51,10 +51,14 @@ requirements: $(STAMP) ## pin what pyproject.toml asks for; UPGRADE=1: the newes
 	  --output-file requirements.txt
 
 paper: $(STAMP) ## run PROFILE to the rendered report, and say where it is
+	@$(BIN)/python -m polydetox.quarto
 	@$(BIN)/polydetox run --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
 
 preview: $(STAMP) ## render what has been run so far, with the preview renderer
 	@$(BIN)/polydetox render --profile $(PROFILE) --preview
+
+quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
+	@$(BIN)/python -m polydetox.quarto --again
 
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
 	@$(BIN)/python -m pytest

@@ -158,6 +158,7 @@ def _check(name: str) -> int:
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.execute import RUN_PID, report_failures
+    from polydetox.quarto import failure_note
     from polydetox.workflow import licences, preflight, problems, run_lock, skipped
 
     plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in rest)
@@ -198,6 +199,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     index = paths.site(options.profile) / "index.html"
     if index.is_file() and not any("/" in word for word in rest):
         print(f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {index}")
+        if note := failure_note(options.profile):
+            print(note)
     return 0
 
 

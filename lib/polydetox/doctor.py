@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
+import subprocess
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -77,12 +77,18 @@ def _engines() -> str:
 
 
 def _quarto() -> str:
-    found = os.environ.get("QUARTO") or shutil.which("quarto")
-    if found and shutil.which(found):
-        return _line(True, "Quarto", found)
-    return _line(
-        False, "Quarto", "the report is rendered as a preview; install it from https://quarto.org or conda-forge"
-    )
+    from polydetox.quarto import find_quarto, why_none
+
+    try:
+        found = find_quarto()
+    except UserError as error:
+        return _line(False, "Quarto", str(error))
+    if found is None:
+        return _line(False, "Quarto", f"the report is rendered as a preview: {why_none()}")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True)
+    if version.returncode:
+        return _line(False, "Quarto", f"{found} does not start; the report is rendered as a preview")
+    return _line(True, f"Quarto {version.stdout.strip()}", found)
 
 
 def _kernel() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,13 @@ import nbformat
 import yaml
 
 from polydetox import paths
-from polydetox.artifacts import MANIFEST, atomic_folder, finished, read_json
+from polydetox.artifacts import atomic_folder, finished
 from polydetox.errors import UserError, nearest
-from polydetox.languages import LANGUAGES
-from polydetox.params import SECTIONS, Profile, is_ablation, load_model, read_yaml
+from polydetox.params import SECTIONS, read_yaml
+from polydetox.report.appendices import write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
-from polydetox.report.collect import Results, StageRun, variant_title
+from polydetox.report.collect import Results
 from polydetox.report.prose import variables
-from polydetox.report.sections import STAGE_TITLES
 
 CONFIGURATION = "_quarto.yml"
 VARIABLES = "_variables.yml"
@@ -52,11 +50,12 @@ def assemble(profile: str) -> Path:
             raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         summaries = _write_summaries(profile, folder)
-        appendices = _write_appendices(results, folder)
+        appendices = write_appendices(results, folder)
         (folder / VARIABLES).write_text(_dump(variables(results)), "utf-8")
         for page in sorted(folder.rglob("*.qmd")):
             page.write_text(resolve_missing(page.read_text("utf-8"), page, summaries), "utf-8")
-        configuration = configure(read_yaml(paths.root() / CONFIGURATION), results.profile, appendices)
+        configuration = read_yaml(paths.root() / CONFIGURATION)
+        configuration["book"] |= {"subtitle": results.profile.title, "appendices": appendices}
         (folder / CONFIGURATION).write_text(_dump(configuration), "utf-8")
         check(folder)
     return paths.book(profile)
@@ -118,93 +117,6 @@ def _check_embed(notebook: nbformat.NotebookNode, name: str, label: str, page: P
     )
 
 
-# --- appendices -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Appendix:
-    """One executed notebook as a page: under which headings it stands, and its file in the book."""
-
-    model: str
-    language: str | None
-    file: str
-    apart: str | None = None  # an ablation or a further set of prompts, which stand in parts of their own
-
-
-def _write_appendices(results: Results, folder: Path) -> list[Appendix]:
-    """Write the executed notebook of every finished stage as a page of its own."""
-    written = []
-    for run in results.stages:
-        if not run.done:
-            continue
-        source = run.folder / "notebook.ipynb"
-        notebook = clean(
-            read_notebook(source),
-            source,
-            title=appendix_title(results.profile, run),
-            suffix=slug(run),
-            manifest=read_json(run.folder / MANIFEST),
-        )
-        file = f"notebooks/{slug(run)}.ipynb"
-        _write(folder / file, notebook)
-        apart = run.prompt_set or (run.variant if is_ablation(results.profile, run.variant) else None)
-        written.append(Appendix(run.model, run.language, file, apart))
-    return written
-
-
-def slug(run: StageRun) -> str:
-    """A name for one run of a stage that can be a file name and the end of a label."""
-    parts = [run.model, run.variant, run.prompt_set, run.kind, run.stage, run.language]
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(part for part in parts if part).lower()).strip("-")
-
-
-def appendix_title(profile: Profile, run: StageRun) -> str:
-    """``Evaluation: German, untuned``."""
-    subject = [LANGUAGES[run.language]] if run.language else []
-    subject += [name for name in (run.kind, run.prompt_set) if name]
-    subject += [variant_title(profile, run.variant)] if run.variant else []
-    return f"{STAGE_TITLES[run.stage]}: {', '.join(subject)}" if subject else STAGE_TITLES[run.stage]
-
-
-def configure(configuration: dict[str, Any], profile: Profile, appendices: list[Appendix]) -> dict[str, Any]:
-    """``_quarto.yml`` for one profile: with its subtitle, and the appendices in parts by model and language."""
-    book = configuration.setdefault("book", {})
-    book["subtitle"] = profile.title
-    if appendices:
-        book["appendices"] = list(_parts(profile, appendices))
-    return configuration
-
-
-def _parts(profile: Profile, appendices: list[Appendix]) -> Iterator[dict[str, Any]]:
-    for model in map(load_model, profile.models):
-        everything = [appendix for appendix in appendices if appendix.model == model.name]
-        mine = [appendix for appendix in everything if appendix.apart is None]
-        chapters: list[Any] = [appendix.file for appendix in mine if appendix.language is None]
-        for language in profile.languages:
-            files = [appendix.file for appendix in mine if appendix.language == language]
-            if files:
-                chapters.append({"part": LANGUAGES[language], "chapters": files})
-        if chapters:
-            yield {"part": model.title, "chapters": chapters}
-        for name in dict.fromkeys(appendix.apart for appendix in everything if appendix.apart):
-            files = [appendix.file for appendix in everything if appendix.apart == name]
-            yield {"part": f"{model.title}: {_apart_title(profile, name)}", "chapters": files}
-    # Many small models: one part, which the sidebar folds, with a part of each model in it.
-    of_cells = [
-        {"part": cell, "chapters": files}
-        for cell in (profile.world.cells() if profile.world else {})
-        if (files := [appendix.file for appendix in appendices if appendix.model == cell])
-    ]
-    if of_cells:
-        yield {"part": "Controlled world", "chapters": of_cells}
-
-
-def _apart_title(profile: Profile, name: str) -> str:
-    if name in profile.more_prompts:
-        return f"prompts of {profile.more_prompts[name].title or name}"
-    return f"ablation {variant_title(profile, name)}"
-
-
 # --- checks that Quarto leaves to the reader --------------------------------------------------------------------
 
 
@@ -216,7 +128,7 @@ def check(folder: Path) -> None:
     targets: dict[str, str] = {}
     pages = {page.relative_to(folder).as_posix(): page_prose(page) for page in book_pages(folder)}
     for name, prose in pages.items():
-        for label in page_labels(folder / name, prose):
+        for label in page_labels(prose):
             if label in targets:
                 raise UserError(f"{name}: label {label!r} is defined in {targets[label]} already; rename one")
             targets[label] = name
@@ -240,25 +152,18 @@ def book_pages(folder: Path) -> list[Path]:
             if isinstance(item, str):
                 yield item
             else:
-                if str(item.get("part", "")).endswith((".qmd", ".ipynb")):
+                if str(item["part"]).endswith(".qmd"):
                     yield item["part"]
-                yield from files(item.get("chapters", []))
+                yield from item.get("chapters", [])
 
     return [folder / name for name in files([*book["chapters"], *book.get("appendices", [])])]
 
 
 def page_prose(page: Path) -> str:
     """The Markdown of a page without its code."""
-    if page.suffix == ".ipynb":
-        texts = [cell.source for cell in read_notebook(page).cells if cell.cell_type == "markdown"]
-    else:
-        texts = [page.read_text("utf-8")]
-    return _CODE.sub("", "\n\n".join(texts))
+    return _CODE.sub("", page.read_text("utf-8"))
 
 
-def page_labels(page: Path, prose: str) -> list[str]:
-    """Everything on a page that a reference can lead to: identifiers in its prose, embeds, and labelled cells."""
-    found = [*_IDENTIFIER.findall(EMBED.sub("", prose)), *(label for _, label in EMBED.findall(prose))]
-    if page.suffix == ".ipynb":
-        found += labels(read_notebook(page))
-    return found
+def page_labels(prose: str) -> list[str]:
+    """Everything on a page that a reference can lead to: identifiers in its prose, and embeds."""
+    return [*_IDENTIFIER.findall(EMBED.sub("", prose)), *(label for _, label in EMBED.findall(prose))]

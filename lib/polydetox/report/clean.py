@@ -1,16 +1,13 @@
 """Executed notebooks, cleaned for the report.
 
-Papermill leaves times, paths and its own cells in what it executes, and Quarto would print them. Cleaning also makes
-labels unique: Quarto resolves a label that two notebooks share to the last one without a word.
+Papermill leaves times, paths and its own cells in what it executes, and Quarto would print them.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +16,14 @@ import yaml
 
 from polydetox import paths
 from polydetox.errors import UserError
-from polydetox.report.masking import WARNING, WARNING_TITLE
 
 PARAMETER_TAGS = frozenset({"parameters", "injected-parameters"})
 REMOVED = "remove-cell"
-MASKED = 'class="masked"'
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _OPTION = re.compile(r"^#\|\s*([\w-]+):\s*(.*)$")
 _SVG_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 _SVG_PROLOGUE = re.compile(r"^\s*<\?xml.*?\?>\s*(?:<!DOCTYPE.*?>)?\s*", re.DOTALL)
-_FIRST_HEADING = re.compile(r"\A\s*# .*\n*")
 
 # Where absolute paths of a machine begin; a URL or a fraction does not look like this.
 _MACHINE_PATH = re.compile(
@@ -77,20 +71,11 @@ def labels(notebook: nbformat.NotebookNode) -> list[str]:
     return [str(label) for label in found if label]
 
 
-def clean(
-    notebook: nbformat.NotebookNode,
-    file: Path,
-    *,
-    title: str | None = None,
-    suffix: str = "",
-    manifest: Mapping[str, Any] | None = None,
-) -> nbformat.NotebookNode:
+def clean(notebook: nbformat.NotebookNode, file: Path) -> nbformat.NotebookNode:
     """A copy of an executed notebook that is fit for the report.
 
-    Parameter cells get ``remove-cell``; metadata, progress bars, terminal colours and absolute paths go. With a
-    ``title`` the notebook becomes a page of its own: its first heading is replaced, it is left out of the search (its
-    texts may be covered), and it ends with its manifest. ``suffix`` is added to every label and to the references to
-    it. ``file`` is named in errors.
+    Parameter cells get ``remove-cell``; metadata, progress bars, terminal colours and absolute paths go. ``file`` is
+    named in errors.
     """
     check_executed(notebook, file)
     cleaned = copy.deepcopy(notebook)
@@ -98,71 +83,15 @@ def clean(
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     })  # fmt: skip
-    renamed = {label: f"{label}-{suffix}" for label in labels(notebook)} if suffix else {}
     for cell in cleaned.cells:
         tags = list(cell.metadata.get("tags", []))
         if PARAMETER_TAGS & set(tags) and REMOVED not in tags:
             tags.append(REMOVED)
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        cell.source = _rename(without_machine_paths(cell.source), renamed)
+        cell.source = without_machine_paths(cell.source)
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(_clean_output, cell.outputs) if output is not None]
-    if title is not None:
-        _make_page(cleaned, title, suffix, manifest)
     return cleaned
-
-
-def _rename(source: str, renamed: Mapping[str, str]) -> str:
-    for old, new in renamed.items():
-        source = re.sub(rf"^(#\|\s*label:\s*){re.escape(old)}\s*$", rf"\g<1>{new}", source, flags=re.MULTILINE)
-        source = re.sub(rf"(?<![\w@])@{re.escape(old)}(?![\w-])", f"@{new}", source)
-    return source
-
-
-def _make_page(notebook: nbformat.NotebookNode, title: str, suffix: str, manifest: Mapping[str, Any] | None) -> None:
-    cells = notebook.cells
-    first = next((cell for cell in cells if cell.cell_type == "markdown"), None)
-    if first is not None:
-        first.source = _FIRST_HEADING.sub("", first.source, count=1)
-    identifier = f" #sec-{suffix}" if suffix else ""
-    # Quarto letters appendices A to Z and has no sign for the 27th: these pages carry no number.
-    opening = [_raw("---\nsearch: false\n---"), _markdown(f"# {title} {{.unnumbered{identifier}}}")]
-    if any(MASKED in text for cell in cells if cell.cell_type == "code" for text in _html_outputs(cell)):
-        opening.append(_markdown(f'::: {{.callout-warning title="{WARNING_TITLE}"}}\n{WARNING}\n:::'))
-    notebook.cells = [*opening, *cells, *([_markdown(manifest_text(manifest))] if manifest else [])]
-
-
-def _html_outputs(cell: nbformat.NotebookNode) -> list[str]:
-    return [output.data.get("text/html", "") for output in cell.outputs if "data" in output]
-
-
-def _markdown(source: str) -> nbformat.NotebookNode:
-    return nbformat.from_dict({"cell_type": "markdown", "metadata": {}, "source": source, "id": _identifier(source)})
-
-
-def _raw(source: str) -> nbformat.NotebookNode:
-    return nbformat.from_dict({"cell_type": "raw", "metadata": {}, "source": source, "id": _identifier(source)})
-
-
-def _identifier(source: str) -> str:
-    """A cell id that depends on its text alone, so that the same run gives the same file."""
-    return hashlib.sha256(source.encode()).hexdigest()[:8]
-
-
-def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """The end of an appendix: with what parameters the notebook ran, at which commit, and for how long."""
-    values = {name: value for name, value in manifest.get("parameters", {}).items() if value not in ("", None)}
-    rows = [f"| `{name}` | `{_plain(value)}` |" for name, value in values.items()]
-    facts = [f"seed {manifest.get('seed')}", f"{manifest.get('wall_seconds')} s"]
-    if manifest.get("git_commit"):
-        facts.append(f"commit `{str(manifest['git_commit'])[:10]}`")
-    table = "\n".join(["| parameter | value |", "|---|---|", *rows])
-    return f"## How this notebook was run {{.unnumbered}}\n\n{table}\n\nIt ran with {', '.join(facts)}."
-
-
-def _plain(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return without_machine_paths(text).replace("|", "\\|").replace("`", "'")
 
 
 # --- outputs ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,9 @@ WARNING = (
     "Each is covered until you open it."
 )
 
+# Classes of the HTML: a cover, what is under it, and each text there.
+COVER, BODY, WORDS = "masked", "masked-body", "masked-words"
+
 RIGHT_TO_LEFT = frozenset({"ar"})
 
 # Columns that hold text, in reading order, with their heading; the gloss is in English, the rest in the language.
@@ -74,7 +77,7 @@ class Passage:
         body = escape(self.text) if self.text.strip() else "<i>(empty)</i>"
         return (
             f'<div class="masked-passage"><span class="masked-heading">{html.escape(self.heading)}</span> '
-            f'<span class="masked-words" lang="{self.language}" dir="{direction}">{body}</span></div>'
+            f'<span class="{WORDS}" lang="{self.language}" dir="{direction}">{body}</span></div>'
         )
 
 
@@ -88,7 +91,7 @@ class Masked:
     def to_html(self) -> str:
         said = " ".join(f"<span>{html.escape(part)}</span>" for part in self.summary)
         body = "".join(passage.to_html() for passage in self.passages)
-        return f'<details class="masked"><summary>{said}</summary><div class="masked-body">{body}</div></details>'
+        return f'<details class="{COVER}"><summary>{said}</summary><div class="{BODY}">{body}</div></details>'
 
 
 class MaskedTable:

@@ -7,7 +7,6 @@ sections, references across chapters, citations, and math as MathML. The result 
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import posixpath
@@ -25,18 +24,22 @@ from latex2mathml.converter import convert as mathml
 
 from polydetox.errors import UserError
 from polydetox.params import read_yaml
+from polydetox.report.appendices import FOLDER, output_text, raw
 from polydetox.report.assemble import CONFIGURATION, CROSS_REFERENCE, EMBED, VARIABLE, VARIABLES, book_pages
 from polydetox.report.citations import Bibliography
-from polydetox.report.clean import REMOVED, cell_options, read_notebook
+from polydetox.report.clean import cell_options, read_notebook
 
 PREVIEW_NOTE = (
-    "This is a preview. It was made without Quarto, by the project's own preview renderer: the content is the same, "
-    "the typography is simpler, and there is no PDF. Install [Quarto](https://quarto.org) and render again for both."
+    "This is a preview. It was made without [Quarto](https://quarto.org), by the project's own preview renderer: the "
+    "content is the same, the typography is simpler, and there is no PDF."
 )
 
 KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 
 _FENCE = re.compile(r"^(`{3,})[^\n]*\n.*?^\1`*[ \t]*$", re.MULTILINE | re.DOTALL)
+_FLOAT = re.compile(
+    r"^(:{3,}) \{#((?:fig|tbl)-[\w-]+)\}[ \t]*\n\n(.*?)\n\n([^\n]+)\n\n\1[ \t]*$", re.MULTILINE | re.DOTALL
+)
 _EQUATION = re.compile(r"^\$\$(.+?)\$\$[ \t]*(?:\{#(eq-[\w-]+)\})?[ \t]*$", re.MULTILINE | re.DOTALL)
 _INLINE_MATH = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n]*(?:\n[^$\n]+)*?)(?<=\S)\$(?![\w$])")
 _INLINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
@@ -69,20 +72,24 @@ class Equation:
 
 
 @dataclass(frozen=True)
+class Float:
+    """A figure or table that has a number and a caption."""
+
+    label: str
+    caption: str
+    blocks: list[Block]
+
+
+@dataclass(frozen=True)
 class Cell:
-    """A notebook's code cell: with its code in an appendix, without it where it is embedded."""
+    """The outputs of a notebook's cell, embedded."""
 
-    cell: nbformat.NotebookNode
+    label: str
     options: dict[str, Any]
-    code: str | None
-
-    @property
-    def label(self) -> str | None:
-        label = self.options.get("label")
-        return str(label) if label else None
+    outputs: list[nbformat.NotebookNode]
 
 
-Block = Prose | Verbatim | Equation | Cell
+Block = Prose | Verbatim | Equation | Float | Cell
 
 
 @dataclass
@@ -126,15 +133,17 @@ class Book:
     pages: list[Page]
     variables: dict[str, Any]
     bibliography: Bibliography
+    note: str = ""  # why this is a preview
     targets: dict[str, Target] = field(default_factory=dict)
 
 
-def build(book_folder: Path, site: Path) -> None:
-    """Render an assembled book into the empty folder ``site``."""
+def build(book_folder: Path, site: Path, note: str) -> None:
+    """Render an assembled book into the empty folder ``site``; ``note``, on its first page, says why."""
     from smalldocs.config import BuildError, ConfigError, load
     from smalldocs.site import Site
 
     book = read_book(book_folder)
+    book.note = note
     with tempfile.TemporaryDirectory(prefix="polydetox-preview-") as temporary:
         work = Path(temporary)
         configuration = read_yaml(book_folder / CONFIGURATION)
@@ -145,6 +154,8 @@ def build(book_folder: Path, site: Path) -> None:
             target = work / page.file
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(Writer(book, page, work).text(), "utf-8")
+        if (pictures := book_folder / FOLDER / "figures").is_dir():
+            shutil.copytree(pictures, work / FOLDER / "figures")
         adapted = yaml.safe_dump(
             site_configuration(configuration, book.pages[0].title, site), allow_unicode=True, sort_keys=False
         )
@@ -183,7 +194,7 @@ def site_configuration(configuration: dict[str, Any], first: str, site: Path) ->
     options = configuration.get("format", {}).get("html", {})
     kept = {key: options[key] for key in ("theme", "css", "toc", "toc-depth", "code-copy") if key in options}
     return {
-        "project": {"type": "book", "output-dir": str(site), "resources": ["figures/**"]},
+        "project": {"type": "book", "output-dir": str(site), "resources": ["figures/**", f"{FOLDER}/figures/**"]},
         "lang": configuration.get("lang", "en"),
         "book": {
             "title": book["title"],
@@ -234,21 +245,8 @@ def read_book(folder: Path) -> Book:
 
 def _read_page(folder: Path, file: Path) -> Page:
     source = file.relative_to(folder).as_posix()
-    front: dict[str, Any] = {}
-    blocks: list[Block] = []
-    if file.suffix == ".ipynb":
-        for cell in read_notebook(file).cells:
-            if cell.cell_type == "raw":
-                front |= _front_matter(f"{cell.source}\n")[0]
-            elif cell.cell_type == "markdown":
-                blocks += _blocks(cell.source, folder, file)
-            elif REMOVED not in cell.metadata.get("tags", []):
-                options, code = cell_options(cell.source)
-                if options.get("include", True):
-                    blocks.append(Cell(cell, options, code if options.get("echo", True) else None))
-    else:
-        front, text = _front_matter(file.read_text("utf-8"))
-        blocks = _blocks(text, folder, file)
+    front, text = _front_matter(file.read_text("utf-8"))
+    blocks = _blocks(text, folder, file)
     return _with_title(source, front, blocks)
 
 
@@ -274,11 +272,11 @@ def _with_title(source: str, front: dict[str, Any], blocks: list[Block]) -> Page
 
 
 def _blocks(text: str, folder: Path, file: Path) -> list[Block]:
-    """Markdown split into prose, code blocks, equations and embedded cells."""
+    """Markdown split into prose, code blocks, equations, figures and tables, and embedded cells."""
     blocks: list[Block] = []
     position = 0
     while position < len(text):
-        found = [match for pattern in (_FENCE, _EQUATION, EMBED) if (match := pattern.search(text, position))]
+        found = [match for pattern in (_FENCE, _EQUATION, _FLOAT, EMBED) if (match := pattern.search(text, position))]
         first = min(found, key=lambda match: match.start(), default=None)
         if first is None:
             break
@@ -287,6 +285,8 @@ def _blocks(text: str, folder: Path, file: Path) -> list[Block]:
             blocks.append(Verbatim(first[0]))
         elif first.re is _EQUATION:
             blocks.append(Equation(first[1].strip(), first[2]))
+        elif first.re is _FLOAT:
+            blocks.append(Float(first[2], first[4], _blocks(first[3], folder, file)))
         else:
             blocks.append(_embedded(folder, file, first[1], first[2]))
         position = first.end()
@@ -299,7 +299,7 @@ def _embedded(folder: Path, file: Path, name: str, label: str) -> Cell:
         if cell.cell_type == "code":
             options, _ = cell_options(cell.source)
             if options.get("label") == label:
-                return Cell(cell, options, None)
+                return Cell(label, options, cell.outputs)
     raise UserError(f"{file.name}: embeds {name}#{label}, but the notebook has no such label")
 
 
@@ -317,7 +317,7 @@ def _note_targets(book: Book, page: Page) -> None:
                     named = f"Section {prefix}{number}" if page.number else title
                     book.targets[label] = Target(page, named)
             continue
-        label = block.label if isinstance(block, Cell | Equation) else None
+        label = block.label if isinstance(block, Cell | Float | Equation) else None
         kind = label.split("-")[0] if label else None
         if label and kind in ("fig", "tbl", "eq"):
             counts[kind] += 1
@@ -358,10 +358,13 @@ class Writer:
         }
         parts = ["---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=1000).strip(), "---"]
         if self.page.label:
-            parts.append(_raw(f'<span id="{self.page.label}"></span>'))
+            parts.append(raw(f'<span id="{self.page.label}"></span>'))
         if first:
             # As in Quarto, the first page bears the book's title, and its own heading stands below.
-            parts += [f'::: {{.callout-note title="Preview"}}\n{PREVIEW_NOTE}\n:::', f"## {title} {{.unnumbered}}"]
+            parts += [
+                f'::: {{.callout-note title="Preview"}}\n{PREVIEW_NOTE} {self.book.note}\n:::',
+                f"## {title} {{.unnumbered}}",
+            ]
         parts += [self._block(block) for block in self.page.blocks]
         return "\n\n".join(parts) + "\n"
 
@@ -369,7 +372,9 @@ class Writer:
         if isinstance(block, Verbatim):
             return block.text
         if isinstance(block, Equation):
-            return _raw(self._equation(block))
+            return raw(self._equation(block))
+        if isinstance(block, Float):
+            return self._float(block)
         if isinstance(block, Cell):
             return self._cell(block)
         return self._prose(block.text)
@@ -380,7 +385,7 @@ class Writer:
         text = VARIABLE.sub(self._variable, text)
         if _REFS.search(text):
             before, after = _REFS.split(text, maxsplit=1)
-            return "\n\n".join([self._prose(before), _raw(self.book.bibliography.to_html()), self._prose(after)])
+            return "\n\n".join([self._prose(before), raw(self.book.bibliography.to_html()), self._prose(after)])
         return _HEADING.sub(self._heading, self._inline(text))
 
     def _variable(self, match: re.Match[str]) -> str:
@@ -434,53 +439,36 @@ class Writer:
         )
 
     def _cell(self, block: Cell) -> str:
-        parts = []
-        if block.code:
-            fence = _fence(block.code)
-            parts.append(f"{fence}{{.python .cell-code}}\n{block.code}\n{fence}")
-        outputs = [self._output(output, block) for output in block.cell.outputs]
-        label = block.label
-        if label and label.split("-")[0] in ("fig", "tbl") and outputs:
-            outputs = [self._float(block, label, outputs)]
-        parts += outputs
-        return "::: {.cell}\n\n" + "\n\n".join(parts) + "\n\n:::" if parts else ""
+        options, kind = block.options, block.label.split("-")[0]
+        caption = str(options.get(f"{kind}-cap", ""))
+        alternative = str(options.get("fig-alt") or caption)
+        texts = [output_text(output, self._picture, alternative) for output in block.outputs]
+        blocks = _blocks("\n\n".join(texts), self.work, self.work / self.page.file)
+        inner = self._float(Float(block.label, caption, blocks)) if kind in ("fig", "tbl") else self._all(blocks)
+        return f"::: {{.cell}}\n\n{inner}\n\n:::"
 
-    def _float(self, block: Cell, label: str, outputs: list[str]) -> str:
+    def _all(self, blocks: list[Block]) -> str:
+        return "\n\n".join(self._block(block) for block in blocks)
+
+    def _float(self, block: Float) -> str:
         """A numbered figure or table: a table's caption stands above it, a figure's below."""
-        kind = label.split("-")[0]
-        caption = self._caption(str(block.options.get(f"{kind}-cap", "")), label)
-        inner = [_raw(caption), *outputs] if kind == "tbl" else [*outputs, _raw(caption)]
-        opening = _raw(f'<div id="{label}" class="quarto-float quarto-float-{kind}"><figure class="figure">')
-        return "\n\n".join([opening, *inner, _raw("</figure></div>")])
+        kind = block.label.split("-")[0]
+        number = self.book.targets[block.label].text.replace(" ", "\N{NO-BREAK SPACE}")
+        caption = raw(
+            f'<figcaption><span class="float-number">{number}:</span> {html.escape(block.caption)}</figcaption>'
+        )
+        inner = [caption, self._all(block.blocks)] if kind == "tbl" else [self._all(block.blocks), caption]
+        opening = raw(f'<div id="{block.label}" class="quarto-float quarto-float-{kind}"><figure class="figure">')
+        return "\n\n".join([opening, *inner, raw("</figure></div>")])
 
-    def _caption(self, caption: str, label: str) -> str:
-        number = self.book.targets[label].text.replace(" ", "\N{NO-BREAK SPACE}")
-        return f'<figcaption><span class="float-number">{number}:</span> {html.escape(caption)}</figcaption>'
-
-    def _output(self, output: nbformat.NotebookNode, block: Cell) -> str:
-        if output.output_type == "stream":
-            return _raw(f'<div class="cell-output"><pre><code>{html.escape(output.text.rstrip())}</code></pre></div>')
-        data = output.data
-        if "text/html" in data:
-            return _raw(f'<div class="cell-output cell-output-display">{data["text/html"]}</div>')
-        for mime, suffix in (("image/svg+xml", "svg"), ("image/png", "png"), ("image/jpeg", "jpg")):
-            if mime in data:
-                return _raw(self._image(data[mime], suffix, block))
-        if "text/markdown" in data:
-            return self._prose(data["text/markdown"])
-        plain = html.escape(data.get("text/plain", "").rstrip())
-        return _raw(f'<div class="cell-output"><pre><code>{plain}</code></pre></div>')
-
-    def _image(self, content: str, suffix: str, block: Cell) -> str:
-        """Write a picture to a file of its own and show it."""
+    def _picture(self, content: bytes, suffix: str) -> str:
+        """Write a picture to a file of its own; returns its address from this page."""
         self.figures += 1
         stem = posixpath.splitext(self.page.source)[0].replace("/", "-")
         name = f"figures/{stem}-{self.figures}.{suffix}"
         (self.work / name).parent.mkdir(exist_ok=True)
-        (self.work / name).write_bytes(content.encode() if suffix == "svg" else base64.b64decode(content))
-        address = posixpath.relpath(name, posixpath.dirname(self.page.file) or ".")
-        alternative = html.escape(str(block.options.get("fig-alt") or block.options.get("fig-cap") or ""))
-        return f'<p class="picture"><img src="{address}" alt="{alternative}" class="img-fluid figure-img"></p>'
+        (self.work / name).write_bytes(content)
+        return posixpath.relpath(name, posixpath.dirname(self.page.file) or ".")
 
 
 def _outside(
@@ -492,16 +480,6 @@ def _outside(
         parts += [outside(text[position : match.start()]), inside(match)]
         position = match.end()
     return "".join([*parts, outside(text[position:])])
-
-
-def _raw(content: str) -> str:
-    """HTML that Markdown leaves alone."""
-    fence = _fence(content)
-    return f"{fence}{{=html}}\n{content}\n{fence}"
-
-
-def _fence(content: str) -> str:
-    return "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", content)), default=0))
 
 
 def _mathml(latex: str, display: str, source: str) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from polydetox import paths
 from polydetox.artifacts import atomic_folder
 from polydetox.errors import UserError
+from polydetox.quarto import ERROR_FILE, failure_note, find_quarto, why_none
 from polydetox.report.assemble import assemble
+from polydetox.report.clean import without_machine_paths
+from polydetox.report.search import uncover_nothing
 
 INDEX = "index.html"
 
@@ -20,52 +24,94 @@ _UNRESOLVED = re.compile(r"\?(?:var|meta):[\w.-]+|\?@[\w-]+|\{\{<[^>]*>\}\}|(?<!
 _NOT_PROSE = re.compile(
     r'<details class="masked">.*?</details>|<script\b.*?</script>|<pre\b.*?</pre>|<code\b.*?</code>', re.DOTALL
 )
+# Quarto notes at every embedded cell which notebook of this machine it comes from.
+_NOTEBOOK_NOTES = re.compile(r'\s+data-notebook[\w-]*="[^"]*"')
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why Quarto's site cannot be used, in one line, and all that is known of it."""
+
+    line: str
+    details: str
 
 
 def render(profile: str, preview: bool = False) -> Path:
     """Assemble and render the report of a profile; returns the path of its first page.
 
-    Quarto is ``$QUARTO``, or ``quarto`` on the path (``QUARTO=`` empty: none). The site takes the place of an older
-    one only once it is whole and free of unresolved references.
+    Where there is no Quarto, where it fails, or where its site does not pass :func:`check_site`, the preview renderer
+    makes the site, which says so. The site takes the place of an older one only once it is whole and checked.
     """
     book = assemble(profile)
     quarto = None if preview else find_quarto()
+    failure = _with_quarto(quarto, book, profile) if quarto else None
+    if quarto and failure is None:
+        return paths.site(profile) / INDEX
+    if failure:
+        note = f"Quarto failed (its [messages]({ERROR_FILE}) are kept): {_plain_text(failure.line)}."
+    elif preview:
+        note = "It was asked for."
+    else:
+        note = f"Why there is none: {_plain_text(without_machine_paths(why_none()))}."
     with atomic_folder(paths.site(profile)) as site:
-        if quarto:
-            _render_with_quarto(quarto, book, site)
-        else:
-            from polydetox.report.preview import build
+        from polydetox.report.preview import build
 
-            build(book, site)
+        build(book, site, note)
+        uncover_nothing(site)
+        if failure:
+            (site / ERROR_FILE).write_text(f"{failure.line}\n\n{failure.details}", "utf-8")
         check_site(site)
+    if said := failure_note(profile):
+        print(said, file=sys.stderr)
     return paths.site(profile) / INDEX
 
 
-def find_quarto() -> str | None:
-    """The Quarto command to use, or None; a ``UserError`` where ``$QUARTO`` names one that is not there."""
-    named = os.environ.get("QUARTO")
-    if named is None:
-        return shutil.which("quarto")
-    if not named:
-        return None
-    if shutil.which(named) is None:
-        raise UserError(f"QUARTO={named}: no such command; correct it, or unset it for a preview")
-    return named
+def _plain_text(line: str) -> str:
+    """A line in which Markdown sees nothing but words."""
+    return re.sub(r"[^\w\s.,:;()/-]", lambda match: f"&#{ord(match[0])};", line)
 
 
-def _render_with_quarto(quarto: str, book: Path, site: Path) -> None:
-    """Render the book with Quarto into ``site``; what it says goes to ``quarto.log`` in the book."""
+def _with_quarto(quarto: str, book: Path, profile: str) -> _Failure | None:
+    """Let Quarto's site take the place of the older one; where it cannot, keep it aside and return why."""
+    refused = paths.site(profile).with_name("site.refused")
+    shutil.rmtree(refused, ignore_errors=True)
     log = book / "quarto.log"
+    try:
+        with atomic_folder(paths.site(profile)) as site:
+            _run_quarto(quarto, book, log, site)
+            for page in site.rglob("*.html"):
+                page.write_text(_NOTEBOOK_NOTES.sub("", page.read_text("utf-8")), "utf-8")
+            try:
+                uncover_nothing(site)
+                check_site(site)
+            except UserError as error:
+                shutil.copytree(site, refused)
+                raise UserError(f"{error}; Quarto's site is kept in {paths.relative(refused)}") from None
+    except UserError as error:
+        details = _COLOURS.sub("", log.read_text("utf-8", errors="replace")) if log.is_file() else ""
+        return _Failure(without_machine_paths(str(error)), without_machine_paths(details))
+    return None
+
+
+def _run_quarto(quarto: str, book: Path, log: Path, site: Path) -> None:
+    """Render the book with Quarto into ``site``; what it says goes to ``log``."""
     command = [quarto, "render", str(book), "--to", "html"]
-    with open(log, "w", encoding="utf-8") as stream:
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT).returncode
+    try:
+        with open(log, "w", encoding="utf-8") as stream:
+            status = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+            ).returncode
+    except OSError as error:
+        raise UserError(f"{quarto} does not start: {error.strerror}") from None
     if status:
-        lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        text = _COLOURS.sub("", log.read_text("utf-8", errors="replace"))
+        lines = [line for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if "ERROR" in line.upper()] or lines[-1:] or ["no message"]
-        raise UserError(f"Quarto failed (status {status}): {errors[0].strip()} (see {paths.relative(log)})")
+        raise UserError(f"status {status}: {errors[0].strip()}")
     rendered = book / "_site"
     if not (rendered / INDEX).is_file():
-        raise UserError(f"Quarto wrote no {paths.relative(rendered / INDEX)} (see {paths.relative(log)})")
+        raise UserError(f"it wrote no {INDEX}")
     shutil.copytree(rendered, site, dirs_exist_ok=True)
     shutil.rmtree(rendered)
 

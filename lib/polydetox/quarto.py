@@ -1,0 +1,118 @@
+"""Quarto: which command is used, and getting it from PyPI where there is none.
+
+``python -m polydetox.quarto`` tries the package ``quarto-cli`` once; what became of that is remembered in the
+environment, so that a machine without a way to the download is not asked again at every run. ``--again`` asks again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from polydetox import paths
+from polydetox.errors import UserError
+
+VERSION = "1.9.38"
+SECONDS = 600  # for about 130 MB
+ERROR_FILE = "quarto-error.txt"  # beside the pages of a preview that stands in for Quarto's site
+
+
+def find_quarto() -> str | None:
+    """The Quarto command to use: ``$QUARTO``, else ``quarto`` of this environment or on the path, else None.
+
+    ``QUARTO=`` (empty) says that there is none; a ``UserError`` where it names a command that is not there.
+    """
+    named = os.environ.get("QUARTO")
+    if named is None:
+        return shutil.which("quarto", path=str(Path(sys.executable).parent)) or shutil.which("quarto")
+    if not named:
+        return None
+    if shutil.which(named) is None:
+        raise UserError(f"QUARTO={named}: no such command; correct it, or unset it for a preview")
+    return named
+
+
+def why_none() -> str:
+    """Why there is no Quarto, and what gets one."""
+    if os.environ.get("QUARTO") == "":
+        return "QUARTO is set to nothing, which asks for none; unset it, or name a command with it"
+    ways = "`make quarto` gets it from PyPI, conda from conda-forge, and https://quarto.org has it for every system"
+    try:
+        return f"{_record().read_text('utf-8').splitlines()[0]}; {ways}"
+    except (OSError, IndexError):
+        return f"it is not installed; {ways}"
+
+
+def failure_note(profile: str) -> str | None:
+    """One line where the site of a profile is a preview because Quarto failed, else None."""
+    file = paths.site(profile) / ERROR_FILE
+    if not file.is_file():
+        return None
+    line = file.read_text("utf-8").splitlines()[0]
+    return f"The report is a preview, since Quarto failed: {line} (see {paths.relative(file)})"
+
+
+def install(again: bool = False) -> str | None:
+    """Try ``quarto-cli`` unless there is a Quarto, none is wanted, or this version was tried; returns what to say."""
+    record = _record()
+    if "QUARTO" in os.environ or find_quarto():
+        return None
+    if not again and record.is_file() and f"quarto-cli {VERSION} " in record.read_text("utf-8"):
+        return None
+    print(f"Trying to get Quarto from PyPI (quarto-cli {VERSION}, which downloads it) ...", end=" ", flush=True)
+    reason, output = _pip()
+    if reason is None:
+        record.unlink(missing_ok=True)
+        return "done"
+    today = time.strftime("%Y-%m-%d")
+    try:
+        record.write_text(f"quarto-cli {VERSION} could not be installed on {today} ({reason})\n\n{output}", "utf-8")
+    except OSError as error:
+        reason += f"; this cannot be noted: {error.strerror}"
+    return f"failed: {reason}. The report will be a preview; `make quarto` tries again."
+
+
+def _record() -> Path:
+    return Path(sys.prefix) / "quarto-tried.txt"
+
+
+def _command() -> list[str]:
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1"]
+    # What the package asks for is the kernel and clients of notebooks that Quarto executes; here it executes none.
+    return [sys.executable, "-m", "pip", "install", *quiet, "--no-deps", "--no-build-isolation",
+            f"quarto-cli=={VERSION}"]  # fmt: skip
+
+
+def _pip() -> tuple[str | None, str]:
+    """Why pip could not install it, or None, and what it printed."""
+    process = subprocess.Popen(
+        _command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # pip and the build that it started
+        output, _ = process.communicate()
+        return f"not done after {SECONDS} s", output
+    if process.returncode:
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        named = [line for line in lines if "Error downloading" in line] or [line for line in lines if "ERROR" in line]
+        return (named or lines or ["pip said nothing"])[0], output
+    found = find_quarto()
+    if found is None or subprocess.run([found, "--version"], capture_output=True).returncode:
+        return "it was installed, but does not start", output
+    return None, output
+
+
+if __name__ == "__main__":
+    said = install(again="--again" in sys.argv[1:])
+    if said:
+        print(said)
+    elif "--again" in sys.argv[1:]:
+        print(f"Quarto: {find_quarto() or why_none()}")
