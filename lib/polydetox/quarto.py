@@ -29,7 +29,7 @@ def find_quarto() -> str | None:
     """
     named = os.environ.get("QUARTO")
     if named is None:
-        return shutil.which("quarto", path=str(Path(sys.executable).parent)) or shutil.which("quarto")
+        return shutil.which("quarto", path=_beside()) or shutil.which("quarto")
     if not named:
         return None
     if shutil.which(named) is None:
@@ -75,6 +75,11 @@ def install(again: bool = False) -> str | None:
     except OSError as error:
         reason += f"; this cannot be noted: {error.strerror}"
     return f"failed: {reason}. The report will be a preview; `make quarto` tries again."
+
+
+def _beside() -> str:
+    """Where this environment's commands are."""
+    return str(Path(sys.executable).parent)
 
 
 def _record() -> Path:

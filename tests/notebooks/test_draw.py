@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from polydetox import paths, workflow
-from polydetox.report.assemble import _write_appendices
+from polydetox.report.appendices import pages
 from polydetox.report.collect import Results
 from polydetox.report.sections import STAGE_TITLES, stages_table
 from polydetox.workflow import Graph
@@ -92,7 +92,6 @@ def test_the_report_shows_what_was_drawn_ahead(drawn, monkeypatch, tmp_path):
     assert [(run.variant, run.done) for run in runs] == [("base", True), ("dpo", False), ("dpo-lora", False)]
     assert "draw" in set(results.manifests()["stage"])
     assert any(row[0] == STAGE_TITLES["draw"] for group in stages_table(results).groups for row in group.rows)
-    pages = {page.file for page in _write_appendices(results, tmp_path)}
-    assert "notebooks/tiny-base-draw.ipynb" in pages
+    assert "notebooks/tiny-draw.qmd" in {page.file for page in pages(results)}
     monkeypatch.setattr(paths, "root", lambda: apart)
     assert not [run for run in Results("tiny").stages if run.stage == "draw"]

@@ -69,10 +69,10 @@ class Browser:
                 return message["result"]
             self.events.append(message)
 
-    def open(self, file: Path) -> None:
-        """Open a file and wait until it has loaded."""
+    def open(self, page: Path | str) -> None:
+        """Open a file or an address and wait until it has loaded."""
         self.events.clear()
-        self.command("Page.navigate", url=file.resolve().as_uri())
+        self.command("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait_for("document.readyState === 'complete' && !location.href.startsWith('about:')")
 
     def wait_for(self, expression: str, seconds: float = 15.0) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import synthetic
+from browser import Browser, find_chromium
 from synthetic import inside
 
 LANGUAGES = ["ar", "de", "en", "ja"]
@@ -40,3 +41,15 @@ def run(run_folder) -> Iterator[Path]:
     """The folder of the made-up run, with the library's paths pointing into it for one test."""
     with inside(run_folder):
         yield run_folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    """A tab of a headless Chromium, in a window of 1400 by 1000 pixels."""
+    command = find_chromium()
+    if command is None:
+        pytest.skip("no Chromium: install Debian's chromium, or set CHROMIUM to the browser's command")
+    tab = Browser(command, tmp_path_factory.mktemp("chromium"))
+    tab.resize(1400, 1000)
+    yield tab
+    tab.close()

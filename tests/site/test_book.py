@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jsonschema
 import nbformat
 import pandas as pd
 import pytest
@@ -17,13 +18,16 @@ from polydetox import paths
 from polydetox.artifacts import read_json, read_parquet
 from polydetox.errors import UserError
 from polydetox.params import SECTIONS
+from polydetox.quarto import ERROR_FILE, failure_note
 from polydetox.report import control, render
 from polydetox.report.assemble import VARIABLE, assemble, book_pages
 from polydetox.report.collect import Results
+from polydetox.report.masking import Masked, Passage
 from polydetox.report.prose import variables
 from polydetox.workflow import Graph
 
 PROFILE = synthetic.PROFILE
+CHAPTERS = 13
 
 
 @pytest.fixture
@@ -65,17 +69,42 @@ def test_the_book_is_a_quarto_project(book):
     assert configuration["execute"]["enabled"] is False
     assert configuration["format"]["html"]["html-math-method"] == "mathml"
     assert configuration["book"]["chapters"][0] == "index.qmd"
+    assert configuration["book"]["appendices"][0] == "notebooks.qmd"
+    assert [item["part"] for item in configuration["book"]["appendices"][1:]] == ["Tiny"]
     pages = book_pages(book)
     assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
-    # checkpoint, trim, pairs, dpo and merge; three stages of two variants in four languages; agreement, probe, value
-    # vectors and transfer; two stages of the untuned model in four languages; two stages of a further set of prompts;
-    # dpo and merge of two ablations, and two stages of each in four languages and in one; capability of two variants;
-    # of attribute control the corpus, win rates, three trainings and ways to learn from comments, and four methods,
-    # evaluated, and in four languages
-    before = 5 + 3 * 2 * 4 + 4 + 2 * 4 + 2 * 2 * 4 + 4 + 2 * 5
-    control = 1 + 1 + 3 + 3 + 4 + 4 * 4
-    assert sum(page.suffix == ".ipynb" for page in pages) == before + 2 + control
+    stages = {run.stage for run in Results(PROFILE).stages if run.done}
+    assert len(pages) == CHAPTERS + 1 + len(stages)
     assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
+
+
+def test_the_configuration_has_the_shape_of_quartos_schema(book):
+    """An item of ``chapters`` or ``appendices`` is a file, or one part with files: parts do not nest."""
+    file = {"type": "string", "pattern": r"\.qmd$"}
+    part = {
+        "type": "object",
+        "properties": {"part": {"type": "string"}, "chapters": {"type": "array", "items": file, "minItems": 1}},
+        "required": ["part", "chapters"],
+        "additionalProperties": False,
+    }
+    items = {"type": "array", "items": {"anyOf": [file, part]}}
+    schema = {"properties": {"chapters": items, "appendices": items}, "required": ["chapters", "appendices"]}
+    jsonschema.validate(yaml.safe_load((book / "_quarto.yml").read_text())["book"], schema)
+
+
+def test_the_list_of_notebooks_leads_to_every_run(book):
+    text = (book / "notebooks.qmd").read_text()
+    links = re.findall(r'<a href="([^"#]*)\.html(?:#run-([^"]*))?"', text)
+    done = [run for run in Results(PROFILE).stages if run.done]
+    assert len(links) == len(set(links)) == len(done)
+    assert text.count('class="missing"') == len(Results(PROFILE).stages) - len(done) > 0
+    for page, name in links:
+        shown = (book / f"{page}.qmd").read_text()
+        assert f'<option value="{name}"' in shown and f'{{.run data-run="{name}"' in shown if name else True
+    assert ("notebooks/tiny-evaluate", "dpo-lr-ar") in links and (
+        "notebooks/tiny-evaluate-more",
+        "base-further-de",
+    ) in links
 
 
 def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp_path):
@@ -143,7 +172,6 @@ def test_notebooks_are_clean_and_labels_unique(book, run):
     for file in book.rglob("*.ipynb"):
         text = file.read_text()
         assert "papermill" not in json.dumps(json.loads(text)["metadata"]) and '"duration"' not in text
-        assert str(run) not in text and "/tmp/" not in text, file
         notebook = nbformat.read(file, as_version=4)
         nbformat.validate(notebook)
         assert notebook.metadata.kernelspec.name == "python3"
@@ -151,8 +179,15 @@ def test_notebooks_are_clean_and_labels_unique(book, run):
             tags = cell.metadata.get("tags", [])
             assert ("remove-cell" in tags) == bool({"parameters", "injected-parameters"} & set(tags))
             seen += re.findall(r"^#\| label: (\S+)$", cell.source, re.MULTILINE) if cell.cell_type == "code" else []
+    for file in book.glob("notebooks/*.qmd"):
+        text = file.read_text()
+        assert "output_folder" not in text and "work: 100%" not in text, file
+        seen += re.findall(r"^:+ \{#(\S+)\}$", text, re.MULTILINE)
+    for file in book.rglob("*"):
+        if file.is_file():
+            assert str(run) not in file.read_text() and "/tmp/" not in file.read_text(), file
     assert len(seen) == len(set(seen))
-    assert "fig-toxicity-tiny-base-evaluate-ar" in seen and "fig-toxprob" in seen
+    assert "fig-toxicity-tiny-evaluate" in seen and "fig-toxprob" in seen
 
 
 def test_sentences_tell_the_results_and_what_is_missing(run):
@@ -231,8 +266,6 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
                 for language in results.profile.languages]  # fmt: skip
     assert rows.loc[("seed", "dpo-seed-1"), "after"] == pytest.approx(sum(measured) / len(measured))
     assert rows.loc[("learning-rate", "dpo"), ["languages", "prompts", "continuations"]].tolist() == [1, 4, 2]
-    pages = {page.name for page in book_pages(assemble(PROFILE))}
-    assert {"tiny-dpo-lr-evaluate-ar.ipynb", "tiny-base-further-evaluate-more-de.ipynb"} <= pages
 
 
 def test_the_chapter_on_control_tells_what_was_measured(run):
@@ -330,40 +363,68 @@ def test_a_corrupt_table_is_named(run):
         file.write_bytes(original)
 
 
-# --- Quarto, where there is one ---------------------------------------------------------------------------------
+# --- what stands for Quarto: what it writes, and how it ends ----------------------------------------------------
 
 QUARTO = """#!/bin/sh
 # What Quarto does as far as the project is concerned: it writes _site.
 test "$1" = render || exit 3
 mkdir -p "$2/_site"
-printf '%s' '{page}' > "$2/_site/index.html"
-echo 'ERROR: something went wrong' >&2
+cp {page} "$2/_site/index.html"
+echo '[{{"href": "index.html", "title": "T", "section": "", "text": "shown continuation secret words end"}}]' \\
+  > "$2/_site/search.json"
+echo 'ERROR: something went wrong in' "$2/index.qmd" >&2
 exit {status}
 """
 
 
-def quarto(folder: Path, monkeypatch, page: str, status: int = 0) -> None:
-    command = folder / "quarto"
-    command.write_text(QUARTO.format(page=page, status=status))
-    command.chmod(0o755)
-    monkeypatch.setenv("QUARTO", str(command))
-
-
-def test_quarto_renders_where_it_is_named(run, tmp_path, monkeypatch):
-    quarto(tmp_path, monkeypatch, "<p>by Quarto</p>")
+@pytest.fixture
+def quarto(run, tmp_path, monkeypatch):
+    """A command that stands for Quarto and a copy of the run; returns what sets its page and status."""
     monkeypatch.setenv("POLYDETOX_RUNS", str(shutil.copytree(run / "runs", tmp_path / "runs")))
+
+    def make(page: str, status: int = 0) -> None:
+        (tmp_path / "page.html").write_text(page)
+        command = tmp_path / "quarto"
+        command.write_text(QUARTO.format(page=tmp_path / "page.html", status=status))
+        command.chmod(0o755)
+        monkeypatch.setenv("QUARTO", str(command))
+
+    return make
+
+
+def test_quarto_renders_where_it_is_named(quarto):
+    covered = Masked(("German",), (Passage("continuation", "secret words", "de"),)).to_html()
+    notebook = f'data-notebook="{paths.book(PROFILE)}/summary/run.ipynb" data-notebook-title="Run"'
+    quarto(f'<p {notebook} data-notebook-cellId="cell-x" class="cell">by Quarto</p>{covered}')
     index = render(PROFILE)
-    assert index.read_text() == "<p>by Quarto</p>" and index == paths.site(PROFILE) / "index.html"
-    assert "This is a preview" in render(PROFILE, preview=True).read_text()
+    assert index == paths.site(PROFILE) / "index.html"
+    assert index.read_text() == f'<p class="cell">by Quarto</p>{covered}', "what Quarto notes of this machine is gone"
+    (entry,) = read_json(paths.site(PROFILE) / "search.json")
+    assert entry["text"] == "shown end"
+    assert failure_note(PROFILE) is None
+    assert "It was asked for." in render(PROFILE, preview=True).read_text()
 
 
 @pytest.mark.parametrize(
-    ("page", "status", "said"),
-    [("<p>x</p>", 1, r"Quarto failed \(status 1\): ERROR: something went wrong \(see .*quarto.log\)"),
-     ("<b>?var:x</b>", 0, r"index.html: '\?var:x' was not resolved"),
-     ("<a>?@fig-x</a>", 0, r"index.html: '\?@fig-x' was not resolved")],
+    ("page", "status", "said", "kept"),
+    [("<p>x</p>", 1, "status 1: ERROR: something went wrong in ", False),
+     ("<b>?var:x</b>", 0, "index.html: '?var:x' was not resolved; Quarto's site is kept in ", True)],
 )  # fmt: skip
-def test_what_quarto_only_warns_of_is_an_error(run, tmp_path, monkeypatch, page, status, said):
-    quarto(tmp_path, monkeypatch, page, status)
-    with pytest.raises(UserError, match=said):
-        render(PROFILE)
+def test_a_failing_quarto_ends_in_the_preview_with_its_error_beside_it(quarto, capsys, page, status, said, kept):
+    quarto(page, status)
+    index = render(PROFILE)
+    text = index.read_text()
+    assert "This is a preview" in text and "Quarto failed" in text and f'href="{ERROR_FILE}"' in text
+    error = (index.parent / ERROR_FILE).read_text()
+    assert error.startswith(said) and "ERROR: something went wrong" in error
+    assert str(paths.runs()) not in error + text
+    refused = paths.site(PROFILE).with_name("site.refused")
+    assert refused.is_dir() == kept
+    if kept:
+        assert (refused / "index.html").read_text() == page and "site.refused" in error
+    note = failure_note(PROFILE)
+    assert note.startswith(f"The report is a preview, since Quarto failed: {said}") and ERROR_FILE in note
+    assert note in capsys.readouterr().err
+    quarto("<p>mended</p>")
+    assert render(PROFILE).read_text() == "<p>mended</p>"
+    assert failure_note(PROFILE) is None and not refused.exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from polydetox import paths
 from polydetox.errors import UserError
@@ -19,27 +19,6 @@ FILE = Path("notebook.ipynb")
 
 def executed(*cells) -> nbformat.NotebookNode:
     return new_notebook(metadata={"papermill": {"start_time": "2026-01-01T10:00:00"}}, cells=list(cells))
-
-
-def test_the_small_models_of_the_world_stand_in_one_part():
-    """Each with its notebooks in a part of its own, those of models before them."""
-    from polydetox.params import load_profile
-
-    profile = load_profile("world")
-    first, *_, last = profile.world.cells()
-    given = [assemble.Appendix(cell, None, f"notebooks/{cell}-{stage}.ipynb")
-             for stage in ("pretrain", "transfer") for cell in (first, last)]  # fmt: skip
-    made = assemble.configure({}, profile, given)
-    assert made["book"]["appendices"] == [{"part": "Controlled world", "chapters": [
-        {"part": cell, "chapters": [f"notebooks/{cell}-pretrain.ipynb", f"notebooks/{cell}-transfer.ipynb"]}
-        for cell in (first, last)
-    ]}]  # fmt: skip
-    site = preview.site_configuration(
-        {"book": {"title": "T", "chapters": ["index.qmd"], **made["book"]}}, "First", Path("site")
-    )
-    # The sidebar opens its first level alone, so that all small models are folded into one line.
-    contents = site["book"]["sidebar"]["contents"]
-    assert [item["part"] for item in contents[-1]["chapters"]] == ["Controlled world"]
 
 
 # --- cleaning ---------------------------------------------------------------------------------------------------
@@ -99,30 +78,6 @@ def test_an_unexecuted_or_failed_notebook_is_refused():
     clean.clean(executed(new_code_cell("  ")), FILE)
 
 
-def test_a_page_gets_its_title_labels_warning_and_manifest():
-    notebook = executed(
-        new_markdown_cell("# Evaluation\n\nSee @fig-a, @fig-ab and [@fig-a]."),
-        new_code_cell('#| label: fig-a\n#| fig-cap: "A"\nplot()', execution_count=1, outputs=[]),
-        new_code_cell(
-            "cover()", execution_count=2,
-            outputs=[new_output("display_data", data={"text/html": '<details class="masked">x</details>'})],
-        ),
-    )  # fmt: skip
-    manifest = {"parameters": {"lang": "de", "folder": "", "languages": ["a", "b|c"]}, "seed": 3, "wall_seconds": 1.5}
-    page = clean.clean(notebook, FILE, title="Evaluation: German", suffix="m-de", manifest=manifest)
-    kinds = [cell.cell_type for cell in page.cells]
-    assert kinds == ["raw", "markdown", "markdown", "markdown", "code", "code", "markdown"]
-    assert yaml.safe_load(page.cells[0].source.strip("-\n")) == {"search": False}
-    assert page.cells[1].source == "# Evaluation: German {.unnumbered #sec-m-de}"
-    assert "Content warning" in page.cells[2].source
-    assert page.cells[3].source == "See @fig-a-m-de, @fig-ab and [@fig-a-m-de]."
-    assert page.cells[4].source.startswith("#| label: fig-a-m-de\n")
-    assert "| `lang` | `de` |" in page.cells[6].source and "`a, b\\|c`" in page.cells[6].source
-    assert "seed 3, 1.5 s" in page.cells[6].source and "folder" not in page.cells[6].source
-    assert len({cell.id for cell in page.cells}) == len(page.cells)
-    nbformat.validate(page)
-
-
 def test_a_missing_or_broken_notebook_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a.ipynb: no such notebook"):
         clean.read_notebook(tmp_path / "a.ipynb")
@@ -161,6 +116,10 @@ def book(tmp_path) -> Path:
         "part/two.qmd": "# Two {#sec-two}\n\n{{< embed summary/s.ipynb#fig-a >}}\n\n"
         "{{< embed summary/s.ipynb#fig-b >}}\n\n@one2020b agree with @sec-second, @sec-one and @fig-a.\n",
         "references.qmd": "# References {.unnumbered}\n\n::: {#refs}\n:::\n",
+        "notebooks/n.qmd": "# N {.unnumbered}\n\n```{.python}\nplot()\n```\n\n:::: {#fig-n}\n\n"
+        '::: {.run data-run="a"}\n\n![](figures/a.svg){.figure-img fig-alt="Alt"}\n\n'
+        ":::\n\nCaption of fig-n\n\n::::\n\nSee @fig-n.\n",
+        "notebooks/figures/a.svg": SVG,
         "references.bib": BIBLIOGRAPHY,
         "_variables.yml": "said: Hello *there*.\n",
         "_quarto.yml": yaml.safe_dump({
@@ -168,7 +127,7 @@ def book(tmp_path) -> Path:
             "book": {"title": "A book", "subtitle": "of tests",
                      "chapters": ["index.qmd", {"part": "P", "chapters": ["one.qmd", "part/two.qmd"]},
                                   "references.qmd"],
-                     "appendices": [{"part": "M", "chapters": ["notebooks/n.ipynb"]}]},
+                     "appendices": [{"part": "M", "chapters": ["notebooks/n.qmd"]}]},
             "format": {"html": {"theme": "default", "toc": True}},
         }),
     }  # fmt: skip
@@ -177,12 +136,6 @@ def book(tmp_path) -> Path:
         (folder / name).write_text(text)
     (folder / "summary").mkdir()
     nbformat.write(executed(figure_cell("fig-a"), figure_cell("fig-b")), folder / "summary/s.ipynb")
-    appendix = executed(
-        new_raw_cell("---\nsearch: false\n---"), new_markdown_cell("# N {.unnumbered}"), figure_cell("fig-n"),
-        new_markdown_cell("See @fig-n."),
-    )  # fmt: skip
-    (folder / "notebooks").mkdir()
-    nbformat.write(appendix, folder / "notebooks/n.ipynb")
     return folder
 
 
@@ -198,7 +151,7 @@ def test_numbers_run_by_chapter_and_references_cross_chapters(book, tmp_path):
         "sec-one": ("one.qmd", "Chapter 1"), "sec-second": ("one.qmd", "Section 1.2"),
         "eq-e": ("one.qmd", "Equation 1.1"), "sec-two": ("part/two.qmd", "Chapter 2"),
         "fig-a": ("part/two.qmd", "Figure 2.1"), "fig-b": ("part/two.qmd", "Figure 2.2"),
-        "fig-n": ("notebooks/n.ipynb", "Figure 1"),
+        "fig-n": ("notebooks/n.qmd", "Figure 1"),
     }  # fmt: skip
     first = page_text(book, "index.qmd", tmp_path)
     assert "[Chapter\N{NO-BREAK SPACE}2](part/two.qmd#sec-two){.quarto-xref}" in first
@@ -206,10 +159,12 @@ def test_numbers_run_by_chapter_and_references_cross_chapters(book, tmp_path):
     assert "Hello *there*." in first and "This is a preview" in first and "title: A book" in first
     second = page_text(book, "part/two.qmd", tmp_path)
     assert "](../one.qmd#sec-second)" in second and "](#fig-a)" in second
-    assert '<img src="../figures/part-two-1.svg" alt="Alt"' in second
+    assert '![](../figures/part-two-1.svg){.figure-img fig-alt="Alt"}' in second
     assert (tmp_path / "figures/part-two-2.svg").read_text() == SVG
     assert "Figure\N{NO-BREAK SPACE}2.1:</span> Caption of fig-a" in second and "plot()" not in second
-    assert "plot()" in page_text(book, "notebooks/n.ipynb", tmp_path)
+    appendix = page_text(book, "notebooks/n.qmd", tmp_path)
+    assert "plot()" in appendix and "![](figures/a.svg)" in appendix
+    assert "Figure\N{NO-BREAK SPACE}1:</span> Caption of fig-n" in appendix and "](#fig-n)" in appendix
 
 
 def test_math_becomes_mathml_and_code_is_left_alone(book, tmp_path):
@@ -257,11 +212,17 @@ def test_citations_in_author_date_style(tmp_path):
 def test_the_small_book_renders(book, tmp_path):
     site = tmp_path / "site"
     site.mkdir()
-    preview.build(book, site)
+    preview.build(book, site, "It was asked for.")
     rendering.check_site(site)
     pages = sorted(page.relative_to(site).as_posix() for page in site.rglob("*.html"))
     assert pages == ["index.html", "notebooks/n.html", "one.html", "part/two.html", "references.html"]
+    appendix = (site / "notebooks/n.html").read_text()
+    assert (
+        '<div class="run" data-run="a">' in appendix and 'src="figures/a.svg"' in appendix and 'alt="Alt"' in appendix
+    )
+    assert (site / "notebooks/figures/a.svg").read_text() == SVG
     first = (site / "index.html").read_text()
+    assert "This is a preview" in first and "It was asked for." in first
     assert 'href="part/two.html#fig-b"' in first and "Hello <em>there</em>." in first
     assert "search-index.js" in first and not (site / "search.json").exists()
     assert "search.json" in (site / "site_libs/search-index.js").read_text()
@@ -321,11 +282,3 @@ def test_a_site_with_a_path_of_this_machine_is_refused(tmp_path):
     (tmp_path / "index.html").write_text(f"<p>{paths.root()}/x</p>")
     with pytest.raises(UserError, match="of this machine"):
         rendering.check_site(tmp_path)
-
-
-def test_quarto_is_found_by_its_variable(monkeypatch, tmp_path):
-    monkeypatch.setenv("QUARTO", "")
-    assert rendering.find_quarto() is None
-    monkeypatch.setenv("QUARTO", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="no such command"):
-        rendering.find_quarto()

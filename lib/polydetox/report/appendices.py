@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,20 +95,20 @@ def write_appendices(results: Results, folder: Path) -> list[Any]:
 
     Returns the book's appendices: the list, then one part a model.
     """
-    pages = list(_pages(results))
-    for page in pages:
+    written = list(pages(results))
+    for page in written:
         target = folder / page.file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_Writer(page, target.parent).text(), "utf-8")
     file = folder / LIST
     if not file.is_file():
         raise UserError(f"book/{LIST}: no such file; restore book/ from the repository")
-    text, places = _LIST_PLACE.subn(lambda match: list_of_runs(results, pages), file.read_text("utf-8"))
+    text, places = _LIST_PLACE.subn(lambda match: list_of_runs(results, written), file.read_text("utf-8"))
     if places != 1:
         raise UserError(f"book/{LIST}: needs one `::: {{#runs}}` block, which the list of runs replaces")
     file.write_text(text, "utf-8")
     parts: dict[str, list[str]] = {}
-    for page in pages:
+    for page in written:
         parts.setdefault(page.part, []).append(page.file)
     return [LIST, *({"part": title, "chapters": files} for title, files in parts.items())]
 
@@ -116,7 +116,8 @@ def write_appendices(results: Results, folder: Path) -> list[Any]:
 # --- which run stands where -------------------------------------------------------------------------------------
 
 
-def _pages(results: Results) -> Iterable[Page]:
+def pages(results: Results) -> Iterator[Page]:
+    """The pages of a profile's finished runs."""
     for (part, stage), runs in _by_stage(results).items():
         notebooks = [_read(results.profile, run) for run in runs if run.done]
         # Runs of an older version of a notebook, whose text or code differs, stand on a page of their own.
@@ -171,9 +172,9 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def list_of_runs(results: Results, pages: list[Page]) -> str:
+def list_of_runs(results: Results, written: list[Page]) -> str:
     """Every run of the profile as one table a model: a row a stage and variant, the languages in it."""
-    places = {id(notebook.run): (page, notebook) for page in pages for notebook in page.notebooks}
+    places = {id(notebook.run): (page, notebook) for page in written for notebook in page.notebooks}
     rows: dict[str, dict[tuple[str, str], list[str]]] = {}
     for (part, stage), runs in _by_stage(results).items():
         for run in runs:

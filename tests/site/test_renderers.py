@@ -1,0 +1,163 @@
+"""What holds in both renderers: every notebook is reached and chosen, and no search uncovers a text.
+
+Quarto's part runs where ``QUARTO`` names one.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import synthetic
+
+QUARTO = os.environ.get("QUARTO")
+
+# Where each renderer has its search field, and where the results show.
+SEARCH = {
+    "preview": (
+        "document.querySelector('.smalldocs-search input')",
+        "document.querySelector('.smalldocs-search-results.show')",
+    ),
+    "quarto": ("document.querySelector('#quarto-search input')", "document.querySelector('.aa-Panel')"),
+}
+CHOICE = "document.querySelector('.run-choice select')"
+VISIBLE = (
+    "[...new Set([...document.querySelectorAll('.run')].filter(run => run.offsetParent).map(run => run.dataset.run))]"
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A rendered site and where it is served."""
+
+    renderer: str
+    folder: Path
+    address: str
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module", params=list(SEARCH))
+def served(request, run_folder, tmp_path_factory) -> Iterator[Served]:
+    """The site of the made-up run by each renderer, on a port of this machine: Quarto's search needs a server."""
+    if request.param == "quarto":
+        if not QUARTO:
+            pytest.skip("no Quarto: set QUARTO to its command")
+        run_folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("quarto") / "run", symlinks=True)
+    with synthetic.inside(run_folder), pytest.MonkeyPatch.context() as patch:
+        from polydetox.quarto import failure_note
+        from polydetox.report import render
+
+        if request.param == "quarto":
+            patch.setenv("QUARTO", QUARTO)
+        folder = render(synthetic.PROFILE).parent
+        assert failure_note(synthetic.PROFILE) is None
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Served(request.param, folder, f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+
+
+def test_no_index_holds_a_covered_text_and_chapters_are_in_it(served):
+    file = "search.json" if served.renderer == "quarto" else "site_libs/search-index.js"
+    text = (served.folder / file).read_text()
+    assert synthetic.MARKER not in text
+    for page in ("methods.html", "why.html", "control.html", "examples.html", "notebooks/tiny-evaluate.html"):
+        assert f'"href": "{page}' in text or f'"href":"{page}' in text, page
+
+
+def search(served: Served, browser, words: str) -> str:
+    """What a reader sees of the results who types some words."""
+    field, results = (f"document.querySelector({selector!r})" for selector in SEARCH[served.renderer])
+    browser.open(f"{served.address}/why.html")
+    browser.wait_for(f"!!{field}")
+    browser.evaluate(f"{field}.focus()")
+    browser.command("Input.insertText", text=words)
+    browser.wait_for(f"!!{results} && {results}.innerText.trim() !== ''")
+    return browser.evaluate(f"{results}.innerText")
+
+
+def test_typing_a_covered_word_uncovers_nothing(served, browser):
+    assert "Methods" in search(served, browser, "perplexity")
+    assert synthetic.MARKER.lower() not in search(served, browser, synthetic.MARKER).lower()
+    assert synthetic.MARKER not in browser.evaluate("document.body.innerText")
+
+
+def test_every_executed_notebook_is_reached_from_the_list(served, browser):
+    browser.open(f"{served.address}/notebooks.html")
+    links = browser.evaluate("[...document.querySelectorAll('td.runs a')].map(link => link.href)")
+    with synthetic.inside(served.folder.parents[2]):
+        from polydetox.report.collect import Results
+
+        assert len(set(links)) == len(links) == sum(run.done for run in Results(synthetic.PROFILE).stages)
+    names: dict[str, set[str]] = {}
+    for link in links:
+        page, _, name = link.partition("#")
+        names.setdefault(page, set()).add(name)
+    for page, wanted in names.items():
+        browser.open(page)
+        assert browser.evaluate("document.querySelector('h1.title').innerText.trim()")
+        assert wanted == set(browser.evaluate("[...document.querySelectorAll('[id^=run-]')].map(e => e.id)") or [""])
+
+
+def test_the_run_that_is_chosen_shows_alone(served, browser):
+    address = f"{served.address}/notebooks/tiny-evaluate.html"
+    browser.open(address)
+    assert browser.evaluate(f"{CHOICE}.value") == "base-en" and browser.evaluate(VISIBLE) == ["base-en"]
+    shown = "[...document.querySelectorAll('.run:not([data-run=dpo-de])')].every(run => !run.offsetParent)"
+    browser.evaluate("location.hash = '#run-dpo-de'")
+    browser.wait_for(f"{CHOICE}.value === 'dpo-de'")
+    assert browser.evaluate(VISIBLE) == ["dpo-de"] and browser.evaluate(shown)
+    # By keyboard: the menu has the focus, and an arrow key goes to the next run.
+    browser.evaluate(f"{CHOICE}.focus()")
+    for kind in ("rawKeyDown", "keyUp"):
+        browser.command(
+            "Input.dispatchKeyEvent", type=kind, key="ArrowDown", code="ArrowDown", windowsVirtualKeyCode=40
+        )
+    browser.wait_for("location.hash === '#run-dpo-seed-1-de'")
+    assert browser.evaluate(VISIBLE) == ["dpo-seed-1-de"]
+    assert browser.evaluate(f"{CHOICE}.labels[0].innerText").startswith("Outputs of")
+    # Printed, it stays alone.
+    browser.command("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert browser.evaluate(VISIBLE) == ["dpo-seed-1-de"]
+    finally:
+        browser.command("Emulation.setEmulatedMedia", media="")
+
+
+def test_without_scripts_all_runs_show_under_their_names(served, browser):
+    text = (served.folder / "notebooks/tiny-evaluate.html").read_text()
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(f"{served.address}/notebooks/tiny-evaluate.html")
+        assert set(browser.evaluate(VISIBLE)) == set(re.findall(r'<option value="([^"]+)"', text))
+        assert not browser.evaluate(f"{CHOICE}.offsetParent")
+        said = "getComputedStyle(document.querySelector('.run'), '::before').content"
+        assert json.loads(browser.evaluate(said)) == "Arabic, untuned"
+        assert synthetic.MARKER not in browser.evaluate("document.body.innerText")
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_notebooks_fit_a_phone(served, browser):
+    browser.resize(390, 844, phone=True)
+    try:
+        for page in ("notebooks.html", "notebooks/tiny-evaluate.html", "notebooks/tiny-constrained-decode.html"):
+            browser.open(f"{served.address}/{page}")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 390, page
+    finally:
+        browser.resize(1400, 1000)

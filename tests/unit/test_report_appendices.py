@@ -1,0 +1,162 @@
+"""Pages of executed notebooks: prose and code once, the outputs of each run, and a list that leads to all of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from polydetox import paths
+from polydetox.errors import UserError
+from polydetox.params import load_profile
+from polydetox.report import appendices
+from polydetox.report.collect import Results, StageRun
+
+LIST = "# Notebooks {.unnumbered}\n\nAll of them.\n\n::: {#runs}\n:::\n"
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """An empty folder of runs, beside a book whose list of runs is still to be written."""
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / appendices.LIST).write_text(LIST)
+    return tmp_path
+
+
+def leave(run: StageRun, code: str = "measure()", *, prose: str = "See @fig-a and @fig-ab.", **parameters) -> None:
+    """Write what a finished run of a stage leaves: its notebook and its manifest."""
+    about = f"{run.language} {run.variant} {run.model}"
+    svg = new_output("display_data", data={"image/svg+xml": f"<svg><desc>{about}</desc></svg>", "text/plain": "x"})
+    covered = f'<details class="masked"><summary>s</summary><div class="masked-body">{about}</div></details>'
+    notebook = new_notebook(cells=[
+        new_markdown_cell(f"# A title\n\n{prose}"),
+        new_code_cell("lang = 'xx'", execution_count=1, metadata={"tags": ["injected-parameters"]}),
+        new_code_cell("load()", execution_count=2, outputs=[new_output("stream", name="stdout", text="24 prompts\n")]),
+        new_code_cell(f"#| label: fig-a\n#| fig-cap: Caption\n{code}", execution_count=3, outputs=[svg]),
+        new_code_cell("cover()", execution_count=4, outputs=[new_output("display_data", data={"text/html": covered})]),
+        new_code_cell("say()", execution_count=5,
+                      outputs=[new_output("display_data", data={"text/markdown": f"Said of {about}."})]),
+    ])  # fmt: skip
+    run.folder.mkdir(parents=True)
+    nbformat.write(notebook, run.folder / "notebook.ipynb")
+    manifest = {"parameters": {"model": run.model, "lang": run.language, "n": 3, "folder": "", **parameters}, "seed": 3,
+                "wall_seconds": 1.5, "git_commit": "0123456789abcdef"}  # fmt: skip
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def chosen(results: Results, stage: str, **about) -> list[StageRun]:
+    """The runs of a stage whose fields have one of the given values."""
+    wanted = [run for run in results.stages if run.stage == stage]
+    return [run for run in wanted if all(getattr(run, name) in values for name, values in about.items())]
+
+
+def test_a_page_has_prose_and_code_once_and_the_outputs_of_each_run(runs):
+    results = Results("offline")
+    for run in chosen(results, "evaluate", language=["de", "en"]):
+        leave(run, variant=run.variant)
+    parts = appendices.write_appendices(results, runs / "book")
+    assert parts == [
+        "notebooks.qmd", {"part": "Gemma 3 270M", "chapters": ["notebooks/gemma-3-270m-evaluate.qmd"]}
+    ]  # fmt: skip
+    text = (runs / "book/notebooks/gemma-3-270m-evaluate.qmd").read_text()
+    assert "# Evaluation {.unnumbered #sec-gemma-3-270m-evaluate}" in text and "A title" not in text
+    assert text.count("measure()") == text.count("See @fig-a-gemma-3-270m-evaluate and @fig-ab.") == 1
+    assert text.count("24 prompts") == 1, "what all runs put out is shown once"
+    assert "lang = 'xx'" not in text and "Content warning" in text
+    assert text.count("{#fig-a-gemma-3-270m-evaluate}") == text.count("\n\nCaption\n\n::::::") == 1
+    names = ["base-de", "dpo-de", "base-en", "dpo-en"]
+    assert re.findall(r'<option value="([^"]*)"', text) == names
+    assert re.findall(r'<option value="([^"]*)" selected>([^<]*)<', text) == [("base-en", "English, untuned")]
+    assert re.findall(r'<span id="run-([^"]*)">', text) == names
+    for name in names:
+        variant, language = name.split("-")
+        mine = "\n".join(re.findall(rf'^::: {{\.run data-run="{name}"[^\n]*}}\n(.*?)^:::$', text, re.M | re.S))
+        about = f"{language} {variant} gemma-3-270m"
+        assert f'<div class="masked-body">{about}</div>' in mine and f"Said of {about}." in mine
+        (picture,) = re.findall(r"!\[\]\((\S+)\)\{\.figure-img fig-alt=\"Caption\"\}", mine)
+        assert about in (runs / "book/notebooks" / picture).read_text()
+        assert f"| `lang` | `{language}` |" in mine and f"| `variant` | `{variant}` |" in mine
+        assert "seed 3, 1.5 s, commit `0123456789`" in mine and "`n`" not in mine and "`folder`" not in mine
+    assert text.count("| `n` | `3` |") == 1
+
+
+def test_one_run_needs_no_choice(runs):
+    results = Results("offline")
+    (run,) = chosen(results, "dpo")
+    leave(run, languages=["a", "b|c"])
+    appendices.write_appendices(results, runs / "book")
+    text = (runs / "book/notebooks/gemma-3-270m-dpo.qmd").read_text()
+    assert "<select" not in text and ".run" not in text
+    assert "![](figures/gemma-3-270m-dpo-dpo-1.svg)" in text and "Said of None dpo" in text
+    assert "`a, b\\|c`" in text
+    listed = (runs / "book/notebooks.qmd").read_text()
+    assert 'href="notebooks/gemma-3-270m-dpo.html"' in listed
+
+
+def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
+    results = Results("offline")
+    english, german = chosen(results, "retrieval", language=["de", "en"])
+    leave(english)
+    leave(german, "measure(more=True)")
+    first, second = appendices.pages(results)
+    assert [page.title for page in (first, second)] == ["Retrieval", "Retrieval, version 2"]
+    assert [page.file for page in (first, second)] == [
+        "notebooks/gemma-3-270m-retrieval.qmd", "notebooks/gemma-3-270m-retrieval-2.qmd"
+    ]  # fmt: skip
+    assert [page.notebooks[0].run.language for page in (first, second)] == ["de", "en"]
+    appendices.write_appendices(results, runs / "book")
+    texts = [(runs / "book" / page.file).read_text() for page in (first, second)]
+    assert "{#fig-a-gemma-3-270m-retrieval}" in texts[0] and "{#fig-a-gemma-3-270m-retrieval-2}" in texts[1]
+
+
+def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
+    results = Results("offline")
+    for run in chosen(results, "generate", variant=["base"], language=["de", "fr"]):
+        leave(run)
+    appendices.write_appendices(results, runs / "book")
+    text = (runs / "book/notebooks.qmd").read_text()
+    assert text.startswith("# Notebooks {.unnumbered}\n\nAll of them.\n\n## Gemma 3 270M {.unnumbered}\n")
+    assert re.findall(r'href="([^"]*)" title="([^"]*)"', text) == [
+        (f"notebooks/gemma-3-270m-generate.html#run-base-{code}", f"Continuations, untuned, {name}")
+        for code, name in (("de", "German"), ("fr", "French"))
+    ]  # fmt: skip
+    assert text.count('class="missing"') == len(results.stages) - 2
+    assert 'title="Continuations, DPO, German: not run">de</span>' in text
+
+
+def test_the_small_models_of_the_world_share_two_pages(runs):
+    profile = load_profile("world")
+    first, *_, last = profile.world.cells()
+    for cell in (first, last):
+        leave(StageRun("world_pretrain", paths.world_pretrain("world", cell), cell))
+        leave(StageRun("world_transfer", paths.world_transfer("world", cell), cell))
+    parts = appendices.write_appendices(Results("world"), runs / "book")
+    assert parts[-1] == {"part": "Controlled world", "chapters": [
+        "notebooks/controlled-world-world-pretrain.qmd", "notebooks/controlled-world-world-transfer.qmd"
+    ]}  # fmt: skip
+    text = (runs / "book/notebooks/controlled-world-world-transfer.qmd").read_text()
+    assert re.findall(r'<option value="([^"]*)"', text) == [first, last]
+    listed = (runs / "book/notebooks.qmd").read_text()
+    assert listed.count("<a href=") == 4 and f">{last}</a>" in listed
+
+
+def test_a_book_without_a_place_for_the_list_is_refused(runs):
+    (runs / "book/notebooks.qmd").write_text("# Notebooks\n")
+    with pytest.raises(UserError, match=r"book/notebooks.qmd: needs one `::: {#runs}` block"):
+        appendices.write_appendices(Results("offline"), runs / "book")
+    (runs / "book/notebooks.qmd").unlink()
+    with pytest.raises(UserError, match=r"book/notebooks.qmd: no such file"):
+        appendices.write_appendices(Results("offline"), runs / "book")
+
+
+def test_no_output_can_leave_its_fence(runs):
+    nasty = new_output("stream", name="stdout", text="```\n::: {#fig-x}\n````")
+    shown = appendices.output_text(nasty, lambda content, suffix: "", "")
+    assert shown == "`````{.cell-output}\n```\n::: {#fig-x}\n````\n`````"
+    markup = new_output("display_data", data={"text/html": "<p>```</p>", "text/plain": "x"})
+    assert appendices.output_text(markup, lambda content, suffix: "", "").startswith("````{=html}\n")
