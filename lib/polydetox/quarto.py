@@ -18,7 +18,7 @@ from polydetox import paths
 from polydetox.errors import UserError
 
 VERSION = "1.9.38"
-SECONDS = 600  # for about 130 MB
+SECONDS = 300  # for about 130 MB
 ERROR_FILE = "quarto-error.txt"  # beside the pages of a preview that stands in for Quarto's site
 
 
@@ -68,7 +68,7 @@ def install(again: bool = False) -> str | None:
     reason, output = _pip()
     if reason is None:
         record.unlink(missing_ok=True)
-        return "done"
+        return "done. A report that is there already is rendered again by `polydetox render`."
     today = time.strftime("%Y-%m-%d")
     try:
         record.write_text(f"quarto-cli {VERSION} could not be installed on {today} ({reason})\n\n{output}", "utf-8")
