@@ -10,7 +10,7 @@ ENV    := .venv
 STAMP  := $(ENV)/.made
 BIN    := $(ENV)/bin
 
-.PHONY: help env requirements paper test preview quarto lint clean distclean
+.PHONY: help env requirements paper test preview quarto pdf lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,6 +56,9 @@ paper: $(STAMP) ## run PROFILE to the rendered report, and say where it is
 
 preview: $(STAMP) ## render what has been run so far, with the preview renderer
 	@$(BIN)/polydetox render --profile $(PROFILE) --preview
+
+pdf: $(STAMP) ## render what has been run so far, and a PDF of its chapters; needs Quarto
+	@$(BIN)/polydetox render --profile $(PROFILE) --pdf
 
 quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 	@$(BIN)/python -m polydetox.quarto --again

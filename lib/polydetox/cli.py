@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
     render = commands.add_parser("render", help="render the report from what has been run so far")
     render.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
-    render.add_argument("--preview", action="store_true", help="use the preview renderer even where Quarto is")
+    renderer = render.add_mutually_exclusive_group()
+    renderer.add_argument("--preview", action="store_true", help="use the preview renderer even where Quarto is")
+    renderer.add_argument("--pdf", action="store_true", help="make a PDF of the chapters as well; needs Quarto")
     render.set_defaults(function=_render)
 
     data = commands.add_parser("data", help="the data sources: licence, address, and what to do to get each")
@@ -115,10 +117,14 @@ def _render(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.execute import logged
     from polydetox.params import load_profile
     from polydetox.report import render
+    from polydetox.report.pdf import FILE as PDF
 
     load_profile(options.profile)
     with logged(options.log, "render"):
-        print(f"the report: {render(options.profile, preview=options.preview)}")
+        index = render(options.profile, preview=options.preview, pdf=options.pdf)
+        print(f"the report: {index}")
+        if options.pdf:
+            print(f"as a PDF: {index.with_name(PDF)}")
     return 0
 
 

@@ -7,6 +7,7 @@ environment, so that a machine without a way to the download is not asked again 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from polydetox.errors import UserError
 VERSION = "1.9.38"
 SECONDS = 300  # for about 130 MB
 ERROR_FILE = "quarto-error.txt"  # beside the pages of a preview that stands in for Quarto's site
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def find_quarto() -> str | None:
@@ -55,6 +57,27 @@ def failure_note(profile: str) -> str | None:
         return None
     line = file.read_text("utf-8").splitlines()[0]
     return f"The report is a preview, since Quarto failed: {line} (see {paths.relative(file)})"
+
+
+def run_quarto(quarto: str, book: Path, to: str, log: Path) -> Path:
+    """Render a book to one format; returns the folder of what it made. What Quarto says goes to ``log``.
+
+    A ``UserError`` with its first error where it does not start or fails.
+    """
+    command = [quarto, "render", str(book), "--to", to]
+    try:
+        with open(log, "w", encoding="utf-8") as stream:
+            status = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+            ).returncode
+    except OSError as error:
+        raise UserError(f"{quarto} does not start: {error.strerror}") from None
+    if status:
+        text = COLOURS.sub("", log.read_text("utf-8", errors="replace"))
+        lines = [line for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if "ERROR" in line.upper()] or lines[-1:] or ["no message"]
+        raise UserError(f"status {status}: {errors[0].strip()}")
+    return book / "_site"
 
 
 def install(again: bool = False) -> str | None:

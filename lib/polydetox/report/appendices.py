@@ -341,7 +341,7 @@ def output_text(output: NotebookNode, picture: Callable[[bytes, str], str], alte
     """
     data = output.get("data", {})
     if "text/html" in data:
-        return raw(f'<div class="cell-output cell-output-display">{data["text/html"]}</div>')
+        return html_block(data["text/html"])
     for mime, suffix in _PICTURES.items():
         if mime in data:
             content = data[mime].encode() if suffix == "svg" else base64.b64decode(data[mime])
@@ -350,6 +350,11 @@ def output_text(output: NotebookNode, picture: Callable[[bytes, str], str], alte
         return str(data["text/markdown"])
     plain = output.text if output.output_type == "stream" else data.get("text/plain", "")
     return fenced(plain.rstrip(), "{.cell-output}")
+
+
+def html_block(content: str) -> str:
+    """An output of HTML as Markdown."""
+    return raw(f'<div class="cell-output cell-output-display">{content}</div>')
 
 
 def raw(content: str) -> str:

@@ -21,7 +21,7 @@ from polydetox import paths
 from polydetox.artifacts import atomic_folder, finished
 from polydetox.errors import UserError, nearest
 from polydetox.params import SECTIONS, read_yaml
-from polydetox.report.appendices import write_appendices
+from polydetox.report.appendices import html_block, write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
 from polydetox.report.collect import Results
 from polydetox.report.prose import variables
@@ -75,9 +75,22 @@ def _write_summaries(profile: str, folder: Path) -> dict[str, nbformat.NotebookN
         source = paths.summary(profile, section)
         if finished(source):
             name = f"summary/{section}.ipynb"
-            written[name] = clean(read_notebook(source / "notebook.ipynb"), source / "notebook.ipynb")
+            notebook = clean(read_notebook(source / "notebook.ipynb"), source / "notebook.ipynb")
+            written[name] = html_as_markdown(notebook)
             _write(folder / name, written[name])
     return written
+
+
+def html_as_markdown(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A notebook whose HTML outputs are raw blocks of Markdown.
+
+    Where a notebook has outputs of HTML, Quarto lets the page load require.js and jQuery from a content network.
+    """
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output.data["text/markdown"] = html_block(output.data.pop("text/html"))
+    return notebook
 
 
 def _write(file: Path, notebook: nbformat.NotebookNode) -> None:

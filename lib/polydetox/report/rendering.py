@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from pathlib import Path
 from polydetox import paths
 from polydetox.artifacts import atomic_folder
 from polydetox.errors import UserError
-from polydetox.quarto import ERROR_FILE, failure_note, find_quarto, why_none
+from polydetox.quarto import COLOURS, ERROR_FILE, failure_note, find_quarto, run_quarto, why_none
 from polydetox.report.assemble import assemble
 from polydetox.report.clean import without_machine_paths
+from polydetox.report.pdf import make_pdf
 from polydetox.report.search import uncover_nothing
 
 INDEX = "index.html"
@@ -26,7 +26,6 @@ _NOT_PROSE = re.compile(
 )
 # Quarto notes at every embedded cell which notebook of this machine it comes from.
 _NOTEBOOK_NOTES = re.compile(r'\s+data-notebook[\w-]*="[^"]*"')
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,20 @@ class _Failure:
     details: str
 
 
-def render(profile: str, preview: bool = False) -> Path:
+def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
     """Assemble and render the report of a profile; returns the path of its first page.
+
+    With ``pdf``, Quarto first makes a PDF of the chapters, which the site then holds; a ``UserError`` where it cannot.
 
     Where there is no Quarto, where it fails, or where its site does not pass :func:`check_site`, the preview renderer
     makes the site, which says so. The site takes the place of an older one only once it is whole and checked.
     """
     book = assemble(profile)
     quarto = None if preview else find_quarto()
+    if pdf and quarto is None:
+        raise UserError(f"a PDF needs Quarto, and there is none: {why_none()}")
+    if pdf:
+        make_pdf(quarto, book)
     failure = _with_quarto(quarto, book, profile) if quarto else None
     if quarto and failure is None:
         return paths.site(profile) / INDEX
@@ -79,7 +84,11 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> _Failure | None:
     log = book / "quarto.log"
     try:
         with atomic_folder(paths.site(profile)) as site:
-            _run_quarto(quarto, book, log, site)
+            rendered = run_quarto(quarto, book, "html", log)
+            if not (rendered / INDEX).is_file():
+                raise UserError(f"it wrote no {INDEX}")
+            shutil.copytree(rendered, site, dirs_exist_ok=True)
+            shutil.rmtree(rendered)
             for page in site.rglob("*.html"):
                 page.write_text(_NOTEBOOK_NOTES.sub("", page.read_text("utf-8")), "utf-8")
             try:
@@ -89,31 +98,9 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> _Failure | None:
                 shutil.copytree(site, refused)
                 raise UserError(f"{error}; Quarto's site is kept in {paths.relative(refused)}") from None
     except UserError as error:
-        details = _COLOURS.sub("", log.read_text("utf-8", errors="replace")) if log.is_file() else ""
+        details = COLOURS.sub("", log.read_text("utf-8", errors="replace")) if log.is_file() else ""
         return _Failure(without_machine_paths(str(error)), without_machine_paths(details))
     return None
-
-
-def _run_quarto(quarto: str, book: Path, log: Path, site: Path) -> None:
-    """Render the book with Quarto into ``site``; what it says goes to ``log``."""
-    command = [quarto, "render", str(book), "--to", "html"]
-    try:
-        with open(log, "w", encoding="utf-8") as stream:
-            status = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
-            ).returncode
-    except OSError as error:
-        raise UserError(f"{quarto} does not start: {error.strerror}") from None
-    if status:
-        text = _COLOURS.sub("", log.read_text("utf-8", errors="replace"))
-        lines = [line for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if "ERROR" in line.upper()] or lines[-1:] or ["no message"]
-        raise UserError(f"status {status}: {errors[0].strip()}")
-    rendered = book / "_site"
-    if not (rendered / INDEX).is_file():
-        raise UserError(f"it wrote no {INDEX}")
-    shutil.copytree(rendered, site, dirs_exist_ok=True)
-    shutil.rmtree(rendered)
 
 
 def check_site(site: Path) -> None:

@@ -1,0 +1,74 @@
+"""The chapters of an assembled book as a PDF, which Quarto sets with Typst.
+
+The notebooks stay out of it, and so does every text that the site covers: paper has no covers.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nbformat
+import yaml
+
+from polydetox.errors import UserError
+from polydetox.params import read_yaml
+from polydetox.quarto import run_quarto
+from polydetox.report.appendices import FOLDER, LIST
+from polydetox.report.assemble import CONFIGURATION
+from polydetox.report.masking import BODY
+
+FILE = "report.pdf"
+
+_CELL = re.compile(r"<(t[dh])((?:\s[^>]*)?)>(.*?)</\1>", re.DOTALL)
+
+
+def make_pdf(quarto: str, book: Path) -> None:
+    """Write ``report.pdf`` into an assembled book, and let its site link it; a ``UserError`` where Quarto fails."""
+    with TemporaryDirectory(prefix="pdf-", dir=book.parent) as folder:
+        copy = Path(folder) / "book"
+        shutil.copytree(book, copy, ignore=shutil.ignore_patterns(FOLDER, LIST, "_site", ".quarto"))
+        for file in copy.rglob("*.ipynb"):
+            nbformat.write(without_covers(nbformat.read(file, as_version=4)), file)
+        configuration = read_yaml(copy / CONFIGURATION)
+        configuration["book"].pop("appendices", None)
+        configuration["book"]["output-file"] = Path(FILE).stem
+        _write(copy, configuration)
+        run_quarto(quarto, copy, "typst", book / "quarto-pdf.log")
+        made = copy / "_site" / FILE
+        if not made.is_file():
+            raise UserError("Quarto made no PDF; see quarto-pdf.log in the assembled book")
+        shutil.copy(made, book / FILE)
+    configuration = read_yaml(book / CONFIGURATION)
+    configuration["project"]["resources"] = [FILE]
+    link = {"icon": "file-pdf", "href": FILE, "text": "This report as a PDF"}
+    configuration["book"]["sidebar"] = {**configuration["book"].get("sidebar", {}), "tools": [link]}
+    _write(book, configuration)
+
+
+def _write(folder: Path, configuration: dict) -> None:
+    (folder / CONFIGURATION).write_text(yaml.safe_dump(configuration, allow_unicode=True, sort_keys=False), "utf-8")
+
+
+def without_covers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A summary notebook fit for paper: covered texts give way to a note, and tables say how they are aligned."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            shown = output.get("data", {}).get("text/markdown", "")
+            if BODY in shown:
+                output.data = nbformat.from_dict({"text/markdown": f"*{output.data['text/plain'].strip('[]')}*"})
+            elif "<table" in shown:
+                output.data["text/markdown"] = _CELL.sub(_aligned, shown)
+    return notebook
+
+
+def _aligned(cell: re.Match[str]) -> str:
+    """A table's cell with the alignment of the site's style sheet, and no line break within an interval."""
+    tag, attributes, content = cell.groups()
+    side = "right" if "number" in attributes else "center" if "span" in attributes and tag == "th" else "left"
+    if "number" in attributes and tag == "td":
+        content = content.replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
+        content = content.replace(" → ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")
+    return f'<{tag}{attributes} style="text-align: {side}">{content}</{tag}>'
