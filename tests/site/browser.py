@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
+import http.server
 import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,30 @@ def find_chromium() -> str | None:
     """The browser to use: ``$CHROMIUM``, or one of its names on the path."""
     names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome"]
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A rendered site and where it is served."""
+
+    renderer: str
+    folder: Path
+    address: str
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a folder on a port of this machine; gives its address."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 class Browser:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import synthetic
-from browser import Browser, find_chromium
+from browser import Browser, Served, find_chromium, serve
 from synthetic import inside
 
 LANGUAGES = ["ar", "de", "en", "ja"]
+QUARTO = os.environ.get("QUARTO")
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,25 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
     tab.resize(1400, 1000)
     yield tab
     tab.close()
+
+
+@pytest.fixture(scope="session", params=["preview", "quarto"])
+def served(request, run_folder, tmp_path_factory) -> Iterator[Served]:
+    """The site of the made-up run by each renderer, on a port of this machine: Quarto's search needs a server.
+
+    Quarto's has the PDF as well.
+    """
+    if request.param == "quarto":
+        if not QUARTO:
+            pytest.skip("no Quarto: set QUARTO to its command")
+        run_folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("quarto") / "run", symlinks=True)
+    with synthetic.inside(run_folder), pytest.MonkeyPatch.context() as patch:
+        from polydetox.quarto import failure_note
+        from polydetox.report import render
+
+        if request.param == "quarto":
+            patch.setenv("QUARTO", QUARTO)
+        folder = render(synthetic.PROFILE, pdf=request.param == "quarto").parent
+        assert failure_note(synthetic.PROFILE) is None
+    with serve(folder) as address:
+        yield Served(request.param, folder, address)

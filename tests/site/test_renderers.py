@@ -5,22 +5,11 @@ Quarto's part runs where ``QUARTO`` names one.
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import os
 import re
-import shutil
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import pytest
 
 import synthetic
-
-QUARTO = os.environ.get("QUARTO")
+from browser import Served
 
 # Where each renderer has its search field, and where the results show.
 SEARCH = {
@@ -34,42 +23,6 @@ CHOICE = "document.querySelector('.run-choice select')"
 VISIBLE = (
     "[...new Set([...document.querySelectorAll('.run')].filter(run => run.offsetParent).map(run => run.dataset.run))]"
 )
-
-
-@dataclass(frozen=True)
-class Served:
-    """A rendered site and where it is served."""
-
-    renderer: str
-    folder: Path
-    address: str
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module", params=list(SEARCH))
-def served(request, run_folder, tmp_path_factory) -> Iterator[Served]:
-    """The site of the made-up run by each renderer, on a port of this machine: Quarto's search needs a server."""
-    if request.param == "quarto":
-        if not QUARTO:
-            pytest.skip("no Quarto: set QUARTO to its command")
-        run_folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("quarto") / "run", symlinks=True)
-    with synthetic.inside(run_folder), pytest.MonkeyPatch.context() as patch:
-        from polydetox.quarto import failure_note
-        from polydetox.report import render
-
-        if request.param == "quarto":
-            patch.setenv("QUARTO", QUARTO)
-        folder = render(synthetic.PROFILE).parent
-        assert failure_note(synthetic.PROFILE) is None
-    handler = functools.partial(_Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Served(request.param, folder, f"http://127.0.0.1:{server.server_address[1]}")
-        server.shutdown()
 
 
 def test_no_index_holds_a_covered_text_and_chapters_are_in_it(served):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,7 @@ from polydetox.report.masking import BODY
 
 FILE = "report.pdf"
 
+_LINK = re.compile(r"\[([^\[\]]+)\]\(([\w/-]+\.qmd)[^()]*\)")
 _CELL = re.compile(r"<(t[dh])((?:\s[^>]*)?)>(.*?)</\1>", re.DOTALL)
 
 
@@ -32,6 +34,8 @@ def make_pdf(quarto: str, book: Path) -> None:
         shutil.copytree(book, copy, ignore=shutil.ignore_patterns(FOLDER, LIST, "_site", ".quarto"))
         for file in copy.rglob("*.ipynb"):
             nbformat.write(without_covers(nbformat.read(file, as_version=4)), file)
+        for page in copy.glob("*.qmd"):
+            page.write_text(_LINK.sub(partial(_link_within, copy), page.read_text("utf-8")), "utf-8")
         configuration = read_yaml(copy / CONFIGURATION)
         configuration["book"].pop("appendices", None)
         configuration["book"]["output-file"] = Path(FILE).stem
@@ -46,6 +50,11 @@ def make_pdf(quarto: str, book: Path) -> None:
     link = {"icon": "file-pdf", "href": FILE, "text": "This report as a PDF"}
     configuration["book"]["sidebar"] = {**configuration["book"].get("sidebar", {}), "tools": [link]}
     _write(book, configuration)
+
+
+def _link_within(book: Path, link: re.Match[str]) -> str:
+    """A link between pages, or its words alone where it leads to a page that the book does not have."""
+    return link[0] if (book / link[2]).is_file() else link[1]
 
 
 def _write(folder: Path, configuration: dict) -> None:

@@ -1,0 +1,81 @@
+"""What the PDF is made of: no covered text, aligned tables, and chapters that are called by their names."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from polydetox import paths
+from polydetox.errors import UserError
+from polydetox.report import rendering
+from polydetox.report.assemble import html_as_markdown
+from polydetox.report.masking import masked_table
+from polydetox.report.pdf import without_covers
+from polydetox.report.tables import Cell, Group, PaperTable, number
+
+
+def notebook(*shown):
+    outputs = [new_output("display_data", data={"text/html": one._repr_html_(), "text/plain": repr(one)})
+               for one in shown]  # fmt: skip
+    return html_as_markdown(new_notebook(cells=[new_code_cell("show()", execution_count=1, outputs=outputs)]))
+
+
+def test_html_is_a_raw_block_of_markdown():
+    """Quarto sees no HTML output, so that it does not ask for scripts of a content network."""
+    (output,) = notebook(PaperTable(["A"], [Group(None, [["x"]])])).cells[0].outputs
+    assert set(output.data) == {"text/markdown", "text/plain"}
+    assert (
+        output.data["text/markdown"].startswith("```{=html}\n<div class") and "<table" in output.data["text/markdown"]
+    )
+
+
+def test_a_covered_text_is_not_in_the_pdf():
+    table = pd.DataFrame({"prompt": ["secret words"], "continuation": ["more of them"], "toxicity": [0.5]})
+    (output,) = without_covers(notebook(masked_table(table, "de"))).cells[0].outputs
+    assert output.data == {
+        "text/markdown": "*1 text withheld, which may be offensive; the HTML report shows them on request*"
+    }
+
+
+def test_numbers_stand_on_the_right_and_intervals_stay_on_one_line():
+    table = PaperTable(
+        ["", "EMT"],
+        [Group("This run", [["from here to there", number(0.5, 2, 0.4, 0.6)], ["paper", Cell("0.50 → 0.16")]])],
+        spans=[("Of both", 2)],
+    )
+    shown = without_covers(notebook(table)).cells[0].outputs[0].data["text/markdown"]
+    assert '<td class="number" style="text-align: right">0.50<br><span class="interval">0.40\xa0to\xa00.60<' in shown
+    assert ">0.50\xa0→\xa00.16</td>" in shown
+    assert '<td style="text-align: left">from here to there</td>' in shown
+    assert '<th class="number" style="text-align: right">EMT</th>' in shown
+    assert '<th class="span" colspan="2" style="text-align: center">Of both</th>' in shown
+    assert '<td colspan="2" style="text-align: left">This run</td>' in shown
+
+
+def test_without_quarto_there_is_no_pdf(monkeypatch):
+    monkeypatch.setattr(rendering, "assemble", lambda profile: paths.book(profile))
+    monkeypatch.setenv("QUARTO", "")
+    with pytest.raises(UserError, match="a PDF needs Quarto, and there is none: QUARTO is set to nothing"):
+        rendering.render("offline", pdf=True)
+
+
+def test_the_first_page_calls_each_chapter_by_its_name():
+    """Quarto would print a chapter's number and name for a reference from a page without a number."""
+    book = paths.root() / "book"
+    index = (book / "index.qmd").read_text()
+    links = re.findall(r"\[([^\]]+)\]\(([\w-]+\.qmd)#(sec-[\w-]+)\)", index)
+    assert len(links) >= 11 and "@sec-" not in index
+    for said, file, label in links:
+        heading = re.search(rf"^# (.+) \{{(?:\.unnumbered )?#{label}\}}$", (book / file).read_text(), re.MULTILINE)
+        assert said == "The appendices" or heading[1] == " ".join(said.split())
+
+
+def test_nothing_refers_to_a_heading_without_a_number():
+    """Quarto has no number to print for such a reference, and leaves a question mark: a link with words does."""
+    pages = [page.read_text() for page in (paths.root() / "book").glob("*.qmd")]
+    unnumbered = {label for text in pages for label in re.findall(r"^#+ .*\{\.unnumbered #(sec-[\w-]+)\}", text, re.M)}
+    assert unnumbered == {"sec-notebooks"}
+    assert not [label for label in unnumbered for text in pages if f"@{label}" in text]
