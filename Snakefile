@@ -5,6 +5,8 @@
 #
 # Every stage's folder ends with manifest.json, which marks its success; the next stages wait for it.
 
+import sys
+
 from snakemake.exceptions import WorkflowError
 
 from polydetox import paths
@@ -12,7 +14,7 @@ from polydetox.errors import UserError
 from polydetox.workflow import Graph, local, manifest
 
 try:
-    graph = Graph(config.get("profile", "offline"))
+    graph = Graph(str(config.get("profile", "offline")))  # Snakemake makes a number of a name that looks like one
     graph.prompt_sets  # reads optional prompts, which may be damaged
 except UserError as error:
     raise WorkflowError(str(error))
@@ -35,10 +37,11 @@ EVALUATE = stage_folder(paths.evaluate, "{model}", "{variant}", "{lang}")
 SUMMARY = stage_folder(paths.summary, "{section}")
 CHECKPOINT = local(paths.checkpoint("{model}"))
 
-# One notebook; what it prints goes to the job's log, and one line to the terminal when it ends.
+# One notebook; what it prints goes to the job's log, and one line to the terminal when it ends. Each name is quoted for
+# the shell (`:q`), and none can be taken for an option. This Python, since PATH cannot hold every folder's name.
 EXECUTE = (
-    f"polydetox execute {{input.notebook}} {{output.notebook}} --profile {profile} --threads {{threads}}"
-    " --log {log} --parameters {params.parameters:q}"
+    "{sys.executable:q} -m polydetox execute --profile={profile:q} --threads={threads} --log={log:q}"
+    " --parameters={params.parameters:q} -- {input.notebook:q} {output.notebook:q}"
 )
 
 
@@ -255,4 +258,4 @@ rule render:
     resources:
         mem_mb=2000,
     shell:
-        f"polydetox render --profile {profile} --log {{log}}"
+        "{sys.executable:q} -m polydetox render --profile={profile:q} --log={log:q}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from polydetox import __version__, paths
 from polydetox.errors import UserError
+from polydetox.home import provide
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 
                 make_environment_absolute()
             os.chdir(paths.root())
+            paths.runs()  # refuses a name that the workflow could not work with
+        provide()
         return int(options.function(options, [word for word in rest if word != "--"]) or 0)
     except UserError as error:
         print(f"polydetox: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -146,6 +147,10 @@ def hub_errors(repository: str, kind: str, instead: str, *, upload: bool = False
         hidden = "HF_TOKEN may not write there" if upload else "it is private and HF_TOKEN is not set"
         raise UserError(f"{repository}: no such repository on the Hub, or {hidden}") from None
     except (HTTPError, OSError) as error:  # of the network, of the Hub, or of its cache
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            raise UserError(
+                f"{repository}: {error.filename} cannot be written to ({error.strerror}); set HF_HOME to another folder"
+            ) from None
         what = f"cannot {'upload' if upload else 'download'} ({type(error).__name__})"
         raise UserError(f"{repository}: {what}; check the network, {instead}") from None
 

@@ -1059,17 +1059,28 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in paths.profile_files().glob("*.yaml"))
 
 
+def _check_name(kind: str, name: str, path: Path) -> None:
+    """Refuse a name that could not stand in every path, address and shell line."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f"{paths.relative(path)}: the name of a {kind} has letters, digits, '_', '-' and '.' only, and begins with "
+            "none of the last two; rename the file"
+        )
+
+
 def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
     path = paths.model_files() / f"{model}.yaml"
     if path.is_file():
+        _check_name("model", model, path)
         return load_checked(ModelFile, path, model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"model {model!r}: the folder has no config.json, so it is not a checkpoint")
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two folders may have one name
-        return ModelFile(name=f"{folder.name}-{place}", title=folder.name, use="path", path=str(folder.resolve()),
+        plain = re.sub(r"[^\w.-]+", "-", folder.name).lstrip("-.")  # part of paths, addresses and shell lines
+        return ModelFile(name=f"{plain}-{place}", title=folder.name, use="path", path=str(folder.resolve()),
                          licence="see the folder")  # fmt: skip
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return ModelFile(name=model.replace("/", "--"), title=model, hub=model, licence="see the Hub")
@@ -1085,6 +1096,7 @@ def load_profile(profile: str) -> Profile:
     if not path.is_file():
         raise UserError(f"profile {profile!r}: no such file params/profiles/{profile}.yaml"
                         f"{nearest(profile, profile_names())}")  # fmt: skip
+    _check_name("profile", profile, path)
     loaded = load_checked(Profile, path, profile)
     for model in loaded.models:
         try:

@@ -7,6 +7,7 @@ first such folder at or above the working directory, else the checkout that this
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +43,13 @@ def root() -> Path:
 def runs() -> Path:
     """All artefacts: ``$POLYDETOX_RUNS`` if set, else ``runs/`` under the root."""
     named = os.environ.get("POLYDETOX_RUNS")
-    return expanded(named).resolve() if named else root() / "runs"
+    folder = expanded(named).resolve() if named else root() / "runs"
+    if re.search(r"[{}\x00-\x1f\x7f]", str(folder) if named else ""):
+        raise UserError(
+            f"POLYDETOX_RUNS={named!r}: a brace or a control character, which Snakemake cannot have in a path; name "
+            "another folder"
+        )
+    return folder
 
 
 def model_files() -> Path:
@@ -248,7 +255,8 @@ def failed(profile: str) -> Path:
 def relative(path: Path) -> str:
     """A path as a person should read it: below the root without its prefix, else as it is."""
     path = Path(path)
-    for place in (path.absolute(), path.resolve()):  # what a link such as runs/ leads to lies elsewhere
+    # As it is written first: what a link such as runs/ leads to lies elsewhere.
+    for place in (Path(os.path.abspath(path)), path.resolve()):
         if place.is_relative_to(root()):
             return str(place.relative_to(root()))
     return str(path)

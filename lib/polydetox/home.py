@@ -1,0 +1,74 @@
+"""Another place for what packages keep in the home folder, where that cannot be written to.
+
+Containers run as users whose home is ``/`` or nothing, and compute nodes may mount it read-only. Snakemake, Jupyter,
+IPython, matplotlib and others fail there, or start slowly.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+
+from polydetox import paths
+from polydetox.errors import UserError
+from polydetox.kernel import protocol
+
+# Variables that name a folder, with what they mean where they are not set (None: something below another of these).
+_FOLDERS = {
+    "XDG_CACHE_HOME": "~/.cache",
+    "XDG_CONFIG_HOME": "~/.config",
+    "XDG_DATA_HOME": "~/.local/share",
+    "JUPYTER_CONFIG_DIR": "~/.jupyter",
+    "IPYTHONDIR": "~/.ipython",
+    "JUPYTER_DATA_DIR": None,
+    "JUPYTER_RUNTIME_DIR": None,
+    "MPLCONFIGDIR": None,
+}
+
+
+def provide() -> None:
+    """Put each of these folders that cannot be written to below the runs, for this process and those that it starts.
+
+    What was downloaded to a home that can still be read is read there: the Hub's cache, and the data of ``polydetox``.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, which Snakemake wants to know
+        os.environ["LOGNAME"] = f"user-{os.getuid()}"
+    unusable = [name for name, usual in _FOLDERS.items() if not _usable(os.environ.get(name) or usual)]
+    if not unusable:
+        return
+    downloads = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    if Path(os.path.expanduser(downloads)).is_dir():
+        os.environ.setdefault("HF_HOME", os.path.expanduser(downloads))
+    place = _place()
+    if not os.path.isabs(os.path.expanduser("~")):  # no home at all
+        os.environ["HOME"] = str(place)
+    for name in unusable:
+        os.environ[name] = str(place / name.lower())
+
+
+def _usable(folder: str | None) -> bool:
+    """Whether a folder can be written to, or made."""
+    if folder is None:
+        return True
+    path = Path(os.path.expanduser(folder))
+    if not path.is_absolute():  # not in the home of anyone, since there is none
+        return False
+    while not os.path.lexists(path):
+        path = path.parent
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+
+
+def _place() -> Path:
+    """A folder below the runs, else a private one in the temporary folder."""
+    try:
+        if _usable(str(paths.runs())):
+            return paths.runs() / "cache" / "home"
+    except UserError:  # not in a checkout
+        pass
+    try:
+        return Path(protocol.folder()) / "home"
+    except OSError as error:
+        raise UserError(f"neither the home folder nor another can be written to ({error}); set HOME to one") from None
