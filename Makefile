@@ -10,6 +10,12 @@ ENV    := .venv
 STAMP  := $(ENV)/.made
 BIN    := $(ENV)/bin
 
+# Recipes read these from the environment, so that no name of a folder or profile is taken apart by the shell. Commands
+# are called through Python, since the first line of a script cannot name every folder.
+export PROFILE PYTHON CONDA
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+POLYDETOX := $(BIN)/python -m polydetox
+
 .PHONY: help env requirements paper test preview quarto pdf lint clean distclean
 .DEFAULT_GOAL := help
 
@@ -24,18 +30,18 @@ $(STAMP): requirements.txt environment.yml pyproject.toml
 # Nothing but what requirements.txt pins: lm-eval asks for packages of tasks that are not used here, and those for older
 # versions of what is pinned.
 ifneq ($(CONDA),)
-	PIP_NO_DEPS=1 $(CONDA) env create --yes --quiet --prefix $(ENV) --file environment.yml \
-	  || PIP_NO_DEPS=1 $(CONDA) env update --quiet --prefix $(ENV) --file environment.yml --prune
+	PIP_NO_DEPS=1 "$$CONDA" env create --yes --quiet --prefix $(ENV) --file environment.yml \
+	  || PIP_NO_DEPS=1 "$$CONDA" env update --quiet --prefix $(ENV) --file environment.yml --prune
 else
-	@command -v $(PYTHON) >/dev/null || { echo "polydetox needs Python 3.11: install it, or say make PYTHON=<its path>"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11"; exit 1; }
+	@command -v "$$PYTHON" >/dev/null || { echo "polydetox needs Python 3.11: install it, or say make PYTHON=<its path>"; exit 1; }
+	@"$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$PYTHON is older than Python 3.11"; exit 1; }
 	@echo "Making the environment in $(ENV) (about two minutes)"
-	@$(PYTHON) -m venv --clear $(ENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@"$$PYTHON" -m venv --clear $(ENV)
+	@$(PIP) install --no-deps --requirement requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 endif
 # torch has its own requirements added: none where it is a CPU build, CUDA where it is pip's own build for Linux.
-	@$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	@$(PIP) install $$(grep '^torch==' requirements.txt)
 	@$(BIN)/python -c 'import torch' || { echo "torch does not load; see above"; exit 1; }
 	@touch $(STAMP)
 
@@ -52,13 +58,13 @@ requirements: $(STAMP) ## pin what pyproject.toml asks for; UPGRADE=1: the newes
 
 paper: $(STAMP) ## run PROFILE to the rendered report, and say where it is
 	@$(BIN)/python -m polydetox.quarto
-	@$(BIN)/polydetox run --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+	@$(POLYDETOX) run --profile="$$PROFILE" $(if $(JOBS),--jobs $(JOBS))
 
 preview: $(STAMP) ## render what has been run so far, with the preview renderer
-	@$(BIN)/polydetox render --profile $(PROFILE) --preview
+	@$(POLYDETOX) render --profile="$$PROFILE" --preview
 
 pdf: $(STAMP) ## render what has been run so far, and a PDF of its chapters; needs Quarto
-	@$(BIN)/polydetox render --profile $(PROFILE) --pdf
+	@$(POLYDETOX) render --profile="$$PROFILE" --pdf
 
 quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 	@$(BIN)/python -m polydetox.quarto --again
