@@ -14,7 +14,7 @@ from pathlib import Path
 
 from polydetox import __version__, paths
 from polydetox.errors import UserError
-from polydetox.home import provide
+from polydetox.home import provide, usable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
 
                 make_environment_absolute()
             os.chdir(paths.root())
-            paths.runs()  # refuses a name that the workflow could not work with
+            runs = paths.runs()  # refuses a name that the workflow could not work with
+            if options.command in ("render", "push", "execute") and not usable(runs):  # `run` finds out by its lock
+                raise UserError(f"{paths.relative(runs)}: cannot be written to; name another folder in POLYDETOX_RUNS")
         provide()
         return int(options.function(options, [word for word in rest if word != "--"]) or 0)
     except UserError as error:
@@ -176,6 +178,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     for line in skipped(options.profile):
         print(f"polydetox: left out: {line}", file=sys.stderr)
     on_cluster = any(word.split("=")[0] in ("--executor", "-e") for word in rest)
+    if on_cluster:
+        paths.check_for_cluster()
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile",
         "--jobs" if on_cluster else "--cores", str(options.jobs or _cores()),

@@ -36,7 +36,7 @@ def provide() -> None:
         getpass.getuser()
     except (KeyError, OSError):  # a number without a name, which Snakemake wants to know
         os.environ["LOGNAME"] = f"user-{os.getuid()}"
-    unusable = [name for name, usual in _FOLDERS.items() if not _usable(os.environ.get(name) or usual)]
+    unusable = [name for name, usual in _FOLDERS.items() if not usable(os.environ.get(name) or usual)]
     if not unusable:
         return
     downloads = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
@@ -49,7 +49,7 @@ def provide() -> None:
         os.environ[name] = str(place / name.lower())
 
 
-def _usable(folder: str | None) -> bool:
+def usable(folder: str | Path | None) -> bool:
     """Whether a folder can be written to, or made."""
     if folder is None:
         return True
@@ -64,7 +64,7 @@ def _usable(folder: str | None) -> bool:
 def _place() -> Path:
     """A folder below the runs, else a private one in the temporary folder."""
     try:
-        if _usable(str(paths.runs())):
+        if usable(paths.runs()):
             return paths.runs() / "cache" / "home"
     except UserError:  # not in a checkout
         pass

@@ -52,7 +52,7 @@ def held(path: Path, refusal: str = "") -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"{paths.relative(path.parent)}: cannot be written to ({error.strerror}); name another in POLYDETOX_RUNS"
+            f"{paths.relative(path.parent)}: {error.strerror}; name another folder in POLYDETOX_RUNS"
         ) from None
     try:
         with open(path, "a") as stream:  # keys that a reader does not know are passed over

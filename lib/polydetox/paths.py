@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def runs() -> Path:
             "another folder"
         )
     return folder
+
+
+def check_for_cluster() -> None:
+    """Refuse folders that Snakemake and its plugins for clusters do not quote for the shell; spaces they do."""
+    for folder in (root(), runs(), Path(sys.executable)):
+        if found := re.search(r"[\"'`$\\]", str(folder)):
+            raise UserError(
+                f"{folder}: {found[0]} in a path, which Snakemake's plugins for clusters do not pass on; use a folder "
+                "of another name"
+            )
 
 
 def model_files() -> Path:

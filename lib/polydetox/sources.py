@@ -20,6 +20,7 @@ from polydetox import paths
 from polydetox.artifacts import atomic_folder, file_sha256, read_json, write_json
 from polydetox.download import download, download_dataset, download_drive, download_kaggle
 from polydetox.errors import UserError, nearest
+from polydetox.home import usable
 from polydetox.params import Strict, explain, read_yaml
 
 RECORD = "fetched.json"  # what came, with its sha256: written last, so that its presence means that all is there
@@ -174,6 +175,8 @@ def fetch(name: str, given: Path | None = None) -> Path:
         raise UserError(f"{name}: cannot be fetched: {entry.how}" + (
             f"; then export {entry.variable}=<the folder>" if entry.variable else ""))  # fmt: skip
     place, record = _place(name), _place(name) / RECORD
+    if not usable(place):
+        raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     known = read_json(record) if record.is_file() else {"sha256": {}}
     try:
         revision = _take(entry, given, place / "downloads") if given else _download(entry, place / "downloads", known)

@@ -76,6 +76,9 @@ def test_names_that_cannot_be_are_refused_in_a_line_before_anything_starts(check
     (checkout / "params/models/tiny.yaml").rename(checkout / "params/models/my model.yaml")
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"models": ["my model"]}))
     assert "params/models/my model.yaml: the name of a model has letters" in refusal()
+    monkeypatch.setenv("POLYDETOX_RUNS", str(checkout / "$x"))
+    assert main(["run", "--profile=2024", "-n", "--executor", "slurm"]) == 2
+    assert "$ in a path, which Snakemake's plugins for clusters do not pass on" in capfd.readouterr().err
     for runs in ("{a}", "a\nb"):
         monkeypatch.setenv("POLYDETOX_RUNS", str(checkout / runs))
         assert "which Snakemake cannot have in a path" in refusal()
@@ -148,6 +151,20 @@ def test_where_nothing_can_be_written_to_it_is_said(clean, checkout, monkeypatch
     no_writing(monkeypatch, Path("/"))
     with pytest.raises(UserError, match=r"neither the home folder nor another can be written to .*; set HOME to one"):
         clean.provide()
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [("POLYDETOX_RUNS", ["run", "--profile", "tiny"]), ("POLYDETOX_RUNS", ["render", "--profile", "tiny"]),
+     ("POLYDETOX_RUNS", ["push", "tiny", "--profile", "tiny"]), ("POLYDETOX_DATA", ["data", "fetch", "rtp-lx"])],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_written_to_is_said_with_the_variable(
+    clean, checkout, monkeypatch, capfd, variable, words
+):
+    monkeypatch.setenv(variable, "/dev/null/here")
+    assert main(words) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("polydetox: /dev/null/here") and line.endswith(f"name another folder in {variable}")
 
 
 def test_stages_run_without_a_home(checkout):
