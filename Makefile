@@ -16,11 +16,11 @@ export PROFILE PYTHON CONDA
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLYDETOX := $(BIN)/python -m polydetox
 
-.PHONY: help env requirements paper test preview quarto pdf lint clean distclean
+.PHONY: help env requirements paper test test-cluster preview quarto pdf lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PROFILE=offline (default), offline-full, offline-control, offline-rtplx, world, paper, paper-control: a file of params/profiles/"
 
@@ -71,6 +71,9 @@ quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
 	@$(BIN)/python -m pytest
+
+test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (root, Debian's packages)
+	@$(BIN)/python -m pytest tests/cluster
 
 lint: $(STAMP) ## style of the library, the tests and the workflow
 	@$(BIN)/ruff check .

@@ -104,7 +104,7 @@ TINY_PROFILE = {
 def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
     """A checkout with this one's notebooks, book, prompts and Snakefile, and one tiny model and profile."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("notebooks", "book", "lib", "rules", "Snakefile", "_quarto.yml"):
+    for name in ("notebooks", "book", "lib", "profiles", "rules", "Snakefile", "_quarto.yml"):
         (folder / name).symlink_to(CHECKOUT / name)
     for name in ("models", "profiles"):
         (folder / "params" / name).mkdir(parents=True)

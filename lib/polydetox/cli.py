@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from polydetox import __version__, paths
@@ -20,9 +21,13 @@ from polydetox.home import provide, usable
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 where the work failed, 2 where the user can mend it."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # What follows `--` are targets, which argparse would mix with Snakemake's options.
+    end = arguments.index("--") if arguments[:1] == ["run"] and "--" in arguments else len(arguments)
+    options, rest = parser.parse_known_args(arguments[:end])
     if rest and options.command != "run":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.targets = arguments[end + 1 :]
     # Everything below names files relative to the checkout.
     try:
         if options.command != "doctor":
@@ -35,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.command in ("render", "push", "execute") and not usable(runs):  # `run` finds out by its lock
                 raise UserError(f"{paths.relative(runs)}: cannot be written to; name another folder in POLYDETOX_RUNS")
         provide()
-        return int(options.function(options, [word for word in rest if word != "--"]) or 0)
+        return int(options.function(options, rest) or 0)
     except UserError as error:
         print(f"polydetox: {error}", file=sys.stderr)
         return 2
@@ -57,10 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a profile to the rendered report (calls Snakemake)",
-        epilog="Anything else is passed to Snakemake: -n, --executor slurm, a target ...",
+        usage="polydetox run [OPTION ...] [SNAKEMAKE'S OPTION ...] [--] [TARGET ...]",
+        epilog="Anything else is passed to Snakemake: -n, --default-resources, --forcerun, a target ...",
     )
     run.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
-    run.add_argument("-j", "--jobs", type=int, default=None, help="stages side by side (default: the CPU cores)")
+    run.add_argument("-j", "--jobs", type=int, help="stages side by side (default: the CPU cores; on Slurm 100)")
+    run.add_argument("-e", "--executor", help="where the stages run: local (the default), slurm ...")
+    run.add_argument("--workflow-profile", metavar="FOLDER", help="Snakemake's settings (default: profiles/<executor>)")
     run.set_defaults(function=_run)
 
     render = commands.add_parser("render", help="render the report from what has been run so far")
@@ -168,41 +176,51 @@ def _check(name: str) -> int:
 
 
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
-    from polydetox.execute import RUN_PID, report_failures
+    from polydetox import cluster
+    from polydetox.execute import RUN, report_failures, this_run
     from polydetox.quarto import failure_note
     from polydetox.workflow import licences, preflight, problems, run_lock, skipped
 
+    rest, targets = _split(rest)
+    targets += options.targets
     plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in rest)
     if not plan_only:
         preflight(options.profile)
     for line in skipped(options.profile):
         print(f"polydetox: left out: {line}", file=sys.stderr)
-    on_cluster = any(word.split("=")[0] in ("--executor", "-e") for word in rest)
-    if on_cluster:
+    settings, executor = _snakemake_profile(options.workflow_profile or options.executor or "local")
+    executor = options.executor or executor
+    if executor == "slurm":
+        cluster.check_plugin()
+    if executor != "local":
         paths.check_for_cluster()
     command = [
-        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile",
-        "--jobs" if on_cluster else "--cores", str(options.jobs or _cores()),
-        *([] if on_cluster or "--resources" in rest else ["--resources", *_resources()]),
-        "--config", f"profile={options.profile}", "--quiet", "rules", "reason", "host",
+        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--workflow-profile", settings,
+        *(["--executor", options.executor] if options.executor else []),
+        *(["--cores" if executor == "local" else "--jobs", str(options.jobs)] if options.jobs else []),
+        *(["--quiet", "rules", "reason", "host"] if plan_only else []),
         # Our own lock holds the profile; Snakemake's would have to be removed by hand after a kill.
-        "--nolock", "--rerun-incomplete", "--keep-going", *rest,
+        "--config", f"profile={options.profile}", "--nolock", *rest,
+        *(["--slurm-jobname-prefix", cluster.job_prefix(options.profile)] if executor == "slurm" else []),
+        "--", *targets,
     ]  # fmt: skip
     # The stages find `polydetox` beside this Python, whether or not its environment is activated.
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        RUN: this_run(),
     }
-    if not on_cluster:
-        environment[RUN_PID] = f"{socket.gethostname()}:{os.getpid()}"
+    targets += [word for word in rest if "/" in word and not word.startswith("-")]
     if plan_only:
         missing = problems(options.profile)
         status = subprocess.run(command, env=environment).returncode
-        print(f"\nStill to run, by estimate (params/rates.yaml):\n{_estimate(options.profile, rest)}")
+        print(f"\nStill to run, by estimate (params/rates.yaml):\n{_estimate(options.profile, targets)}")
         for title, lines in (("Licences:", licences(options.profile)), ("Missing before this can run:", missing)):
             print("\n  ".join(["", title, *lines]) if lines else "", end="\n" if lines else "")
         return status or int(bool(missing))
     began = time.time()
     with run_lock(options.profile):
+        if executor == "slurm":
+            cluster.refuse_while_queued(options.profile)
         status = _supervise(command, environment)
     if status:
         for line in report_failures(options.profile, began):
@@ -210,59 +228,105 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         print("polydetox: not finished; mend this, and the same command goes on from here", file=sys.stderr)
         return 1
     index = paths.site(options.profile) / "index.html"
-    if index.is_file() and not any("/" in word for word in rest):
+    if index.is_file() and not targets:
         print(f"\nDone in {(time.time() - began) / 60:.1f} minutes. The report:\n  {index}")
         if note := failure_note(options.profile):
             print(note)
     return 0
 
 
-def _estimate(profile: str, rest: list[str]) -> str:
+# Options of Snakemake that take a list of KEY=VALUE: a word without "=" after them can only be a target.
+_LISTS = ("--default-resources", "--default-res", "--set-resources", "--set-threads", "--set-resource-scopes",
+          "--resources", "--res", "--config", "-C", "--groups", "--group-components")  # fmt: skip
+
+
+def _split(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Snakemake's options, and the targets that follow one of its lists, of which it would take them for a part."""
+    words: list[str] = []
+    targets: list[str] = []
+    in_list = False
+    for word in rest:
+        if word.startswith("-"):
+            in_list = word in _LISTS
+        (targets if in_list and not word.startswith("-") and "=" not in word else words).append(word)
+    return words, targets
+
+
+def _snakemake_profile(named: str) -> tuple[str, str]:
+    """The folder of Snakemake's settings, and the executor that they choose; ``none`` where none are shipped for it."""
+    import yaml
+
+    for folder in (Path(named), Path("profiles") / named):
+        for file in (folder / "config.yaml", folder / "config.v8+.yaml"):
+            if file.is_file():
+                return str(folder), str((yaml.safe_load(file.read_text("utf-8")) or {}).get("executor", "local"))
+    if "/" in named:
+        raise UserError(f"--workflow-profile {named}: no config.yaml there")
+    return "none", named
+
+
+def _estimate(profile: str, targets: list[str]) -> str:
     """What the stages that a run would start take, or why that cannot be told."""
     from polydetox.planning import short_table
 
     try:
-        return short_table(profile, [word for word in rest if "/" in word and not word.startswith("-")])
+        return short_table(profile, targets)
     except UserError as error:
         return str(error)
 
 
-def _cores() -> int:
-    """The CPU cores that this process may use, which a container may have fewer of than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _resources() -> list[str]:
-    """What this machine has to share out among the stages; a stage that declares more runs alone."""
-    import psutil
-
-    return ["gpu=1", f"mem_mb={psutil.virtual_memory().available // 2**20}"]
-
-
-# What Snakemake says between jobs that tells a reader nothing; the stages report themselves.
-_NOISE = re.compile(
-    r"Select jobs|Execute \d+ jobs|Finished jobid|\[\w{3} \w{3} [ \d]\d|Building DAG|Assuming unrestricted|Job stats|"
-    r"job +count|-+ +-+|[a-z]+ +\d+$|Complete log|Elapsed time|RuleException|CalledProcessError|Command '|"
-    r"Using shell|Provided cores|Rules claiming more threads|Exiting because|WorkflowError|At least one job|"
-    r"Nothing to be done|Not cleaning up"
-)
-
-
 def _supervise(command: list[str], environment: dict[str, str]) -> int:
-    """Run Snakemake; on a signal let it end its jobs first, and stop the kernels' server afterwards."""
+    """Run Snakemake; on a signal let it end its jobs first, and stop the kernels' server afterwards.
+
+    SIGTERM lets it wait for the jobs that run. A closed terminal (SIGHUP, unless nohup has it ignored) and the death of
+    this process are for it what Ctrl-C is: it ends its jobs here, and cancels those on a cluster, which otherwise would
+    go on without anyone who knows of them.
+    """
     from polydetox.kernel import stop
 
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    hung_up = False
+
+    def hang_up(*_: object) -> None:
+        nonlocal hung_up
+        hung_up = True
+        process.send_signal(signal.SIGINT)
+
+    process = subprocess.Popen(command, env=environment, preexec_fn=_ends_with(os.getpid()))
+    handlers = {signal.SIGTERM: lambda *_: process.terminate(), signal.SIGHUP: hang_up}
+    previous = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if previous[number] is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
-        for line in process.stderr:
-            if line.strip() and not _NOISE.match(line):
-                print(line.rstrip(), file=sys.stderr, flush=True)
-        return process.wait()
+        status = process.wait()
+        if hung_up:
+            raise KeyboardInterrupt
+        return status
     except KeyboardInterrupt:
         process.wait()  # the terminal has sent it the same signal
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         stop()
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _ends_with(parent: int) -> Callable[[], None]:
+    """What makes a child process be interrupted when its parent dies, however it dies, and not by a closed terminal.
+
+    Linux alone can do the former. Elsewhere Snakemake outlives a killed command, and ends what it has begun.
+    """
+    prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a script starts the command in the background
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return prepare

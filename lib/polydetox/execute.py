@@ -24,8 +24,11 @@ from polydetox import paths
 from polydetox.artifacts import write_json
 from polydetox.errors import UserError
 
-# Set by `polydetox run` to `host:process`, so that a stage does not outlive a run that was killed.
-RUN_PID = "POLYDETOX_RUN_PID"
+# Set by `polydetox run` to `host:process:Slurm job`, so that a stage does not outlive a run that was killed. The job is
+# the one that the run itself is in, usually none.
+RUN = "POLYDETOX_RUN"
+# A kernel on a cold or shared file system may take minutes; one that dies is noticed at once. papermill gives 60.
+_START_SECONDS = 600
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -44,8 +47,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     if not notebook.is_file():
         raise UserError(f"{paths.relative(notebook)}: no such notebook")
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # One GPU a stage: on several, Trainer would silently multiply the batch. A cluster chooses its own.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    _choose_gpu()
     _end_with_run()
     _remove_failed(profile, output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     try:
         papermill.execute_notebook(
             str(notebook), str(partial), dict(parameters), kernel_name=kernel_name(), cwd=str(paths.root()),
-            progress_bar=False, log_output=False,
+            progress_bar=False, log_output=False, start_timeout=_START_SECONDS,
         )  # fmt: skip
     except PapermillExecutionError as error:
         _fail(profile, output, partial, f"{error.ename}: {_first_line(error.evalue)}")
@@ -125,11 +127,38 @@ def logged(log: Path | None, title: str) -> Iterator[None]:
         )
 
 
+def this_run() -> str:
+    """What ``RUN`` is set to."""
+    return f"{socket.gethostname()}:{os.getpid()}:{os.environ.get('SLURM_JOB_ID', '')}"
+
+
+def _submitted() -> bool:
+    """Whether this stage is a Slurm job of its own, and not in the one that its run was started in."""
+    return os.environ.get("SLURM_JOB_ID", "") not in ("", os.environ.get(RUN, "").rpartition(":")[2])
+
+
+def _choose_gpu() -> None:
+    """One GPU a stage: on several, Trainer would silently multiply the batch.
+
+    A Slurm job takes what Slurm gave it. One without a GPU sees none, even where devices are not constrained, or the
+    variable came along from the shell that the job was submitted from.
+    """
+    if not _submitted():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    elif not (os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def kernel_name() -> str:
-    """The kernel for batch runs: ``$POLYDETOX_KERNEL`` if set, else the forking one, installed on first use."""
+    """The kernel for batch runs: ``$POLYDETOX_KERNEL`` if set, else the forking one, installed on first use.
+
+    A Slurm job executes one notebook, and would start the forking kernel's server for it alone: it takes the plain one.
+    """
     named = os.environ.get("POLYDETOX_KERNEL")
     if named:
         return named
+    if _submitted():
+        return "python3"
     from polydetox.kernel import spec
 
     try:
@@ -169,8 +198,8 @@ def _fail(profile: str, output: Path, partial: Path, reason: str) -> None:
 
 def _end_with_run() -> None:
     """End this stage, and with it its kernel, once the run that started it is gone."""
-    host, _, pid = os.environ.get(RUN_PID, "").rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():  # none, or a run on another machine of the cluster
+    host, pid = f"{os.environ.get(RUN, '')}::".split(":")[:2]
+    if host != socket.gethostname() or not pid.isdigit() or _submitted():  # none, or Slurm is its keeper
         return
 
     def watch() -> None:

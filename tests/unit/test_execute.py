@@ -20,7 +20,7 @@ from polydetox.errors import UserError
 @pytest.fixture(autouse=True)
 def plain_kernel(monkeypatch):
     monkeypatch.setenv("POLYDETOX_KERNEL", "python3")
-    monkeypatch.delenv(execute.RUN_PID, raising=False)
+    monkeypatch.delenv(execute.RUN, raising=False)
 
 
 def write_notebook(file, *cells):
@@ -91,7 +91,7 @@ def test_a_stage_ends_with_the_run_that_started_it(checkout, tmp_path):
     stage = subprocess.Popen(
         [sys.executable, "-m", "polydetox", "execute", str(source), str(tmp_path / "o" / "notebook.ipynb"),
          "--profile", "tiny"],
-        env=os.environ | {execute.RUN_PID: f"{socket.gethostname()}:{run.pid}"}, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {execute.RUN: f"{socket.gethostname()}:{run.pid}:"}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     time.sleep(4)
     assert stage.poll() is None

@@ -37,7 +37,7 @@ Environment variables
                               ``module:function()``, which is called
 ``POLYDETOX_KERNEL_IDLE``     seconds without a kernel or a request after which the server ends (120)
 ``POLYDETOX_KERNEL_WAIT``     seconds that a client waits for a server before it takes the plain kernel (40; papermill
-                              gives a kernel 60)
+                              by itself gives a kernel 60)
 """
 
 from __future__ import annotations
