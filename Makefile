@@ -16,7 +16,7 @@ export PROFILE PYTHON CONDA
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLYDETOX := $(BIN)/python -m polydetox
 
-.PHONY: help env requirements paper test test-cluster preview quarto pdf lint clean distclean
+.PHONY: help env requirements paper test test-cluster rehearsal preview quarto pdf lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -74,6 +74,9 @@ test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
 
 test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (root, Debian's packages)
 	@$(BIN)/python -m pytest tests/cluster
+
+rehearsal: $(STAMP) ## the papers' profiles with random models and little data, before they cost GPU hours
+	@$(BIN)/python -m tests.rehearsal $(if $(JOBS),--jobs $(JOBS))
 
 lint: $(STAMP) ## style of the library, the tests and the workflow
 	@$(BIN)/ruff check .

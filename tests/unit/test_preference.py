@@ -7,7 +7,6 @@ import math
 import shutil
 import sys
 import types
-from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -172,9 +171,34 @@ def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, monkeypatch):
             dpo._trainable(tiny_checkpoints["llama"], settings)
 
 
-@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed (the extra gpu)")
-def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path, monkeypatch):
-    """On a CPU: what is loaded and what is trainable; that it learns is for a GPU to show."""
+@pytest.fixture
+def four_bits_on_a_cpu(monkeypatch):
+    """A CPU trains in four bits as long as the weights are not packed for evaluation; slowly, so users are refused."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules", reason="bitsandbytes is not installed (the extra gpu)")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
+    monkeypatch.setattr(dpo, "_check_four_bit", lambda: None)
+    load = dpo.load_causal_lm
+    monkeypatch.setattr(
+        dpo, "load_causal_lm", lambda weights, dtype, **options: load(weights, dtype, **options | {"device_map": "cpu"})
+    )
+
+
+@pytest.mark.parametrize("family", ["bloom", "llama"])  # which the paper trains in four bits
+def test_qlora_lowers_the_loss_and_its_adapter_merges_into_the_whole_weights(
+    tiny_checkpoints, tmp_path, family, four_bits_on_a_cpu
+):
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    asked = settings(method="qlora", max_steps=12, eval_steps=4, batch_size=1, gradient_accumulation_steps=4)
+    log, figures = dpo.train_dpo(tiny_checkpoints[family], train, held_out, asked, tmp_path)
+    losses = log[(log["split"] == "held_out") & (log["metric"] == "loss")].set_index("step")["value"]
+    assert losses[0] == pytest.approx(math.log(2), abs=0.02) and losses[12] < losses[4] < losses[0]
+    assert figures["method"] == "qlora" and (tmp_path / "weights/adapter_config.json").is_file()
+    differs = dpo.merge_adapter(tiny_checkpoints[family], tmp_path / "weights", tmp_path / "merged", "The neighbours")
+    assert differs < 1e-3
+
+
+def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path, four_bits_on_a_cpu):
+    """What is loaded and what is trainable."""
     import bitsandbytes
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -182,11 +206,6 @@ def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path
     config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    monkeypatch.setattr(dpo, "_check_four_bit", lambda: None)
-    load = dpo.load_causal_lm
-    monkeypatch.setattr(
-        dpo, "load_causal_lm", lambda weights, dtype, **options: load(weights, dtype, **options | {"device_map": "cpu"})
-    )
     model, adapter = dpo._trainable(tmp_path, DPOParameters(method="qlora"))
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
     assert len(layers) == 2 * 7 and not any("lm_head" in name for name in layers)
