@@ -20,6 +20,12 @@ import synthetic_control
 from matplotlib.text import Text
 
 import synthetic
+from polydetox import paths
+from polydetox.artifacts import read_json
+from polydetox.params import SECTIONS
+from polydetox.report.collect import Results
+from polydetox.report.prose import variables
+from polydetox.report.sections import MAIN_METRICS, drift_table, language_table, main_table
 
 Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
 LANGUAGES = ["ar", "de", "en", "ja"]
