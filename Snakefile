@@ -32,7 +32,8 @@ TRIM = stage_folder(paths.trim, "{model}")
 PAIRS = stage_folder(paths.pairs, "{model}", "{kind}")
 DPO = stage_folder(paths.dpo, "{model}", "{variant}")
 MERGE = stage_folder(paths.merge, "{model}", "{variant}")
-GENERATE = stage_folder(paths.generate, "{model}", "{variant}", "{lang}")
+GENERATE = stage_folder(paths.generate, "{model}", "{variant}")
+SCORE = stage_folder(paths.score, "{model}", "{variant}")
 EVALUATE = stage_folder(paths.evaluate, "{model}", "{variant}", "{lang}")
 SUMMARY = stage_folder(paths.summary, "{section}")
 CHECKPOINT = local(paths.checkpoint("{model}"))
@@ -57,7 +58,9 @@ wildcard_constraints:
     section="|".join(graph.sections()),
 
 
+# They read tables, in seconds: on a cluster they run where the command does, and wait in no queue.
 localrules:
+    evaluate,
     summary,
     render,
 
@@ -169,11 +172,10 @@ rule merge:
 
 
 rule generate:
-    message: "continuations: {wildcards.model}, {wildcards.variant}, {wildcards.lang}"
+    message: "continuations: {wildcards.model}, {wildcards.variant}"
     input:
         notebook="notebooks/generate.ipynb",
         checkpoint=lambda w: graph.checkpoint(w.model, w.variant),
-        drawn=lambda w: graph.drawn(w.model, w.variant),
         prompts=graph.prompts(),
     output:
         manifest=f"{GENERATE}/manifest.json",
@@ -181,46 +183,64 @@ rule generate:
         notebook=f"{GENERATE}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters(
-            "generate", paths.generate(profile, w.model, w.variant, w.lang), w.model, variant=w.variant, lang=w.lang
+            "generate", paths.generate(profile, w.model, w.variant), w.model, variant=w.variant
         ),
         source=lambda w: graph.source(w.model),
     log: f"{GENERATE}/log.txt",
+    priority: 1
     resources:
-        # What was drawn together is only put into a table here.
-        gpu=lambda w: 0 if graph.is_drawn_ahead(w.model, w.variant, w.lang) else graph.resource(w.model, "gpu"),
+        gpu=lambda w: graph.resource(w.model, "gpu"),
         mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
     shell: EXECUTE
 
 
+rule score:
+    message: "scores: {wildcards.model}, {wildcards.variant}"
+    input:
+        notebook="notebooks/score.ipynb",
+        continuations=f"{GENERATE}/continuations.parquet",
+        generated=f"{GENERATE}/manifest.json",
+        judge=lambda w: graph.base(w.model),
+    output:
+        manifest=f"{SCORE}/manifest.json",
+        scores=f"{SCORE}/scores.parquet",
+        metrics=f"{SCORE}/metrics.json",
+        notebook=f"{SCORE}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters(
+            "score", paths.score(profile, w.model, w.variant), w.model, variant=w.variant
+        ),
+        source=lambda w: graph.source(w.model),
+    log: f"{SCORE}/log.txt",
+    priority: 1
+    resources:
+        gpu=lambda w: graph.resource(w.model, "gpu"),
+        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+    shell: EXECUTE
+
+
+# Reads a table: no model, no GPU.
 rule evaluate:
     message: "evaluation: {wildcards.model}, {wildcards.variant}, {wildcards.lang}"
     input:
         notebook="notebooks/evaluate.ipynb",
-        continuations=f"{GENERATE}/continuations.parquet",
-        generated=f"{GENERATE}/manifest.json",
-        judge=lambda w: graph.base(w.model),
-        scored=lambda w: graph.scored(w.model, w.variant),
+        scores=f"{SCORE}/scores.parquet",
+        scored=f"{SCORE}/manifest.json",
     output:
         manifest=f"{EVALUATE}/manifest.json",
-        scores=f"{EVALUATE}/scores.parquet",
         metrics=f"{EVALUATE}/metrics.json",
         notebook=f"{EVALUATE}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters(
             "evaluate", paths.evaluate(profile, w.model, w.variant, w.lang), w.model, variant=w.variant, lang=w.lang
         ),
-        source=lambda w: graph.source(w.model),
     log: f"{EVALUATE}/log.txt",
     resources:
-        # What was scored together is only summed up here.
-        gpu=lambda w: 0 if graph.is_scored_ahead(w.model, w.variant) else graph.resource(w.model, "gpu"),
-        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+        mem_mb=2000,
     shell: EXECUTE
 
 
 include: "rules/agreement.smk"
-include: "rules/draw.smk"
-include: "rules/score.smk"
 include: "rules/more_prompts.smk"
 include: "rules/why.smk"
 include: "rules/world.smk"

@@ -1,6 +1,6 @@
 """A batch of stage notebooks on a tiny model: the plain kernel against the forking one, in notebooks a minute.
 
-Languages x {base, dpo} x {generate, evaluate, retrieval}, run as the workflow runs them, two side by side, each kernel
+Languages x {base, dpo} x {generate, evaluate}, run as the workflow runs them, two side by side, each kernel
 in a checkout of its own, so that neither finds what the other has computed. The kernels take turns, a language each, so
 that whatever else the machine does meets both. The forking kernel's time includes the start of its server. For each
 stage it prints the CPU seconds of a notebook, and how long the stage was open on the clock; for each kernel notebooks a
@@ -29,7 +29,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT / "tests"))
 
 TARGET = 5
-STAGES = ("generate", "evaluate", "retrieval")
+STAGES = ("generate", "evaluate")
 VARIANTS = ("base", "dpo")
 
 
@@ -161,8 +161,7 @@ def main() -> int:
         os.environ["POLYDETOX_KERNEL_IDLE"] = "3600"  # it waits while it is the plain kernel's turn
         paths.root.cache_clear()
         profile = load_profile("tiny")
-        # English first: the others' retrieval reads its representations.
-        languages = ["en", *(language for language in LANGUAGES if language != "en")]
+        languages = list(LANGUAGES)
         for stage in STAGES:
             for variant in VARIANTS:
                 for language in languages:

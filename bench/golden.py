@@ -138,7 +138,13 @@ def flat(content: Any) -> pd.DataFrame:
             yield name, value
 
     rows = [(name, value) for name, value in leaves(content, "") if not any(word in name for word in NOT_NUMBERS)]
-    return pd.DataFrame(rows, columns=["key", "value"]).astype({"value": object})
+    table = pd.DataFrame(rows, columns=["key", "value"]).astype({"value": object})
+    # One file of all languages, `{"languages": {"de": ...}}`, is as many files of one.
+    inside = table["key"].str.extract(r"^languages\.([a-z]+)\.(.*)$")
+    if inside[0].notna().any():
+        table["language"] = inside[0].fillna("")
+        table["key"] = inside[1].fillna(table["key"])
+    return table
 
 
 def compare(old: dict[str, pd.DataFrame], new: dict[str, pd.DataFrame], within: float) -> int:
@@ -162,6 +168,17 @@ def difference(old: pd.DataFrame, new: pd.DataFrame, within: float) -> str:
     columns = [column for column in old if not any(word in column for word in NOT_NUMBERS)]
     if missing := [column for column in columns if column not in new]:
         return f"no column {', '.join(missing)}"
+    if "key" in columns:  # figures by name: those that only one side has are named, the others compared
+        old, new = (
+            table.assign(language=table.get("language", "")).set_index(["language", "key"]) for table in (old, new)
+        )
+        apart = sorted({key for _, key in old.index.symmetric_difference(new.index)})
+        both = old.index.intersection(new.index)
+        worst = max((distance(old.at[at, "value"], new.at[at, "value"]) for at in both), default=0.0)
+        said = [f"differs by up to {worst:g}"] * (worst > within) + [
+            f"on one side alone: {', '.join(apart[:6])}"
+        ] * bool(apart)
+        return "; ".join(said)
     if len(old) != len(new):
         return f"{len(new)} rows instead of {len(old)}"
     keys = [column for column in columns if not pd.api.types.is_float_dtype(old[column])]

@@ -23,10 +23,11 @@ from generation import cpu_seconds, model_of
 from polydetox.interp.representations import mean_pooled
 from polydetox.languages import LANGUAGES
 from polydetox.models.checkpoints import load_causal_lm
-from polydetox.retrieval.accuracy import ENGLISH, retrieval_figures
+from polydetox.retrieval.accuracy import retrieval_figures
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 1.8
+ENGLISH = "en"
 BATCH = 64
 
 

@@ -3,7 +3,7 @@
 
 CONTROL_CORPUS = stage_folder(paths.control_corpus, "{model}")
 REGULARISE = stage_folder(paths.regularise, "{model}", "{method}")
-CONSTRAINED_DECODE = stage_folder(paths.constrained_decode, "{model}", "{method}", "{lang}")
+CONSTRAINED_DECODE = stage_folder(paths.constrained_decode, "{model}", "{method}")
 
 
 wildcard_constraints:
@@ -59,7 +59,7 @@ rule regularise:
 
 
 rule constrained_decode:
-    message: "continuations under control: {wildcards.model}, {wildcards.method}, {wildcards.lang}"
+    message: "continuations under control: {wildcards.model}, {wildcards.method}"
     input:
         notebook="notebooks/constrained_decode.ipynb",
         checkpoint=lambda w: graph.controlled(w.model, w.method),
@@ -71,10 +71,9 @@ rule constrained_decode:
     params:
         parameters=lambda w: graph.control_parameters(
             "constrained_decode",
-            paths.constrained_decode(profile, w.model, w.method, w.lang),
+            paths.constrained_decode(profile, w.model, w.method),
             w.model,
             method=w.method,
-            lang=w.lang,
         ),
         source=lambda w: graph.source(w.model),
     log: f"{CONSTRAINED_DECODE}/log.txt",

@@ -16,10 +16,7 @@ rule attribute_eval:
         notebook="notebooks/attribute_eval.ipynb",
         checkpoint=lambda w: graph.controlled(w.model, w.method),
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",
-        continuations=lambda w: [
-            local(paths.constrained_decode(profile, w.model, w.method, language) / "continuations.parquet")
-            for language in graph.control_languages()
-        ],
+        continuations=f"{CONSTRAINED_DECODE}/continuations.parquet",
         tasks=graph.task_files(),
     output:
         manifest=f"{ATTRIBUTE_EVAL}/manifest.json",

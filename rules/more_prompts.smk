@@ -1,7 +1,7 @@
-# Further sets of evaluation prompts, as a profile's `more_prompts` names them: the same two stages with folders of their
-# own. What they draw is never drawn ahead.
+# Further sets of evaluation prompts, as a profile's `more_prompts` names them: the same stages with folders of their own.
 
-MORE_GENERATE = stage_folder(paths.generate, "{model}", "{variant}", "{lang}", "{prompt_set}")
+MORE_GENERATE = stage_folder(paths.generate, "{model}", "{variant}", "{prompt_set}")
+MORE_SCORE = stage_folder(paths.score, "{model}", "{variant}", "{prompt_set}")
 MORE_EVALUATE = stage_folder(paths.evaluate, "{model}", "{variant}", "{lang}", "{prompt_set}")
 
 
@@ -9,8 +9,12 @@ wildcard_constraints:
     prompt_set="|".join(graph.prompt_sets) or NOTHING,
 
 
+localrules:
+    evaluate_more,
+
+
 use rule generate as generate_more with:
-    message: "continuations: {wildcards.model}, {wildcards.variant}, {wildcards.lang}, {wildcards.prompt_set}"
+    message: "continuations: {wildcards.model}, {wildcards.variant}, {wildcards.prompt_set}"
     input:
         notebook="notebooks/generate.ipynb",
         checkpoint=lambda w: graph.checkpoint(w.model, w.variant),
@@ -21,26 +25,42 @@ use rule generate as generate_more with:
         notebook=f"{MORE_GENERATE}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters(
-            "generate", paths.generate(profile, w.model, w.variant, w.lang, w.prompt_set), w.model,
-            variant=w.variant, lang=w.lang, prompt_set=w.prompt_set,
+            "generate", paths.generate(profile, w.model, w.variant, w.prompt_set), w.model,
+            variant=w.variant, prompt_set=w.prompt_set,
         ),
         source=lambda w: graph.source(w.model),
     log: f"{MORE_GENERATE}/log.txt",
-    resources:
-        gpu=lambda w: graph.resource(w.model, "gpu"),
-        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+
+
+use rule score as score_more with:
+    message: "scores: {wildcards.model}, {wildcards.variant}, {wildcards.prompt_set}"
+    input:
+        notebook="notebooks/score.ipynb",
+        continuations=f"{MORE_GENERATE}/continuations.parquet",
+        generated=f"{MORE_GENERATE}/manifest.json",
+        judge=lambda w: graph.base(w.model),
+    output:
+        manifest=f"{MORE_SCORE}/manifest.json",
+        scores=f"{MORE_SCORE}/scores.parquet",
+        metrics=f"{MORE_SCORE}/metrics.json",
+        notebook=f"{MORE_SCORE}/notebook.ipynb",
+    params:
+        parameters=lambda w: graph.parameters(
+            "score", paths.score(profile, w.model, w.variant, w.prompt_set), w.model,
+            variant=w.variant, prompt_set=w.prompt_set,
+        ),
+        source=lambda w: graph.source(w.model),
+    log: f"{MORE_SCORE}/log.txt",
 
 
 use rule evaluate as evaluate_more with:
     message: "evaluation: {wildcards.model}, {wildcards.variant}, {wildcards.lang}, {wildcards.prompt_set}"
     input:
         notebook="notebooks/evaluate.ipynb",
-        continuations=f"{MORE_GENERATE}/continuations.parquet",
-        generated=f"{MORE_GENERATE}/manifest.json",
-        judge=lambda w: graph.base(w.model),
+        scores=f"{MORE_SCORE}/scores.parquet",
+        scored=f"{MORE_SCORE}/manifest.json",
     output:
         manifest=f"{MORE_EVALUATE}/manifest.json",
-        scores=f"{MORE_EVALUATE}/scores.parquet",
         metrics=f"{MORE_EVALUATE}/metrics.json",
         notebook=f"{MORE_EVALUATE}/notebook.ipynb",
     params:
@@ -48,8 +68,4 @@ use rule evaluate as evaluate_more with:
             "evaluate", paths.evaluate(profile, w.model, w.variant, w.lang, w.prompt_set), w.model,
             variant=w.variant, lang=w.lang, prompt_set=w.prompt_set,
         ),
-        source=lambda w: graph.source(w.model),
-    log: f"{MORE_EVALUATE}/log.txt"
-    resources:
-        gpu=lambda w: graph.resource(w.model, "gpu"),
-        mem_mb=lambda w: graph.resource(w.model, "mem_mb"),
+    log: f"{MORE_EVALUATE}/log.txt",

@@ -3,15 +3,10 @@
 
 PROBE = stage_folder(paths.probe, "{model}")
 VALUE_VECTORS = stage_folder(paths.value_vectors, "{model}")
-ACTIVATIONS = stage_folder(paths.activations, "{model}", "{variant}", "{lang}")
-INTERVENE = stage_folder(paths.intervene, "{model}", "{lang}")
-RETRIEVAL = stage_folder(paths.retrieval, "{model}", "{lang}")
+ACTIVATIONS = stage_folder(paths.activations, "{model}", "{variant}")
+INTERVENE = stage_folder(paths.intervene, "{model}")
+RETRIEVAL = stage_folder(paths.retrieval, "{model}")
 TRANSFER = stage_folder(paths.transfer, "{model}", "{variant}")
-
-
-def retrieved_before(wildcards):
-    """English, whose representations the other languages read, is first."""
-    return [] if wildcards.lang == "en" else [manifest(paths.retrieval(profile, wildcards.model, "en"))]
 
 
 rule probe:
@@ -60,7 +55,7 @@ rule value_vectors:
 
 
 rule activations:
-    message: "activations: {wildcards.model}, {wildcards.variant}, {wildcards.lang}"
+    message: "activations: {wildcards.model}, {wildcards.variant}"
     input:
         notebook="notebooks/activations.ipynb",
         checkpoint=lambda w: graph.checkpoint(w.model, w.variant),
@@ -72,7 +67,7 @@ rule activations:
         notebook=f"{ACTIVATIONS}/notebook.ipynb",
     params:
         parameters=lambda w: graph.parameters(
-            "activations", paths.activations(profile, w.model, w.variant, w.lang), w.model, variant=w.variant, lang=w.lang
+            "activations", paths.activations(profile, w.model, w.variant), w.model, variant=w.variant
         ),
         source=lambda w: graph.source(w.model),
     log: f"{ACTIVATIONS}/log.txt",
@@ -83,7 +78,7 @@ rule activations:
 
 
 rule intervene:
-    message: "intervention: {wildcards.model}, {wildcards.lang}"
+    message: "intervention: {wildcards.model}"
     input:
         notebook="notebooks/intervene.ipynb",
         checkpoint=lambda w: graph.base(w.model),
@@ -95,9 +90,7 @@ rule intervene:
         metrics=f"{INTERVENE}/metrics.json",
         notebook=f"{INTERVENE}/notebook.ipynb",
     params:
-        parameters=lambda w: graph.parameters(
-            "intervene", paths.intervene(profile, w.model, w.lang), w.model, lang=w.lang
-        ),
+        parameters=lambda w: graph.parameters("intervene", paths.intervene(profile, w.model), w.model),
         source=lambda w: graph.source(w.model),
     log: f"{INTERVENE}/log.txt",
     resources:
@@ -107,20 +100,17 @@ rule intervene:
 
 
 rule retrieval:
-    message: "retrieval: {wildcards.model}, {wildcards.lang}"
+    message: "retrieval: {wildcards.model}"
     input:
         notebook="notebooks/retrieval.ipynb",
         checkpoint=lambda w: graph.base(w.model),
-        english=retrieved_before,
         prompts=graph.parallel(),
     output:
         manifest=f"{RETRIEVAL}/manifest.json",
         metrics=f"{RETRIEVAL}/metrics.json",
         notebook=f"{RETRIEVAL}/notebook.ipynb",
     params:
-        parameters=lambda w: graph.parameters(
-            "retrieval", paths.retrieval(profile, w.model, w.lang), w.model, lang=w.lang
-        ),
+        parameters=lambda w: graph.parameters("retrieval", paths.retrieval(profile, w.model), w.model),
         source=lambda w: graph.source(w.model),
     log: f"{RETRIEVAL}/log.txt",
     resources:
@@ -134,7 +124,7 @@ rule transfer:
     input:
         notebook="notebooks/transfer.ipynb",
         evaluations=lambda w: graph.evaluations(w.model, "base", w.variant),
-        retrievals=lambda w: graph.retrievals(w.model),
+        retrieval=f"{RETRIEVAL}/manifest.json",
     output:
         manifest=f"{TRANSFER}/manifest.json",
         metrics=f"{TRANSFER}/metrics.json",

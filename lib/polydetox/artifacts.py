@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -278,6 +278,23 @@ class Stage:
         """Record what a scorer does not use of the files that it reads, if anything."""
         if scorer.left_out:
             self.leaves_out(scorer.left_out, "scorer_left_out")
+
+    def shard(self, name: str, compute: Callable[[], pd.DataFrame], *depends_on: Any) -> pd.DataFrame:
+        """A part of the stage's result, computed once and kept beside it in ``parts/``.
+
+        A stage that was stopped thus continues where it was, and a language that is added costs only itself. A shard
+        is named by all that it depends on: the parameters but for the list of languages, the inputs named so far, the
+        libraries, and ``depends_on`` (whatever JSON can hold). What depended on other things is removed.
+        """
+        settings = {key: value for key, value in self.parameters.items() if key != "languages"}
+        everything = [self.name, settings, sorted(self._inputs.values()), library_versions(), list(depends_on)]
+        key = hashlib.sha256(json.dumps(_plain(everything), sort_keys=True).encode()).hexdigest()[:16]
+        file = self.folder / "parts" / f"{name}.{key}.parquet"
+        if not file.is_file():
+            write_parquet(file, compute())
+            for stale in set(file.parent.glob(f"{name}.*.parquet")) - {file}:
+                stale.unlink()
+        return read_parquet(file)
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Write ``manifest.json`` and return its content. ``results`` are added as they are."""

@@ -6,7 +6,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -381,6 +381,17 @@ def parallel_sentences(source: str, language: str, folder: str | Path = "", limi
     """
     sentences = list(project_prompts(language)["prompt"]) if source == "project" else _read_parallel(folder, language)
     return sentences[:limit]
+
+
+def parallel_texts(
+    source: str, languages: Iterable[str], folder: str | Path = "", limit: int | None = None
+) -> dict[str, list[str]]:
+    """The parallel sentences of several languages; a ``UserError`` where one has more of them than another."""
+    texts = {language: parallel_sentences(source, language, folder, limit) for language in languages}
+    if len({len(sentences) for sentences in texts.values()}) > 1:
+        said = ", ".join(f"{language} {len(sentences)}" for language, sentences in texts.items())
+        raise UserError(f"alignment: retrieval: the files must be parallel, line by line ({said})")
+    return texts
 
 
 def _read_parallel(given: str | Path, language: str) -> list[str]:

@@ -158,6 +158,28 @@ class LanguageStage(OneLanguage, VariantStage):
     """A stage that works on one language of one variant."""
 
 
+class SeveralLanguages(StageParameters):
+    """A stage that works on one language or many, so that a model is loaded once."""
+
+    languages: list[str] = []  # empty: all of the profile
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _languages(cls, value: Any) -> Any:
+        """The languages; one alone, as ``papermill -p languages de`` gives it, is a list of one."""
+        languages = [value] if isinstance(value, str) else value
+        for language in languages if isinstance(languages, list) else ():
+            try:
+                check_language(language)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return languages
+
+
+class LanguagesStage(SeveralLanguages, VariantStage):
+    """A stage that works on all languages of one variant."""
+
+
 class Prompted(StageParameters):
     """A stage that works on the evaluation prompts."""
 
@@ -182,19 +204,14 @@ class SamplingStage(Sampled, VariantStage):
     """A stage that draws continuations of the evaluation prompts from one variant."""
 
 
-class GenerateParameters(SamplingStage, LanguageStage):
+class GenerateParameters(SamplingStage, LanguagesStage):
     """Continuations of the evaluation prompts."""
 
 
-class DrawParameters(SamplingStage):
-    """Continuations in all languages of one model and variant, drawn ahead of the stage `generate` by one engine."""
+class ScoreParameters(LanguagesStage):
+    """Toxicity, fluency, diversity and language of every continuation."""
 
-    languages: list[str] = []  # empty: all of the profile
-
-
-class ScoringStage(VariantStage):
-    """A stage that scores continuations with two scorers and a judge of fluency."""
-
+    prompt_set: str = ""  # one of the profile's `more_prompts`, whose continuations are read; empty: its `prompts`
     scorer: str = "embedded"
     second_scorer: str | None = "lexicon"
     judge: str = "untuned"  # fluency: `untuned` (the model before DPO), a Hub id or a folder; `none` to skip
@@ -203,16 +220,10 @@ class ScoringStage(VariantStage):
     batch_size: int = Field(64, gt=0)  # continuations a forward pass of the judge
 
 
-class ScoreParameters(ScoringStage):
-    """Scores in all languages of one model and variant, ahead of the stage `evaluate`, by models that load once."""
+class EvaluateParameters(LanguageStage):
+    """The metrics of one language, from the scores of its continuations."""
 
-    languages: list[str] = []  # empty: all of the profile
-
-
-class EvaluateParameters(ScoringStage, LanguageStage):
-    """Toxicity, fluency, diversity and language of the continuations."""
-
-    prompt_set: str = ""  # one of the profile's `more_prompts`, whose continuations are read; empty: its `prompts`
+    prompt_set: str = ""  # one of the profile's `more_prompts`, whose scores are read; empty: its `prompts`
     threshold: float | None = Field(0.5, ge=0.0, le=1.0)  # None: the scorer's own
     bootstrap_samples: int = Field(1000, gt=0)
     confidence: float = Field(0.95, gt=0.0, lt=1.0)
@@ -277,14 +288,14 @@ class ValueVectorsParameters(Prompted, ModelStage):
     batch_size: int = Field(64, gt=0)  # prompts decoded side by side
 
 
-class ActivationsParameters(Prompted, LanguageStage):
+class ActivationsParameters(Prompted, LanguagesStage):
     """Mean activations of the actual sources, and of random neurons, over the next tokens."""
 
     new_tokens: int = Field(20, gt=0)
     batch_size: int = Field(64, gt=0)
 
 
-class InterveneParameters(Prompted, LanguageStage):
+class InterveneParameters(Prompted, LanguagesStage):
     """Toxicity of greedy continuations as the actual sources' activations are shifted."""
 
     offsets: list[float] = [0.0, -1.0, -2.0, -3.0, -4.0, -5.0]
@@ -303,10 +314,9 @@ class InterveneParameters(Prompted, LanguageStage):
         return value
 
 
-class RetrievalParameters(LanguageStage):
+class RetrievalParameters(LanguagesStage):
     """How near the translations of a sentence lie in the model's representations."""
 
-    lang: str = "de"
     sentences: Literal["project", "folder"] = "folder"  # the project's parallel prompts, or a folder of parallel files
     folder: str = ""  # holds one file a language, line i a translation of line i
     limit: int | None = Field(None, gt=0)
@@ -469,7 +479,7 @@ class RegulariseParameters(MethodStage):
     rl_beta: float = Field(0.05, ge=0.0)  # weight of the KL to the untuned model
 
 
-class ConstrainedDecodeParameters(OneLanguage, Sampled, MethodStage):
+class ConstrainedDecodeParameters(SeveralLanguages, Sampled, MethodStage):
     """Continuations of the evaluation prompts under one method of attribute control."""
 
 
@@ -539,7 +549,6 @@ STAGES: dict[str, type[StageParameters]] = {
     "pairs": PairsParameters,
     "dpo": DPOParameters,
     "merge": MergeParameters,
-    "draw": DrawParameters,
     "generate": GenerateParameters,
     "score": ScoreParameters,
     "evaluate": EvaluateParameters,
@@ -595,14 +604,21 @@ _OWN_LIMIT = frozenset(
 )
 
 
+# The section of a profile, a model file or a variant that a stage takes its settings from: two share one.
+SECTION_OF = {"dpo": "dpo", "generate": "generate", "score": "evaluate", "evaluate": "evaluate"}
+
+
 def _check_settings(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check a partial set of a stage's parameters, as a YAML section gives it."""
     given = _IDENTITY | {key for name, key in _IDENTITY_OF if name == stage}
-    fields = {key for key in STAGES[stage].model_fields if key not in given or (stage, key) in _OWN_LIMIT}
+    stages = [name for name, section in SECTION_OF.items() if section == stage] or [stage]
+    fields = {key for name in stages for key in STAGES[name].model_fields
+              if key not in given or (name, key) in _OWN_LIMIT}  # fmt: skip
     for key in values:
         if key not in fields:
             raise ValueError(f"unknown key {key!r}{nearest(str(key), sorted(fields))}")
-    STAGES[stage].model_validate(dict(values))
+    for name in stages:
+        STAGES[name].model_validate({key: value for key, value in values.items() if key in STAGES[name].model_fields})
     return dict(values)
 
 
@@ -863,9 +879,7 @@ class Profile(StageSettings):
     trim: TrimSettings | None = None
     pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Settings] = {}
     variants: dict[str, Variant] = {}
-    draw_together: bool = False  # one job draws all languages of a model and variant, so that the model loads once
     agreement: Settings | None = None  # the same continuations under several scorers; absent: not run
-    score_together: bool = False  # one job scores them, so that the scorers and the judge load once
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
@@ -902,8 +916,8 @@ class Profile(StageSettings):
         if self.models and not self.variants:
             if self.control is None:
                 raise ValueError("variants: this key is required, a way of tuning at least, unless there is 'control'")
-            told = ("draw_together", "score_together", "agreement", "mechanism", "alignment", "capability")
-            given = [name for name in told if getattr(self, name) not in (None, False)]
+            told = ("agreement", "mechanism", "alignment", "capability")
+            given = [name for name in told if getattr(self, name) is not None]
             if given or self.more_prompts:
                 raise ValueError(
                     f"{(given or ['more_prompts'])[0]}: is about the ways of tuning under 'variants', and there is none"
@@ -1148,10 +1162,11 @@ def stage_parameters(
     papermill takes them. ``output_folder`` is left to the workflow.
     """
     values: dict[str, Any] = {"model": model} if stage == "checkpoint" else {"profile": profile.name, "model": model}
-    if stage in ("dpo", "generate", "evaluate"):
-        values |= getattr(load_model(model), stage) | getattr(profile, stage)
+    if section := SECTION_OF.get(stage):
+        settings = getattr(load_model(model), section) | getattr(profile, section)
         if variant in profile.variants:
-            values |= getattr(profile.variants[variant], stage)
+            settings |= getattr(profile.variants[variant], section)
+        values |= {key: value for key, value in settings.items() if key in STAGES[stage].model_fields}
     if stage == "agreement":
         values |= profile.agreement or {}
     if stage in Mechanism.model_fields:
@@ -1160,28 +1175,14 @@ def stage_parameters(
         values |= getattr(profile.alignment, stage)
     if stage == "capability":
         values |= profile.capability or {}
-    if stage == "draw":
-        together = stage_parameters("generate", profile, model, variant=variant)
-        if together["engine"] == "auto":
-            raise UserError(
-                f"params/profiles/{profile.name}.yaml: draw_together: engine 'auto' may choose another one in the jobs "
-                "that have no GPU; set generate: engine to vllm or transformers"
-            )
-        del together["lang"]
-        values |= together
-        if len(languages := languages_of(profile, variant)) < len(profile.languages):
-            values["languages"] = languages
-    if stage == "score":
-        alone = stage_parameters("evaluate", profile, model, variant=variant)
-        values |= {name: alone[name] for name in ScoringStage.model_fields if name not in VariantStage.model_fields}
-        if len(languages := languages_of(profile, variant)) < len(profile.languages):
-            values["languages"] = languages
     if stage in _PROMPTED:
         chosen = profile.more_prompts[prompt_set] if prompt_set else profile.prompts
         prompts = {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": chosen.limit}
         if variant in profile.variants and profile.variants[variant].prompt_limit:
             prompts["prompt_limit"] = profile.variants[variant].prompt_limit
         values = prompts | values  # a stage's own limit stands
+    if issubclass(STAGES[stage], LanguagesStage):
+        values["languages"] = languages_of(profile, variant)
     if stage == "trim":
         assert profile.trim is not None
         values |= {"languages": profile.languages, **profile.trim.model_dump()}
@@ -1191,7 +1192,7 @@ def stage_parameters(
             values["held_out_prompts"] = rtp_lx_held_out(profile)
     if stage == "dpo":
         values["pairs"] = profile.variants[variant].pairs  # type: ignore[index]
-    if stage == "evaluate":
+    if stage in ("score", "evaluate"):
         values["prompt_set"] = prompt_set
     for key, value in (("variant", variant), ("lang", lang)):
         if value is not None:
@@ -1226,7 +1227,6 @@ def control_parameters(
     model: str,
     *,
     method: str | None = None,
-    lang: str | None = None,
     condition: str | None = None,
 ) -> dict[str, Any]:
     """All parameters of a stage of attribute control, resolved: defaults, then profile, method.
@@ -1243,7 +1243,7 @@ def control_parameters(
     if stage == "control_corpus" and values.get("source") != "model":
         values |= {"prompts_source": profile.prompts.source, "prompts_folder": profile.prompts.folder,
                    "prompt_limit": _most_prompts_under_control(profile)}  # fmt: skip
-    if stage == "attribute_eval":
+    if stage in ("constrained_decode", "attribute_eval"):
         values |= {"languages": control_languages(profile)}
     if stage == "win_rate":
         languages = control_languages(profile)
@@ -1255,8 +1255,6 @@ def control_parameters(
     if stage == "regularise":
         values |= {"algorithm": profile.control.methods[str(method)].algorithm}
         values |= profile.control.methods[str(method)].regularise
-    if lang is not None:
-        values["lang"] = lang
     return check_parameters(stage, values).model_dump()
 
 
@@ -1275,7 +1273,7 @@ _PROMPTED = (
 
 
 def languages_of_run(
-    settings: LanguageStage | DrawParameters | ScoreParameters | ConstrainedDecodeParameters,
+    settings: LanguageStage | LanguagesStage | ConstrainedDecodeParameters,
 ) -> list[str]:
     """The languages of a stage; one that the profile does not cover, its tokens maybe trimmed away, is refused."""
     profile = load_profile(settings.profile)

@@ -133,39 +133,24 @@ def push(profile: str, model: str, variant: str) -> Path:
     return profile_run(profile) / model / variant / "push"
 
 
-def draw(profile: str, model: str, variant: str) -> Path:
-    """The continuations of all languages that one engine drew ahead."""
-    return profile_run(profile) / model / variant / "draw"
+def generate(profile: str, model: str, variant: str, prompt_set: str = "") -> Path:
+    """The continuations of one model and variant; of a further set of prompts in a folder of its name."""
+    return profile_run(profile) / model / variant / prompt_set / "generate"
 
 
-def drawn(profile: str, model: str, variant: str, language: str) -> Path:
-    """The batches of one language that were drawn ahead."""
-    return draw(profile, model, variant) / language
-
-
-def generate(profile: str, model: str, variant: str, language: str, prompt_set: str = "") -> Path:
-    """The continuations of one model, variant and language; of a further set of prompts in a folder of its name."""
-    return profile_run(profile) / model / variant / prompt_set / "generate" / language
+def score(profile: str, model: str, variant: str, prompt_set: str = "") -> Path:
+    """The scores of the continuations of one model and variant."""
+    return profile_run(profile) / model / variant / prompt_set / "score"
 
 
 def evaluate(profile: str, model: str, variant: str, language: str, prompt_set: str = "") -> Path:
-    """The scores and metrics of one model, variant and language."""
+    """The metrics of one model, variant and language."""
     return profile_run(profile) / model / variant / prompt_set / "evaluate" / language
 
 
 def agreement(profile: str, model: str) -> Path:
     """The continuations of all variants and languages of a model under several scorers."""
     return profile_run(profile) / model / "agreement"
-
-
-def score(profile: str, model: str, variant: str) -> Path:
-    """The scores of all languages that were told ahead."""
-    return profile_run(profile) / model / variant / "score"
-
-
-def scored(profile: str, model: str, variant: str, language: str) -> Path:
-    """The scores of one language that were told ahead."""
-    return score(profile, model, variant) / language
 
 
 def probe(profile: str, model: str) -> Path:
@@ -178,19 +163,19 @@ def value_vectors(profile: str, model: str) -> Path:
     return profile_run(profile) / model / "value_vectors"
 
 
-def activations(profile: str, model: str, variant: str, language: str) -> Path:
-    """Mean activations of the actual sources in one model, variant and language."""
-    return profile_run(profile) / model / variant / "activations" / language
+def activations(profile: str, model: str, variant: str) -> Path:
+    """Mean activations of the actual sources in one model and variant, in every language."""
+    return profile_run(profile) / model / variant / "activations"
 
 
-def intervene(profile: str, model: str, language: str) -> Path:
-    """Toxicity of the untuned model in one language as the actual sources are shifted."""
-    return profile_run(profile) / model / "base" / "intervene" / language
+def intervene(profile: str, model: str) -> Path:
+    """Toxicity of the base model in every language as the actual sources are shifted."""
+    return profile_run(profile) / model / "base" / "intervene"
 
 
-def retrieval(profile: str, model: str, language: str) -> Path:
-    """How near the sentences of one language lie to their English translations in the untuned model."""
-    return profile_run(profile) / model / "base" / "retrieval" / language
+def retrieval(profile: str, model: str) -> Path:
+    """How near the sentences of each language lie to their English translations in the base model."""
+    return profile_run(profile) / model / "base" / "retrieval"
 
 
 def transfer(profile: str, model: str, variant: str) -> Path:
@@ -218,9 +203,9 @@ def regularise(profile: str, model: str, method: str) -> Path:
     return profile_run(profile) / model / "control" / method / "regularise"
 
 
-def constrained_decode(profile: str, model: str, method: str, language: str) -> Path:
-    """The continuations of one method of attribute control and one language; ``base`` is the untuned model."""
-    return profile_run(profile) / model / "control" / method / "constrained_decode" / language
+def constrained_decode(profile: str, model: str, method: str) -> Path:
+    """The continuations of one method of attribute control; ``base`` is the base model."""
+    return profile_run(profile) / model / "control" / method / "constrained_decode"
 
 
 def attribute_eval(profile: str, model: str, method: str) -> Path:

@@ -287,12 +287,8 @@ class Costs:
                     forward=prompts * self.rates.prompt_tokens.value * size, engines=1,
                     loaded=self._loaded(settings["model"]), disk=rows * self.rates.row_bytes.value)  # fmt: skip
 
-    def _draw(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        return self._sampled(settings, self._languages(settings))
-
     def _generate(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        cost = self._sampled(settings, 1)
-        return Cost(disk=cost.disk) if self.profile.draw_together else cost
+        return self._sampled(settings, self._languages(settings))
 
     def _scored(self, settings: Mapping[str, Any], languages: int) -> Cost:
         """Two scorers and the judge read the continuations of some languages."""
@@ -319,15 +315,7 @@ class Costs:
     def _score(self, settings: Mapping[str, Any], job: Job) -> Cost:
         return self._scored(settings, self._languages(settings))
 
-    def _evaluate(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        cost = self._scored(settings, 1)
-        return Cost(disk=cost.disk) if self.profile.score_together else cost
-
-    def _generate_more(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        return self._sampled(settings, 1)
-
-    def _evaluate_more(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        return self._scored(settings, 1)
+    _generate_more, _score_more = _generate, _score
 
     def _control_corpus(self, settings: Mapping[str, Any], job: Job) -> Cost:
         """Both halves are scored; where the toxic one is sampled, whatever is drawn is scored for it."""
@@ -359,17 +347,16 @@ class Costs:
         cost.loaded, cost.disk = self._loaded(settings["model"]), size * _TRAINED_BYTES if tunes else 0
         return cost
 
-    def _constrained_decode(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        return self._sampled(settings, 1)
+    _constrained_decode = _generate
 
-    def _continued(self, model: str, method: str, lang: str) -> dict[str, Any]:
+    def _continued(self, model: str, method: str) -> dict[str, Any]:
         """The parameters with which the continuations of a method of attribute control were drawn."""
-        return control_parameters("constrained_decode", self.profile, model, method=method, lang=lang)
+        return control_parameters("constrained_decode", self.profile, model, method=method)
 
     def _attribute_eval(self, settings: Mapping[str, Any], job: Job) -> Cost:
         """A scorer reads the continuations, the model the held-out rows of the corpus and the questions."""
         size, scorer = model_parameters(settings["model"]), self.rates.size(settings["scorer"])
-        sampling = self._continued(settings["model"], settings["method"], settings["languages"][0])
+        sampling = self._continued(settings["model"], settings["method"])
         rows = self._prompts(sampling) * sampling["n"] * len(settings["languages"])
         corpus = control_parameters("control_corpus", self.profile, settings["model"])
         held_out = 2 * corpus["rows_per_domain"] * corpus["held_out_share"] * settings["max_length"]
@@ -380,7 +367,7 @@ class Costs:
 
     def _win_rate(self, settings: Mapping[str, Any], job: Job) -> Cost:
         """The judge reads two continuations of a prompt of every two methods, in both orders."""
-        sampling = self._continued(settings["model"], settings["methods"][0], settings["lang"])
+        sampling = self._continued(settings["model"], settings["methods"][0])
         judged = min(settings["judged_samples"] or sampling["n"], sampling["n"])
         pairs = math.comb(len(settings["methods"]), 2) * self._prompts(sampling) * judged
         texts = self.rates.prompt_tokens.value + 2 * sampling["max_new_tokens"]
@@ -448,10 +435,10 @@ class Costs:
         return self._greedy(settings)
 
     def _activations(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        return self._greedy(settings)
+        return self._greedy(settings, self._languages(settings))
 
     def _intervene(self, settings: Mapping[str, Any], job: Job) -> Cost:
-        runs = len(settings["offsets"]) * (2 if settings["control"] else 1)
+        runs = len(settings["offsets"]) * (2 if settings["control"] else 1) * self._languages(settings)
         cost = self._greedy(settings, runs)
         scorer = self.rates.size(settings["scorer"])
         cost.forward += self._prompts(settings) * runs * settings["new_tokens"] * scorer
@@ -488,7 +475,7 @@ class Costs:
 
     def _retrieval(self, settings: Mapping[str, Any], job: Job) -> Cost:
         size = model_parameters(settings["model"])
-        sentences = settings["limit"] or self.rates.sentences.value
+        sentences = (settings["limit"] or self.rates.sentences.value) * self._languages(settings)
         return Cost(forward=sentences * self.rates.prompt_tokens.value * size, loaded=self._loaded(settings["model"]))
 
     def _world_pretrain(self, settings: Mapping[str, Any], job: Job) -> Cost:
@@ -505,7 +492,7 @@ class Costs:
 
 
 # Stages that do no more than their notebook: tables, statistics, figures.
-_LIGHT = frozenset({"transfer", "summary", "render", "site"})
+_LIGHT = frozenset({"evaluate", "evaluate_more", "transfer", "summary", "render", "site"})
 
 # Of a model's parameters those of adapters of rank 64 on every linear layer and the embeddings.
 _ADAPTER_SHARE = 0.03

@@ -109,12 +109,9 @@ def _check_whole(run: TunedRun) -> None:
     trained = run.manifest(paths.dpo(run.profile.name, run.model.name, run.variant)).get("output_sha256")
     if trained not in merged["inputs"].values():
         raise UserError(f"{paths.relative(run.merged)}: merged before the last training; {again}")
-    for language in run.profile.languages:
-        if not _evaluated(run, run.variant, language):
-            continue
-        generated = run.manifest(paths.generate(run.profile.name, run.model.name, run.variant, language))
-        if merged["output_sha256"] not in generated.get("inputs", {}).values():
-            folder = paths.generate(run.profile.name, run.model.name, run.variant, language)
+    if any(_evaluated(run, run.variant, language) for language in run.profile.languages):
+        folder = paths.generate(run.profile.name, run.model.name, run.variant)
+        if merged["output_sha256"] not in run.manifest(folder).get("inputs", {}).values():
             raise UserError(f"{paths.relative(folder)}: the continuations are another checkpoint's; {again}")
 
 
@@ -207,7 +204,7 @@ def _languages(run: TunedRun) -> str:
 
 def _results(run: TunedRun, evaluated: list[str]) -> str:
     first = _evaluated(run, run.variant, evaluated[0])
-    manifest = run.manifest(paths.evaluate(run.profile.name, run.model.name, run.variant, evaluated[0]))
+    manifest = run.manifest(paths.score(run.profile.name, run.model.name, run.variant))
     rows = ["| language | EMT | ToxProb | average toxicity | median perplexity | in language |",
             "|---|---|---|---|---|---|"]  # fmt: skip
     columns = (("emt", 3), ("toxprob", 3), ("avgtox", 3), ("perplexity", 1), ("language_share", 3))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polydetox import locks, paths
-from polydetox.artifacts import MANIFEST, finished, library_versions, read_json
+from polydetox.artifacts import MANIFEST
 from polydetox.data import (
     check_both_labels,
     is_at_hand,
@@ -20,7 +20,7 @@ from polydetox.data import (
     load_prompts,
     local_path,
     neutral_prompts,
-    parallel_sentences,
+    parallel_texts,
     read_labelled,
     rtp_lx_pairs,
     toxicity_pairwise,
@@ -112,50 +112,6 @@ class Graph:
         """The manifest of the checkpoint of one variant."""
         return self.base(model) if variant == "base" else manifest(paths.merge(self.profile.name, model, variant))
 
-    def drawn(self, model: str, variant: str) -> list[str]:
-        """What a language's continuations wait for where all languages are drawn together."""
-        return [manifest(paths.draw(self.profile.name, model, variant))] if self.profile.draw_together else []
-
-    def is_drawn_ahead(self, model: str, variant: str, language: str) -> bool:
-        """Whether a language's batches are there when its continuations are put into a table, which needs no GPU then.
-
-        They are not for a language that was added to the profile after the others were drawn, and may not be after a
-        change of the installed packages.
-        """
-        if not self.profile.draw_together:
-            return False
-        folder = paths.draw(self.profile.name, model, variant)
-        if not finished(folder):
-            return True  # that stage runs first
-        drawn = read_json(folder / MANIFEST)
-        return language in drawn["languages"] and drawn["versions"] == self._versions
-
-    def tables(self, model: str, variant: str) -> list[str]:
-        """The continuations that are scored together, a table a language."""
-        return [
-            local(paths.generate(self.profile.name, model, variant, language) / "continuations.parquet")
-            for language in languages_of(self.profile, variant)
-        ]
-
-    def scored(self, model: str, variant: str) -> list[str]:
-        """What a language's evaluation waits for where all languages are scored together."""
-        return [manifest(paths.score(self.profile.name, model, variant))] if self.profile.score_together else []
-
-    def is_scored_ahead(self, model: str, variant: str) -> bool:
-        """Whether a language's scores are there when it is evaluated, which needs no GPU then.
-
-        A language that is added makes that stage run again, for this language alone. Scores told by other releases of
-        the packages are not taken.
-        """
-        if not self.profile.score_together:
-            return False
-        folder = paths.score(self.profile.name, model, variant)
-        return not finished(folder) or read_json(folder / MANIFEST)["versions"] == self._versions
-
-    @cached_property
-    def _versions(self) -> dict[str, str]:
-        return library_versions()
-
     def tuned(self, model: str, variant: str) -> list[str]:
         """What merging waits for: the training, or nothing for a published checkpoint."""
         trained = variant in self.profile.variants
@@ -180,6 +136,8 @@ class Graph:
         """All parameters of one job, as JSON."""
         values = stage_parameters(stage, self.profile, self._listed[model], **identity)
         values["output_folder"] = local(folder)
+        if identity.get("prompt_set") and "languages" in values:
+            values["languages"] = self.prompt_sets[identity["prompt_set"]]
         if stage == "trim":
             values["more_prompts"] = [
                 self.profile.more_prompts[name].model_dump(include={"source", "folder", "limit"})
@@ -213,9 +171,8 @@ class Graph:
 
     def judged_continuations(self, model: str) -> list[str]:
         """The continuations of every method that the judge compares."""
-        language = control_parameters("win_rate", self.profile, self._listed[model])["lang"]
         return [
-            local(paths.constrained_decode(self.profile.name, model, method, language) / "continuations.parquet")
+            local(paths.constrained_decode(self.profile.name, model, method) / "continuations.parquet")
             for method in self.methods()
         ]
 
@@ -252,8 +209,7 @@ class Graph:
         return [
             manifest(paths.control_corpus(name, model)),
             *(manifest(paths.regularise(name, model, method)) for method in self.methods() if method != "base"),
-            *(manifest(paths.constrained_decode(name, model, method, language))
-              for method in self.methods() for language in self.control_languages()),
+            *(manifest(paths.constrained_decode(name, model, method)) for method in self.methods()),
             *(manifest(paths.attribute_eval(name, model, method)) for method in self.methods()),
             manifest(paths.win_rate(name, model)),
             *(manifest(paths.jigsaw_classify(name, model, condition)) for condition in self.conditions()),
@@ -302,26 +258,20 @@ class Graph:
             for language in languages
         ]
 
-    def retrievals(self, model: str) -> list[str]:
-        """The manifests of the retrieval of every language; English is among them, whose sentences all are sought."""
-        languages = dict.fromkeys(["en", *self.profile.languages])
-        return [manifest(paths.retrieval(self.profile.name, model, language)) for language in languages]
-
     def _mechanism(self, model: str) -> list[str]:
-        name, languages = self.profile.name, self.profile.languages
+        name = self.profile.name
         return [
             manifest(paths.probe(name, model)),
             manifest(paths.value_vectors(name, model)),
-            *(manifest(paths.activations(name, model, variant, language))
-              for variant in self.compared(model) for language in languages),
-            *(manifest(paths.intervene(name, model, language)) for language in languages),
-        ]  # fmt: skip
+            *(manifest(paths.activations(name, model, variant)) for variant in self.compared(model)),
+            manifest(paths.intervene(name, model)),
+        ]
 
     def _alignment(self, model: str) -> list[str]:
         transfers = [
             manifest(paths.transfer(self.profile.name, model, variant)) for variant in self.compared(model)[1:]
         ]
-        return [*self.retrievals(model), *transfers]
+        return [manifest(paths.retrieval(self.profile.name, model)), *transfers]
 
     def results(self) -> list[str]:
         """The manifests of everything that the report reads."""
@@ -416,12 +366,8 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
     for model in graph.models:
         for variant in graph.trained(model):
             yield partial(stage_parameters, "dpo", settings, graph._listed[model], variant=variant)
-        for variant in graph.variants(model) if settings.draw_together else []:
-            yield partial(stage_parameters, "draw", settings, graph._listed[model], variant=variant)
         if settings.agreement is not None:
             yield partial(_check_agreement, graph, model)
-        for variant in graph.variants(model) if settings.score_together else []:
-            yield partial(stage_parameters, "score", settings, graph._listed[model], variant=variant)
         if settings.mechanism:
             yield partial(_check_mechanism, graph, model)
         if settings.alignment:
@@ -484,9 +430,9 @@ def _check_world(graph: Graph) -> None:
 
 def _check_evaluation(graph: Graph, model: str, variant: str) -> None:
     settings = graph.profile
-    checked: dict[str, Any] = stage_parameters(
-        "evaluate", settings, graph._listed[model], variant=variant, lang=settings.languages[0]
-    )
+    listed = graph._listed[model]
+    stage_parameters("evaluate", settings, listed, variant=variant, lang=settings.languages[0])
+    checked = stage_parameters("score", settings, listed, variant=variant)
     _check_scorer(checked["scorer"], settings.languages)
     if checked["second_scorer"]:
         _check_scorer(checked["second_scorer"], settings.languages)
@@ -533,23 +479,20 @@ def _check_mechanism(graph: Graph, model: str) -> None:
     settings, listed = graph.profile, graph._listed[model]
     probe = stage_parameters("probe", settings, listed)
     _check_labelled(graph, model, probe, "mechanism: probe")
-    _check_scorer(stage_parameters("intervene", settings, listed, lang="en")["scorer"], settings.languages)
+    _check_scorer(stage_parameters("intervene", settings, listed)["scorer"], settings.languages)
     neutral_prompts()
 
 
 def _check_alignment(graph: Graph, model: str) -> None:
     """The parallel sentences."""
     settings = graph.profile
-    lengths = {}
-    for language in dict.fromkeys(["en", *settings.languages]):
-        values = stage_parameters("retrieval", settings, graph._listed[model], lang=language)
-        lengths[language] = len(parallel_sentences(values["sentences"], language, values["folder"], values["limit"]))
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{language} {number}" for language, number in lengths.items())
-        raise UserError(
-            f"params/profiles/{settings.name}.yaml: alignment: retrieval: the files must be parallel, line by line "
-            f"({said})"
+    values = stage_parameters("retrieval", settings, graph._listed[model])
+    try:
+        parallel_texts(
+            values["sentences"], dict.fromkeys(["en", *settings.languages]), values["folder"], values["limit"]
         )
+    except UserError as error:
+        raise UserError(f"params/profiles/{settings.name}.yaml: {error}") from None
 
 
 def _check_control_texts(graph: Graph, model: str, name: str) -> None:
@@ -571,8 +514,7 @@ def _check_control(graph: Graph, model: str) -> None:
         values = control_parameters("regularise", settings, listed, method=method)
         _check_scorer(values["scorer"], ["en"], f"control: methods: {method}: regularise: scorer")
     for method in graph.methods():
-        for language in graph.control_languages():
-            control_parameters("constrained_decode", settings, listed, method=method, lang=language)
+        control_parameters("constrained_decode", settings, listed, method=method)
 
 
 def _check_capability(graph: Graph, model: str) -> None:

@@ -23,8 +23,8 @@ from tiny import CHECKOUT, make_checkout
 PATIENCE = 600
 STAGES = {"checkpoint": "checkpoints/tiny", "pairs": "tiny/tiny/pairs/on-policy", "dpo": "tiny/tiny/dpo/dpo",
           "merge": "tiny/tiny/dpo/merge"}  # fmt: skip
-STAGES |= {f"{stage} {variant}": f"tiny/tiny/{variant}/{stage}/en"
-           for stage in ("generate", "evaluate") for variant in ("base", "dpo")}  # fmt: skip
+STAGES |= {f"{stage} {variant}": f"tiny/tiny/{variant}/{stage}"
+           for stage in ("generate", "score", "evaluate/en") for variant in ("base", "dpo")}  # fmt: skip
 # The longest chain of stages, one after the other.
 TUNED = "runs/tiny/tiny/dpo/merge/manifest.json"
 
@@ -202,7 +202,7 @@ def test_a_cancelled_job_is_tried_again_and_the_run_does_not_hang(study):
 def test_a_lost_node_loses_no_job_and_the_run_ends_at_the_site(study):
     done = study.finished()
     run = study.start()
-    job = study.wait_for_job("evaluate", run)
+    job = study.wait_for_job("score", run)
     node = study.cluster.jobs()[job][2]
     study.cluster.lose_node(node)
     try:
@@ -220,19 +220,19 @@ def test_a_lost_node_loses_no_job_and_the_run_ends_at_the_site(study):
 
 def test_a_stage_that_fails_says_where_its_log_and_its_notebook_are(study):
     """By its own reason, and by Slurm's; a second run mends it."""
-    table = study.runs / "tiny/tiny/base/generate/en/continuations.parquet"
+    table = study.runs / "tiny/tiny/base/generate/continuations.parquet"
     whole, stamp = table.read_bytes(), table.stat()
     table.write_bytes(whole[:100])
-    (study.runs / "tiny/tiny/base/evaluate/en/manifest.json").unlink()
+    (study.runs / "tiny/tiny/base/score/manifest.json").unlink()
     os.utime(table, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    run = study.start("--retries", "0", "--", "runs/tiny/tiny/base/evaluate/en/manifest.json")
+    run = study.start("--retries", "0", "--", "runs/tiny/tiny/base/score/manifest.json")
     printed = study.finish(run)
     assert run.returncode == 1, printed
-    (line,) = [line for line in printed.splitlines() if "failed evaluation: tiny, base, en" in line]
+    (line,) = [line for line in printed.splitlines() if "failed scores: tiny, base" in line]
     log = re.search(r"SLURM status is: 'FAILED'.*\(log: (\S+)\)$", line)
     assert log and "continuations.parquet" in Path(log[1]).read_text("utf-8"), line
     assert "continuations.parquet: not a readable Parquet file" in printed
-    assert "runs/tiny/failed/tiny-base-evaluate-en.ipynb" in printed
+    assert "runs/tiny/failed/tiny-base-score.ipynb" in printed
 
 
 def test_plain_snakemake_reads_the_same_settings(study):
@@ -241,4 +241,4 @@ def test_plain_snakemake_reads_the_same_settings(study):
     done = subprocess.run([*command, "-n"], cwd=study.folder, env=study.environment, capture_output=True, text=True,
                           timeout=PATIENCE)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "evaluate" in done.stdout + done.stderr  # damaged by the test before
+    assert "score" in done.stdout + done.stderr  # damaged by the test before

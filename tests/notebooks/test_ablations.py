@@ -54,7 +54,8 @@ def test_what_is_not_at_hand_is_left_out_with_a_word(ran):
 
 def test_an_ablation_runs_as_much_as_it_says(ran):
     runs, _ = ran
-    scores = pd.read_parquet(runs / "tiny/lr/evaluate/de/scores.parquet")
+    scores = pd.read_parquet(runs / "tiny/lr/score/scores.parquet")
+    assert set(scores["language"]) == {"de"} and (runs / "tiny/lr/evaluate/de/metrics.json").is_file()
     assert scores.groupby("prompt_id").size().tolist() == [2, 2, 2]
     assert json.loads((runs / "tiny/lr/dpo/metrics.json").read_text())["learning_rate"] == 1e-2
     assert not (runs / "tiny/lr/further").exists()

@@ -1,58 +1,57 @@
-"""All languages of a model scored by one job, ahead of the stage that evaluates each language."""
+"""Continuations and scores of all languages by one job each; each language is then evaluated without any model."""
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from polydetox import paths, workflow
-from polydetox.artifacts import Stage
-from polydetox.metrics.evaluate import add_scores
-from polydetox.params import check_parameters, load_profile, stage_parameters
-from polydetox.report.collect import Results
-from polydetox.workflow import Graph
+from polydetox import paths
+from polydetox.metrics.scores import Scoring
+from polydetox.params import ScoreParameters, load_profile, stage_parameters
 from tiny import make_checkout, run
 
 LANGUAGES = ["en", "de"]
 TARGETS = [f"runs/tiny/tiny/base/evaluate/{language}/manifest.json" for language in LANGUAGES]
 EVALUATE = {"bootstrap_samples": 20, "judged_samples": 2}
+GENERATE = {"n": 3, "max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, tiny_checkpoints) -> Path:
-    """A checkout in which two languages were scored together and evaluated."""
+    """A checkout in which two languages were sampled, scored and evaluated."""
     folder = make_checkout(tmp_path_factory.mktemp("score") / "checkout", tiny_checkpoints["llama"], trim=None,
-                           languages=LANGUAGES, score_together=True, evaluate=EVALUATE)  # fmt: skip
+                           languages=LANGUAGES, evaluate=EVALUATE)  # fmt: skip
     run(folder, *TARGETS)
     return folder
 
 
-def test_scoring_together_changes_no_score(scored, monkeypatch, tmp_path):
-    """Against the scores of each language by itself, which nothing told ahead."""
+def test_each_language_has_the_scores_that_it_has_alone(scored, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "root", lambda: scored)
     monkeypatch.setattr(paths, "score_cache", lambda: tmp_path / "cache" / "scores")
+    settings = ScoreParameters(**stage_parameters("score", load_profile("tiny"), "tiny", variant="base"))
+    sampled = pd.read_parquet(scored / "runs/tiny/tiny/base/generate/continuations.parquet")
+    together = pd.read_parquet(scored / "runs/tiny/tiny/base/score/scores.parquet")
     for language in LANGUAGES:
-        values = stage_parameters("evaluate", load_profile("tiny"), "tiny", variant="base", lang=language)
-        table = pd.read_parquet(scored / f"runs/tiny/tiny/base/generate/{language}/continuations.parquet")
-        stage = Stage("evaluate", tmp_path / language, values)
-        alone = add_scores(table, check_parameters("evaluate", values), stage)
-        together = pd.read_parquet(scored / f"runs/tiny/tiny/base/evaluate/{language}/scores.parquet")
-        pd.testing.assert_frame_equal(alone[together.columns], together, check_exact=True)
-        assert together["perplexity"].notna().sum() == together.loc[~together["empty"] & (together["sample"] < 2)].shape[0]
+        table = sampled[sampled["language"] == language].reset_index(drop=True)
+        alone = Scoring(settings).score(table, language, tmp_path / language)
+        mine = together[together["language"] == language].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone[mine.columns], mine, check_exact=True)
+        assert mine["perplexity"].notna().sum() == mine.loc[~mine["empty"] & (mine["sample"] < 2)].shape[0]
 
 
 def test_the_evaluations_load_no_model(scored):
     folder = scored / "runs/tiny/tiny/base"
     assert "Loading weights" in (folder / "score/notebook.ipynb").read_text()
     for language in LANGUAGES:
-        notebook = (folder / f"evaluate/{language}/notebook.ipynb").read_text()
-        assert "Loading weights" not in notebook
-        assert not (folder / f"evaluate/{language}/parts").exists()
-    assert json.loads((folder / "score/manifest.json").read_text())["languages"] == ["de", "en"]
+        assert "Loading weights" not in (folder / f"evaluate/{language}/notebook.ipynb").read_text()
+    code = "import sys, polydetox.metrics.evaluate; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stdout + done.stderr
 
 
 def planned(checkout: Path, targets: list[str], **changes) -> set[str]:
@@ -71,17 +70,24 @@ def planned(checkout: Path, targets: list[str], **changes) -> set[str]:
 def test_only_what_a_change_concerns_is_scored_again(scored):
     assert planned(scored, TARGETS) == set()
     more = [*TARGETS, TARGETS[0].replace("/en/", "/ja/")]
-    # The evaluations only sum up what the stage has kept of the other languages.
     assert planned(scored, more, languages=[*LANGUAGES, "ja"]) == {"generate 1", "score 1", "evaluate 3"}
     assert planned(scored, TARGETS, evaluate=EVALUATE | {"bootstrap_samples": 30}) == {"evaluate 2"}
     assert planned(scored, TARGETS, evaluate=EVALUATE | {"judged_samples": 1}) == {"score 1", "evaluate 2"}
+    assert planned(scored, TARGETS, generate=GENERATE | {"n": 2}) == {"generate 1", "score 1", "evaluate 2"}
 
 
-def test_a_job_that_finds_its_scores_asks_for_no_gpu(scored, monkeypatch):
-    monkeypatch.setattr(paths, "root", lambda: scored)
-    graph = Graph("tiny")
-    assert graph.is_scored_ahead("tiny", "base") and graph.is_scored_ahead("tiny", "dpo")
-    monkeypatch.setattr(workflow, "library_versions", lambda: {"torch": "99.0"})
-    assert not Graph("tiny").is_scored_ahead("tiny", "base"), "told by another release"
-    runs = [run for run in Results("tiny").stages if run.stage == "score"]
-    assert [(run.variant, run.done) for run in runs] == [("base", True), ("dpo", False), ("dpo-lora", False)]
+def test_an_added_language_leaves_the_batches_of_the_others_as_they_are(scored):
+    """The jobs of the model run again, and compute the new language alone."""
+    folder = scored / "runs/tiny/tiny/base"
+    kept = {file: file.stat().st_mtime_ns for stage in ("generate", "score")
+            for file in (folder / stage / "parts").rglob("*.parquet")}  # fmt: skip
+    assert {file.relative_to(folder).parts[2] for file in kept} == set(LANGUAGES)
+    path = scored / "params/profiles/tiny.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"languages": [*LANGUAGES, "ja"]}))
+    before = pd.read_parquet(folder / "score/scores.parquet")
+    run(scored, TARGETS[0].replace("/en/", "/ja/"))
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    after = pd.read_parquet(folder / "score/scores.parquet")
+    assert set(after["language"]) == {"de", "en", "ja"}
+    same = after[after["language"].isin(LANGUAGES)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, before)

@@ -58,12 +58,12 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
     names = {str(folder.relative_to(checkout / "runs")) for folder in stage_folders(checkout)}
     expected = {"checkpoints/tiny", "tiny/tiny/trim", "tiny/tiny/pairs/on-policy"}
     expected |= {f"tiny/tiny/{variant}/{stage}" for variant in ("dpo", "dpo-lora") for stage in ("dpo", "merge")}
-    expected |= {f"tiny/tiny/{variant}/{stage}/{language}" for variant, language in EVALUATED
-                 for stage in ("generate", "evaluate")}  # fmt: skip
+    variants = ("base", "dpo", "dpo-lora")
+    expected |= {f"tiny/tiny/{variant}/{stage}" for variant in variants for stage in ("generate", "score")}
+    expected |= {f"tiny/tiny/{variant}/evaluate/{language}" for variant, language in EVALUATED}
     expected |= {"tiny/tiny/agreement", "tiny/tiny/probe", "tiny/tiny/value_vectors"}
-    expected |= {f"tiny/tiny/{variant}/activations/{language}" for variant, language in EVALUATED}
-    expected |= {f"tiny/tiny/base/{stage}/{language}" for stage in ("intervene", "retrieval")
-                 for language in ("de", "en", "ja")}  # fmt: skip
+    expected |= {f"tiny/tiny/{variant}/activations" for variant in variants}
+    expected |= {"tiny/tiny/base/intervene", "tiny/tiny/base/retrieval"}
     expected |= {f"tiny/tiny/{variant}/transfer" for variant in ("dpo", "dpo-lora")}
     expected |= {f"tiny/tiny/{variant}/capability" for variant in ("base", "dpo", "dpo-lora")}
     expected |= {f"tiny/summary/{section}" for section in OF_MODELS}
@@ -77,11 +77,11 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    # test_draw.py, test_score.py, test_control.py, test_control_eval.py; the others need a data set that no test may
-    own = {"draw", "score", "scorer_head", "scorer_candidates", "control_corpus", "regularise", "constrained_decode"}
+    # test_control.py, test_control_eval.py; the others need a data set that no test may
+    own = {"scorer_head", "scorer_candidates", "control_corpus", "regularise", "constrained_decode"}
     own |= {"attribute_eval", "win_rate", "jigsaw_classify"}
     names = {path.stem for path in (CHECKOUT / "notebooks").glob("*.ipynb")}
-    stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "evaluate", "agreement"}
+    stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "score", "evaluate", "agreement"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
     stages |= {"world_pretrain", "world_transfer", "capability"}
     assert names - own == stages | {f"summary_{section}" for section in SECTIONS}
@@ -98,7 +98,8 @@ def test_results_are_complete_and_in_range(finished):
             value = metrics[name]
             assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
         assert metrics["perplexity"]["median"]["value"] > 1
-        scores = pd.read_parquet(folder / "scores.parquet")
+        scores = pd.read_parquet(checkout / f"runs/tiny/tiny/{variant}/score/scores.parquet")
+        scores = scores[scores["language"] == language]
         assert scores.groupby("prompt_id").size().tolist() == [3] * 4
 
 
@@ -108,7 +109,7 @@ def test_the_continuations_are_compared_under_two_scorers_and_scored_once(finish
     scores = pd.read_parquet(folder / "scores.parquet")
     assert len(scores) == len(EVALUATED) * 12 and list(scores.columns[-2:]) == ["embedded", "lexicon"]
     english = scores[(scores["variant"] == "dpo") & (scores["language"] == "en")]
-    evaluated = pd.read_parquet(checkout / "runs/tiny/tiny/dpo/evaluate/en/scores.parquet")
+    evaluated = pd.read_parquet(checkout / "runs/tiny/tiny/dpo/score/scores.parquet").query("language == 'en'")
     assert np.array_equal(english["embedded"], evaluated["toxicity"], equal_nan=True)
     scales = pd.read_parquet(folder / "scales.parquet")
     assert (scales.loc[scales["scorer"] == "embedded", "matched"] == 0.5).all() and len(scales) == 6
@@ -125,30 +126,55 @@ def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
     assert metrics["actual"] == int((sources["activation"] > 0).sum()) and metrics["neurons"] == 2 * 64
     actual = set(zip(*(sources.loc[sources["actual"], key] for key in ("layer", "neuron")), strict=True))
     for variant, language in EVALUATED:
-        neurons = pd.read_parquet(run / f"{variant}/activations/{language}/neurons.parquet")
+        neurons = pd.read_parquet(run / f"{variant}/activations/neurons.parquet")
+        neurons = neurons[neurons["language"] == language]
         groups = {group: set(zip(rows["layer"], rows["neuron"], strict=True)) for group, rows in neurons.groupby("group")}
         assert groups["sources"] == actual and len(groups["control"]) == len(actual)
         assert not groups["control"] & set(zip(sources["layer"], sources["neuron"], strict=True))
     # What is watched while English is continued is what made the sources actual.
-    english = pd.read_parquet(run / "base/activations/en/neurons.parquet")
+    english = pd.read_parquet(run / "base/activations/neurons.parquet").query("language == 'en'")
     assert np.allclose(english.loc[english["group"] == "sources", "activation"],
                        sources.loc[sources["actual"], "activation"], atol=1e-5)  # fmt: skip
-    shifted = pd.read_parquet(run / "base/intervene/en/continuations.parquet")
+    shifted = pd.read_parquet(run / "base/intervene/continuations.parquet")
+    assert set(shifted.loc[shifted["group"] == "neutral", "language"]) == {"en"}
+    shifted = shifted[shifted["language"] == "en"]
     counts = shifted.groupby(["group", "offset"]).size().to_dict()
     assert counts == {("sources", 0.0): 2, ("sources", -2.0): 2, ("control", 0.0): 2, ("control", -2.0): 2,
                       ("neutral", 0.0): 8, ("neutral", 5.0): 8}  # fmt: skip
 
 
-def test_retrieval_computes_english_once_and_finds_it_in_itself(finished):
+def test_retrieval_finds_english_in_itself(finished):
     checkout, _ = finished
-    run = checkout / "runs/tiny/tiny/base/retrieval"
-    assert {path.name: sorted(file.name for file in path.glob("*.safetensors")) for path in run.iterdir()} == {
-        "en": ["en.safetensors"], "de": ["de.safetensors"], "ja": ["ja.safetensors"]}  # fmt: skip
-    english = json.loads((run / "en/metrics.json").read_text())
+    folder = checkout / "runs/tiny/tiny/base/retrieval"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["sentences"] == 6 and list(metrics["languages"]) == ["en", "de", "ja"]
+    english = metrics["languages"]["en"]
     assert english["accuracy"] == 1.0 and english["aligned_cosine"] == pytest.approx(1.0)
     for language in ("de", "ja"):
-        metrics = json.loads((run / f"{language}/metrics.json").read_text())
-        assert 0 <= metrics["accuracy"] <= metrics["best_accuracy"] <= 1 and metrics["sentences"] == 6
+        found = metrics["languages"][language]
+        assert 0 <= found["accuracy"] <= found["best_accuracy"] <= 1
+    layers = pd.read_parquet(folder / "layers.parquet")
+    assert layers.groupby("language")["layer"].apply(list).to_dict() == {name: [1, 2] for name in ("de", "en", "ja")}
+
+
+def test_an_added_language_costs_only_itself(finished):
+    """By hand, in a folder of its own: first two languages, then a third; the shards of the first two are kept."""
+    checkout, _ = finished
+    folder = checkout / "runs/by-hand"
+
+    def by_hand(*languages: str) -> dict[str, int]:
+        command = [sys.executable, "-m", "papermill", "notebooks/retrieval.ipynb", "out.ipynb", "-k", "python3",
+                   "-y", yaml.safe_dump({"model": "tiny", "profile": "tiny", "sentences": "project", "limit": 6,
+                                         "languages": list(languages), "output_folder": str(folder)})]  # fmt: skip
+        done = subprocess.run(command, cwd=checkout, env=environment(checkout), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert list(json.loads((folder / "metrics.json").read_text())["languages"]) == ["en", *languages]
+        return {file.name.split(".")[0]: file.stat().st_mtime_ns for file in (folder / "parts").iterdir()}
+
+    first = by_hand("de")
+    assert set(first) == {"en", "de"}
+    second = by_hand("de", "ja")
+    assert set(second) == {"en", "de", "ja"} and {name: second[name] for name in first} == first
 
 
 def test_a_controlled_world_runs_to_its_own_report(finished):
@@ -215,37 +241,38 @@ def test_changed_settings_run_only_what_depends_on_them(finished):
     assert plan.returncode == 0 and "Nothing to be done" in plan.stdout + plan.stderr
 
     counts = planned(checkout, "profiles/tiny.yaml", generate={"n": 2, "max_new_tokens": 6})
-    assert counts["generate"] == counts["evaluate"] == 9 and counts["summary"] == len(OF_MODELS)
+    assert counts["generate"] == counts["score"] == 3 and counts["evaluate"] == 9
+    assert counts["summary"] == len(OF_MODELS)
     assert not {"checkpoint", "trim", "pairs", "dpo", "merge"} & set(counts)
 
     # Other weights under the same name: everything made from them is made again.
     counts = planned(checkout, "models/tiny.yaml", dtype="bfloat16")
-    assert counts["checkpoint"] == counts["trim"] == counts["pairs"] == 1 and counts["generate"] == 9
+    assert counts["checkpoint"] == counts["trim"] == counts["pairs"] == 1 and counts["generate"] == 3
 
     # Without the trimmed vocabulary, what was made with it does not count.
     counts = planned(checkout, "profiles/tiny.yaml", trim=None)
-    assert "trim" not in counts and counts["pairs"] == 1 and counts["dpo"] == 2 and counts["generate"] == 9
+    assert "trim" not in counts and counts["pairs"] == 1 and counts["dpo"] == 2 and counts["generate"] == 3
 
 
 def test_one_stage_by_hand_with_plain_papermill(finished):
     """The README's words: papermill alone, with a model and a language, next to the finished run."""
     checkout, _ = finished
-    manifest = checkout / "runs/tiny/tiny/base/generate/de/manifest.json"
+    manifest = checkout / "runs/tiny/tiny/base/generate/manifest.json"
     before = manifest.read_bytes()
     command = [sys.executable, "-m", "papermill", "notebooks/generate.ipynb", "out.ipynb", "-p", "model", "tiny",
-               "-p", "lang", "de", "-p", "profile", "tiny", "-p", "prompts_source", "project", "-p", "prompt_limit", "2",
+               "-p", "languages", "de", "-p", "profile", "tiny", "-p", "prompts_source", "project", "-p", "prompt_limit", "2",
                "-k", "python3"]  # fmt: skip
     done = subprocess.run(command, cwd=checkout, env=environment(checkout), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    table = pd.read_parquet(checkout / "runs/manual/tiny/base/de/generate/continuations.parquet")
-    assert len(table) == 2 * 25
+    table = pd.read_parquet(checkout / "runs/manual/tiny/base/generate/continuations.parquet")
+    assert len(table) == 2 * 25 and set(table["language"]) == {"de"}
     assert manifest.read_bytes() == before, "a stage run by hand must not touch the run's artefacts"
 
     misspelt = subprocess.run([*command, "-p", "tempratur", "1"], cwd=checkout, env=environment(checkout),
                               capture_output=True, text=True, timeout=300)  # fmt: skip
     assert misspelt.returncode != 0
     assert "no parameter 'tempratur'; did you mean 'temperature'?" in misspelt.stderr
-    outside = subprocess.run([*command, "-p", "lang", "pl"], cwd=checkout, env=environment(checkout),
+    outside = subprocess.run([*command, "-p", "languages", "pl"], cwd=checkout, env=environment(checkout),
                              capture_output=True, text=True, timeout=300)  # fmt: skip
     assert "'languages' does not list 'pl'" in outside.stderr
 
@@ -257,21 +284,21 @@ def small(tmp_path, tiny_checkpoints) -> Path:
 
 
 def test_a_failing_stage_is_named_and_its_notebook_kept(small):
-    done = polydetox(small, "run", "--profile", "tiny", "runs/tiny/tiny/base/generate/en/manifest.json")
+    done = polydetox(small, "run", "--profile", "tiny", "runs/tiny/tiny/base/generate/manifest.json")
     assert done.returncode == 0, done.stderr
-    table = small / "runs/tiny/tiny/base/generate/en/continuations.parquet"
+    table = small / "runs/tiny/tiny/base/generate/continuations.parquet"
     whole = table.read_bytes()
     stamp = table.stat()
     table.write_bytes(whole[:100])
     os.utime(table, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
-    target = "runs/tiny/tiny/base/evaluate/en/manifest.json"
+    target = "runs/tiny/tiny/base/score/manifest.json"
     failed = polydetox(small, "run", "--profile", "tiny", target)
     assert failed.returncode == 1
     lines = [line for line in failed.stderr.splitlines() if line.startswith("polydetox:") or line.startswith("  the")]
     assert "continuations.parquet: not a readable Parquet file" in lines[0] and "delete it" in lines[0]
-    assert lines[1].endswith("runs/tiny/failed/tiny-base-evaluate-en.ipynb")
-    assert (small / "runs/tiny/failed/tiny-base-evaluate-en.ipynb").is_file()
+    assert lines[1].endswith("runs/tiny/failed/tiny-base-score.ipynb")
+    assert (small / "runs/tiny/failed/tiny-base-score.ipynb").is_file()
 
     table.unlink()
     mended = polydetox(small, "run", "--profile", "tiny", target)

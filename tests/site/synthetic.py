@@ -127,12 +127,13 @@ def make_run(runs: Path, languages: list[str], *, prompts: int = 6, samples: int
     _training(run / TRAINED / "dpo")
     _stage(run / TRAINED / "merge", "merge", {}, metrics=None)
     for variant in ("base", TRAINED):
+        tables, further = {}, {}
         for position, language in enumerate(languages):
-            scores = make_scores(variant, language, position, prompts, samples)
-            _language(run / variant, variant, language, scores, samples)
-            scores = make_scores(variant, language, position, 3, samples)
-            scores["prompt_id"] = "further-" + scores["prompt_id"]
-            _language(run / variant / FURTHER, variant, language, scores, samples)
+            tables[language] = make_scores(variant, language, position, prompts, samples)
+            further[language] = make_scores(variant, language, position, 3, samples)
+            further[language]["prompt_id"] = "further-" + further[language]["prompt_id"]
+        _evaluated(run / variant, variant, tables, samples)
+        _evaluated(run / variant / FURTHER, variant, further, samples)
     _ablations(run, languages, prompts, samples)
     _agreement(run, languages, prompts, samples)
     _mechanism(run, languages, prompts)
@@ -152,12 +153,12 @@ def _ablations(run: Path, languages: list[str], prompts: int, samples: int) -> N
     for variant in (SEED, RATE):
         _training(run / variant / "dpo", variant)
         _stage(run / variant / "merge", "merge", {}, metrics=None)
+    tables = {}
     for position, language in enumerate(languages):
-        scores = make_scores(TRAINED, language, position, prompts, samples)
+        tables[language] = scores = make_scores(TRAINED, language, position, prompts, samples)
         scores["toxicity"] = (scores["toxicity"] + 0.01 * (position + 1)).clip(0, 1)
-        _language(run / SEED, SEED, language, scores, samples)
-    scores = make_scores(TRAINED, languages[0], 0, 4, 2)
-    _language(run / RATE, RATE, languages[0], scores, 2)
+    _evaluated(run / SEED, SEED, tables, samples)
+    _evaluated(run / RATE, RATE, {languages[0]: make_scores(TRAINED, languages[0], 0, 4, 2)}, 2)
 
 
 def make_scores(variant: str, language: str, position: int, prompts: int, samples: int) -> pd.DataFrame:
@@ -188,29 +189,29 @@ def make_scores(variant: str, language: str, position: int, prompts: int, sample
     return pd.DataFrame(rows)
 
 
-def _language(folder: Path, variant: str, language: str, scores: pd.DataFrame, samples: int) -> None:
+def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samples: int) -> None:
+    """The continuations of one variant in every language, their scores, and the evaluation of each language."""
     from polydetox.metrics.evaluate import summarise
     from polydetox.report.masking import masked_table
 
-    shared = {"model": MODEL, "profile": PROFILE, "variant": variant, "lang": language}
-    generated = {"n": samples, "temperature": 0.9, "top_p": 0.8, "max_new_tokens": 20}
-    continuations = scores[["prompt_id", "prompt", "sample", "continuation", "empty", "truncated", "gloss"]]
-    covered = masked_table(scores.iloc[[0, -1]], language=language)
+    shared = {"model": MODEL, "profile": PROFILE, "variant": variant}
+    scores = pd.concat([table.assign(language=language) for language, table in tables.items()], ignore_index=True)
+    covered = masked_table(scores.iloc[[0, -1]])
     shown = _output({"text/html": covered._repr_html_(), "text/plain": repr(covered)})
-    where = folder / "generate" / language
-    where.mkdir(parents=True)
-    continuations.to_parquet(where / "continuations.parquet", index=False)
-    _stage(where, "generate", shared | generated, metrics=None, cells=[("masked_table(continuations)", [shown])])
-
-    where = folder / "evaluate" / language
-    where.mkdir(parents=True)
-    scores.to_parquet(where / "scores.parquet", index=False)
-    measured = summarise(scores, language, 0.5, samples=50, confidence=0.95, seed=0)
-    parameters = {"scorer": "embedded", "second_scorer": "lexicon", "threshold": 0.5, "judge": "untuned"}
-    figure = _histogram()
+    generated = {"n": samples, "temperature": 0.9, "top_p": 0.8, "max_new_tokens": 20, "languages": list(tables)}
+    columns = ["language", "prompt_id", "prompt", "sample", "continuation", "empty", "truncated", "gloss"]
+    _table(folder / "generate" / "continuations.parquet", scores[columns])
+    _stage(folder / "generate", "generate", shared | generated, metrics=None,
+           cells=[("masked_table(continuations)", [shown])])  # fmt: skip
+    scored = {"scorer": "embedded", "second_scorer": "lexicon", "judge": "untuned"}
+    _table(folder / "score" / "scores.parquet", scores)
+    _stage(folder / "score", "score", shared | scored, metrics=scored, cells=[("masked_table(scores)", [shown])])
     cell = '#| label: fig-toxicity\n#| fig-cap: "Toxicity of the continuations."\n#| fig-alt: "Two histograms."\nplot()'
-    _stage(where, "evaluate", shared | parameters, metrics=shared | parameters | measured,
-           cells=[(cell, [figure]), ("masked_table(scores)", [shown])], prose="As @fig-toxicity shows.")  # fmt: skip
+    for language, table in tables.items():
+        measured = summarise(table, language, 0.5, samples=50, confidence=0.95, seed=0)
+        of_language = shared | {"lang": language, "threshold": 0.5}
+        _stage(folder / "evaluate" / language, "evaluate", of_language, metrics=of_language | scored | measured,
+               cells=[(cell, [_histogram()])], prose="As @fig-toxicity shows.")  # fmt: skip
 
 
 def _agreement(run: Path, languages: list[str], prompts: int, samples: int) -> None:
@@ -295,23 +296,31 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
     found = {"neurons": 64, "layers": 2, "potential": NEURONS, "actual": NEURONS - 1, "lowest_cosine": 0.1,
              "highest_cosine": 0.3, "rms_activation": 0.1, "several_scripts": 5, "prompts": prompts}  # fmt: skip
     _stage(run / "value_vectors", "value_vectors", {}, metrics=found)
-    for position, language in enumerate(languages):
-        for variant, level in (("base", 0.08), (TRAINED, 0.02)):
-            folder = run / variant / "activations" / language
-            neurons = pd.DataFrame({"group": "sources", "layer": 0, "neuron": range(NEURONS - 1), "activation": level})
-            _table(folder / "neurons.parquet", neurons)
+    for variant, level in (("base", 0.08), (TRAINED, 0.02)):
+        folder, metrics = run / variant / "activations", {}
+        neurons = pd.DataFrame({"group": "sources", "layer": 0, "neuron": range(NEURONS - 1), "activation": level})
+        _table(folder / "neurons.parquet", neurons.assign(language="en"))
+        for position, language in enumerate(languages):
             by_prompt = [level + 0.01 * (prompt % 3) - 0.002 * position for prompt in range(prompts)]
             flat = [0.001 * (prompt % 2) for prompt in range(prompts)]
             means = {"sources": float(np.mean(by_prompt)), "control": float(np.mean(flat))}
             each = {"sources_by_prompt": by_prompt, "control_by_prompt": flat}
-            metrics = {"prompts": prompts, "neurons": NEURONS - 1, **means, **each}
-            _stage(folder, "activations", {"variant": variant, "lang": language}, metrics=metrics)
-        _intervene(run / "base" / "intervene" / language, language, prompts)
+            metrics[language] = {"prompts": prompts, "neurons": NEURONS - 1, **means, **each}
+        _stage(folder, "activations", {"variant": variant}, metrics={"languages": metrics})
+    _intervene(run / "base" / "intervene", languages, prompts)
 
 
-def _intervene(folder: Path, language: str, prompts: int) -> None:
+def _intervene(folder: Path, languages: list[str], prompts: int) -> None:
     from polydetox.interp.sources import by_offset
 
+    tables = {language: _shifted(language, prompts) for language in languages}
+    _table(folder / "continuations.parquet", pd.concat(tables.values(), ignore_index=True))
+    metrics = {language: {"unit": "rms", "scorer": "embedded", "offsets": by_offset(table).to_dict("records")}
+               for language, table in tables.items()}  # fmt: skip
+    _stage(folder, "intervene", {}, metrics={"languages": metrics})
+
+
+def _shifted(language: str, prompts: int) -> pd.DataFrame:
     rows = [
         {"prompt_id": f"p{prompt:02d}", "prompt": f"{MARKER} prompt", "group": group, "offset": offset,
          "added": offset, "continuation": f"{MARKER} {group} {offset:g}",
@@ -324,10 +333,7 @@ def _intervene(folder: Path, language: str, prompts: int) -> None:
              "continuation": f"{MARKER} neutral {offset:g}", "toxicity": 0.1 + offset / 10}
             for offset in (0.0, 5.0)
         ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    _table(folder / "continuations.parquet", table)
-    metrics = {"lang": language, "unit": "rms", "scorer": "embedded", "offsets": by_offset(table).to_dict("records")}
-    _stage(folder, "intervene", {"lang": language}, metrics=metrics)
+    return pd.DataFrame(rows).assign(language=language)
 
 
 def _alignment(run: Path, languages: list[str]) -> None:
@@ -336,15 +342,16 @@ def _alignment(run: Path, languages: list[str]) -> None:
     from polydetox.params import TransferParameters
     from polydetox.retrieval.transfer import transfer_figures, transfer_table
 
+    folder, tables, metrics = run / "base" / "retrieval", [], {}
     for position, language in enumerate(languages):
         accuracy = 1.0 if language == "en" else 0.8 - 0.1 * position
         layers = pd.DataFrame({"layer": [1, 2], "accuracy": [accuracy - 0.1, accuracy + 0.1], "from_english": accuracy,
                                "to_english": accuracy, "aligned_cosine": 0.9, "other_cosine": 0.7})  # fmt: skip
-        folder = run / "base" / "retrieval" / language
-        _table(folder / "layers.parquet", layers)
+        tables.append(layers.assign(language=language))
         means = {name: float(layers[name].mean()) for name in layers.columns if name != "layer"}
-        metrics = {"sentences": 32, "layers": 2, **means, "best_layer": 2, "best_accuracy": accuracy + 0.1}
-        _stage(folder, "retrieval", {"lang": language}, metrics=metrics)
+        metrics[language] = {"layers": 2, **means, "best_layer": 2, "best_accuracy": accuracy + 0.1}
+    _table(folder / "layers.parquet", pd.concat(tables, ignore_index=True))
+    _stage(folder, "retrieval", {}, metrics={"sentences": 32, "languages": metrics})
     settings = TransferParameters(profile=PROFILE, model=MODEL, variant=TRAINED, bootstrap_samples=100)
     folder = run / TRAINED / "transfer"
     table = transfer_table(settings, Stage("transfer", folder, {}))

@@ -65,9 +65,9 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
                         "steps": 28}  # fmt: skip
             write(folder, "regularise", {"method": method}, metrics=settings | seconds)
         scores = make_scores(method, languages, marker, prompts, samples, rng)
-        for language in languages:
-            write(control / method / "constrained_decode" / language, "constrained_decode",
-                  {"method": method, "lang": language}, metrics=None)  # fmt: skip
+        decoded = {"method": method, "languages": languages}
+        _table(control / method / "constrained_decode" / "continuations.parquet", scores)
+        write(control / method / "constrained_decode", "constrained_decode", decoded, metrics=None)
         items = pd.DataFrame([
             {"suite": suite, "task": suite, "part": suite, "language": "en", "item": item,
              "correct": float(rng.random() < right)}

@@ -45,7 +45,7 @@ def test_summaries_leave_tables_metrics_and_a_manifest(run):
         0
     ]
     for side, variant in (("before", "base"), ("after", "dpo")):
-        scores = pd.read_parquet(paths.evaluate(PROFILE, "tiny", variant, "ar") / "scores.parquet")
+        scores = pd.read_parquet(paths.score(PROFILE, "tiny", variant) / "scores.parquet").query("language == 'ar'")
         assert row[side] == pytest.approx(scores.groupby("prompt_id")["toxicity"].mean().mean())
     assert row["drop_low"] < row["drop"] < row["drop_high"]
 
@@ -213,11 +213,11 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     absent = said["absent_sentence"]
     assert absent.startswith("This profile leaves out the controlled world. Of ")
     assert "Of multiple-choice questions before and after tuning, 2 of 3 notebooks were run." in absent
-    assert "Of attribute-controlled fine-tuning [@meng2024attribute], 27 of 34 notebooks were run." in absent
+    assert "Of attribute-controlled fine-tuning [@meng2024attribute], 15 of 19 notebooks were run." in absent
     assert (
         "Of preference tuning of pretrained models and its effect on toxicity, 21 of 29 notebooks were run." in absent
     )
-    assert "Of the toxicity probe, value vectors, activations and interventions, 14 of 18 notebooks were run." in absent
+    assert "Of the toxicity probe, value vectors, activations and interventions, 5 of 6 notebooks were run." in absent
     assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
 
 
@@ -230,7 +230,7 @@ def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
             read_json(models / f"{variant}/evaluate/{language}/metrics.json")["emt"]["value"]
             for variant in ("base", "dpo")
         )
-        retrieved = read_json(models / f"base/retrieval/{language}/metrics.json")
+        retrieved = read_json(models / "base/retrieval/metrics.json")["languages"][language]
         assert (row["before"], row["after"]) == (before, after) and after < before
         assert row["relative_drop"] == pytest.approx(1 - after / before)
         assert row["accuracy"] == retrieved["accuracy"]
@@ -245,7 +245,7 @@ def test_a_probe_is_tried_on_what_was_evaluated(run):
     settings = ProbeParameters(profile=PROFILE, model="tiny", texts_per_language=7, label_threshold=0.6)
     texts = zero_shot_texts(settings, Stage("probe", run / "probe", {}))
     assert texts.groupby("language").size().to_dict() == dict.fromkeys(["ar", "de", "en", "ja"], 7)
-    scores = pd.read_parquet(run / f"runs/{PROFILE}/tiny/base/evaluate/de/scores.parquet")
+    scores = pd.read_parquet(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet").query("language == 'de'")
     wanted = scores.sort_values(["sample", "prompt_id"]).head(7)
     german = texts[texts["language"] == "de"]
     assert german["text"].tolist() == wanted["continuation"].str.strip().tolist()
@@ -353,11 +353,11 @@ def test_an_unexecuted_notebook_is_refused_and_the_old_site_stays(run, site):
 
 
 def test_a_corrupt_table_is_named(run):
-    file = paths.evaluate(PROFILE, "tiny", "dpo", "ja") / "scores.parquet"
+    file = paths.score(PROFILE, "tiny", "dpo") / "scores.parquet"
     original = file.read_bytes()
     file.write_bytes(original[:100])
     try:
-        with pytest.raises(UserError, match=r"dpo/evaluate/ja/scores.parquet: not a readable Parquet file"):
+        with pytest.raises(UserError, match=r"dpo/score/scores.parquet: not a readable Parquet file"):
             assemble(PROFILE)
     finally:
         file.write_bytes(original)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -197,3 +198,33 @@ def test_folder_hash_depends_on_names_and_contents_only(tmp_path):
     assert artifacts.folder_sha256(tmp_path / "a") == artifacts.folder_sha256(tmp_path / "b")
     (tmp_path / "b" / "w").rename(tmp_path / "b" / "v")
     assert artifacts.folder_sha256(tmp_path / "a") != artifacts.folder_sha256(tmp_path / "b")
+
+
+def test_a_shard_is_computed_once_for_all_that_it_depends_on(tmp_path):
+    """A language that is added leaves the others as they are; other settings, inputs or texts compute again."""
+    computed = []
+
+    def shards(parameters: dict, texts: dict[str, str], given: Path | None = None) -> dict[str, str]:
+        stage = artifacts.Stage("activations", tmp_path / "stage", parameters | {"languages": list(texts)})
+        if given:
+            stage.reads(given)
+
+        def compute(language: str) -> pd.DataFrame:
+            computed.append(language)
+            return pd.DataFrame({"text": [texts[language]]})
+
+        tables = {name: stage.shard(name, lambda name=name: compute(name), texts[name]) for name in texts}
+        return {name: table.loc[0, "text"] for name, table in tables.items()}
+
+    assert shards({"n": 1}, {"de": "eins", "zh": "一"}) == {"de": "eins", "zh": "一"}
+    assert shards({"n": 1}, {"de": "eins", "zh": "一", "en": "one"})["en"] == "one"
+    assert computed == ["de", "zh", "en"]
+    assert shards({"n": 1}, {"de": "zwei", "zh": "一", "en": "one"})["de"] == "zwei" and computed[3:] == ["de"]
+    shards({"n": 2}, {"de": "zwei", "zh": "一"})
+    assert computed[4:] == ["de", "zh"]
+    given = tmp_path / "sources"
+    given.write_text("neurons")
+    shards({"n": 2}, {"de": "zwei"}, given)
+    assert computed[6:] == ["de"]
+    names = sorted(file.name.split(".")[0] for file in (tmp_path / "stage/parts").iterdir())
+    assert names == ["de", "en", "zh"], "what depended on other things is removed"

@@ -187,23 +187,6 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(tiny_checkpoints, tmp_pa
     assert other["tokens"].max() == 3
 
 
-def test_what_was_drawn_ahead_is_taken_where_it_fits(tiny_checkpoints, tmp_path, monkeypatch):
-    sampling, weights = Sampling(n=2, max_new_tokens=4), tiny_checkpoints["llama"]
-    whole = generate(weights, table(), sampling, tmp_path / "whole", batch_size=4)
-    ahead = tmp_path / "ahead"
-    drawing = engines.Drawing(weights, sampling, batch_size=4)
-    assert drawing.draw(table(), ahead) == whole["tokens"].sum()
-    assert drawing.draw(table(), ahead) == 0, "nothing is drawn twice"
-
-    # Other settings neither take these batches nor remove them.
-    other = generate(weights, table(), Sampling(n=2, max_new_tokens=3), tmp_path / "parts", batch_size=4, drawn=ahead)
-    assert other["tokens"].max() == 3 and drawing.has_batches(table(), ahead)
-
-    monkeypatch.setattr(engines, "_start", lambda *_: pytest.fail("an engine was started"))
-    taken = generate(weights, table(), sampling, tmp_path / "parts", batch_size=4, drawn=ahead)
-    pd.testing.assert_frame_equal(taken, whole)
-
-
 def test_engine_that_is_missing_is_named():
     if engines.find_spec("vllm"):
         pytest.skip("vllm is installed here")

@@ -27,7 +27,8 @@ def test_a_committed_notebook_is_clean(file):
     assert notebook.metadata.kernelspec.name == "python3", "opens with any Jupyter"
     for cell in code:
         definitions = [node for node in ast.parse(_python(cell.source)).body if isinstance(node, ast.FunctionDef)]
-        assert not definitions, "a notebook calls the library and defines nothing"
+        # A step of the method may have a name where it is shown; what is longer or shared lives in lib/.
+        assert all(node.end_lineno - node.lineno < 12 for node in definitions), "algorithms belong in lib/"
 
 
 def _python(source: str) -> str:

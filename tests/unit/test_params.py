@@ -27,7 +27,7 @@ def test_every_shipped_file_is_valid():
         profile = params.load_profile(name)
         for model in profile.models:
             for variant in params.variants_of(profile, model):
-                settings = params.stage_parameters("generate", profile, model, variant=variant, lang="en")
+                settings = params.stage_parameters("generate", profile, model, variant=variant)
                 assert settings["max_new_tokens"] == 20
 
 
@@ -39,7 +39,7 @@ def test_paper_profile_has_the_papers_settings():
     small = params.stage_parameters("dpo", profile, "llama-2-7b", variant="dpo")
     assert (small["method"], small["batch_size"], small["gradient_accumulation_steps"]) == ("qlora", 1, 4)
     assert (small["lora_rank"], small["lora_alpha"], small["lora_dropout"], small["epochs"]) == (64, 16, 0.05, 20)
-    drawn = params.stage_parameters("generate", profile, "mgpt", variant="base", lang="zh")
+    drawn = params.stage_parameters("generate", profile, "mgpt", variant="base")
     assert (drawn["n"], drawn["temperature"], drawn["top_p"]) == (25, 0.9, 0.8)
 
 
@@ -61,8 +61,8 @@ def test_a_later_source_wins(checkout):
     file = checkout / "params/models/tiny.yaml"
     rewrite(file, generate={"n": 7, "top_k": 5})
     profile = params.load_profile("tiny")
-    assert params.stage_parameters("generate", profile, "tiny", variant="base", lang="de")["n"] == 3
-    assert params.stage_parameters("generate", profile, "tiny", variant="base", lang="de")["top_k"] == 5
+    assert params.stage_parameters("generate", profile, "tiny", variant="base")["n"] == 3
+    assert params.stage_parameters("generate", profile, "tiny", variant="base")["top_k"] == 5
     assert params.stage_parameters("dpo", profile, "tiny", variant="dpo-lora")["method"] == "lora"
     assert params.stage_parameters("dpo", profile, "tiny", variant="dpo")["method"] == "full"
 
@@ -201,10 +201,10 @@ FULL = {
 def test_an_ablation_takes_fewer_languages_prompts_and_continuations(checkout):
     rewrite(checkout / "params/profiles/tiny.yaml", **FULL)
     profile = params.load_profile("tiny")
-    drawn = params.stage_parameters("generate", profile, "tiny", variant="lr", lang="de")
-    assert (drawn["n"], drawn["prompt_limit"]) == (2, 3)
-    whole = params.stage_parameters("generate", profile, "tiny", variant="dpo", lang="de")
-    assert (whole["n"], whole["prompt_limit"]) == (3, 4)
+    drawn = params.stage_parameters("generate", profile, "tiny", variant="lr")
+    assert (drawn["n"], drawn["prompt_limit"], drawn["languages"]) == (2, 3, ["de"])
+    whole = params.stage_parameters("generate", profile, "tiny", variant="dpo")
+    assert (whole["n"], whole["prompt_limit"], whole["languages"]) == (3, 4, ["de", "en", "ja"])
     assert params.languages_of(profile, "lr") == ["de"] and params.languages_of(profile, "dpo") == ["de", "en", "ja"]
     assert params.stage_parameters("dpo", profile, "tiny", variant="lr")["learning_rate"] == 1e-6
     assert profile.ablated_from(profile.variants["lr"]) == "dpo"
@@ -237,10 +237,12 @@ def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout
     assert "runs/tiny/tiny/other/rtp-lx/evaluate/de/manifest.json" in results
     assert not any("/lr/rtp-lx/" in result or "/lr/evaluate/en" in result for result in results)
     profile = params.load_profile("tiny")
-    more = params.stage_parameters("generate", profile, "tiny", variant="base", lang="de", prompt_set="rtp-lx")
+    more = params.stage_parameters("generate", profile, "tiny", variant="base", prompt_set="rtp-lx")
     assert (more["prompts_source"], more["prompts_folder"], more["prompt_limit"]) == ("rtp-lx", "$RTP_LX", 2)
     evaluated = params.stage_parameters("evaluate", profile, "tiny", variant="base", lang="de", prompt_set="rtp-lx")
     assert evaluated["prompt_set"] == "rtp-lx"
+    job = json.loads(graph.parameters("generate", checkout, "tiny", variant="base", prompt_set="rtp-lx"))
+    assert job["languages"] == ["de", "en"], "those that the set has"
     pairs = params.stage_parameters("pairs", profile, "tiny", kind="rtp-lx")
     assert pairs["held_out_prompts"] == 2, "what further prompts evaluate is not trained on"
 
@@ -268,23 +270,33 @@ def test_the_corpus_of_control_is_told_every_evaluated_prompt(checkout):
 
 def test_sections_of_the_mechanism_reach_their_stages(checkout):
     profile = params.load_profile("tiny")
-    assert params.stage_parameters("intervene", profile, "tiny", lang="de")["prompt_limit"] == 2, "a limit of its own"
-    assert params.stage_parameters("activations", profile, "tiny", variant="dpo", lang="de")["prompt_limit"] == 4
-    assert params.stage_parameters("retrieval", profile, "tiny", lang="de")["sentences"] == "project"
+    assert params.stage_parameters("intervene", profile, "tiny")["prompt_limit"] == 2, "a limit of its own"
+    activations = params.stage_parameters("activations", profile, "tiny", variant="dpo")
+    assert activations["prompt_limit"] == 4 and activations["languages"] == profile.languages
+    assert params.stage_parameters("retrieval", profile, "tiny")["sentences"] == "project"
 
 
-def test_languages_drawn_together_need_a_named_engine(checkout):
-    rewrite(checkout / "params/profiles/tiny.yaml", draw_together=True)
-    with pytest.raises(UserError, match=r"params/profiles/tiny.yaml: draw_together: .* set generate: engine"):
-        workflow.preflight("tiny")
-    rewrite(checkout / "params/profiles/tiny.yaml", draw_together=True, generate={"engine": "transformers", "n": 2})
-    workflow.preflight("tiny")
-    drawn = params.stage_parameters("draw", params.load_profile("tiny"), "tiny", variant="dpo")
-    assert (drawn["n"], drawn["variant"], drawn["prompt_limit"]) == (2, "dpo", 4), "all from the profile"
-    settings = params.DrawParameters.model_validate(drawn)
+def test_a_stage_of_many_languages_takes_those_of_the_profile(checkout):
+    drawn = params.stage_parameters("generate", params.load_profile("tiny"), "tiny", variant="dpo")
+    assert (drawn["n"], drawn["variant"], drawn["prompt_limit"]) == (3, "dpo", 4), "all from the profile"
+    settings = params.GenerateParameters.model_validate(drawn)
     assert params.languages_of_run(settings) == ["de", "en", "ja"]
+    assert params.languages_of_run(settings.model_copy(update={"languages": []})) == ["de", "en", "ja"]
     with pytest.raises(UserError, match="does not list 'sv'"):
         params.languages_of_run(settings.model_copy(update={"languages": ["en", "sv"]}))
+
+
+def test_the_section_evaluate_holds_the_settings_of_two_stages(checkout):
+    """Scoring, which loads models, and evaluating, which reads scores."""
+    rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"judge": "none", "bootstrap_samples": 7})
+    profile = params.load_profile("tiny")
+    scored = params.stage_parameters("score", profile, "tiny", variant="dpo")
+    assert scored["judge"] == "none" and "bootstrap_samples" not in scored
+    evaluated = params.stage_parameters("evaluate", profile, "tiny", variant="dpo", lang="de")
+    assert evaluated["bootstrap_samples"] == 7 and "judge" not in evaluated
+    rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"juge": "none"})
+    with pytest.raises(UserError, match="unknown key 'juge'; did you mean 'judge'"):
+        params.load_profile("tiny")
 
 
 def test_a_mistake_in_a_model_file_is_named(checkout):
@@ -334,10 +346,14 @@ def test_a_notebook_refuses_a_parameter_it_does_not_have(checkout):
     with pytest.raises(UserError, match="no parameter 'tempratur'; did you mean 'temperature'"):
         begin("generate", {"tempratur": 1.0, "__name__": "__main__", "In": []})
     with pytest.raises(UserError, match="lang: unknown language 'dee'"):
-        begin("generate", {"lang": "dee"})
-    settings, stage = begin("generate", {"lang": "de", "model": "tiny"})
-    assert settings.lang == "de"
-    assert stage.folder == checkout / "runs/manual/tiny/base/de/generate"
+        begin("evaluate", {"lang": "dee"})
+    with pytest.raises(UserError, match="languages: unknown language 'dee'"):
+        begin("generate", {"languages": ["de", "dee"]})
+    settings, stage = begin("generate", {"languages": "de", "model": "tiny"})
+    assert settings.languages == ["de"], "as `papermill -p languages de` gives it"
+    assert stage.folder == checkout / "runs/manual/tiny/base/generate"
+    settings, stage = begin("evaluate", {"lang": "de", "model": "tiny"})
+    assert stage.folder == checkout / "runs/manual/tiny/base/de/evaluate"
 
 
 def test_nearest_lists_what_is_valid_when_nothing_is_near():

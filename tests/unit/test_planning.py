@@ -88,18 +88,19 @@ def rates(checkout):
 def test_each_stage_of_the_graph_has_its_cost(checkout, rates):
     jobs = planning.jobs_of("tiny", everything=True)
     counts = {stage: sum(one.stage == stage for one in jobs) for stage in {one.stage for one in jobs}}
-    assert counts["generate"] == counts["evaluate"] == counts["activations"] == 9  # 3 variants x 3 languages
+    assert counts["generate"] == counts["score"] == counts["activations"] == 3  # variants
+    assert counts["evaluate"] == 9  # 3 variants x 3 languages
     assert counts["dpo"] == counts["merge"] == 2 and counts["trim"] == counts["pairs"] == counts["probe"] == 1
     assert all(other < number for number, one in enumerate(jobs) for other in one.needs)
     costs = Costs("tiny", rates)
     size = planning.model_parameters("tiny")
     generate = next(one for one in jobs if one.stage == "generate")
-    # 4 prompts x 3 continuations x 6 tokens
-    assert costs.of(generate).decode == pytest.approx(72 * size)
-    evaluate = costs.of(next(one for one in jobs if one.stage == "evaluate"))
+    # 3 languages x 4 prompts x 3 continuations x 6 tokens
+    assert costs.of(generate).decode == pytest.approx(216 * size)
+    scored = costs.of(next(one for one in jobs if one.stage == "score"))
     scorers = rates.size("embedded") + rates.size("lexicon")
-    judged = 72 + 4 * rates.prompt_tokens.value
-    assert evaluate.forward == pytest.approx(72 * scorers + judged * size)
+    judged = 216 + 12 * rates.prompt_tokens.value
+    assert scored.forward == pytest.approx(216 * scorers + judged * size)
     dpo = next(one for one in jobs if one.name == "dpo tiny dpo")
     # 4 steps of 4 pairs, two sequences each
     assert costs.of(dpo).train == pytest.approx(4 * 4 * 2 * rates.pair_tokens.value * size)

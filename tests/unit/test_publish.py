@@ -71,14 +71,13 @@ def run(checkout, tiny_checkpoints, monkeypatch):
     finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
            largest_logit_difference=0.0)  # fmt: skip
     for variant, emt in (("base", 0.6), ("dpo", 0.4)):
+        generated = paths.generate("tiny", "tiny", variant)
+        write_parquet(generated / "continuations.parquet", pd.DataFrame({"prompt": [TOXIC], "continuation": [TOXIC]}))
+        finish("generate", generated, reads=[merged] if variant == "dpo" else [])
+        finish("score", paths.score("tiny", "tiny", variant), scorer_revision="r1")
         for language in ("de", "en"):  # Japanese was not evaluated
-            generated = paths.generate("tiny", "tiny", variant, language)
-            write_parquet(
-                generated / "continuations.parquet", pd.DataFrame({"prompt": [TOXIC], "continuation": [TOXIC]})
-            )
-            finish("generate", generated, reads=[merged] if variant == "dpo" else [])
-            finish("evaluate", paths.evaluate("tiny", "tiny", variant, language), {"confidence": 0.95}, evaluation(emt),
-                   scorer_revision="r1")  # fmt: skip
+            folder = paths.evaluate("tiny", "tiny", variant, language)
+            finish("evaluate", folder, {"confidence": 0.95}, evaluation(emt))
     return checkout
 
 
@@ -141,8 +140,8 @@ def test_what_was_not_measured_on_this_checkpoint_is_refused(run):
     with pytest.raises(UserError, match=r"merge/weights: changed since it was merged; run `polydetox run"):
         publish.find_run("tiny", "tiny", None)
     weights.write_bytes(whole)
-    finish("generate", paths.generate("tiny", "tiny", "dpo", "de"))
-    with pytest.raises(UserError, match=r"generate/de: the continuations are another checkpoint's"):
+    finish("generate", paths.generate("tiny", "tiny", "dpo"))
+    with pytest.raises(UserError, match=r"dpo/generate: the continuations are another checkpoint's"):
         publish.find_run("tiny", "tiny", None)
     finish("dpo", paths.dpo("tiny", "tiny", "dpo"), output_sha256="9" * 64)
     with pytest.raises(UserError, match="merged before the last training"):

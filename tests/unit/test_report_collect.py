@@ -165,7 +165,7 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
 
     assert prose._left_out(Results("tiny")) == ""
     for variant in ("base", "dpo"):
-        stage = Stage("generate", paths.generate("tiny", "tiny", variant, "de"), {})
+        stage = Stage("generate", paths.generate("tiny", "tiny", variant), {})
         stage.leaves_out(LeftOut(2, [Rejected("RTP_LX_DE.json", 3, "Prompt", "is a list, not text")]))
         manifest = stage.finish()
     line = "RTP_LX_DE.json:3: field 'Prompt' is a list, not text"
@@ -179,10 +179,10 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     )
     # Every method of attribute control continues the same prompts, and every way of training reads the same comments.
     reads = [
-        collect._read_by(collect.StageRun("constrained_decode", Path("anywhere"), "tiny", language="de", kind=method))
+        collect._read_by(collect.StageRun("constrained_decode", Path("anywhere"), "tiny", kind=method))
         for method in ("base", "plain")
     ]
-    assert set(reads) == {collect._read_by(collect.StageRun("generate", Path("anywhere"), "tiny", "dpo", "de"))}
+    assert set(reads) == {collect._read_by(collect.StageRun("generate", Path("anywhere"), "tiny", "dpo"))}
     comments = [
         collect.StageRun("jigsaw_classify", Path("anywhere"), "tiny", kind=kind) for kind in ("untouched", "sft-lm")
     ]

@@ -85,20 +85,17 @@ def generate(
     engine: str = "auto",
     dtype: str = "bfloat16",
     batch_size: int = 256,
-    drawn: Path | None = None,
 ) -> pd.DataFrame:
     """Draw continuations of every prompt; a run that was stopped goes on where it was.
 
     ``prompts`` has the columns ``prompt_id`` and ``prompt``; ids are unique, texts need not be. Every finished
     batch is kept under ``parts``, in a folder that is named by everything that the result depends on; the folder
-    is removed by the caller once the whole table is written. Batches that were drawn ahead with the same settings are
-    taken from ``drawn``.
+    is removed by the caller once the whole table is written.
 
     Returns a row a continuation: ``prompt_id, prompt, sample`` (0 .. n-1), ``continuation`` (text as it follows the
     prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
     """
-    drawing = Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size)
-    return drawing.continuations(prompts, drawn if drawn and drawing.has_batches(prompts, drawn) else parts)
+    return Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size).continuations(prompts, parts)
 
 
 class Drawing:
@@ -147,10 +144,6 @@ class Drawing:
         rank = {identifier: position for position, identifier in enumerate(prompts["prompt_id"])}
         order = table["prompt_id"].map(rank)
         return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
-
-    def has_batches(self, prompts: pd.DataFrame, parts: Path) -> bool:
-        """Whether there are batches of these prompts, drawn with the same settings, under ``parts``."""
-        return (parts / self._key(prompts)).is_dir()
 
     def _key(self, prompts: pd.DataFrame) -> str:
         """Names everything that the continuations depend on."""

@@ -113,13 +113,11 @@ def zero_shot_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     """
     model, profile = load_model(settings.model).name, load_profile(settings.profile)
     tables = []
-    for language in profile.languages:
-        folder = paths.evaluate(profile.name, model, "base", language)
-        if not finished(folder):
-            continue
-        scores = read_parquet(
-            stage.reads(folder / "scores.parquet"), ["prompt_id", "sample", "continuation", "toxicity"]
-        )
+    folder = paths.score(profile.name, model, "base")
+    columns = ["language", "prompt_id", "sample", "continuation", "toxicity"]
+    everything = read_parquet(stage.reads(folder / "scores.parquet"), columns) if finished(folder) else None
+    for language in profile.languages if everything is not None else ():
+        scores = everything[everything["language"] == language]
         scores = scores[scores["continuation"].str.strip() != ""].dropna(subset=["toxicity"])
         chosen = scores.sort_values(["sample", "prompt_id"], kind="stable").head(settings.texts_per_language)
         tables.append(pd.DataFrame({

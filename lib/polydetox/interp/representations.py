@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,10 @@ from tqdm.auto import tqdm
 from polydetox.artifacts import atomic_path, input_hash
 from polydetox.interp.architectures import MLPs
 from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Depth = Literal["last", "all"]
 
@@ -44,36 +48,41 @@ def mean_pooled(
             with safe_open(cache, "np") as stored:
                 if stored.metadata() == {"key": key}:
                     return stored.get_tensor("mean_pooled")
-    pooled = _compute(weights, texts, depth, dtype, batch_size)
+    use_threads()
+    found = pooled(load_causal_lm(weights, inference_dtype(dtype)), load_tokenizer(weights), texts, depth, batch_size)
     with atomic_path(caches[0]) as temporary:
-        save_file({"mean_pooled": pooled}, temporary, metadata={"key": key})
-    return pooled
+        save_file({"mean_pooled": found}, temporary, metadata={"key": key})
+    return found
 
 
-def _compute(weights: Path, texts: Sequence[str], depth: Depth, dtype: str, batch_size: int) -> np.ndarray:
+def pooled(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], depth: Depth, batch_size: int = 64
+) -> Float[np.ndarray, "texts depths hidden"]:
+    """What :func:`mean_pooled` keeps, of a loaded model."""
     import torch
 
-    use_threads()
-    tokenizer = load_tokenizer(weights)
     tokenizer.padding_side = "right"  # positions then need no help, and causal attention never looks right
-    model = load_causal_lm(weights, inference_dtype(dtype))
     mlps = MLPs(model)
     modules = [mlps.final_norm] if depth == "last" else [*mlps.layers[1:], mlps.final_norm]
     streams: dict[int, torch.Tensor] = {}
-    for number, module in enumerate(modules):
-        # What enters layer l + 1 is what left layer l, whatever else a layer returns.
-        module.register_forward_pre_hook(_keep(streams, number), with_kwargs=True)
+    # What enters layer l + 1 is what left layer l, whatever else a layer returns.
+    hooks = [module.register_forward_pre_hook(_keep(streams, number), with_kwargs=True)
+             for number, module in enumerate(modules)]  # fmt: skip
     order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
     result = np.empty((len(texts), len(modules), int(model.get_input_embeddings().weight.shape[1])), dtype=np.float32)
-    with torch.inference_mode():
-        for start in tqdm(range(0, len(order), batch_size), desc="representations", unit="batch"):
-            rows = order[start : start + batch_size]
-            batch = tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True).to(model.device)
-            model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-            weight = batch["attention_mask"].unsqueeze(-1).float()
-            for number in range(len(modules)):
-                mean = (streams[number].float() * weight).sum(dim=1) / weight.sum(dim=1)
-                result[rows, number] = mean.cpu().numpy()
+    try:
+        with torch.inference_mode():
+            for start in tqdm(range(0, len(order), batch_size), desc="representations", unit="batch"):
+                rows = order[start : start + batch_size]
+                batch = tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True).to(model.device)
+                model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+                weight = batch["attention_mask"].unsqueeze(-1).float()
+                for number in range(len(modules)):
+                    mean = (streams[number].float() * weight).sum(dim=1) / weight.sum(dim=1)
+                    result[rows, number] = mean.cpu().numpy()
+    finally:
+        for hook in hooks:
+            hook.remove()
     return result
 
 

@@ -1,27 +1,20 @@
-"""The mechanism stages: which neurons are sources of toxicity, how active they are, and what shifting them does."""
+"""What the mechanism notebooks share: the sources of a model, figures of activations, and plans of interventions."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from polydetox import paths
-from polydetox.artifacts import Stage, read_json, read_parquet
-from polydetox.data import load_prompts, neutral_prompts
+from polydetox.artifacts import Stage, read_parquet
 from polydetox.errors import UserError
 from polydetox.interp.architectures import MLPs
-from polydetox.interp.decoding import Decoded, Neuron, Shift, greedy
-from polydetox.interp.probe import Probe
-from polydetox.interp.vectors import (
-    as_neurons,
-    control_neurons,
-    neuron_count,
-    potential_sources,
-    promoted_tokens,
-    scripts_of,
-    typical_size,
-)
+from polydetox.interp.decoding import Neuron
+from polydetox.interp.vectors import as_neurons, neuron_count, scripts_of, typical_size
 from polydetox.metrics.diversity import repetition
 from polydetox.models.checkpoints import (
     checkpoint_of,
@@ -31,7 +24,7 @@ from polydetox.models.checkpoints import (
     provenance,
     use_threads,
 )
-from polydetox.params import ActivationsParameters, InterveneParameters, ValueVectorsParameters, load_model
+from polydetox.params import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,54 +32,32 @@ if TYPE_CHECKING:
 SOURCE_COLUMNS = ["layer", "neuron", "cosine", "activation", "actual", "tokens", "scripts"]
 
 
-def _load(profile: str, model: str, variant: str, stage: Stage) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_model(profile: str, model: str, variant: str, stage: Stage) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of one variant, recorded as an input of the stage."""
     use_threads()
     weights = checkpoint_of(profile, model, variant)
     stage.reads(provenance(weights))
     return load_causal_lm(weights, inference_dtype(load_model(model).dtype)), load_tokenizer(weights)
 
 
-def find_sources(settings: ValueVectorsParameters, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The potential sources of one model, what they promote, and which are actual sources.
-
-    A potential source is active, an *actual* source, if its mean activation over the next tokens of English prompts
-    is positive. Returns a row a potential source with the columns ``SOURCE_COLUMNS``, and the figures of the stage.
-    """
-    model, tokenizer = _load(settings.profile, settings.model, "base", stage)
-    folder = paths.probe(settings.profile, load_model(settings.model).name)
-    probe = Probe.load(stage.reads(folder / "probe.safetensors"))
-    mlps = MLPs(model)
-    total = neuron_count(mlps)
-    table = potential_sources(mlps, probe, settings.top or max(1, round(settings.share * total)))
-    neurons = as_neurons(table)
-    prompts, _ = load_prompts(settings.prompts_source, "en", settings.prompts_folder, settings.prompt_limit)
-    decoded = _continue(settings, model, tokenizer, list(prompts["prompt"]), watch=neurons)
-    table["activation"] = decoded.activations.mean(axis=0)
-    table["actual"] = table["activation"] > 0
-    table["tokens"] = promoted_tokens(mlps, tokenizer, neurons, settings.promoted_tokens)
-    table["scripts"] = [", ".join(f"{name} {share:.0%}" for name, share in scripts_of(tokens).items())
-                        for tokens in table["tokens"]]  # fmt: skip
+def source_metrics(
+    table: pd.DataFrame, activations: Float[np.ndarray, "prompts neurons"], mlps: MLPs
+) -> dict[str, Any]:
+    """The figures of the stage that finds the sources: ``table`` has a row a potential source."""
     actual = table["actual"].to_numpy()
     shares = [scripts_of(tokens) for tokens in table.loc[table["actual"], "tokens"]]
-    metrics = {
-        "neurons": total,
+    return {
+        "neurons": neuron_count(mlps),
         "layers": len(mlps),
         "potential": len(table),
         "actual": int(actual.sum()),
         "lowest_cosine": float(table["cosine"].min()),
         "highest_cosine": float(table["cosine"].max()),
-        "rms_activation": typical_size(decoded.activations[:, actual]) if actual.any() else None,
+        "rms_activation": typical_size(activations[:, actual]) if actual.any() else None,
         # Of the actual sources, how many promote tokens of more than one script.
         "several_scripts": sum(len(share) > 1 for share in shares),
-        "prompts": len(prompts),
+        "prompts": len(activations),
     }
-    return table[SOURCE_COLUMNS], metrics
-
-
-def _continue(
-    settings: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **what: Any
-) -> Decoded:
-    return greedy(model, tokenizer, prompts, new_tokens=settings.new_tokens, batch_size=settings.batch_size, **what)
 
 
 def load_sources(profile: str, model: str, stage: Stage) -> tuple[list[Neuron], list[Neuron]]:
@@ -99,70 +70,46 @@ def load_sources(profile: str, model: str, stage: Stage) -> tuple[list[Neuron], 
     return actual, as_neurons(table)
 
 
-def mean_activations(settings: ActivationsParameters, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Mean activations over the next tokens, of the actual sources and of as many random neurons of the same layers.
+def activation_rows(groups: Mapping[str, Sequence[Neuron]], means: Float[np.ndarray, " neurons"]) -> pd.DataFrame:
+    """The mean activation of each neuron, groups one after another: ``group, layer, neuron, activation``."""
+    named = [(group, layer, place) for group, neurons in groups.items() for layer, place in neurons]
+    return pd.DataFrame(named, columns=["group", "layer", "neuron"]).assign(activation=means.astype(float))
 
-    Returns a row a neuron (``group, layer, neuron, activation``) and each group's mean over neurons, with what each
-    prompt contributes to it.
-    """
-    sources, potential = load_sources(settings.profile, settings.model, stage)
-    model, tokenizer = _load(settings.profile, settings.model, settings.variant, stage)
-    control = control_neurons(MLPs(model), sources, potential, settings.seed)
-    prompts, _ = load_prompts(settings.prompts_source, settings.lang, settings.prompts_folder, settings.prompt_limit)
-    decoded = _continue(settings, model, tokenizer, list(prompts["prompt"]), watch=[*sources, *control])
-    rows, metrics = [], {"prompts": len(prompts), "neurons": len(sources)}
-    for group, neurons, columns in (
-        ("sources", sources, decoded.activations[:, : len(sources)]),
-        ("control", control, decoded.activations[:, len(sources) :]),
-    ):
-        rows += [(group, layer, place, float(value))
-                 for (layer, place), value in zip(neurons, columns.mean(axis=0), strict=True)]  # fmt: skip
+
+def activation_metrics(
+    groups: Mapping[str, Sequence[Neuron]], activations: Float[np.ndarray, "prompts neurons"]
+) -> dict[str, Any]:
+    """Each group's mean over prompts and neurons, and what each prompt contributes to it."""
+    metrics: dict[str, Any] = {"prompts": len(activations), "neurons": len(groups["sources"])}
+    first = 0
+    for group, neurons in groups.items():
+        columns = activations[:, first : first + len(neurons)]
         metrics[group] = float(columns.mean())
         metrics[f"{group}_by_prompt"] = columns.mean(axis=1).tolist()
-    return pd.DataFrame(rows, columns=["group", "layer", "neuron", "activation"]), metrics
+        first += len(neurons)
+    return metrics
 
 
-def shift_sources(settings: InterveneParameters, stage: Stage) -> pd.DataFrame:
-    """Greedy continuations as the activations of the actual sources, or of the control, are shifted, and their scores.
+def shift_plan(
+    prompts: pd.DataFrame, offsets: Sequence[float], groups: Iterable[str], neutral: pd.DataFrame, neutral_offset: float
+) -> pd.DataFrame:
+    """Which prompts are continued with which neurons shifted: ``prompt_id, prompt, group, offset``.
 
-    Returns ``prompt_id, prompt, group, offset, added, continuation, toxicity``: ``offset`` in the unit of the
-    settings, ``added`` what was added to the activations. The unshifted continuations stand under both groups.
+    The unshifted prompts stand once, under the group ``sources``. ``neutral`` prompts, if any, are continued as they
+    are and with the sources switched on, under the group ``neutral``.
     """
-    from polydetox.scoring import CachedScorer, get_scorer
+    parts = [(prompts, "sources", 0.0)]
+    parts += [(prompts, group, offset) for offset in offsets if offset for group in groups]
+    if len(neutral) and neutral_offset:
+        parts += [(neutral, "neutral", 0.0), (neutral, "neutral", neutral_offset)]
+    tables = [texts[["prompt_id", "prompt"]].assign(group=group, offset=offset) for texts, group, offset in parts]
+    return pd.concat(tables, ignore_index=True)
 
-    sources, potential = load_sources(settings.profile, settings.model, stage)
-    model, tokenizer = _load(settings.profile, settings.model, settings.variant, stage)
-    unit = 1.0
-    if settings.unit == "rms":
-        folder = paths.value_vectors(settings.profile, load_model(settings.model).name)
-        unit = float(read_json(stage.reads(folder / "metrics.json"))["rms_activation"])
-    control = control_neurons(MLPs(model), sources, potential, settings.seed)
-    prompts, _ = load_prompts(settings.prompts_source, settings.lang, settings.prompts_folder, settings.prompt_limit)
-    columns = ["prompt_id", "prompt"]
-    parts, shifts = [], []
 
-    def add(group: str, offset: float, shift: Shift | None, texts: pd.DataFrame) -> None:
-        parts.append(texts[columns].assign(group=group, offset=offset, added=offset * unit))
-        shifts.extend([shift] * len(texts))
-
-    groups = {"sources": sources} | ({"control": control} if settings.control else {})
-    add("sources", 0.0, None, prompts)
-    for offset in settings.offsets:
-        for group, neurons in groups.items() if offset else ():
-            add(group, offset, Shift(neurons, offset * unit), prompts)
-    if settings.lang == "en" and settings.neutral_offset:
-        add("neutral", 0.0, None, neutral_prompts())
-        shift = Shift(sources, settings.neutral_offset * unit)
-        add("neutral", settings.neutral_offset, shift, neutral_prompts())
-    table = pd.concat(parts, ignore_index=True)
-    decoded = _continue(settings, model, tokenizer, table["prompt"].tolist(), shifts=shifts)
-    table["continuation"] = decoded.continuations
-    if settings.control:
-        unshifted = (table["group"] == "sources") & (table["offset"] == 0.0)
-        table = pd.concat([table, table[unshifted].assign(group="control")], ignore_index=True)
-    scorer = CachedScorer(get_scorer(settings.scorer))
-    stage.scores_with(scorer)
-    return table.assign(toxicity=scorer.score(table["continuation"].tolist(), settings.lang))
+def with_unshifted_baseline(table: pd.DataFrame) -> pd.DataFrame:
+    """The same continuations, the unshifted ones under the group of random neurons as well."""
+    unshifted = (table["group"] == "sources") & (table["offset"] == 0.0)
+    return pd.concat([table, table[unshifted].assign(group="control")], ignore_index=True)
 
 
 def by_offset(table: pd.DataFrame) -> pd.DataFrame:

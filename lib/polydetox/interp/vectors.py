@@ -73,6 +73,11 @@ def scripts_of(tokens: Sequence[str]) -> dict[str, float]:
     return {name: number / total for name, number in counted.most_common()}
 
 
+def script_text(tokens: Sequence[str]) -> str:
+    """The scripts of some tokens as a table prints them, ``Latin 67%, Han 33%``."""
+    return ", ".join(f"{name} {fraction:.0%}" for name, fraction in scripts_of(tokens).items())
+
+
 def control_neurons(mlps: MLPs, sources: Sequence[Neuron], excluded: Sequence[Neuron], seed: int) -> list[Neuron]:
     """As many random neurons as there are sources, from the same layers, none of them in ``excluded``."""
     generator = np.random.default_rng(seed)

@@ -1,24 +1,16 @@
-"""From scored continuations to the figures of one model, variant and language."""
+"""From scored continuations to the metrics of one model, variant and language. Needs no model, and no torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox import paths
-from polydetox.artifacts import Stage, read_parquet
-from polydetox.generation.engines import COLUMNS
-from polydetox.metrics.diversity import ORDERS, distinct, published_distinct
+from polydetox.metrics.diversity import ORDERS, distinct
 from polydetox.metrics.intervals import bootstrap, cluster_quantile
-from polydetox.metrics.language import detect
-from polydetox.metrics.scores import Scoring
 from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
-from polydetox.models.checkpoints import load_tokenizer, provenance
-from polydetox.params import EvaluateParameters, load_model
 
 # The published evaluation leaves out continuations from this perplexity on; here they are kept, and counted.
 OUTLIER = 1e4
@@ -35,53 +27,6 @@ def matrix(scores: pd.DataFrame, column: str) -> Float[np.ndarray, "prompts k"]:
     """A column of a table with a row a continuation, as one row a prompt; NaN where a value is missing."""
     wide = scores.pivot(index="prompt_id", columns="sample", values=column)
     return wide.loc[scores["prompt_id"].unique()].to_numpy(dtype=float)
-
-
-def scored(settings: EvaluateParameters, stage: Stage) -> pd.DataFrame:
-    """The continuations of one model, variant and language with what :func:`add_scores` adds to them.
-
-    Those of the profile's own prompts take what the stage ``score`` has told ahead with the same settings.
-    """
-    name = load_model(settings.model).name
-    source = paths.generate(settings.profile, name, settings.variant, settings.lang, settings.prompt_set)
-    continuations = read_parquet(stage.reads(source / "continuations.parquet"), COLUMNS)
-    ahead = None if settings.prompt_set else paths.scored(settings.profile, name, settings.variant, settings.lang)
-    return add_scores(continuations, settings, stage, ahead)
-
-
-def add_scores(
-    continuations: pd.DataFrame, settings: EvaluateParameters, stage: Stage, ahead: Path | None = None
-) -> pd.DataFrame:
-    """Add to a table of continuations their toxicity, a second scorer's opinion, perplexity and language.
-
-    ``continuations`` are those of one language, with the columns that the generation stage writes. What a scorer
-    or the judge cannot tell is NaN (None for the language). Values that were told ahead with the same settings are
-    taken from ``ahead``; the others are kept under the stage's ``parts`` until the caller removes it.
-    """
-    scoring = Scoring(settings)
-    if scoring.judge_weights is not None:
-        stage.reads(provenance(scoring.judge_weights))
-    told = ahead is not None and scoring.has_values(continuations, settings.lang, ahead)
-    folder = ahead if ahead is not None and told else stage.folder / "parts"
-    for scorer in filter(None, scoring.scorers):
-        stage.scores_with(scorer)
-    scores = continuations.join(scoring.values(continuations, settings.lang, folder))
-    scores["detected_language"] = detect(scores["continuation"].tolist())
-    # The judge's tokenizer alone: the model is loaded only where something is still to be judged.
-    scores[TOKEN_DISTINCT] = (
-        token_diversity(scores, load_tokenizer(scoring.judge_weights)) if scoring.judge_weights is not None else np.nan
-    )
-    return scores
-
-
-def token_diversity(continuations: pd.DataFrame, tokenizer: Any) -> Float[np.ndarray, "rows 3"]:
-    """Distinct n-grams over tokens of each row's prompt, as published; empty continuations are left out."""
-    numbers, prompts = pd.factorize(continuations["prompt_id"])
-    texts: list[list[str]] = [[] for _ in prompts]
-    for number, text, empty in zip(numbers, continuations["continuation"], continuations["empty"], strict=True):
-        if not empty:
-            texts[number].append(text)
-    return published_distinct(texts, tokenizer)[numbers]
 
 
 def interval_text(metric: dict[str, float | None]) -> str:

@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from polydetox.artifacts import input_hash, library_versions, read_parquet, write_parquet
-from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, provenance
-from polydetox.params import ScoringStage, load_model
+from polydetox.metrics.diversity import published_distinct
+from polydetox.metrics.evaluate import TOKEN_DISTINCT
+from polydetox.metrics.language import detect
+from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, load_tokenizer, provenance
+from polydetox.params import ScoreParameters, load_model
 from polydetox.scoring import CachedScorer, get_scorer
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from polydetox.metrics.fluency import Judge
 
 VALUES = ["toxicity", "second_opinion", "perplexity"]
@@ -42,12 +48,27 @@ def judge_weights(judge: str, untuned: Callable[[], Path]) -> Path | None:
 class Scoring:
     """Two scorers and a judge, which load their models when a table first needs them."""
 
-    def __init__(self, settings: ScoringStage):
+    def __init__(self, settings: ScoreParameters):
         self._settings = settings
         self.scorers = [CachedScorer(get_scorer(name)) if name else None
                          for name in (settings.scorer, settings.second_scorer)]  # fmt: skip
         self.judge_weights = judge_weights(settings.judge, lambda: checkpoint_of(settings.profile, settings.model))
         self._dtype = load_model(settings.model).dtype
+
+    def score(self, continuations: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
+        """A table of continuations of one language with the columns ``SCORE_COLUMNS``.
+
+        What a scorer or the judge cannot tell is NaN (None for the language).
+        """
+        scores = continuations.join(self.values(continuations, language, folder))
+        scores["detected_language"] = detect(scores["continuation"].tolist())
+        # The judge's tokenizer alone: the model is loaded only where something is still to be judged.
+        scores[TOKEN_DISTINCT] = token_diversity(scores, self._tokenizer) if self._tokenizer is not None else np.nan
+        return scores
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return None if self.judge_weights is None else load_tokenizer(self.judge_weights)
 
     def values(self, continuations: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
         """The columns ``VALUES`` for a table of continuations of one language, row by row.
@@ -65,11 +86,6 @@ class Scoring:
                 write_parquet(file, self._score(rows, language).reset_index(drop=True))
             pieces.append(read_parquet(file, VALUES).set_index(rows.index))
         return pd.concat(pieces).loc[continuations.index]
-
-    def has_values(self, continuations: pd.DataFrame, language: str, folder: Path) -> bool:
-        """Whether ``folder`` holds the values of this table under these settings."""
-        plan = self._plan(continuations, folder / self._key(continuations, language))
-        return all(file.is_file() for _, file in plan)
 
     def _key(self, continuations: pd.DataFrame, language: str) -> str:
         """Names everything that the values depend on."""
@@ -112,3 +128,13 @@ class Scoring:
         if self.judge_weights is None:
             return None
         return Judge(self.judge_weights, self._dtype, self._settings.batch_size, self._settings.perplexity)
+
+
+def token_diversity(continuations: pd.DataFrame, tokenizer: Any) -> Float[np.ndarray, "rows 3"]:
+    """Distinct n-grams over tokens of each row's prompt, as published; empty continuations are left out."""
+    numbers, prompts = pd.factorize(continuations["prompt_id"])
+    texts: list[list[str]] = [[] for _ in prompts]
+    for number, text, empty in zip(numbers, continuations["continuation"], continuations["empty"], strict=True):
+        if not empty:
+            texts[number].append(text)
+    return published_distinct(texts, tokenizer)[numbers]

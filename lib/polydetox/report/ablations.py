@@ -163,8 +163,9 @@ def common_languages(results: Results, family: Family) -> list[str]:
 
 def files(results: Results) -> list[Path]:
     """What the chapter reads, which its notebook records as its inputs."""
-    done = [run for run in results.stages if run.stage in ("evaluate", "evaluate_more") and run.done]
-    return [run.folder / name for run in done for name in ("metrics.json", "scores.parquet")]
+    written = {"score": "scores.parquet", "score_more": "scores.parquet",
+               "evaluate": "metrics.json", "evaluate_more": "metrics.json"}  # fmt: skip
+    return [run.folder / written[run.stage] for run in results.stages if run.stage in written and run.done]
 
 
 # --- measuring a family -----------------------------------------------------------------------------------------

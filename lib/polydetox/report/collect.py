@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from polydetox.metrics.intervals import percentile_interval
 from polydetox.params import (
     JIGSAW_CONDITIONS,
     Profile,
-    control_languages,
     control_methods,
     is_ablation,
     languages_of,
@@ -354,13 +353,11 @@ def stage_runs(profile: Profile) -> Iterator[StageRun]:
                 yield StageRun("dpo", paths.dpo(profile.name, model, variant), model, variant)
             if variant != "base":
                 yield StageRun("merge", paths.merge(profile.name, model, variant), model, variant)
-            if profile.draw_together:
-                yield StageRun("draw", paths.draw(profile.name, model, variant), model, variant)
-            if profile.score_together:
-                yield StageRun("score", paths.score(profile.name, model, variant), model, variant)
+            yield StageRun("generate", paths.generate(profile.name, model, variant), model, variant)
+            yield StageRun("score", paths.score(profile.name, model, variant), model, variant)
             for language in languages_of(profile, variant):
-                for stage, folder in (("generate", paths.generate), ("evaluate", paths.evaluate)):
-                    yield StageRun(stage, folder(profile.name, model, variant, language), model, variant, language)
+                folder = paths.evaluate(profile.name, model, variant, language)
+                yield StageRun("evaluate", folder, model, variant, language)
             if profile.capability is not None and not is_ablation(profile, variant):
                 yield StageRun("capability", paths.capability(profile.name, model, variant), model, variant)
         yield from _more_prompts_runs(profile, listed)
@@ -379,10 +376,11 @@ def _more_prompts_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
     model = load_model(listed).name
     for name in profile.more_prompts:
         for variant in compared_variants(profile, listed):
+            for stage, place in (("generate_more", paths.generate), ("score_more", paths.score)):
+                yield StageRun(stage, place(profile.name, model, variant, name), model, variant, prompt_set=name)
             for language in profile.languages:
-                for stage, folder in (("generate_more", paths.generate), ("evaluate_more", paths.evaluate)):
-                    place = folder(profile.name, model, variant, language, name)
-                    yield StageRun(stage, place, model, variant, language, prompt_set=name)
+                folder = paths.evaluate(profile.name, model, variant, language, name)
+                yield StageRun("evaluate_more", folder, model, variant, language, prompt_set=name)
 
 
 def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
@@ -392,11 +390,8 @@ def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
     yield StageRun("probe", paths.probe(profile.name, model), model)
     yield StageRun("value_vectors", paths.value_vectors(profile.name, model), model)
     for variant in compared_variants(profile, listed):
-        for language in profile.languages:
-            folder = paths.activations(profile.name, model, variant, language)
-            yield StageRun("activations", folder, model, variant, language)
-    for language in profile.languages:
-        yield StageRun("intervene", paths.intervene(profile.name, model, language), model, "base", language)
+        yield StageRun("activations", paths.activations(profile.name, model, variant), model, variant)
+    yield StageRun("intervene", paths.intervene(profile.name, model), model, "base")
 
 
 def _control_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
@@ -408,9 +403,7 @@ def _control_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
     for method in control_methods(profile):
         if method != "base":
             yield StageRun("regularise", paths.regularise(name, model, method), model, kind=method)
-        for language in control_languages(profile):
-            folder = paths.constrained_decode(name, model, method, language)
-            yield StageRun("constrained_decode", folder, model, language=language, kind=method)
+        yield StageRun("constrained_decode", paths.constrained_decode(name, model, method), model, kind=method)
         yield StageRun("attribute_eval", paths.attribute_eval(name, model, method), model, kind=method)
     yield StageRun("win_rate", paths.win_rate(name, model), model)
     for condition in JIGSAW_CONDITIONS if profile.control.jigsaw_classify is not None else ():
@@ -421,8 +414,7 @@ def _alignment_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
     if profile.alignment is None:
         return
     model = load_model(listed).name
-    for language in dict.fromkeys([ENGLISH, *profile.languages]):
-        yield StageRun("retrieval", paths.retrieval(profile.name, model, language), model, "base", language)
+    yield StageRun("retrieval", paths.retrieval(profile.name, model), model, "base")
     for variant in compared_variants(profile, listed)[1:]:
         yield StageRun("transfer", paths.transfer(profile.name, model, variant), model, variant)
 
@@ -430,7 +422,7 @@ def _alignment_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
 def _read_by(run: StageRun) -> tuple[str | None, ...]:
     """What a stage reads from outside, the same for every variant, method and condition that reads it."""
     if run.stage in ("generate", "generate_more", "constrained_decode"):
-        return ("prompts", run.language, run.prompt_set)
+        return ("prompts", run.prompt_set)
     return ("comments",) if run.stage in ("probe", "jigsaw_classify") else (run.stage, run.kind)
 
 
@@ -457,8 +449,8 @@ class Results:
 
     def metrics_files(self) -> list[Path]:
         """The metrics and scores of every evaluation that has run; a summary notebook records them as its inputs."""
-        done = [run.folder for run in self.main_stages if run.stage == "evaluate" and run.done]
-        return [folder / name for folder in done for name in ("metrics.json", "scores.parquet")]
+        written = {"score": "scores.parquet", "evaluate": "metrics.json"}
+        return [run.folder / written[run.stage] for run in self.main_stages if run.stage in written and run.done]
 
     def evaluation(self, model: str, variant: str, language: str, prompt_set: str = "") -> dict[str, Any] | None:
         """``metrics.json`` of one model, variant and language; None where it was not run."""
@@ -467,8 +459,18 @@ class Results:
 
     def scores(self, model: str, variant: str, language: str, prompt_set: str = "") -> pd.DataFrame | None:
         """The scored continuations of one model, variant and language; None where they were not run."""
-        folder = paths.evaluate(self.profile.name, model, variant, language, prompt_set)
-        return read_parquet(folder / "scores.parquet", SCORE_COLUMNS) if finished(folder) else None
+        table = self._scores(model, variant, prompt_set)
+        if table is None or language not in table.index:
+            return None
+        return table.loc[[language]].reset_index(drop=True)
+
+    @lru_cache(maxsize=8)  # noqa: B019 - read by report and notebooks, language by language, from one object a process
+    def _scores(self, model: str, variant: str, prompt_set: str) -> pd.DataFrame | None:
+        """The scored continuations of one model and variant, by language."""
+        folder = paths.score(self.profile.name, model, variant, prompt_set)
+        if not finished(folder):
+            return None
+        return read_parquet(folder / "scores.parquet", ["language", *SCORE_COLUMNS]).set_index("language")
 
     def training_log(self, model: str, variant: str) -> pd.DataFrame | None:
         """The training log of one model and variant, in long form; None where it was not trained."""
@@ -598,7 +600,9 @@ class Results:
         for run in self.main_stages:
             if run.stage != "evaluate" or not run.done:
                 continue
-            scores = read_parquet(run.folder / "scores.parquet", [*SCORE_COLUMNS, "second_opinion"])
+            scores = self.scores(run.model, run.variant or "base", run.language or ENGLISH)
+            if scores is None:
+                continue
             threshold = read_json(run.folder / "metrics.json")["threshold"]
             first, second = (scores[name].to_numpy(dtype=float) for name in ("toxicity", "second_opinion"))
             agreed = verdicts(first, second, threshold, threshold)
@@ -667,9 +671,9 @@ class Results:
         found: dict[tuple[str | None, ...], dict[str, Any]] = {}
         for run in self.stages:
             if run.done and (record := read_json(run.folder / MANIFEST).get("left_out")):
-                found[_read_by(run)] = record
-        return {kind: sum(record.get(kind, 0) for record in found.values())
-                for kind in ("blank", "repeated", "skipped", "rejected")}  # fmt: skip
+                # An ablation reads fewer languages: the stage that read most counts.
+                found[_read_by(run)] = max(found.get(_read_by(run), {}), record, key=_rows_of)
+        return {kind: sum(record.get(kind, 0) for record in found.values()) for kind in _LEFT_OUT}
 
     def versions(self) -> dict[str, list[str]]:
         """Every library version that any stage recorded; more than one where stages differ."""
@@ -691,13 +695,23 @@ class Results:
         return values
 
 
+_LEFT_OUT = ("blank", "repeated", "skipped", "rejected")
+
+
+def _rows_of(record: dict[str, Any]) -> int:
+    return sum(record.get(kind, 0) for kind in _LEFT_OUT)
+
+
 COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "judged", "outliers"]
 _TABLES = {
     "pairs": "pairs.parquet",
     "generate": "continuations.parquet",
-    "evaluate": "scores.parquet",
+    "score": "scores.parquet",
+    "evaluate": "metrics.json",
     "generate_more": "continuations.parquet",
-    "evaluate_more": "scores.parquet",
+    "score_more": "scores.parquet",
+    "evaluate_more": "metrics.json",
+    "constrained_decode": "continuations.parquet",
     "agreement": "scores.parquet",
     "probe": "quality.parquet",
     "value_vectors": "sources.parquet",

@@ -38,6 +38,11 @@ def files(results: Results, *stages: str) -> list[Path]:
     return [run.folder / "metrics.json" for run in results.stages if run.stage in stages and run.done]
 
 
+def _by_language(folder: Path) -> dict[str, dict[str, Any]]:
+    """The figures of each language of a stage that takes all of them; none where it was not run."""
+    return read_json(folder / "metrics.json")["languages"] if finished(folder) else {}
+
+
 def _models(results: Results) -> dict[str, str]:
     """The title of each model by its folder name."""
     return {model.name: model.title for model in map(load_model, results.profile.models)}
@@ -73,12 +78,12 @@ def activations(results: Results) -> pd.DataFrame:
     """
     rows = []
     for comparison in results.comparisons:
+        sides = [_by_language(paths.activations(results.profile.name, comparison.model, variant))
+                 for variant in ("base", comparison.variant)]  # fmt: skip
         for language in results.profile.languages:
-            sides = [paths.activations(results.profile.name, comparison.model, variant, language)
-                     for variant in ("base", comparison.variant)]  # fmt: skip
-            if not all(map(finished, sides)):
+            if not all(language in side for side in sides):
                 continue
-            before, after = (read_json(folder / "metrics.json") for folder in sides)
+            before, after = (side[language] for side in sides)
             rng = np.random.default_rng([results.seed, list(LANGUAGES).index(language)])
             for group in GROUPS:
                 pair: tuple[Side, Side] = paired_means(
@@ -94,10 +99,9 @@ def interventions(results: Results) -> pd.DataFrame:
     """Average toxicity at every offset: ``model, unit, language, group, offset, added, toxicity, repeated``, ..."""
     rows = []
     for name, title in _models(results).items():
+        measured = _by_language(paths.intervene(results.profile.name, name))
         for language in results.profile.languages:
-            folder = paths.intervene(results.profile.name, name, language)
-            if finished(folder):
-                metrics = read_json(folder / "metrics.json")
+            if metrics := measured.get(language):
                 rows += [{"model": title, "unit": metrics["unit"], "language": language, **row}
                          for row in metrics["offsets"]]  # fmt: skip
     columns = ["model", "unit", "language", "group", "offset", "added", "toxicity", "scored", "prompts", "repeated"]
@@ -114,7 +118,7 @@ def neutral_examples(results: Results) -> pd.DataFrame:
     """Neutral prompts with the continuation of the untuned model as it is and with the sources switched on."""
     tables = []
     for name, title in _models(results).items():
-        folder = paths.intervene(results.profile.name, name, ENGLISH)
+        folder = paths.intervene(results.profile.name, name)
         if not finished(folder):
             continue
         table = read_parquet(folder / "continuations.parquet", ["prompt_id", "prompt", "group", "offset", "toxicity"])
@@ -137,14 +141,14 @@ def retrievals(results: Results) -> list[tuple[str, dict[str, pd.DataFrame], int
     """Of each model the figures of every layer, by the name of the language, and the number of sentences."""
     found = []
     for name, title in _models(results).items():
-        tables, sentences = {}, 0
-        for language in results.profile.languages:
-            folder = paths.retrieval(results.profile.name, name, language)
-            if language != ENGLISH and finished(folder):
-                tables[LANGUAGES[language]] = read_parquet(folder / "layers.parquet", ["layer", "accuracy"])
-                sentences = int(read_json(folder / "metrics.json")["sentences"])
+        folder = paths.retrieval(results.profile.name, name)
+        if not finished(folder):
+            continue
+        layers = read_parquet(folder / "layers.parquet", ["language", "layer", "accuracy"])
+        tables = {LANGUAGES[language]: rows for language, rows in layers.groupby("language", sort=False)
+                  if language != ENGLISH and language in results.profile.languages}  # fmt: skip
         if tables:
-            found.append((title, tables, sentences))
+            found.append((title, tables, int(read_json(folder / "metrics.json")["sentences"])))
     return found
 
 
@@ -198,10 +202,9 @@ def forecasts(results: Results, measured: Mapping[str, tuple[pd.DataFrame, dict[
 
 def _accuracies(results: Results, model: str) -> pd.Series:
     """Retrieval accuracy, averaged over layers, of every language but English that was run."""
-    folders = {language: paths.retrieval(results.profile.name, model, language)
-               for language in results.profile.languages if language != ENGLISH}  # fmt: skip
-    return pd.Series({language: read_json(folder / "metrics.json")["accuracy"]
-                      for language, folder in folders.items() if finished(folder)}, dtype=float)  # fmt: skip
+    measured = _by_language(paths.retrieval(results.profile.name, model))
+    return pd.Series({language: measured[language]["accuracy"] for language in results.profile.languages
+                      if language != ENGLISH and language in measured}, dtype=float)  # fmt: skip
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
@@ -336,14 +339,14 @@ def retrieval_table(results: Results) -> PaperTable:
     groups = []
     for name, title in _models(results).items():
         lines: list[list[Cell | str]] = []
+        measured = _by_language(paths.retrieval(results.profile.name, name))
         for language in results.profile.languages:
             if language == ENGLISH:
                 continue
-            folder = paths.retrieval(results.profile.name, name, language)
-            if not finished(folder):
+            if language not in measured:
                 lines.append([LANGUAGES[language], *[Cell(NOT_RUN)] * 6])
                 continue
-            row = read_json(folder / "metrics.json")
+            row = measured[language]
             lines.append([
                 LANGUAGES[language], *(number(row[key], 2) for key in ("from_english", "to_english", "accuracy")),
                 Cell(fixed(row["best_accuracy"], 2), f"layer {row['best_layer']}"),

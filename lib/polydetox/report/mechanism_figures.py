@@ -91,16 +91,20 @@ def plot_sources_by_layer(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, A
 
 
 def plot_neuron_activations(neurons: pd.DataFrame) -> Figure:
-    """The mean activation of each neuron, in order of size: the sources, and random neurons of the same layers."""
+    """The mean activation of each neuron by language: the sources, and random neurons of the same layers."""
     use_theme()
-    figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
-    for group, (colour, style, _) in _STYLES.items():
-        values = np.sort(neurons.loc[neurons["group"] == group, "activation"])[::-1]
-        axis.plot(np.arange(1, len(values) + 1), values, color=colour, linestyle=style, label=GROUPS[group])
-    axis.axhline(0.0, color=MUTED, linewidth=0.8, linestyle=":")
-    axis.set_xlabel("neuron, in order of its activation")
-    axis.set_ylabel("mean activation")
-    axis.grid(True, axis="y")
+    languages = list(neurons["language"].unique())
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.0 + ROW * max(len(languages), 3)))
+    language_axis(axis, languages)
+    for offset, (group, (colour, _, marker)) in zip((-0.17, 0.17), _STYLES.items(), strict=True):
+        rows = neurons[neurons["group"] == group]
+        places = rows["language"].map(languages.index) + offset
+        axis.plot(rows["activation"], places, linestyle="none", marker=marker, markersize=3, alpha=0.35, color=colour)
+        mean = rows.groupby("language", sort=False)["activation"].mean().reindex(languages)
+        axis.plot(mean, np.arange(len(languages)) + offset, linestyle="none", marker="|", markersize=11,
+                  markeredgewidth=2.0, color=colour, label=f"{GROUPS[group]}, mean")  # fmt: skip
+    axis.axvline(0.0, color=MUTED, linewidth=0.8, linestyle=":")
+    axis.set_xlabel("mean activation over the next tokens")
     legend(figure, axis)
     return figure
 

@@ -264,8 +264,9 @@ def _training(results: Results) -> str:
 
 
 def _scorers(results: Results) -> str:
-    stage = "evaluate" if results.comparisons else "attribute_eval"
-    scorers, second, thresholds = (results.parameters(stage, name) for name in ("scorer", "second_scorer", "threshold"))
+    scoring, stage = ("score", "evaluate") if results.comparisons else ("attribute_eval", "attribute_eval")
+    scorers, second = (results.parameters(scoring, name) for name in ("scorer", "second_scorer"))
+    thresholds = results.parameters(stage, "threshold")
     if not scorers:
         return "No continuations were scored: not run."
     opinion = [name for name in second if name]
@@ -292,7 +293,7 @@ def _scorer_limit(results: Results) -> str:
     if not results.comparisons:
         return control.oracle_limit(results)
     rankers = {metrics.get("scorer") for metrics in results.stage_metrics("pairs", "kind").values()} - {None}
-    if rankers & set(results.parameters("evaluate", "scorer")):
+    if rankers & set(results.parameters("score", "scorer")):
         return (
             "The scorer that ranks the on-policy pairs is also the one that measures their effect: the tuning may have "
             "learnt the scorer's blind spots, which a second scorer need not share."
@@ -301,7 +302,7 @@ def _scorer_limit(results: Results) -> str:
 
 
 def _judge(results: Results) -> str:
-    judges = results.parameters("evaluate", "judge")
+    judges = results.parameters("score", "judge")
     if not judges:
         return "No continuation was judged for fluency: not run."
     if judges == ["none"]:
@@ -317,8 +318,8 @@ def _judge(results: Results) -> str:
 
 
 def _perplexity(results: Results) -> str:
-    ways = results.parameters("evaluate", "perplexity")
-    if not ways or results.parameters("evaluate", "judge") == ["none"]:
+    ways = results.parameters("score", "perplexity")
+    if not ways or results.parameters("score", "judge") == ["none"]:
         return "Perplexity was not measured."
     if ways == ["published"]:
         return (
@@ -481,7 +482,7 @@ _EMBEDDED_HEAD = Path(__file__).parents[1] / "scoring" / "data" / "embedded_head
 
 
 def _scorer_quality(results: Results) -> str:
-    if "embedded" not in results.parameters("evaluate", "scorer"):
+    if "embedded" not in results.parameters("score", "scorer"):
         return "How well it separates toxic from benign text is for its own documentation to say."
     return scorer_quality(_EMBEDDED_HEAD, results.profile.languages)
 

@@ -8,17 +8,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox import paths
-from polydetox.artifacts import Stage
-from polydetox.data import parallel_sentences
-from polydetox.errors import UserError
-from polydetox.interp.representations import mean_pooled
-from polydetox.languages import LANGUAGES
-from polydetox.models.checkpoints import checkpoint_of, provenance
-from polydetox.params import RetrievalParameters, load_model
-
-ENGLISH = "en"
-
 
 def cosines(
     left: Float[np.ndarray, "sentences hidden"], right: Float[np.ndarray, "sentences hidden"]
@@ -55,45 +44,12 @@ def retrieval_figures(
     }
 
 
-def representations_name(language: str) -> str:
-    """The file in which a retrieval stage keeps the representations of one language."""
-    return f"{language}.safetensors"
-
-
-def retrieval_by_layer(settings: RetrievalParameters, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Retrieval between English and one language at every layer of the model.
-
-    English is computed by its own job and read by those of all other languages. Returns a row a
-    layer (``layer`` from 1, and the figures of :func:`retrieval_figures`), and their means over layers.
-    """
-    weights = checkpoint_of(settings.profile, settings.model, settings.variant)
-    stage.reads(provenance(weights))
-    model = load_model(settings.model)
-    texts = {
-        language: parallel_sentences(settings.sentences, language, settings.folder, settings.limit)
-        for language in (ENGLISH, settings.lang)
-    }
-    if len(texts[ENGLISH]) != len(texts[settings.lang]):
-        raise UserError(
-            f"retrieval: {len(texts[ENGLISH])} sentences in English and {len(texts[settings.lang])} in "
-            f"{LANGUAGES[settings.lang]}; the files must be parallel, line by line"
-        )
-    shared = paths.retrieval(settings.profile, model.name, ENGLISH) / representations_name(ENGLISH)
-    pooled = {
-        language: mean_pooled(weights, sentences, "all", [stage.folder / representations_name(language), shared],
-                              dtype=model.dtype, batch_size=settings.batch_size)
-        for language, sentences in texts.items()
-    }  # fmt: skip
-    english, other = pooled[ENGLISH], pooled[settings.lang]
-    rows = [{"layer": layer + 1, **retrieval_figures(english[:, layer], other[:, layer])}
-            for layer in range(english.shape[1])]  # fmt: skip
-    table = pd.DataFrame(rows)
+def mean_over_layers(table: pd.DataFrame) -> dict[str, Any]:
+    """The figures of one language as means over layers, and its best layer."""
     best = table.loc[table["accuracy"].idxmax()]
-    metrics = {
-        "sentences": len(texts[ENGLISH]),
+    return {
         "layers": len(table),
-        **{name: float(table[name].mean()) for name in table.columns if name != "layer"},
+        **{name: float(table[name].mean()) for name in table.columns if name not in ("layer", "language")},
         "best_layer": int(best["layer"]),
         "best_accuracy": float(best["accuracy"]),
     }
-    return table, metrics

@@ -23,13 +23,14 @@ def transfer_table(settings: TransferParameters, stage: Stage) -> pd.DataFrame:
     """
     profile, model = load_profile(settings.profile), load_model(settings.model).name
     rows = []
+    folder = paths.retrieval(profile.name, model)
+    retrieved = read_json(stage.reads(folder / "metrics.json"))["languages"] if finished(folder) else {}
     for language in profile.languages:
         folders = [paths.evaluate(profile.name, model, variant, language) for variant in ("base", settings.variant)]
-        retrieval = paths.retrieval(profile.name, model, language)
-        if language == "en" or not all(finished(folder) for folder in (*folders, retrieval)):
+        if language == "en" or language not in retrieved or not all(map(finished, folders)):
             continue
         before, after = (read_json(stage.reads(folder / "metrics.json"))["emt"]["value"] for folder in folders)
-        found = read_json(stage.reads(retrieval / "metrics.json"))
+        found = retrieved[language]
         if before and after is not None:  # a side without any score, or nothing to drop from: no relative drop
             rows.append((language, before, after, (before - after) / before, found["accuracy"],
                          found["aligned_cosine"]))  # fmt: skip

@@ -15,7 +15,7 @@ from polydetox.errors import UserError
 from polydetox.metrics.evaluate import matrix
 from polydetox.metrics.intervals import bootstrap
 from polydetox.metrics.toxicity import any_toxic, maximum_toxicity
-from polydetox.params import AgreementParameters, is_ablation, languages_of, load_model, load_profile, variants_of
+from polydetox.params import AgreementParameters, is_ablation, load_model, load_profile, variants_of
 from polydetox.scoring import CachedScorer, Scorer, get_scorer
 from polydetox.scoring.agreement import (
     both,
@@ -41,11 +41,11 @@ def read_continuations(settings: AgreementParameters, stage: Stage) -> pd.DataFr
     tables = []
     compared = [name for name in variants_of(profile, settings.model) if not is_ablation(profile, name)]
     for variant in compared:
-        for language in languages_of(profile, variant):
-            folder = paths.evaluate(profile.name, model, variant, language)
-            if finished(folder):
-                table = read_parquet(stage.reads(folder / "scores.parquet"), ["prompt_id", "sample", "continuation"])
-                tables.append(table.assign(variant=variant, language=language)[[*KEYS, "continuation"]])
+        folder = paths.score(profile.name, model, variant)
+        if finished(folder):
+            columns = ["language", "prompt_id", "sample", "continuation"]
+            table = read_parquet(stage.reads(folder / "scores.parquet"), columns)
+            tables.append(table.assign(variant=variant)[[*KEYS, "continuation"]])
     if not tables:
         raise UserError(
             f"{paths.relative(paths.profile_run(profile.name) / model)}: no evaluation there; run "

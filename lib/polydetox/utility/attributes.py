@@ -39,12 +39,13 @@ def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.D
     stage.scores_with(scorer)
     name = load_model(settings.model).name
     tables = []
+    folder = paths.constrained_decode(settings.profile, name, settings.method)
+    columns = ["language", "prompt_id", "prompt", "sample", "continuation", "empty"]
+    everything = read_parquet(stage.reads(folder / "continuations.parquet"), columns)
     for language in settings.languages or control_languages(load_profile(settings.profile)):
-        folder = paths.constrained_decode(settings.profile, name, settings.method, language)
-        columns = ["prompt_id", "prompt", "sample", "continuation", "empty"]
-        table = read_parquet(stage.reads(folder / "continuations.parquet"), columns)
+        table = everything[everything["language"] == language]
         scores = scorer.score(table["continuation"].tolist(), language)
-        table = table.assign(language=language, toxicity=scores, repeated=table["continuation"].map(repetition),
+        table = table.assign(toxicity=scores, repeated=table["continuation"].map(repetition),
                              detected_language=detect(table["continuation"].tolist()))  # fmt: skip
         tables.append(table[SCORE_COLUMNS])
     return pd.concat(tables, ignore_index=True)
