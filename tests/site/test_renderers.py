@@ -13,11 +13,8 @@ from browser import Served
 
 # Where each renderer has its search field, and where the results show.
 SEARCH = {
-    "preview": (
-        "document.querySelector('.smalldocs-search input')",
-        "document.querySelector('.smalldocs-search-results.show')",
-    ),
-    "quarto": ("document.querySelector('#quarto-search input')", "document.querySelector('.aa-Panel')"),
+    "preview": (".smalldocs-search input", ".smalldocs-search-results.show"),
+    "quarto": ("#quarto-search input", ".aa-Panel"),
 }
 CHOICE = "document.querySelector('.run-choice select')"
 VISIBLE = (
