@@ -54,7 +54,9 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
     if quarto and failure is None:
         return paths.site(profile) / INDEX
     if failure:
-        note = f"Quarto failed (its [messages]({ERROR_FILE}) are kept): {_plain_text(failure.line)}."
+        # As HTML, since the renderer takes a link to what is written after it for a broken one.
+        messages = f'<a href="{ERROR_FILE}">messages</a>'
+        note = f"Quarto failed (its {messages} are kept): <code>{_plain_text(failure.line)}</code>"
     elif preview:
         note = "It was asked for."
     else:
