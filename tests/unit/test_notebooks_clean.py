@@ -46,7 +46,7 @@ def test_a_notebook_reads_like_a_section(file):
 LAYERS = [
     {"errors", "languages"},
     {"paths", "artifacts", "params", "rows", "schemas"},
-    {"notebook", "kernel", "sources", "download", "udhr"},
+    {"notebook", "kernel", "sources", "download", "udhr", "quarto"},
     {"data", "corpora", "at_hand", "models"},
     {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "utility", "world"},
     {"report", "execute", "workflow", "publish", "planning", "warm"},
