@@ -45,8 +45,8 @@ def test_a_notebook_reads_like_a_section(file):
 # Bottom to top; a layer imports from itself and from the ones below it.
 LAYERS = [
     {"errors", "languages"},
-    {"paths", "artifacts", "params", "rows", "schemas", "locks", "home"},
-    {"notebook", "kernel", "sources", "download", "udhr", "quarto"},
+    {"paths", "artifacts", "params", "rows", "schemas", "locks"},
+    {"notebook", "kernel", "sources", "download", "udhr", "quarto", "home"},
     {"data", "corpora", "at_hand", "models"},
     {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "utility", "world"},
     {"report", "execute", "workflow", "publish", "planning", "warm"},
