@@ -100,33 +100,33 @@ def test_one_run_needs_no_choice(runs):
 
 def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
     results = Results("offline")
-    english, german = chosen(results, "retrieval", language=["de", "en"])
+    german, english = chosen(results, "evaluate", variant=["base"], language=["de", "en"])
     leave(english)
     leave(german, "measure(more=True)")
     first, second = appendices.pages(results)
-    assert [page.title for page in (first, second)] == ["Retrieval", "Retrieval, version 2"]
+    assert [page.title for page in (first, second)] == ["Evaluation", "Evaluation, version 2"]
     assert [page.file for page in (first, second)] == [
-        "notebooks/gemma-3-270m-retrieval.qmd", "notebooks/gemma-3-270m-retrieval-2.qmd"
+        "notebooks/gemma-3-270m-evaluate.qmd", "notebooks/gemma-3-270m-evaluate-2.qmd"
     ]  # fmt: skip
     assert [page.notebooks[0].run.language for page in (first, second)] == ["de", "en"]
     appendices.write_appendices(results, runs / "book")
     texts = [(runs / "book" / page.file).read_text() for page in (first, second)]
-    assert "{#fig-a-gemma-3-270m-retrieval}" in texts[0] and "{#fig-a-gemma-3-270m-retrieval-2}" in texts[1]
+    assert "{#fig-a-gemma-3-270m-evaluate}" in texts[0] and "{#fig-a-gemma-3-270m-evaluate-2}" in texts[1]
 
 
 def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
     results = Results("offline")
-    for run in chosen(results, "generate", variant=["base"], language=["de", "fr"]):
+    for run in chosen(results, "evaluate", variant=["base"], language=["de", "fr"]):
         leave(run)
     appendices.write_appendices(results, runs / "book")
     text = (runs / "book/notebooks.qmd").read_text()
     assert text.startswith("# Notebooks {.unnumbered}\n\nAll of them.\n\n## Gemma 3 270M {.unnumbered}\n")
     assert re.findall(r'href="([^"]*)" title="([^"]*)"', text) == [
-        (f"notebooks/gemma-3-270m-generate.html#run-base-{code}", f"Continuations, untuned, {name}")
+        (f"notebooks/gemma-3-270m-evaluate.html#run-base-{code}", f"Evaluation, untuned, {name}")
         for code, name in (("de", "German"), ("fr", "French"))
     ]  # fmt: skip
     assert text.count('class="missing"') == len(results.stages) - 2
-    assert 'title="Continuations, DPO, German: not run">de</span>' in text
+    assert 'title="Evaluation, DPO, German: not run">de</span>' in text
 
 
 def test_the_small_models_of_the_world_share_two_pages(runs):
