@@ -159,12 +159,14 @@ def local_path(given: str | Path) -> Path:
     Parameters keep the variable, so that artefacts do not depend on where a reader keeps the data.
     """
     named = re.match(r"\$\{?(\w+)\}?", str(given))
-    if named and not os.environ.get(named[1]):  # unset, or set to nothing
-        fetched = folder_of_variable(named[1])
-        if fetched:
-            return fetched / os.path.expandvars(str(given)[named.end() :]).lstrip("/")
+    if not named:
+        return paths.expanded(given)
+    # What the variable holds may itself name another one.
+    own = os.environ.get(named[1])  # a variable may be set to nothing
+    folder = paths.expanded(own) if own else folder_of_variable(named[1])
+    if folder is None:
         raise UserError(f"{str(given)!r}: the environment variable {named[1]} is not set; {advice(named[1])}")
-    return paths.expanded(given)
+    return paths.expanded(f"{folder}{str(given)[named.end() :]}")
 
 
 def rtp_lx_file(folder: str | Path, language: str) -> Path:
