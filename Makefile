@@ -27,8 +27,8 @@ help: ## list the targets
 env: $(STAMP) ## make the environment in .venv
 
 $(STAMP): requirements.txt environment.yml pyproject.toml
-# Nothing but what requirements.txt pins: lm-eval asks for packages of tasks that are not used here, and those for older
-# versions of what is pinned.
+# Nothing but what requirements.txt pins: lm-eval asks for packages of tasks that are not used here, and the Slurm plugin
+# for another numpy (pyproject.toml, [tool.uv]).
 ifneq ($(CONDA),)
 	PIP_NO_DEPS=1 "$$CONDA" env create --yes --quiet --prefix $(ENV) --file environment.yml \
 	  || PIP_NO_DEPS=1 "$$CONDA" env update --quiet --prefix $(ENV) --file environment.yml --prune
