@@ -190,10 +190,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"polydetox: left out: {line}", file=sys.stderr)
     settings, executor = _snakemake_profile(options.workflow_profile or options.executor or "local")
     executor = options.executor or executor
-    if executor == "slurm":
-        cluster.check_plugin()
     if executor != "local":
         paths.check_for_cluster()
+    if executor == "slurm":
+        cluster.check_plugin()
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--workflow-profile", settings,
         *(["--executor", options.executor] if options.executor else []),

@@ -73,12 +73,12 @@ def test_names_that_cannot_be_are_refused_in_a_line_before_anything_starts(check
     shutil.copy(file, file.with_name("2024.yaml"))  # no number, though it looks like one
     plan = polydetox(checkout, "run", "--profile", "2024", "-n")
     assert plan.returncode == 0, plan.stderr
-    (checkout / "params/models/tiny.yaml").rename(checkout / "params/models/my model.yaml")
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"models": ["my model"]}))
-    assert "params/models/my model.yaml: the name of a model has letters" in refusal()
     monkeypatch.setenv("POLYDETOX_RUNS", str(checkout / "$x"))
     assert main(["run", "--profile=2024", "-n", "--executor", "slurm"]) == 2
     assert "$ in a path, which Snakemake's plugins for clusters do not pass on" in capfd.readouterr().err
+    (checkout / "params/models/tiny.yaml").rename(checkout / "params/models/my model.yaml")
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"models": ["my model"]}))
+    assert "params/models/my model.yaml: the name of a model has letters" in refusal()
     for runs in ("{a}", "a\nb"):
         monkeypatch.setenv("POLYDETOX_RUNS", str(checkout / runs))
         assert "which Snakemake cannot have in a path" in refusal()
