@@ -58,6 +58,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd}
 AccountingStoragePass={folder}/munge/socket
 AccountingStorageEnforce=associations
+AccountingStorageTRES=gres/gpu
 JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=4 RealMemory={memory}
@@ -254,14 +255,16 @@ class Cluster:
 
 
 def _processes_of(job: str) -> list[int]:
-    """The processes of a Slurm job: those with its number in their environment, and the daemons of its steps."""
-    found = []
+    """The processes of a Slurm job: first the daemons of its steps, who would report an end."""
+    daemons, found = [], []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
             command = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if f"SLURM_JOB_ID={job}".encode() in environment or f"slurmstepd: [{job}.".encode() in command:
+        if f"slurmstepd: [{job}.".encode() in command:
+            daemons.append(int(folder.name))
+        elif f"SLURM_JOB_ID={job}".encode() in environment:
             found.append(int(folder.name))
-    return found
+    return daemons + found
