@@ -25,6 +25,7 @@ FILES = ("slurm.conf", "slurmdbd.conf", "gres.conf")
 PACKAGES = "slurm-wlm munge slurmdbd mariadb-server"
 COMMANDS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sacctmgr", "squeue")
 NODE_MB = 3000
+NVIDIA = os.makedev(195, 0)
 
 SLURM = """
 ClusterName=test
@@ -94,7 +95,20 @@ def why_not() -> str:
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         return "snakemake-executor-plugin-slurm is not installed"
     own = [SYSTEM / name for name in FILES if (SYSTEM / name).exists() and not (SYSTEM / name).is_symlink()]
-    return f"{own[0]} is this host's own" if own else ""
+    if own:
+        return f"{own[0]} is this host's own"
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        address = "unknown"
+    if not address.startswith("127."):  # slurmd listens on the address of its host's name
+        return f"{socket.gethostname()} is {address}, and not on the loopback: give it 127.0.0.1 in /etc/hosts"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.mknod(Path(folder) / "gpu", 0o666 | stat.S_IFCHR, NVIDIA)
+        except PermissionError:
+            return "no device can be made here, which a fake GPU is"
+    return ""
 
 
 def _path() -> str:
@@ -218,7 +232,7 @@ class Cluster:
             (SYSTEM / name).symlink_to(file)
         (self.folder / "state").mkdir()
         # What Slurm takes for a GPU: a device of NVIDIA's number.
-        os.mknod(self.folder / "nvidia0", 0o666 | stat.S_IFCHR, os.makedev(195, 0))
+        os.mknod(self.folder / "nvidia0", 0o666 | stat.S_IFCHR, NVIDIA)
 
     def _start_munge(self) -> None:
         folder = self.folder / "munge"
