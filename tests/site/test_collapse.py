@@ -101,7 +101,8 @@ def run_cells(notebook: str, **parameters: Any) -> list[str]:
         tree = ast.parse(cell.source)
         last = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else ast.Constant(None)
         exec(compile(tree, f"{notebook}, cell {number}", "exec"), space)
-        value = eval(compile(ast.Expression(last), f"{notebook}, cell {number}", "eval"), space)
+        code = ast.fix_missing_locations(ast.Expression(last))
+        value = eval(compile(code, f"{notebook}, cell {number}", "eval"), space)
         ways = [getattr(value, name) for name in ("_repr_html_", "_repr_markdown_") if hasattr(value, name)]
         shown.append(next((text for way in ways if (text := way())), "" if value is None else repr(value)))
         for figure in map(plt.figure, plt.get_fignums()):
