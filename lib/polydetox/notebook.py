@@ -42,6 +42,8 @@ def begin(stage: str, namespace: Mapping[str, Any]) -> tuple[Any, Stage]:
     for name in given:
         if name not in fields:
             raise UserError(f"notebooks/{stage}.ipynb has no parameter {name!r}{nearest(name, fields)}")
+    if hidden := [name for name in fields if callable(namespace.get(name))]:
+        raise UserError(f"notebooks/{stage}.ipynb: an import takes the name of the parameter {hidden[0]!r}; rename it")
     settings = check_parameters(stage, given)
     folder = Path(settings.output_folder) if settings.output_folder else manual_folder(stage, settings)
     recorded = settings.model_dump(exclude={"output_folder"})

@@ -123,6 +123,7 @@ def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
     sources = pd.read_parquet(run / "value_vectors/sources.parquet")
     metrics = json.loads((run / "value_vectors/metrics.json").read_text())
     assert len(sources) == 12 and sources["cosine"].is_monotonic_decreasing
+    assert set(sources["tokens"].map(len)) == {5}, "as many as the profile says"
     assert metrics["actual"] == int((sources["activation"] > 0).sum()) and metrics["neurons"] == 2 * 64
     actual = set(zip(*(sources.loc[sources["actual"], key] for key in ("layer", "neuron")), strict=True))
     for variant, language in EVALUATED:

@@ -187,7 +187,7 @@ def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
     )
     assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
     assert said["scorers_sentence"] == "Tiny (DPO) has no scores on both sides. Tiny (LoRA) was not run."
-    assert set(repr(drift_table(results)).splitlines()[2].split(" | ")[2::2]) == {"not measured", "\N{EN DASH}"}
+    assert set(repr(drift_table(results)).splitlines()[3].split(" | ")[2::2]) == {"not measured", "\N{EN DASH}"}
 
 
 @pytest.mark.parametrize("case", ["one language collapses"], indirect=True)

@@ -15,9 +15,9 @@ from polydetox.interp.sources import by_offset
 from polydetox.interp.vectors import (
     control_neurons,
     potential_sources,
-    promoted_tokens,
     script,
     scripts_of,
+    tokens_promoted_by,
     typical_size,
 )
 from tiny import TEXTS, tiny_model, tiny_tokenizer
@@ -232,7 +232,7 @@ def test_potential_sources_are_the_nearest_of_all_layers(mlps):
 
 
 def test_promoted_tokens_are_those_of_the_highest_logit(mlps, tokenizer):
-    (tokens,) = promoted_tokens(mlps, tokenizer, [(1, 7)], 3)
+    (tokens,) = tokens_promoted_by(mlps, tokenizer, [(1, 7)], 3)
     head = mlps.model.lm_head.weight.detach() * mlps.model.model.norm.weight.detach()
     logits = head @ mlps.value_vectors(1)[7]
     assert tokens == [tokenizer.decode([int(token)]) for token in logits.argsort(descending=True)[:3]]

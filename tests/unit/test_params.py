@@ -345,6 +345,8 @@ def test_languages_are_kept_in_the_papers_order(checkout):
 def test_a_notebook_refuses_a_parameter_it_does_not_have(checkout):
     with pytest.raises(UserError, match="no parameter 'tempratur'; did you mean 'temperature'"):
         begin("generate", {"tempratur": 1.0, "__name__": "__main__", "In": []})
+    with pytest.raises(UserError, match="an import takes the name of the parameter 'seed'"):
+        begin("generate", {"seed": max})
     with pytest.raises(UserError, match="lang: unknown language 'dee'"):
         begin("evaluate", {"lang": "dee"})
     with pytest.raises(UserError, match="languages: unknown language 'dee'"):

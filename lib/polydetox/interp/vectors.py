@@ -45,7 +45,7 @@ def neuron_count(mlps: MLPs) -> int:
     return sum(mlps.neurons(layer) for layer in range(len(mlps)))
 
 
-def promoted_tokens(
+def tokens_promoted_by(
     mlps: MLPs, tokenizer: PreTrainedTokenizerBase, neurons: Sequence[Neuron], count: int = 30
 ) -> list[list[str]]:
     """The tokens whose logits each neuron raises most: its value vector, through the final norm, unembedded."""
