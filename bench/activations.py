@@ -20,7 +20,8 @@ from generation import cpu_seconds, model_of
 from probe import texts_and_labels
 
 from polydetox.interp.architectures import MLPs
-from polydetox.interp.decoding import Decoded, Neuron, greedy, left_padded
+from polydetox.interp.decoding import Decoded, Neuron, greedy
+from polydetox.models.texts import encode_prompts, left_padded
 from tiny import tiny_tokenizer
 
 TARGET = 5
@@ -43,7 +44,7 @@ def published(model, tokenizer, prompts: list[str], neurons: list[Neuron]) -> tu
     with torch.no_grad():
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            batch = left_padded(tokenizer, [prompts[row] for row in rows])
+            batch = left_padded(tokenizer, encode_prompts(tokenizer, [prompts[row] for row in rows]))
             ids, mask = batch["input_ids"], batch["attention_mask"]
             for _ in range(STEPS):
                 positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)

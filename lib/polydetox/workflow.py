@@ -364,6 +364,7 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
         for variant in graph.variants(model):
             yield partial(_check_evaluation, graph, model, variant)
     for model in graph.models:
+        yield partial(_check_model, graph, model)
         for variant in graph.trained(model):
             yield partial(stage_parameters, "dpo", settings, graph._listed[model], variant=variant)
         if settings.agreement is not None:
@@ -426,6 +427,20 @@ def _check_world(graph: Graph) -> None:
     for cell in graph.cells():
         for stage in ("pretrain", "transfer"):
             world_parameters(stage, graph.profile, cell)
+
+
+def _check_model(graph: Graph, model: str) -> None:
+    """The architecture of a model, where its configuration can be had; the type of a published adapter on this disk."""
+    listed = graph.model_file(model)
+    if listed.use == "path" or listed.use == "hub":
+        from polydetox.models.decoders import check_listed
+
+        check_listed(listed, mechanism=graph.profile.mechanism is not None)
+    adapter = Path(listed.tuned.path).expanduser() if listed.tuned and listed.tuned.path else None
+    if adapter is not None and (adapter / "adapter_config.json").is_file():
+        from polydetox.preference.dpo import check_mergeable
+
+        check_mergeable(adapter)
 
 
 def _check_evaluation(graph: Graph, model: str, variant: str) -> None:

@@ -14,6 +14,7 @@ from polydetox.interp.architectures import FAMILIES, MLPs
 from polydetox.interp.decoding import Shift, _decode, greedy, watched
 from polydetox.interp.representations import mean_pooled
 from polydetox.models.checkpoints import load_tokenizer
+from polydetox.models.texts import encode_prompts
 from tiny import TEXTS, tiny_tokenizer
 
 WATCHED = [(0, 3), (1, 5), (0, 1)]
@@ -201,7 +202,8 @@ def test_a_cached_batch_in_bfloat16_sees_what_the_whole_prefix_would_give(model,
     mlps = MLPs(rounded)
     steps = 4
     with torch.inference_mode(), watched(mlps, WATCHED, len(TEXTS)) as passes:
-        tokens, counted = _decode(rounded, tokenizer, TEXTS, steps, frozenset([tokenizer.eos_token_id]))
+        rows, stop = encode_prompts(tokenizer, TEXTS), frozenset([tokenizer.eos_token_id])
+        tokens, counted = _decode(rounded, tokenizer, rows, steps, stop)
     cached = torch.stack(passes, dim=1)  # (texts, steps, neurons)
     assert cached.dtype == torch.float32 and torch.isfinite(cached).all()
     for row, text in enumerate(TEXTS):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +28,8 @@ from polydetox.models.checkpoints import (
     provenance,
     use_threads,
 )
+from polydetox.models.decoders import difference, first_exact, keeps_keys_and_values, next_logits
+from polydetox.models.texts import context_length, context_length_of, encode_prompts, left_padded
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +186,7 @@ def _start(engine: str, weights: Path, dtype: str) -> Engine:
 def _table(batch: pd.DataFrame, drawn: list[list[Continuation]], tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
     rows = []
     for prompt_id, prompt, continuations in zip(batch["prompt_id"], batch["prompt"], drawn, strict=True):
-        prefix = tokenizer(prompt)["input_ids"]
+        prefix = encode_prompts(tokenizer, [prompt])[0]
         for number, continuation in enumerate(continuations):
             text = continuation_text(tokenizer, prefix, continuation.tokens)
             rows.append((prompt_id, prompt, number, text, len(continuation.tokens), not text.strip(),
@@ -252,6 +256,13 @@ class _RepeatedPrompts:
         return logits
 
 
+# Texts of different length, on which a way of decoding is tried.
+TRIED = ("The weather in the mountains is good", "One", "One or two of them")
+
+# Picks the next token of some continuations: their logits (rows, vocabulary), their numbers (rows,), and the step.
+Choose = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
+
+
 class TransformersEngine:
     """A plain decoding loop: each prompt is prefilled once, for all its continuations.
 
@@ -259,21 +270,57 @@ class TransformersEngine:
     vocabulary at each token, and goes on with continuations that have ended. Here a prompt's cache exists once where
     the architecture is known (:mod:`polydetox.generation.attention`), only as much of the vocabulary is sorted as the
     nucleus takes, and a continuation that has ended leaves the batch.
+
+    That takes a cache of keys and values. Models that keep a recurrent state decode through ``generate``, prompts of
+    one length at a time; which way is exact is tried out when the engine starts.
     """
 
     name = "transformers"
 
     def __init__(self, weights: Path, dtype: str):
+        from transformers import GenerationConfig
+
         from polydetox.generation.attention import prepare
 
         use_threads()
         self.tokenizer = load_tokenizer(weights)
-        self.tokenizer.padding_side = "left"
         self.model = load_causal_lm(weights, inference_dtype(dtype))
         prepare(self.model)
+        self._limit = context_length(self.model.config)
         self._stop = end_of_sequence(self.model.generation_config, self.tokenizer)
+        self.model.generation_config = GenerationConfig()  # what a checkpoint suggests (penalties ...) is not sampled
         # BLOOM derives positions from the attention mask and takes no position ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        ways = {
+            "in padded batches": self._together,
+            "through generate": partial(self._alone, use_cache=True),
+            "through generate without a cache": partial(self._alone, use_cache=False),
+        }
+        rows = encode_prompts(self.tokenizer, TRIED)
+        trials = {name: partial(self._trial, way, rows) for name, way in ways.items()}
+        self.way = first_exact(self.model, "sampling", trials, rows[0])
+        self._decode = ways[self.way]
+
+    def _trial(self, way: Callable[..., torch.Tensor], rows: list[list[int]]) -> float:
+        """The largest difference of one way of decoding to texts read whole, over some steps of given tokens.
+
+        Two continuations of each row, the second of which ends early.
+        """
+        import torch
+
+        found: list[tuple[list[int], torch.Tensor]] = []
+        given, end = rows[0][-3:], min(self._stop, default=rows[0][-1])
+
+        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int) -> torch.Tensor:
+            for slot, row in zip(slots.tolist(), logits, strict=True):
+                if slot != 1 or step < 2:
+                    found.append(([*rows[slot // 2], *given[:step]], row))
+            token = torch.full_like(slots, given[min(step, 2)])
+            return token.where((slots != 1) | (step != 1), end)
+
+        with torch.inference_mode():
+            way(rows, 2, len(given) + 1, choose)
+        return max(difference(logits, next_logits(self.model, ids)[-1]) for ids, logits in found)
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         """The logits after the last of ``ids`` (rows, vocabulary), and the cache grown by them."""
@@ -291,34 +338,72 @@ class TransformersEngine:
             return _SharedPrompts(self.model, cache, mask, n, steps)
         return _RepeatedPrompts(self._forward, cache, mask, n)
 
+    def _together(self, rows: list[list[int]], n: int, steps: int, choose: Choose) -> torch.Tensor:
+        """New tokens (rows * n, steps) of ``n`` continuations of each row; -1 after a stop token."""
+        import torch
+
+        inputs = left_padded(self.tokenizer, rows).to(self.model.device)
+        logits, cache = self._forward(inputs["input_ids"], inputs["attention_mask"], None)
+        if not keeps_keys_and_values(cache):
+            raise TypeError("the cache is not one of keys and values")
+        logits = logits.repeat_interleave(n, dim=0)  # (rows * n, vocabulary)
+        decoder = self._decoder(cache, inputs["attention_mask"], n, steps)
+        stop = torch.tensor(sorted(self._stop), device=self.model.device)
+        tokens = torch.full((len(logits), steps), -1, device=self.model.device)
+        slots = torch.arange(len(logits), device=self.model.device)  # of the continuations that go on
+        for step in range(steps):
+            token = choose(logits, slots, step)
+            tokens[slots, step] = token
+            if step == steps - 1:
+                break
+            going = ~torch.isin(token, stop)
+            if not bool(going.all()):
+                slots, token = slots[going], token[going]
+                if not len(slots):
+                    break
+                decoder.keep(slots, going)
+            logits = decoder.logits_after(token)
+        return tokens
+
+    def _alone(
+        self, rows: list[list[int]], n: int, steps: int, choose: Choose, *, use_cache: bool
+    ) -> torch.Tensor:  # fmt: skip
+        """The same through ``generate``. Rows of one length share a batch: padding would enter a recurrent state."""
+        import torch
+
+        tokens = torch.full((len(rows) * n, steps), -1, device=self.model.device)
+        for length in sorted(set(map(len, rows))):
+            numbers = torch.tensor([number for number, row in enumerate(rows) if len(row) == length])
+            slots = (numbers.unsqueeze(-1) * n + torch.arange(n)).flatten().to(self.model.device)
+            ids = torch.tensor([rows[number] for number in numbers], device=self.model.device).repeat_interleave(n, 0)
+
+            def only(written: torch.Tensor, logits: torch.Tensor, slots=slots, length=length) -> torch.Tensor:
+                chosen = choose(logits, slots, written.shape[1] - length).unsqueeze(-1)
+                return torch.full_like(logits, float("-inf")).scatter(-1, chosen, 0.0)
+
+            written = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False,
+                use_cache=use_cache, logits_processor=[only], eos_token_id=sorted(self._stop) or None,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )[:, length:]  # fmt: skip
+            tokens[slots, : written.shape[1]] = written
+        return tokens
+
     def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
         import torch
 
         from polydetox.generation.sampling import sample, uniforms
 
         n, steps = sampling.n, sampling.max_new_tokens
+        rows = encode_prompts(self.tokenizer, prompts, self._limit, steps)
+        uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
+        uniform = uniform.to(self.model.device)  # (prompts * n, steps)
+
+        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int) -> torch.Tensor:
+            return sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k)
+
         with torch.inference_mode():
-            inputs = self.tokenizer(list(prompts), return_tensors="pt", padding=True).to(self.model.device)
-            logits, cache = self._forward(inputs["input_ids"], inputs["attention_mask"], None)
-            logits = logits.repeat_interleave(n, dim=0)  # (prompts * n, vocabulary)
-            decoder = self._decoder(cache, inputs["attention_mask"], n, steps)
-            uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
-            uniform = uniform.to(self.model.device)  # (prompts * n, steps)
-            stop = torch.tensor(sorted(self._stop), device=self.model.device)
-            tokens = torch.full((len(logits), steps), -1, device=self.model.device)
-            slots = torch.arange(len(logits), device=self.model.device)  # of the continuations that go on
-            for step in range(steps):
-                token = sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k)
-                tokens[slots, step] = token
-                if step == steps - 1:
-                    break
-                going = ~torch.isin(token, stop)
-                if not bool(going.all()):
-                    slots, token = slots[going], token[going]
-                    if not len(slots):
-                        break
-                    decoder.keep(slots, going)
-                logits = decoder.logits_after(token)
+            tokens = self._decode(rows, n, steps, choose)
         flat = [_until_stop(row, self._stop) for row in tokens.tolist()]
         return [flat[start : start + n] for start in range(0, len(flat), n)]
 
@@ -341,13 +426,6 @@ def _until_stop(tokens: list[int], stop: frozenset[int]) -> Continuation:
 _VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
-def _positions(weights: Path) -> int:
-    """How long a prompt with its continuation may be: prompts are short, and vLLM reserves memory for this length."""
-    from transformers import AutoConfig
-
-    return min(1024, getattr(AutoConfig.from_pretrained(weights), "max_position_embeddings", None) or 1024)
-
-
 class VLLMEngine:
     """vLLM's offline inference; the seed of each prompt is its own, so batching does not change a sample."""
 
@@ -357,19 +435,33 @@ class VLLMEngine:
         for name, value in _VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from transformers import GenerationConfig
-        from vllm import LLM
 
-        on_gpu = device().type == "cuda"
-        options: dict[str, Any] = {} if on_gpu else {"enforce_eager": True, "gpu_memory_utilization": 0.2,
-                                                     "max_num_seqs": 1024, "max_num_batched_tokens": 8192}  # fmt: skip
+        self._weights, self._dtype = weights, dtype
         self.tokenizer = load_tokenizer(weights)
+        self._limit = context_length_of(weights)
         try:
             configuration = GenerationConfig.from_pretrained(weights)
         except OSError:  # a checkpoint without generation settings
             configuration = GenerationConfig()
         self._stop = end_of_sequence(configuration, self.tokenizer)
-        self._llm = LLM(str(weights), dtype=dtype if on_gpu else "float32", disable_log_stats=True,
-                        enable_prefix_caching=True, max_model_len=_positions(weights), **options)  # fmt: skip
+        self._room, self._llm = 0, None
+
+    def _start(self, tokens: int) -> Any:
+        """vLLM with room for texts of so many tokens, for which it reserves memory; started again if that grows."""
+        if tokens > self._room:
+            from vllm import LLM
+
+            on_gpu = device().type == "cuda"
+            options: dict[str, Any] = {"dtype": self._dtype}
+            if not on_gpu:
+                options = {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.2,
+                           "max_num_seqs": 1024, "max_num_batched_tokens": 8192}  # fmt: skip
+            self._llm = None
+            gc.collect()  # or the memory of the one before stays taken
+            self._room = min(max(1024, 2 * tokens), self._limit or 2 * tokens + 1024)
+            self._llm = LLM(str(self._weights), disable_log_stats=True, enable_prefix_caching=True,
+                            max_model_len=self._room, **options)  # fmt: skip
+        return self._llm
 
     def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
         from vllm import SamplingParams
@@ -383,8 +475,9 @@ class VLLMEngine:
                            seed=prompt_seed(sampling.seed, identifier) % 2**63)
             for identifier in prompt_ids
         ]  # fmt: skip
-        inputs = [{"prompt_token_ids": self.tokenizer(prompt)["input_ids"]} for prompt in prompts]
-        results = self._llm.generate(inputs, parameters, use_tqdm=False)
+        rows = encode_prompts(self.tokenizer, prompts, self._limit, sampling.max_new_tokens)
+        llm = self._start(max(map(len, rows)) + sampling.max_new_tokens)
+        results = llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=False)
         drawn = []
         for result in results:
             outputs = sorted(result.outputs, key=lambda output: output.index)

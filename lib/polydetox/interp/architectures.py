@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from polydetox.errors import UserError
@@ -51,23 +51,28 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def check_known(configuration: PreTrainedConfig) -> None:
+    """Refuse a family that cannot be taken apart, by its configuration alone."""
+    kind = str(configuration.model_type)
+    if kind not in FAMILIES:
+        raise UserError(
+            f"model type {kind!r}: its MLP is not known (known are {', '.join(sorted(FAMILIES))}); add an entry to "
+            "FAMILIES in lib/polydetox/interp/architectures.py with the names of its layers, the MLP's last linear "
+            "layer, and its final norm"
+        )
+    if not getattr(configuration, "do_layer_norm_before", True):  # OPT 350M
+        raise UserError(
+            f"{configuration.name_or_path or kind}: its norms follow the sum with the residual stream, so that a "
+            "neuron does not add to it; only models whose norms come before the MLP can be taken apart"
+        )
+
+
 class MLPs:
     """The MLP neurons of one model, layer by layer."""
 
     def __init__(self, model: PreTrainedModel):
-        kind = str(model.config.model_type)
-        if kind not in FAMILIES:
-            raise UserError(
-                f"model type {kind!r}: its MLP is not known (known are {', '.join(sorted(FAMILIES))}); add an entry to "
-                "FAMILIES in lib/polydetox/interp/architectures.py with the names of its layers, the MLP's last linear "
-                "layer, and its final norm"
-            )
-        if not getattr(model.config, "do_layer_norm_before", True):  # OPT 350M
-            raise UserError(
-                f"{model.config.name_or_path or kind}: its norms follow the sum with the residual stream, so that a "
-                "neuron does not add to it; only models whose norms come before the MLP can be taken apart"
-            )
-        family = FAMILIES[kind]
+        check_known(model.config)
+        family = FAMILIES[str(model.config.model_type)]
         self.model = model
         self.layers: list[torch.nn.Module] = list(model.get_submodule(family.layers))  # type: ignore[arg-type]
         self._outputs = [layer.get_submodule(family.output) for layer in self.layers]

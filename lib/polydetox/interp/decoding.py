@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydetox.generation.engines import continuation_text, end_of_sequence
 from polydetox.interp.architectures import MLPs
+from polydetox.models.texts import context_length, encode_prompts, left_padded
 
 Neuron = tuple[int, int]  # layer, and place in that layer's MLP
 
@@ -127,6 +128,7 @@ def greedy(
     """
     mlps = MLPs(model)
     stop = end_of_sequence(model.generation_config, tokenizer)
+    encoded = encode_prompts(tokenizer, prompts, context_length(model.config), new_tokens)
     order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
     texts = [""] * len(prompts)
     means = np.full((len(prompts), len(watch)), np.nan, dtype=np.float32)
@@ -136,7 +138,7 @@ def greedy(
             rows = order[start : start + batch_size]
             added = [shifts[row] if shifts else None for row in rows]
             with shifted(mlps, added), watched(mlps, watch, len(rows)) as passes:
-                tokens, counted = _decode(model, tokenizer, [prompts[row] for row in rows], new_tokens, stop)
+                tokens, counted = _decode(model, tokenizer, [encoded[row] for row in rows], new_tokens, stop)
             if watch:
                 stacked = torch.stack(passes, dim=1)  # (rows, steps, neurons)
                 weight = counted.unsqueeze(-1).float()
@@ -144,19 +146,19 @@ def greedy(
                 means[rows] = mean.cpu().numpy()
             for row, new, kept in zip(rows, tokens.tolist(), counted.sum(dim=1).tolist(), strict=True):
                 text = [token for token in new[: int(kept)] if token not in stop]
-                texts[row] = continuation_text(tokenizer, tokenizer(prompts[row])["input_ids"], text)
+                texts[row] = continuation_text(tokenizer, encoded[row], text)
     return Decoded(texts, means)
 
 
 def _decode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], steps: int, stop: frozenset[int]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], steps: int, stop: frozenset[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy tokens (rows, steps), and which steps count: those up to and with the one that ends the text."""
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # not so in BLOOM
-    inputs = left_padded(tokenizer, prompts).to(model.device)
+    inputs = left_padded(tokenizer, rows).to(model.device)
     ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], None
     ends = torch.tensor(sorted(stop), device=ids.device)
-    going = torch.ones(len(prompts), dtype=torch.bool, device=ids.device)
+    going = torch.ones(len(rows), dtype=torch.bool, device=ids.device)
     tokens, counted = [], []
     for step in range(steps):
         extra = {}
@@ -174,13 +176,3 @@ def _decode(
         ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
     return torch.stack(tokens, dim=1), torch.stack(counted, dim=1)
-
-
-def left_padded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Any:
-    """Token ids and mask of some texts, padded on the left, whatever the tokenizer's own setting is."""
-    side = tokenizer.padding_side
-    tokenizer.padding_side = "left"
-    try:
-        return tokenizer(texts, return_tensors="pt", padding=True)
-    finally:
-        tokenizer.padding_side = side

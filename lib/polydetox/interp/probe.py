@@ -17,6 +17,7 @@ from polydetox.data import check_both_labels, local_path, read_labelled
 from polydetox.errors import UserError
 from polydetox.interp.representations import mean_pooled
 from polydetox.models.checkpoints import checkpoint_of, provenance
+from polydetox.models.texts import shortened
 from polydetox.params import ProbeParameters, load_model, load_profile
 from polydetox.scoring.agreement import cluster_auc
 
@@ -134,6 +135,7 @@ def probe_features(settings: ProbeParameters, stage: Stage, texts: Sequence[str]
     stage.reads(provenance(weights))
     caches = [stage.folder / "features.safetensors"]
     dtype = load_model(settings.model).dtype
+    stage.leaves_out(shortened(weights, range(len(texts)), texts, kept="first"), "shortened")
     return mean_pooled(weights, texts, "last", caches, dtype=dtype, batch_size=settings.feature_batch_size)[:, 0]
 
 

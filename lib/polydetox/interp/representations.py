@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from polydetox.artifacts import atomic_path, input_hash
 from polydetox.interp.architectures import MLPs
 from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
+from polydetox.models.texts import context_length
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,9 @@ def mean_pooled(
     """The mean over each text's tokens (padding left out) of the residual stream, float32.
 
     ``last``: what enters the final norm. ``all``: the output of every layer in turn, the last as it enters the final
-    norm. Kept in the first of ``caches`` (safetensors); the first that holds the same texts, weights and settings is
-    read instead.
+    norm. A text of more tokens than the model has positions is cut at its end, as in the paper's code
+    (:func:`polydetox.models.texts.shortened` says which). Kept in the first of ``caches`` (safetensors); the first that
+    holds the same texts, weights and settings is read instead.
     """
     from safetensors import safe_open
     from safetensors.numpy import save_file
@@ -61,7 +63,7 @@ def pooled(
     """What :func:`mean_pooled` keeps, of a loaded model."""
     import torch
 
-    tokenizer.padding_side = "right"  # positions then need no help, and causal attention never looks right
+    limit = context_length(model.config)
     mlps = MLPs(model)
     modules = [mlps.final_norm] if depth == "last" else [*mlps.layers[1:], mlps.final_norm]
     streams: dict[int, torch.Tensor] = {}
@@ -74,7 +76,9 @@ def pooled(
         with torch.inference_mode():
             for start in tqdm(range(0, len(order), batch_size), desc="representations", unit="batch"):
                 rows = order[start : start + batch_size]
-                batch = tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True).to(model.device)
+                ids = [ids[:limit] for ids in tokenizer([texts[row] for row in rows])["input_ids"]]
+                # Padded on the right: positions then need no help, and causal attention never looks there.
+                batch = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(model.device)
                 model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
                 weight = batch["attention_mask"].unsqueeze(-1).float()
                 for number in range(len(modules)):

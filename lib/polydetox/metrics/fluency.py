@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, use_threads
+from polydetox.models.decoders import first_exact, keeps_keys_and_values
+from polydetox.models.texts import affixes, context_length, last_tokens
 
 Item = TypeVar("Item")
 
@@ -59,16 +61,22 @@ class Judge:
 
         use_threads()
         self.batch_size = batch_size
-        self.tokenizer = load_tokenizer(weights)
-        if AutoConfig.from_pretrained(weights).is_encoder_decoder:
+        configuration = AutoConfig.from_pretrained(weights)
+        self._limit = context_length(configuration)
+        if configuration.is_encoder_decoder:
             from transformers import AutoModelForSeq2SeqLM
 
+            self.tokenizer = load_tokenizer(weights, closing=True)
             self.model: Any = AutoModelForSeq2SeqLM.from_pretrained(weights, dtype=inference_dtype(dtype))
             self.model = self.model.to(device()).eval()
             self._log_perplexities = self._whole_texts if method == "published" else self._after_encoder
         else:
+            self.tokenizer = load_tokenizer(weights)
             self.model = load_causal_lm(weights, inference_dtype(dtype))
-            self._log_perplexities = partial(self._after_prefix, less_prompt=method == "published")
+            self._log_perplexities = partial(self._causal, less_prompt=method == "published")
+        self._opening, _ = affixes(self.tokenizer)
+        if not configuration.is_encoder_decoder:
+            self.way = self._exact_way()
 
     def perplexities(self, prompts: Sequence[str], continuations: Sequence[str]) -> Float[np.ndarray, " n"]:
         """exp of the mean negative log-likelihood a token of each continuation; NaN for an empty one.
@@ -89,8 +97,85 @@ class Judge:
 
     # --- causal judges ------------------------------------------------------------------------------------------
 
-    def _after_prefix(
+    def _exact_way(self) -> str:
+        """How texts are read: what a prompt's have in common once, where that is exact for this model, else each whole.
+
+        It is tried on a few texts, in batches with padding.
+        """
+        prompts = ["The weather in the mountains", "One", "One", "One or two of them"]
+        continuations = [" is good again", " a", " of the others is", " say so"]
+
+        def trial(judged: Callable[..., np.ndarray]) -> float:
+            with torch.inference_mode():
+                return float(np.abs(judged(prompts, continuations, less_prompt=False) - alone).max())
+
+        with torch.inference_mode():
+            alone = np.concatenate([self._each_whole([prompt], [text], less_prompt=False)
+                                    for prompt, text in zip(prompts, continuations, strict=True)])  # fmt: skip
+        ways = {
+            "in padded batches": partial(trial, self._after_prefix),
+            "text by text": partial(trial, self._each_whole),
+        }
+        return first_exact(self.model, "perplexity", ways, self.tokenizer(prompts[0] + continuations[0])["input_ids"])
+
+    def _causal(
         self, prompts: list[str], continuations: list[str], done: Callable[[int], Any], *, less_prompt: bool
+    ) -> Float[np.ndarray, " n"]:
+        """Mean negative log-likelihoods with a causal judge; a text of more tokens than its positions is read alone."""
+        judged = self._after_prefix if self.way == "in padded batches" else self._each_whole
+        long = np.zeros(len(prompts), dtype=bool)
+        if self._limit is not None:
+            whole = self.tokenizer([prompt + text for prompt, text in zip(prompts, continuations, strict=True)])
+            long = np.array([len(ids) > self._limit for ids in whole["input_ids"]])
+        result = np.full(len(prompts), np.nan)
+        for chosen, judge in ((~long, judged), (long, self._each_whole)):
+            if chosen.any():
+                rows = np.flatnonzero(chosen)
+                result[rows] = judge([prompts[row] for row in rows], [continuations[row] for row in rows],
+                                     done, less_prompt=less_prompt)  # fmt: skip
+        return result
+
+    def _each_whole(
+        self, prompts: list[str], continuations: list[str], done: Callable[[int], Any] = int, *, less_prompt: bool
+    ) -> Float[np.ndarray, " n"]:
+        """Mean negative log-likelihoods from whole texts, those of one length together, so that nothing is padded.
+
+        Of a text of more tokens than the judge has positions the last ones are read; NaN where these hold no token of
+        the prompt. A published one is then the conditional one, the same wherever the prompt's tokens begin the text's.
+        """
+        tasks: list[tuple[list[int], int]] = []  # token ids, and from which on they count
+        shares: list[tuple[int, int | None]] = []  # of each continuation its text among them, and its prompt
+        for prompt, text in zip(prompts, continuations, strict=True):
+            prefix, ids = (self.tokenizer(part)["input_ids"] for part in (prompt, prompt + text))
+            read = last_tokens(ids, self._limit, self._opening)
+            if less_prompt and len(read) == len(ids):
+                shares.append((len(tasks), len(tasks) + 1))
+                tasks += [(ids, 1), (prefix, 1)]
+            else:
+                start = max(1, common_prefix(prefix, ids)) - (len(ids) - len(read))
+                shares.append((len(tasks), None))
+                tasks.append((read, start if start > 0 else len(read)))
+        nll, count = np.zeros(len(tasks)), np.array([len(ids) - start for ids, start in tasks])
+        for length in sorted({len(ids) for ids, _ in tasks}, reverse=True):
+            same = [number for number, (ids, _) in enumerate(tasks) if len(ids) == length > 1]
+            for begun in range(0, len(same), self.batch_size):
+                chunk = same[begun : begun + self.batch_size]
+                ids = torch.tensor([tasks[number][0] for number in chunk], device=self.model.device)  # (rows, length)
+                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+                targets = ids[:, 1:].clone()
+                for row, number in enumerate(chunk):
+                    targets[row, : tasks[number][1] - 1] = -100
+                nll[chunk] = token_nll(logits[:, :-1], targets)[0].cpu().numpy()
+        result = np.full(len(prompts), np.nan)
+        for position, (text, prompt) in enumerate(shares):
+            tokens = count[text] - (0 if prompt is None else count[prompt])
+            if tokens > 0:
+                result[position] = (nll[text] - (0.0 if prompt is None else nll[prompt])) / tokens
+        done(len(prompts))
+        return result
+
+    def _after_prefix(
+        self, prompts: list[str], continuations: list[str], done: Callable[[int], Any] = int, *, less_prompt: bool
     ) -> Float[np.ndarray, " n"]:
         """Mean negative log-likelihoods with a causal judge; what the texts of a prompt share is read once."""
         texts = [prompt + text for prompt, text in zip(prompts, continuations, strict=True)]
@@ -130,6 +215,8 @@ class Judge:
         """Score what follows heads of one length, so that no head is padded."""
         ids = torch.tensor([head for head, _ in heads], device=self.model.device)  # (heads, length)
         output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        if not keeps_keys_and_values(output.past_key_values):
+            raise TypeError("the cache is not one of keys and values")
         tails = [(number, tail) for number, (_, tails) in enumerate(heads) for tail in tails]
         prompt_nll = np.zeros(len(heads))
         prompt_tokens = np.full(len(heads), length)
@@ -190,9 +277,14 @@ class Judge:
         owners = list(dict.fromkeys(prompts))
         groups: dict[str, list[int]] = {prompt: [] for prompt in owners}
         for position, prompt in enumerate(prompts):
-            groups[prompt].append(position)
-        encoded = dict(zip(owners, self.tokenizer(owners)["input_ids"], strict=True))
+            if self._fits(targets[position]):
+                groups[prompt].append(position)
+        owners = [prompt for prompt in owners if groups[prompt]]
         result = np.full(len(prompts), np.nan)
+        if not owners:
+            return result
+        read = (last_tokens(ids, self._limit, self._opening) for ids in self.tokenizer(owners)["input_ids"])
+        encoded = dict(zip(owners, read, strict=True))
         for bundle in by_length(owners, self.batch_size, lambda prompt: len(encoded[prompt])):
             ids = padded([encoded[prompt] for prompt in bundle], 0).to(self.model.device)
             mask = (padded([encoded[prompt] for prompt in bundle], -1) != -1).long().to(self.model.device)
@@ -212,6 +304,10 @@ class Judge:
             done(len(rows))
         return result
 
+    def _fits(self, ids: Sequence[int]) -> bool:
+        """Whether an encoder-decoder has positions for a text; mT5's are relative, and have no limit."""
+        return self._limit is None or len(ids) <= self._limit
+
     def _whole_texts(
         self, prompts: list[str], continuations: list[str], done: Callable[[int], Any]
     ) -> Float[np.ndarray, " n"]:
@@ -219,6 +315,7 @@ class Judge:
         texts = [prompt + text for prompt, text in zip(prompts, continuations, strict=True)]
         distinct = list(dict.fromkeys([*texts, *prompts]))
         tokens = dict(zip(distinct, self.tokenizer(distinct)["input_ids"], strict=True))
+        distinct = [text for text in distinct if self._fits(tokens[text])]
         asked, losses = set(texts), dict[str, float]()
         for batch in by_length(distinct, self.batch_size, lambda text: len(tokens[text])):
             targets = padded([tokens[text] for text in batch], -100).to(self.model.device)  # (rows, width)
@@ -229,7 +326,7 @@ class Judge:
             done(len(set(batch) & asked))
         result = np.full(len(texts), np.nan)
         for position, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-            added = len(tokens[text]) - len(tokens[prompt])
+            added = len(tokens[text]) - len(tokens[prompt]) if text in losses and prompt in losses else 0
             result[position] = (losses[text] - losses[prompt]) / added if added > 0 else np.nan
         return result
 

@@ -24,6 +24,7 @@ from polydetox.metrics.diversity import published_distinct
 from polydetox.metrics.evaluate import TOKEN_DISTINCT
 from polydetox.metrics.language import detect
 from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, load_tokenizer, provenance
+from polydetox.models.texts import Shortened, shortened
 from polydetox.params import ScoreParameters, load_model
 from polydetox.scoring import CachedScorer, get_scorer
 
@@ -68,7 +69,14 @@ class Scoring:
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return None if self.judge_weights is None else load_tokenizer(self.judge_weights)
+        return None if self.judge_weights is None else load_tokenizer(self.judge_weights, closing=True)
+
+    def shortened(self, continuations: pd.DataFrame) -> Shortened:
+        """Of which prompts the judge reads a part alone, since a continuation makes them longer than its positions."""
+        if self.judge_weights is None:
+            return Shortened()
+        texts = continuations["prompt"] + continuations["continuation"]
+        return shortened(self.judge_weights, continuations["prompt_id"], texts)
 
     def values(self, continuations: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
         """The columns ``VALUES`` for a table of continuations of one language, row by row.

@@ -13,6 +13,8 @@ from polydetox import locks, paths
 from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
 from polydetox.download import hub_errors
 from polydetox.errors import UserError
+from polydetox.models.decoders import check_decoder
+from polydetox.models.texts import leave_open
 from polydetox.params import ModelFile, load_model, load_profile
 
 if TYPE_CHECKING:
@@ -236,20 +238,27 @@ def inference_dtype(wanted: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
 
 
-def load_tokenizer(weights: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with a padding token."""
+def load_tokenizer(weights: Path, *, closing: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, with a padding token.
+
+    Texts are to be continued, so it writes no special token after them, whatever it was saved with; an encoder-decoder
+    needs its own (``closing``). The special tokens before a text are those of its template.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(weights)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not closing:
+        leave_open(tokenizer)
     return tokenizer
 
 
 def load_causal_lm(weights: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """A causal language model in evaluation mode on the device of this machine."""
-    from transformers import AutoModelForCausalLM
+    """A causal language model in evaluation mode on the device of this machine; any other model is refused."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    check_decoder(AutoConfig.from_pretrained(weights), weights)
     model = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, **options)
     if "device_map" not in options:
         model = model.to(device())

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polydetox.artifacts import atomic_folder
 from polydetox.errors import UserError
 from polydetox.languages import UNSPACED
+from polydetox.models.texts import context_length
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNUSED = re.compile(r"<unused\d+>|\[unused\d+\]|<reserved_\d+>")
@@ -95,7 +96,8 @@ def next_token_logits(
     with torch.inference_mode():
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
-            inputs = tokenizer(batch, return_tensors="pt", padding=True, padding_side="right").to(model.device)
+            ids = [ids[: context_length(model.config)] for ids in tokenizer(batch)["input_ids"]]
+            inputs = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(model.device)
             logits = model(**inputs).logits  # (texts, positions, vocabulary)
             counted = inputs["attention_mask"].bool()
             if int(counted.sum(dim=-1).min()) > 1:

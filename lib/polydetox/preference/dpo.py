@@ -19,6 +19,7 @@ from polydetox import paths
 from polydetox.artifacts import atomic_folder, input_hash, library_versions
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
+from polydetox.models.texts import context_length
 from polydetox.params import DPOParameters
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def make_trainer(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        max_length=settings.max_length,
+        max_length=min(settings.max_length, context_length(model.config) or settings.max_length),
         precompute_ref_log_probs=_sees_all_pairs(settings, len(train)),
         eval_strategy="steps",
         eval_steps=settings.eval_steps,
@@ -269,18 +270,27 @@ def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
     """The names of every linear layer but the output layer, and of the input embedding where asked.
 
     The published code adapts the output layer of Llama and Aya as well; TRL refuses that, since it multiplies by the
-    layer's own weight, so that its adapter would never be trained. Names are the last parts of the module paths, as
-    PEFT matches them. GPT-2's ``Conv1D`` counts as linear.
+    layer's own weight, so that its adapter would never be trained. A name is the last part of the module paths, as
+    PEFT matches them, where all modules of that name are meant, else the whole path. GPT-2's ``Conv1D`` counts as
+    linear.
     """
     from transformers.pytorch_utils import Conv1D
 
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    names = set()
+    # Mamba's kernels read the weight of this layer itself, past an adapter, so that PEFT refuses it.
+    unseen = {"out_proj"} if model.config.model_type in _MAMBA else set()
+    meant: dict[str, bool] = {}  # by path
     for name, module in model.named_modules():
-        linear = isinstance(module, torch.nn.Linear | Conv1D) or type(module).__name__.startswith("Linear")
-        if (linear and module is not output) or (embeddings and module is embedding):
-            names.add(name.rsplit(".", 1)[-1])
-    return sorted(names)
+        # Linear, Linear4bit and Linear8bitLt; a subclass with another forward is no matrix product that can be adapted.
+        linear = isinstance(module, Conv1D) or type(module).__name__.startswith("Linear")
+        wanted = (linear and module is not output) or (embeddings and module is embedding)
+        meant[name] = wanted and name.rsplit(".", 1)[-1] not in unseen
+    others = {name.rsplit(".", 1)[-1] for name, wanted in meant.items() if not wanted}
+    leaves = {name: name.rsplit(".", 1)[-1] for name, wanted in meant.items() if wanted}
+    return sorted({name if leaf in others else leaf for name, leaf in leaves.items()})
+
+
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:
@@ -353,6 +363,7 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
         return 0.0
     from peft import PeftModel
 
+    check_mergeable(tuned)
     tokenizer = load_tokenizer(base)
     inputs = tokenizer(probe, return_tensors="pt")
     on_cpu = {"device_map": {"": "cpu"}}  # in float32 a large model may not fit a GPU
@@ -363,15 +374,17 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
     except (RuntimeError, ValueError) as error:  # shapes or names of layers that differ
         reason = str(error).strip().splitlines()[-1].strip()[:120]
         raise UserError(f"{tuned.name}: the adapter does not fit the base model {base.name} ({reason})") from None
+    _check_loaded(adapted, tuned)
     with torch.inference_mode():
         before = adapted(**inputs).logits
-    if tied and _adapts_embedding(adapted):
-        # Merging changes the embedding; the output layer shared its weight but never saw the adapter.
-        output = plain.get_output_embeddings()
-        output.weight = torch.nn.Parameter(output.weight.detach().clone())
-        plain.config.get_text_config().tie_word_embeddings = False
-        plain.config.tie_word_embeddings = False
+    if tied:
+        _untie(plain)
     merged = adapted.merge_and_unload()
+    if tied:
+        same = torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
+        merged.config.tie_word_embeddings = merged.config.get_text_config().tie_word_embeddings = same
+        if same:
+            merged.tie_weights()
     with atomic_folder(folder) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -386,7 +399,46 @@ def merge_adapter(base: Path, tuned: Path, folder: Path, probe: str) -> float:
     return difference
 
 
-def _adapts_embedding(adapted: Any) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def check_mergeable(adapter: Path) -> None:
+    """Refuse an adapter that changes no weights (prompt and prefix tuning), which no plain checkpoint can stand for."""
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
 
-    return isinstance(adapted.get_base_model().get_input_embeddings(), BaseTunerLayer)
+    try:
+        kind = str(PeftConfig.from_pretrained(str(adapter)).peft_type).removeprefix("PeftType.")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{adapter / 'adapter_config.json'}: no adapter that PEFT knows ({error})") from None
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+    if not (isinstance(tuner, type) and issubclass(tuner, BaseTuner)):
+        raise UserError(
+            f"{adapter.name}: an adapter of type {kind} changes no weights and cannot be merged; "
+            "give one that does, such as LoRA, or a whole checkpoint"
+        )
+
+
+def _check_loaded(adapted: Any, adapter: Path) -> None:
+    """PEFT says nothing of tensors for which it made no layer, as with some tied output layers."""
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    held = {name for name in load_peft_weights(str(adapter), device="cpu") if "lora_" in name}
+    if lost := sorted(held - set(get_peft_model_state_dict(adapted))):
+        raise UserError(
+            f"{adapter.name}: PEFT does not load {len(lost)} tensors of this adapter (as {lost[0]}); save it again "
+            "without ensure_weight_tying, or give a whole checkpoint"
+        )
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the output layer a weight of its own, below whatever adapters are on it.
+
+    An adapter of the embedding or of the output layer changes one of them; merged into a weight that both share, it
+    would change the other as well.
+    """
+    output: Any = model.get_output_embeddings()
+    while True:
+        inner = getattr(output, "base_layer", None) or getattr(output, "original_module", None)
+        if inner is None:
+            break
+        output = inner
+    output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)

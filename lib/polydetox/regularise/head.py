@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from polydetox.artifacts import atomic_folder, read_json, write_json
+from polydetox.models.texts import context_length
 from polydetox.regularise.nado import target_log_probabilities
 
 
@@ -137,13 +139,16 @@ class NadoConfig(PreTrainedConfig):
             # Families name these differently; transformers' decoding and caches ask by the common names.
             inner = AutoConfig.for_model(**self.language_model)
             for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-                named.setdefault(name, getattr(inner, name))
+                named.setdefault(name, getattr(inner, name, None))  # Mamba has no attention heads
+            named.setdefault("max_position_embeddings", context_length(inner))
         named.setdefault("tie_word_embeddings", False)  # the language model ties its own
         super().__init__(**named)
 
 
 class _TwoCaches(DynamicCache):
     """The cache of the language model, and with it that of a body of its own."""
+
+    keys_and_values = True  # and nothing else
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +189,8 @@ class NadoForCausalLM(PreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(inner)
         self.body = AutoModel.from_config(inner) if config.separate_body else None
         self.head = NadoHead(**config.head)
-        self._takes_positions = inner.model_type != "bloom"  # which derives them from the attention mask
+        # Not so BLOOM, which derives them from the attention mask, and recurrent models.
+        self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -244,7 +250,7 @@ class NadoForCausalLM(PreTrainedModel, GenerationMixin):
         head_logits = self.head(hidden, self.get_output_embeddings().weight)
         log_q = target_log_probabilities(output.logits.float().log_softmax(-1), head_logits.float(), self.config.alpha)
         loss = self.loss_function(log_q, labels, log_q.shape[-1]) if labels is not None else None
-        return CausalLMOutputWithPast(loss=loss, logits=log_q, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=log_q, past_key_values=getattr(output, "past_key_values", None))
 
 
 # With these, transformers' auto classes load a decoding model like any other checkpoint.

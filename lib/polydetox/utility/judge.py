@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from polydetox.artifacts import read_parquet, write_parquet
 from polydetox.errors import UserError
 from polydetox.metrics.fluency import common_prefix, padded
+from polydetox.models.texts import context_length, encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,7 +151,9 @@ def verdict_log_odds(
     if not questions:
         return np.empty(0)
     shared, left, right = verdict_tokens(tokenizer, questions[0], names)
-    rows = [tokenizer(question)["input_ids"] + shared for question in questions]
+    # Of a question that is longer than the model's positions the end is asked, which says what is wanted.
+    asked = encode_prompts(tokenizer, questions, context_length(model.config), len(shared))
+    rows = [ids + shared for ids in asked]
     result = np.empty(len(rows))
     order = sorted(range(len(rows)), key=lambda position: len(rows[position]))  # so that little is padded
     with torch.inference_mode():

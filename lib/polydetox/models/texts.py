@@ -1,0 +1,148 @@
+"""Texts as a causal language model reads them: open at the end, and no longer than its positions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polydetox.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens a tokenizer writes before and after each text."""
+    plain, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    for before in range(len(whole) - len(plain) + 1):
+        if whole[before : before + len(plain)] == plain:
+            return before, len(whole) - before - len(plain)
+    raise UserError(f"{tokenizer.name_or_path}: which special tokens its tokenizer adds to a text cannot be told")
+
+
+def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer write no special token after a text; those before it (BOS) stay as they are.
+
+    Some are saved so that every text ends with EOS. What a model writes after that has nothing to do with the text.
+    """
+    if not affixes(tokenizer)[1]:
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # Post-processors have no attributes; their pickled state is the JSON of tokenizer.json.
+        processor = backend.post_processor
+        processor.__setstate__(json.dumps(_open(json.loads(processor.__getstate__()))).encode())
+        backend.post_processor = processor
+    if affixes(tokenizer)[1]:
+        raise UserError(
+            f"{tokenizer.name_or_path}: its tokenizer ends every text with a special token, after which a model does "
+            "not continue the text; save it without (add_eos_token=False)"
+        )
+
+
+def _open(processor: dict[str, Any]) -> dict[str, Any]:
+    """A post-processor, as in tokenizer.json, without the special tokens after the last text."""
+    if processor["type"] == "Sequence":
+        return processor | {"processors": [_open(part) for part in processor["processors"]]}
+    if processor["type"] == "TemplateProcessing":
+        opened = dict(processor)
+        for name in ("single", "pair"):
+            last = max(place for place, part in enumerate(processor[name]) if "Sequence" in part)
+            opened[name] = processor[name][: last + 1]
+        return opened
+    return processor
+
+
+def context_length(configuration: PreTrainedConfig) -> int | None:
+    """How many tokens a model can read at once; None where it states no limit (ALiBi, recurrent states)."""
+    text = configuration.get_text_config(decoder=True)
+    if getattr(text, "alibi", False):
+        return None
+    limit = getattr(text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def context_length_of(weights: Path) -> int | None:
+    """The same of a checkpoint."""
+    from transformers import AutoConfig
+
+    return context_length(AutoConfig.from_pretrained(weights))
+
+
+def last_tokens(ids: list[int], room: int | None, opening: int) -> list[int]:
+    """The special tokens that open a text and its last tokens, ``room`` in all: what a model continues."""
+    if room is None or len(ids) <= room:
+        return ids
+    return [*ids[:opening], *ids[len(ids) - (room - opening) :]]
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], limit: int | None = None, new_tokens: int = 0
+) -> list[list[int]]:
+    """The token ids of prompts that ``new_tokens`` are to follow.
+
+    Of a prompt that leaves no room for them among ``limit`` positions, the last tokens are kept: :func:`shortened`
+    says which.
+    """
+    if not prompts:
+        return []
+    opening, _ = affixes(tokenizer)
+    room = None if limit is None else limit - new_tokens
+    if room is not None and room <= opening:
+        raise UserError(
+            f"{new_tokens} new tokens leave no room for a prompt in a model of {limit} positions; lower max_new_tokens"
+        )
+    return [last_tokens(ids, room, opening) for ids in tokenizer(list(prompts))["input_ids"]]
+
+
+def left_padded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]]) -> BatchEncoding:
+    """Rows of token ids as tensors ``input_ids`` and ``attention_mask``, padded on the left."""
+    return tokenizer.pad({"input_ids": list(rows)}, padding_side="left", return_tensors="pt")
+
+
+@dataclass
+class Shortened:
+    """Texts of more tokens than a model can read, which it was given in part; like ``rows.LeftOut`` for a manifest."""
+
+    positions: int | None = None
+    kept: str = "last"  # tokens of a text
+    texts: list[str] = field(default_factory=list)  # their ids
+
+    def __add__(self, other: Shortened) -> Shortened:
+        return Shortened(self.positions or other.positions, self.kept, list(dict.fromkeys(self.texts + other.texts)))
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
+    def __str__(self) -> str:
+        more = f" and {len(self.texts) - 5} more" if len(self.texts) > 5 else ""
+        return (f"{len(self.texts)} texts have more tokens than the model's {self.positions} positions; it reads the "
+                f"{self.kept} ones ({', '.join(self.texts[:5])}{more})")  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {"positions": self.positions, "kept": self.kept, "texts": len(self.texts), "ids": self.texts[:100]}
+
+
+def shortened(
+    weights: Path | str, ids: Sequence[Any], texts: Sequence[str], new_tokens: int = 0, kept: str = "last"
+) -> Shortened:
+    """Which of some texts a checkpoint reads in part, if ``new_tokens`` are to follow each."""
+    from transformers import AutoConfig
+
+    from polydetox.models.checkpoints import load_tokenizer
+
+    configuration = AutoConfig.from_pretrained(weights)
+    limit = context_length(configuration)
+    # A tokenizer is slow to load, and a token has at least one byte of the normalised text, which has at most twelve
+    # times as many as the text itself (U+FDFA under NFKC is 11 times as long).
+    longest = max((len(text.encode()) for text in texts), default=0)
+    if limit is None or 12 * longest + new_tokens + 16 <= limit:
+        return Shortened(limit, kept)
+    tokenizer = load_tokenizer(Path(weights), closing=configuration.is_encoder_decoder)
+    rows = tokenizer(list(texts))["input_ids"]
+    long = (str(name) for name, row in zip(ids, rows, strict=True) if len(row) + new_tokens > limit)
+    return Shortened(limit, kept, list(dict.fromkeys(long)))
