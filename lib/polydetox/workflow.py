@@ -432,10 +432,15 @@ def _check_world(graph: Graph) -> None:
 def _check_model(graph: Graph, model: str) -> None:
     """The architecture of a model, where its configuration can be had; the type of a published adapter on this disk."""
     listed = graph.model_file(model)
-    if listed.use == "path" or listed.use == "hub":
-        from polydetox.models.decoders import check_listed
+    if listed.use != "package":
+        from polydetox.interp.architectures import check_known
+        from polydetox.models.decoders import check_decoder, listed_configuration
 
-        check_listed(listed, mechanism=graph.profile.mechanism is not None)
+        configuration = listed_configuration(listed)
+        if configuration is not None:
+            check_decoder(configuration, listed.name)
+            if graph.profile.mechanism:
+                check_known(configuration)
     adapter = Path(listed.tuned.path).expanduser() if listed.tuned and listed.tuned.path else None
     if adapter is not None and (adapter / "adapter_config.json").is_file():
         from polydetox.preference.dpo import check_mergeable

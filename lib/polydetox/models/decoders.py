@@ -58,17 +58,6 @@ def listed_configuration(model: ModelFile) -> PreTrainedConfig | None:
         raise UserError(f"model {model.name!r}: the installed transformers does not know it ({reason})") from None
 
 
-def check_listed(model: ModelFile, *, mechanism: bool) -> None:
-    """Refuse a listed model that no stage, or no stage of the mechanism, works with; before anything starts."""
-    from polydetox.interp.architectures import check_known
-
-    configuration = listed_configuration(model)
-    if configuration is not None:
-        check_decoder(configuration, model.name)
-        if mechanism:
-            check_known(configuration)
-
-
 def keeps_keys_and_values(cache: Any) -> bool:
     """Whether a cache holds each layer's keys and values and nothing else, so that its rows can be repeated."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
