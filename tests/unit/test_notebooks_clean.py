@@ -49,7 +49,7 @@ LAYERS = [
     {"notebook", "kernel", "sources", "download", "udhr", "quarto", "home"},
     {"data", "corpora", "at_hand", "models"},
     {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "utility", "world"},
-    {"report", "execute", "workflow", "publish", "planning", "warm"},
+    {"report", "execute", "workflow", "publish", "planning", "warm", "cluster"},
     {"doctor", "cli", "__main__"},
 ]
 
@@ -80,7 +80,8 @@ def test_every_package_that_is_imported_is_declared():
                 for group in [project["dependencies"], *project["optional-dependencies"].values()]
                 for line in group}  # fmt: skip
     names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "lingua": "lingua-language-detector",
-             "profanity_check": "alt-profanity-check", "lm_eval": "lm-eval"}  # fmt: skip
+             "profanity_check": "alt-profanity-check", "lm_eval": "lm-eval",
+             "snakemake_interface_logger_plugins": "snakemake"}  # fmt: skip
     import sys
 
     for file in (CHECKOUT / "lib").rglob("*.py"):
