@@ -48,7 +48,7 @@ def test_every_page_fits_a_phone(served: Served, browser, phone):
 
 
 def test_dark_is_dark_everywhere(served: Served, browser):
-    """The page, its side column and its table of contents: a dark ground, and words that stand out from it."""
+    """The page, its side column, its contents and its code: a dark ground, and words that stand out from it."""
     browser.open(f"{served.address}/results-detox.html")
     browser.evaluate("document.querySelector('.quarto-color-scheme-toggle').click()")
     try:
@@ -56,6 +56,8 @@ def test_dark_is_dark_everywhere(served: Served, browser):
         for words in ("#quarto-sidebar .sidebar-title a", "#quarto-sidebar .sidebar-link .menu-text", "main p",
                       "main table td", "main figcaption", "#quarto-margin-sidebar a"):  # fmt: skip
             assert browser.evaluate(f"({CONTRAST})(document.querySelector({words!r}))") > 4.5, words
+        browser.open(f"{served.address}/notebooks/tiny-evaluate.html")
+        assert browser.evaluate(f"({CONTRAST})(document.querySelector('main pre code span, main pre code'))") > 4.5
     finally:
         browser.evaluate("localStorage.clear()")
 

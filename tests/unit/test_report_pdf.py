@@ -50,9 +50,9 @@ def test_numbers_stand_on_the_right_and_intervals_stay_on_one_line():
     assert '<td class="number" style="text-align: right">0.50<br><span class="interval">0.40\xa0to\xa00.60<' in shown
     assert ">0.50\xa0→\xa00.16</td>" in shown
     assert '<td style="text-align: left">from here to there</td>' in shown
-    assert '<th class="number" style="text-align: right">EMT</th>' in shown
-    assert '<th class="span" colspan="2" style="text-align: center">Of both</th>' in shown
-    assert '<td colspan="2" style="text-align: left">This run</td>' in shown
+    assert '<th class="number" style="text-align: right"><strong>EMT</strong></th>' in shown
+    assert '<th class="span" colspan="2" style="text-align: center"><strong>Of both</strong></th>' in shown
+    assert '<td colspan="2" style="text-align: left"><strong>This run</strong></td>' in shown
 
 
 def test_without_quarto_there_is_no_pdf(monkeypatch):

@@ -37,8 +37,11 @@ def make_pdf(quarto: str, book: Path) -> None:
         for page in copy.glob("*.qmd"):
             page.write_text(_LINK.sub(partial(_link_within, copy), page.read_text("utf-8")), "utf-8")
         configuration = read_yaml(copy / CONFIGURATION)
-        configuration["book"].pop("appendices", None)
-        configuration["book"]["output-file"] = Path(FILE).stem
+        chapters = configuration["book"]["chapters"]
+        del configuration["book"]["appendices"]
+        # A part would be a page of its own, on which Quarto's template prints the contents over the title.
+        files = [file for item in chapters for file in ([item] if isinstance(item, str) else item["chapters"])]
+        configuration["book"] |= {"chapters": files, "output-file": Path(FILE).stem}
         _write(copy, configuration)
         run_quarto(quarto, copy, "typst", book / "quarto-pdf.log")
         made = copy / "_site" / FILE
@@ -74,10 +77,12 @@ def without_covers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _aligned(cell: re.Match[str]) -> str:
-    """A table's cell with the alignment of the site's style sheet, and no line break within an interval."""
+    """A table's cell as the site's style sheet has it: aligned, headings bold, no line break within an interval."""
     tag, attributes, content = cell.groups()
     side = "right" if "number" in attributes else "center" if "span" in attributes and tag == "th" else "left"
     if "number" in attributes and tag == "td":
         content = content.replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
         content = content.replace(" → ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")
+    if content and (tag == "th" or "colspan" in attributes):
+        content = f"<strong>{content}</strong>"
     return f'<{tag}{attributes} style="text-align: {side}">{content}</{tag}>'
