@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -262,6 +266,36 @@ def test_the_revision_pins_weights_and_label(exclusive, independent):
     revisions.add(get_scorer(f"huggingface:{independent}#threat?languages=en").revision)
     assert len(revisions) == 3
     assert get_scorer(f"huggingface:{exclusive}?languages=en").revision in revisions
+
+
+def test_the_hubs_commit_is_part_of_the_revision_whether_pinned_or_the_newest(exclusive, tmp_path):
+    """From a cache of the Hub and without network, as on a cluster's nodes; in a process of its own, which reads it."""
+    place, commit = tmp_path / "hub/models--owner--name", "1234abcd" * 5
+    shutil.copytree(exclusive, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(commit)
+    code = (
+        "from polydetox.scoring import get_scorer\n"
+        f"for name in ('owner/name', 'owner/name@{commit}'):\n"
+        "    scorer = get_scorer(f'huggingface:{name}?languages=en')\n"
+        "    print(scorer.revision, round(float(scorer.score(['an insult'], 'en')[0]), 4))\n"
+        "get_scorer('huggingface:owner/other?languages=en').revision\n"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    expected = get_scorer(f"huggingface:{exclusive}?languages=en").score(["an insult"], "en")[0]
+    assert done.stdout.splitlines() == [f"{commit}-toxic {round(float(expected), 4)}"] * 2, done.stderr
+    assert "scorer 'huggingface:owner/other': owner/other cannot be loaded" in done.stderr
+
+
+def test_the_revision_of_a_folder_pins_pickled_weights(exclusive, tmp_path):
+    shutil.copytree(exclusive, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    revisions = set()
+    for content in (b"one", b"another"):
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+        revisions.add(get_scorer(f"huggingface:{tmp_path}?languages=en").revision)
+    assert len(revisions) == 2
 
 
 def test_a_wrong_label_names_the_nearest(independent):

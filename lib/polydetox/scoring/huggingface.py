@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from polydetox.artifacts import file_sha256
 from polydetox.errors import UserError, nearest
@@ -116,13 +117,22 @@ class HuggingFaceScorer(Scorer):
         """The commit on the Hub, or the hash of a folder's weights; and the label."""
         folder = expanded(self.checkpoint.source)
         if folder.is_dir():
-            files = [folder / "config.json", *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("token*"))]
-            hashes = "".join(file_sha256(path) for path in files if path.is_file())
+            kinds = ("config.json", "*.safetensors", "*.bin", "token*")
+            files = [path for kind in kinds for path in sorted(folder.glob(kind)) if path.is_file()]
+            hashes = "".join(map(file_sha256, files))
             return f"{hashlib.sha256(hashes.encode()).hexdigest()[:12]}-{self._label}"
-        commit = getattr(self._config, "_commit_hash", None)
-        if not commit:
-            raise UserError(f"scorer {self.id!r}: the Hub told no commit of {self.checkpoint.source}; try again")
-        return f"{commit}-{self._label}"
+        return f"{self._commit}-{self._label}"
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """The commit on the Hub that everything is loaded from; None for a folder."""
+        from huggingface_hub import hf_hub_download
+
+        if expanded(self.checkpoint.source).is_dir():
+            return None
+        wanted = self.checkpoint.revision
+        file = self._explained(lambda: hf_hub_download(self.checkpoint.source, "config.json", revision=wanted))
+        return Path(file).parent.name  # a snapshot's folder is named by its commit; transformers no longer tells it
 
     @cached_property
     def _config(self):
@@ -160,13 +170,14 @@ class HuggingFaceScorer(Scorer):
         return self._from_pretrained(AutoModelForSequenceClassification, dtype=dtype).to(self._device).eval()
 
     def _from_pretrained(self, kind, **options):
-        source = expanded(self.checkpoint.source)
+        folder = expanded(self.checkpoint.source)
+        source = str(folder) if folder.is_dir() else self.checkpoint.source
+        return self._explained(lambda: kind.from_pretrained(source, revision=self._commit, **options))
+
+    def _explained(self, load: Callable[[], Any]) -> Any:
+        """What ``load`` gives; what keeps it from the checkpoint is a ``UserError``."""
         try:
-            return kind.from_pretrained(
-                str(source) if source.is_dir() else self.checkpoint.source,
-                revision=self.checkpoint.revision,
-                **options,
-            )
+            return load()
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
