@@ -376,7 +376,7 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
         if settings.capability is not None:
             yield partial(_check_capability, graph, model)
         if settings.control:
-            for name in ("toxigen", "wikitext"):
+            for name in ("toxigen", "wikitext") if model == graph.models[0] else ():  # all models have the same
                 yield partial(_check_control_texts, graph, model, name)
             yield partial(_check_control, graph, model)
             yield partial(_check_control_evaluation, graph, model)
@@ -516,14 +516,24 @@ def _check_alignment(graph: Graph, model: str) -> None:
 
 
 def _check_control_texts(graph: Graph, model: str, name: str) -> None:
-    """One half of the corpus, where it is read and not sampled."""
+    """One half of the corpus, where it is read and not sampled: read once, as the stage will."""
+    from polydetox.regularise.corpus import neutral_paragraphs, toxic_statements
+
     settings = graph.profile
     corpus = control_parameters("control_corpus", settings, graph._listed[model])
-    if corpus["source"] == "toxigen-wikitext" and not local_path(corpus[name]).exists():
+    if corpus["source"] != "toxigen-wikitext":
+        return
+    place = local_path(corpus[name])
+    if not place.exists():
         raise UserError(
             f"params/profiles/{settings.name}.yaml: control: corpus: {name} {corpus[name]!r}: no such folder or file "
             "(see `polydetox data`)"
         )
+    if name == "wikitext":
+        neutral_paragraphs(place, corpus["max_words"])
+        return
+    asked = (corpus["prompts_source"], "en", corpus["prompts_folder"], corpus["prompt_limit"])
+    toxic_statements(place, corpus["max_words"], load_prompts(*asked)[0]["prompt"].tolist())
 
 
 def _check_control(graph: Graph, model: str) -> None:

@@ -152,9 +152,19 @@ def test_a_killed_training_continues_at_its_iteration(finished):
     assert json.loads((folder / "metrics.json").read_text())["iterations"] == 40
 
 
-def test_what_is_missing_is_said_before_the_run(finished):
+def test_what_is_missing_is_said_before_the_run(finished, tmp_path):
     profile = finished / "params/profiles/missing.yaml"
     control = CONTROL | {"corpus": {"toxigen": "/nowhere"}}
     profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": control}))
     done = polydetox(finished, "run", "--profile", "missing")
     assert done.returncode == 2 and "control: corpus: toxigen '/nowhere': no such folder or file" in done.stderr
+    # What is there but has too little, before a model is fetched: once here, and again by the stage.
+    pd.DataFrame({"generation": ["a", "b"], "prompt_label": [1, 0]}).to_parquet(tmp_path / "toxigen.parquet")
+    (tmp_path / "wikitext.txt").write_text("a short line\n")
+    for texts, message in (({"toxigen": "toxigen.parquet"}, "toxigen.parquet: no two toxic statements there"),
+                           ({"toxigen": "two.parquet", "wikitext": "wikitext.txt"}, "no two paragraphs there")):  # fmt: skip
+        pd.DataFrame({"generation": ["a", "b"], "prompt_label": [1, 1]}).to_parquet(tmp_path / "two.parquet")
+        corpus = {name: str(tmp_path / file) for name, file in texts.items()}
+        profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": CONTROL | {"corpus": corpus}}))
+        done = polydetox(finished, "run", "--profile", "missing")
+        assert done.returncode == 2 and message in done.stderr, done.stderr
