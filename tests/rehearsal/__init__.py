@@ -27,8 +27,11 @@ PROMPTS = 2  # evaluation prompts a language
 # is little.
 _FEW = {"iterations": 2, "steps": 2, "samples": 16, "rl_steps": 2}
 AMOUNTS: dict[str, dict[str, Any]] = {
-    "paper": {"dpo": {"max_steps": 2, "eval_steps": 1}},
-    "paper-control": {"control": {"regularise": _FEW, "jigsaw_classify": {"regularise": _FEW}}},
+    "paper": {"dpo": {"max_steps": 2, "eval_steps": 1, "warmup_steps": 1}},
+    "paper-control": {
+        "prompts": {"limit": PROMPTS},
+        "control": {"regularise": _FEW, "jigsaw_classify": {"regularise": _FEW}},
+    },
 }
 
 
@@ -99,7 +102,7 @@ def prepare(
     # What the reader has set for real runs would lead to real models and data, or into their artefacts.
     theirs = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "POLYDETOX_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
-    return kept | make_folders(place / "data", PROMPTS) | {
+    return kept | make_folders(place / "data") | {
         "POLYDETOX_ROOT": str(checkout), "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
 

@@ -459,7 +459,7 @@ def _sharpen(model: Any, scale: float) -> None:
             weight = getattr(module, "weight", None)
             if module is not head and module is not embedding and weight is not None and weight.dim() > 1:
                 weight.mul_(8.0 / scale**0.5)  # else a model with tied embeddings says each token again
-        head.weight.normal_(0.0, 3.0 / HIDDEN**0.5 / scale)
+        head.weight.normal_(0.0, 5.0 / HIDDEN**0.5 / scale)
 
 
 def make_all(hub: Path, models: list[dict[str, Any]], scorers: dict[str, str | None]) -> None:

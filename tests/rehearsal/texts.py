@@ -21,18 +21,19 @@ from polydetox.languages import LANGUAGES, rtp_lx_locales
 from polydetox.params import CapabilityParameters
 from polydetox.regularise.corpus import packaged_prose
 
+from . import PROMPTS
 from .checkpoints import sentences
 
 
-def make_folders(place: Path, prompts: int) -> dict[str, str]:
-    """Every data set that the papers' profiles read, with so many evaluation prompts; variable -> folder."""
+def make_folders(place: Path) -> dict[str, str]:
+    """Every data set that the papers' profiles read; variable -> folder."""
     made = {}
     for variable, make in (("RTP_LX", _rtp_lx), ("TOXICITY_PAIRWISE", _toxicity_pairwise), ("JIGSAW", _jigsaw),
                            ("PARALLEL_PROMPTS", _parallel_prompts), ("TOXIGEN", _toxigen),
                            ("WIKITEXT", _wikitext)):  # fmt: skip
         folder = place / variable.lower()
         folder.mkdir(parents=True, exist_ok=True)
-        make(folder, prompts)
+        make(folder)
         made[variable] = str(folder)
     return made
 
@@ -45,11 +46,11 @@ def _lines(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", "utf-8")
 
 
-def _rtp_lx(folder: Path, prompts: int) -> None:
+def _rtp_lx(folder: Path) -> None:
     """Version 1.5: the languages other than English have no toxic completion."""
     for language in LANGUAGES:
         rows = []
-        for index, prompt in enumerate(sentences()[language][:prompts]):
+        for index, prompt in enumerate(sentences()[language][:PROMPTS]):
             row = {"ID": index, "Index": index, "Prompt": f"{prompt} ", "BenignCompletion": sentences()[language][-1],
                    "Locale": language.upper(), "Dialect": "", "PromptAnnotations": {"Toxicity": 2.0, "Insult": 1.0},
                    "PromptAnnotationsRaw": {"Toxicity": [2, 2, 2]}}  # fmt: skip
@@ -57,16 +58,16 @@ def _rtp_lx(folder: Path, prompts: int) -> None:
         _lines(folder / f"RTP_LX_{rtp_lx_locales(language)[0]}.json", rows)
 
 
-def _toxicity_pairwise(folder: Path, prompts: int) -> None:
+def _toxicity_pairwise(folder: Path) -> None:
     prose = packaged_prose(24)["text"]
-    together = zip(sentences()["en"][:24], prose[:24], _insults()[:24], strict=True)
+    together = zip(sentences()["en"][:12], prose[:12], _insults()[:12], strict=True)
     rows = [{"prompt_text": prompt, "unpert_gen_text": calm, "pert_gen_text": f" {insult}\n"}
             for prompt, calm, insult in together]  # fmt: skip
     for part in range(2):
         _lines(folder / f"split_{part}.jsonl", rows[part::2])
 
 
-def _jigsaw(folder: Path, prompts: int) -> None:
+def _jigsaw(folder: Path) -> None:
     """Some comments fill their 5,000 characters, as spam there does."""
     comments = [(text, 1) for text in [*_insults()[:30], ("You idiot!!! " * 400)[:5000]]]
     comments += [(f'"\n\n{text}"', 0) for text in packaged_prose(48)["text"][:31]]
@@ -78,25 +79,25 @@ def _jigsaw(folder: Path, prompts: int) -> None:
             table.writerow([f"{place:016x}", text, label, 0, 0, 0, label, 0])
 
 
-def _parallel_prompts(folder: Path, prompts: int) -> None:
+def _parallel_prompts(folder: Path) -> None:
     for language in LANGUAGES:
         texts = [text.replace("'", "&#39;") for text in sentences()[language][:12]]
         _lines(folder / f"dpo_toxicity_pairwise_{language}_200.jsonl", [{"Prompt": text} for text in texts])
 
 
-def _toxigen(folder: Path, prompts: int) -> None:
+def _toxigen(folder: Path) -> None:
     """The raw part: every prompt is a list of statements, of which one more was generated."""
-    lists = ["- " + "\\n- ".join(sentences()["en"][start : start + 3]) + "\\n-" for start in range(0, 2 * prompts, 2)]
-    rows = [{"prompt": lists[place % len(lists)] if place % 2 else f"- {text}\\n-", "generation": text, "group": group,
-             "generation_method": "top-k", "prompt_label": 1, "roberta_prediction": 0.9}
-            for place, text in enumerate(_insults()) for group in [("women", "latino")[place % 2]]]  # fmt: skip
-    rows += [row | {"generation": text, "prompt": f"- {text}\\n-", "prompt_label": 0, "roberta_prediction": 0.1}
+    lists = ["- " + "\\n- ".join(sentences()["en"][start : start + 3]) + "\\n-" for start in range(0, 24, 3)]
+    rows = [{"prompt": lists[place % len(lists)], "generation": text, "generation_method": "top-k",
+             "group": ("women", "latino")[place % 2], "prompt_label": 1, "roberta_prediction": 0.9}
+            for place, text in enumerate(_insults())]  # fmt: skip
+    rows += [row | {"prompt": f"- {text}\\n-", "generation": text, "prompt_label": 0, "roberta_prediction": 0.1}
              for row, text in zip(rows, neutral_prompts()["prompt"], strict=False)]  # fmt: skip
     (folder / "train").mkdir(exist_ok=True)
     pd.DataFrame(rows).to_parquet(folder / "train/train-00000-of-00001.parquet")
 
 
-def _wikitext(folder: Path, prompts: int) -> None:
+def _wikitext(folder: Path) -> None:
     prose = packaged_prose(64)["text"][40:140]
     lines = ["", " = A title = \n", *(f" {text[:-1].replace(',', ' ,')} . \n" for text in prose)]
     for split in ("train", "validation", "test"):
