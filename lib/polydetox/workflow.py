@@ -242,21 +242,21 @@ class Graph:
         return [manifest(paths.pairs(self.profile.name, model, "on-policy"))]
 
     def evaluations(self, model: str, *variants: str) -> list[str]:
-        """The manifests of the evaluations of some variants in every language of theirs."""
-        return [
-            manifest(paths.evaluate(self.profile.name, model, variant, language))
-            for variant in variants
-            for language in languages_of(self.profile, variant)
-        ]
+        """The manifests of the scores of some variants, and of their evaluation in every language of theirs."""
+        name = self.profile.name
+        evaluated = [manifest(paths.evaluate(name, model, variant, language))
+                     for variant in variants for language in languages_of(self.profile, variant)]  # fmt: skip
+        return [*(manifest(paths.score(name, model, variant)) for variant in variants), *evaluated]
 
     def further_evaluations(self, model: str) -> list[str]:
-        """The manifests of the evaluations on further sets of prompts."""
-        return [
-            manifest(paths.evaluate(self.profile.name, model, variant, language, name))
-            for name, languages in self.prompt_sets.items()
-            for variant in self.compared(model)
-            for language in languages
-        ]
+        """The same on further sets of prompts."""
+        wanted = []
+        for name, languages in self.prompt_sets.items():
+            for variant in self.compared(model):
+                wanted.append(manifest(paths.score(self.profile.name, model, variant, name)))
+                wanted += [manifest(paths.evaluate(self.profile.name, model, variant, language, name))
+                           for language in languages]  # fmt: skip
+        return wanted
 
     def _mechanism(self, model: str) -> list[str]:
         name = self.profile.name

@@ -206,10 +206,17 @@ class Cluster:
         return {int(number): rest for number, *rest in (line.split("|") for line in lines)}
 
     def record(self, job: int) -> dict[str, str]:
-        """What the accounting database keeps of a job."""
+        """What the accounting database keeps of a job, once it has all of it: it may lag behind a job that has begun."""
         fields = ("State", "Account", "Partition", "ReqTRES", "AllocTRES", "NodeList", "Timelimit")
-        answer = self.ask("sacct", "-X", "-n", "-P", "-j", str(job), "-o", ",".join(fields)).stdout.split("\n")[0]
-        return dict(zip(fields, answer.split("|"), strict=True))
+        found: dict[str, str] = {}
+
+        def complete() -> bool:
+            answer = self.ask("sacct", "-X", "-n", "-P", "-j", str(job), "-o", ",".join(fields)).stdout.split("\n")[0]
+            found.update(zip(fields, answer.split("|"), strict=False))
+            return bool(found.get("Partition") and found.get("AllocTRES"))
+
+        wait_until(complete, 60, f"the accounting of job {job}")
+        return found
 
     def restarts(self, job: int) -> int:
         """How often Slurm has queued a job again."""
