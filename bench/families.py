@@ -74,10 +74,14 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4, "moe_intermediate_size": 16},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "ernie4_5_moe": {"moe_k": 2},
     "falcon_h1": {"mamba_n_heads": 4},
     "gemma3n_text": {
         "num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2,
         "vocab_size_per_layer_input": 900, "hidden_size_per_layer_input": 8,
+    },
+    "gemma4_text": {
+        "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 900, "hidden_size_per_layer_input": 8,
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
