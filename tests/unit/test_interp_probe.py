@@ -197,7 +197,7 @@ def test_pooled_streams_are_computed_once(tiny_checkpoints, tmp_path, checkout, 
 
     own, shared = tmp_path / "own.safetensors", tmp_path / "shared.safetensors"
     first = mean_pooled(tiny_checkpoints["llama"], TEXTS[:2], "all", [shared])
-    monkeypatch.setattr(representations, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(representations, "pooled", lambda *_: pytest.fail("computed again"))
     assert (mean_pooled(tiny_checkpoints["llama"], TEXTS[:2], "all", [own, shared]) == first).all()
     assert not own.exists()
     with pytest.raises(pytest.fail.Exception, match="computed again"):
