@@ -206,7 +206,7 @@ class Cluster:
         return {int(number): rest for number, *rest in (line.split("|") for line in lines)}
 
     def record(self, job: int) -> dict[str, str]:
-        """What the accounting database keeps of a job, once it has all of it: it may lag behind a job that has begun."""
+        """What the accounting database keeps of a job, once it has all of it: it may lag behind."""
         fields = ("State", "Account", "Partition", "ReqTRES", "AllocTRES", "NodeList", "Timelimit")
         found: dict[str, str] = {}
 
