@@ -62,27 +62,18 @@ def all_scores_are_equal(variant: str, language: str, scores: pd.DataFrame) -> p
     return scores.assign(toxicity=0.5, second_opinion=1.0, perplexity=3.0, detected_language=language)
 
 
-def all_scores_are_zero(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
-    return scores.assign(toxicity=0.0, second_opinion=0.0, perplexity=1.0, detected_language="en")
-
-
 def unchanged(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
     return scores
 
 
 CASES: dict[str, tuple[Change, dict[str, Any]]] = {
-    "unchanged": (unchanged, {}),
     "tuned writes nothing": (tuned_writes_nothing, {}),
     "nothing is written": (nothing_is_written, {}),
     "one language collapses": (one_language_collapses, {}),
     "one language stays": (one_language_stays, {}),
     "the base is not scored": (the_base_is_not_scored, {}),
     "all scores are equal": (all_scores_are_equal, {}),
-    "all scores are zero": (all_scores_are_zero, {}),
-    "one language": (unchanged, {"languages": ["de"]}),
-    "English alone": (unchanged, {"languages": ["en"]}),
     "English alone, collapsed": (tuned_writes_nothing, {"languages": ["en"]}),
-    "one prompt": (unchanged, {"prompts": 1}),
     "one continuation": (unchanged, {"prompts": 1, "samples": 1}),
 }
 
@@ -158,9 +149,8 @@ def test_the_correlation_of_what_is_left_is_told_or_not_defined(case, tmp_path):
     where = {"profile": synthetic.PROFILE, "model": synthetic.MODEL, "variant": synthetic.TRAINED}
     shown = run_cells("transfer", **where, bootstrap_samples=50, output_folder=str(tmp_path))
     found = read_json(tmp_path / "metrics.json")
-    languages = {"tuned writes nothing": 0, "nothing is written": 0, "one language collapses": 2,
-                 "one language stays": 1, "the base is not scored": 0, "all scores are zero": 0, "one language": 1,
-                 "English alone": 0, "English alone, collapsed": 0}.get(name, 3)  # fmt: skip
+    left = {"one language collapses": 2, "one language stays": 1, "all scores are equal": 3, "one continuation": 3}
+    languages = left.get(name, 0)
     assert found["languages"] == languages == found["accuracy"]["points"]
     assert found["accuracy"]["r"] is None and shown[-1] == f"Pearson's r over {languages} languages: not defined."
 
