@@ -125,12 +125,17 @@ def test_adapter_merges_to_the_same_logits(tiny_checkpoints, tmp_path, family):
 
 
 def test_linear_layers_leave_the_output_layer_out(tiny_checkpoints):
+    from transformers import FalconConfig, FalconForCausalLM
+
     llama = load_causal_lm(tiny_checkpoints["llama"], torch.float32)
     names = dpo.linear_layers(llama, embeddings=True)
     assert names == ["down_proj", "embed_tokens", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert "embed_tokens" not in dpo.linear_layers(llama, embeddings=False)
     gpt2 = load_causal_lm(tiny_checkpoints["gpt2"], torch.float32)
     assert dpo.linear_layers(gpt2, embeddings=False) == ["c_attn", "c_fc", "c_proj"]
+    # Falcon's linear layers are of a class of its own.
+    falcon = FalconForCausalLM(FalconConfig(vocab_size=16, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+    assert dpo.linear_layers(falcon, embeddings=False) == ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"]
 
 
 def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(checkout, tiny_checkpoints, tmp_path):

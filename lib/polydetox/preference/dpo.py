@@ -281,8 +281,9 @@ def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
     unseen = {"out_proj"} if model.config.model_type in _MAMBA else set()
     meant: dict[str, bool] = {}  # by path
     for name, module in model.named_modules():
-        # Linear, Linear4bit and Linear8bitLt; a subclass with another forward is no matrix product that can be adapted.
-        linear = isinstance(module, Conv1D) or type(module).__name__.startswith("Linear")
+        # Linear, Linear4bit and Linear8bitLt; a subclass with another forward is no matrix product that can be adapted,
+        # but for Falcon's, which only rounds otherwise.
+        linear = isinstance(module, Conv1D) or type(module).__name__.startswith(("Linear", "FalconLinear"))
         wanted = (linear and module is not output) or (embeddings and module is embedding)
         meant[name] = wanted and name.rsplit(".", 1)[-1] not in unseen
     others = {name.rsplit(".", 1)[-1] for name, wanted in meant.items() if not wanted}
