@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydetox.metrics import diversity, intervals, language, toxicity
-from polydetox.metrics.evaluate import interval_text, matrix, summarise, token_diversity
+from polydetox.metrics.evaluate import interval_text, matrix, summarise
 from polydetox.metrics.fluency import Judge, common_prefix
+from polydetox.metrics.scores import token_diversity
 from tiny import FAMILIES, tiny_tokenizer
 
 NAN = float("nan")

@@ -12,6 +12,12 @@ from polydetox.params import ScoreParameters
 PROMPTS = ["The neighbours", "La capital", "Der Nachbar", "Сегодня", "今日は"]
 
 
+def has_values(scoring, table, language, folder) -> bool:
+    """Whether a folder holds the values of a table under some settings."""
+    plan = scoring._plan(table, folder / scoring._key(table, language))
+    return all(file.is_file() for _, file in plan)
+
+
 @pytest.fixture
 def table() -> pd.DataFrame:
     rows = [(f"p{number}", prompt, sample, f" said {'word ' * sample}{number}" if sample else " ")
@@ -55,19 +61,19 @@ def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, tabl
     monkeypatch.setattr(Scoring, "_score", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         scoring.values(table, "en", folder)
-    assert not scoring.has_values(table, "en", folder)
+    assert not has_values(scoring, table, "en", folder)
     pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)
     assert told == ["p0", "p2", "p4", "p4"]
     monkeypatch.setattr(Scoring, "_score", lambda *_: pytest.fail("something was scored"))
-    assert Scoring(settings).has_values(table, "en", folder)
+    assert has_values(Scoring(settings), table, "en", folder)
     pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)
 
 
 def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
     Scoring(settings).values(table, "en", tmp_path / "en")
-    assert Scoring(settings).has_values(table, "en", tmp_path / "en")
-    assert not Scoring(settings).has_values(table, "de", tmp_path / "en")
-    assert not Scoring(settings).has_values(table.assign(continuation=" other"), "en", tmp_path / "en")
+    assert has_values(Scoring(settings), table, "en", tmp_path / "en")
+    assert not has_values(Scoring(settings), table, "de", tmp_path / "en")
+    assert not has_values(Scoring(settings), table.assign(continuation=" other"), "en", tmp_path / "en")
     for change in (
         {"judged_samples": None},
         {"judge": "none"},
@@ -75,7 +81,7 @@ def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
         {"batch_size": 2},
         {"second_scorer": "lexicon"},
     ):
-        assert not Scoring(settings.model_copy(update=change)).has_values(table, "en", tmp_path / "en")
+        assert not has_values(Scoring(settings.model_copy(update=change)), table, "en", tmp_path / "en")
     # Scores under other settings take the place of those before.
     Scoring(settings.model_copy(update={"judge": "none"})).values(table, "en", tmp_path / "en")
     assert len(list((tmp_path / "en").iterdir())) == 1
