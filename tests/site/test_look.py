@@ -55,9 +55,10 @@ def test_dark_is_dark_everywhere(served: Served, browser):
         browser.wait_for("getComputedStyle(document.body).backgroundColor === 'rgb(23, 25, 28)'")
         for words in ("#quarto-sidebar .sidebar-title a", "#quarto-sidebar .sidebar-link .menu-text", "main p",
                       "main table td", "main figcaption", "#quarto-margin-sidebar a"):  # fmt: skip
-            assert browser.evaluate(f"({CONTRAST})(document.querySelector({words!r}))") > 4.5, words
+            # A colour may take a moment to change.
+            browser.wait_for(f"({CONTRAST})(document.querySelector({words!r})) > 4.5")
         browser.open(f"{served.address}/notebooks/tiny-evaluate.html")
-        assert browser.evaluate(f"({CONTRAST})(document.querySelector('main pre code span, main pre code'))") > 4.5
+        browser.wait_for(f"({CONTRAST})(document.querySelector('main pre code span, main pre code')) > 4.5")
     finally:
         browser.evaluate("localStorage.clear()")
 
