@@ -172,7 +172,7 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     assert manifest["left_out"] == {"blank": 2, "rejected": 1, "rejected_lines": [line]}
     assert read_json(stage.folder / "manifest.json")["left_out"] == manifest["left_out"]
     assert "2 rows without text left out, 1 malformed lines left out (RTP_LX_DE.json:3" in capsys.readouterr().out
-    assert Results("tiny").left_out() == {"blank": 2, "repeated": 0, "rejected": 1}
+    assert Results("tiny").left_out() == {"blank": 2, "repeated": 0, "skipped": 0, "rejected": 1}
     assert prose._left_out(Results("tiny")) == (
         " Of the rows that were read these were left out: 2 without text and 1 that are malformed; the manifests list "
         "the last."
