@@ -16,9 +16,13 @@ from polydetox.errors import UserError
 
 
 def expanded(text: str | Path) -> Path:
-    """A path as a parameter or the environment names it: ``~`` and ``$VARIABLES`` filled in, and absolute."""
+    """A path as a parameter or the environment names it: ``~`` or a ``$VARIABLE`` at its start filled in, and absolute.
+
+    Further on, a dollar sign is one of a folder's name.
+    """
+    first, *rest = str(text).split(os.sep, 1)
     try:
-        return Path(os.path.expandvars(str(text))).expanduser().absolute()
+        return Path(os.sep.join([os.path.expandvars(first), *rest])).expanduser().absolute()
     except RuntimeError:  # no such user, or no home
         raise UserError(f"{str(text)!r}: there is no such home folder; write the path out") from None
 

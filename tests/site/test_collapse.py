@@ -149,7 +149,7 @@ def test_the_correlation_of_what_is_left_is_told_or_not_defined(case, tmp_path):
     where = {"profile": synthetic.PROFILE, "model": synthetic.MODEL, "variant": synthetic.TRAINED}
     shown = run_cells("transfer", **where, bootstrap_samples=50, output_folder=str(tmp_path))
     found = read_json(tmp_path / "metrics.json")
-    left = {"one language collapses": 2, "one language stays": 1, "all scores are equal": 3, "one continuation": 3}
+    left = {"one language collapses": 2, "one language stays": 1, "all scores are equal": 3}
     languages = left.get(name, 0)
     assert found["languages"] == languages == found["accuracy"]["points"]
     assert found["accuracy"]["r"] is None and shown[-1] == f"Pearson's r over {languages} languages: not defined."
