@@ -157,8 +157,7 @@ def test_snakemake_is_interrupted_with_the_command(checkout, tmp_path, number, s
     """Killed, or with its terminal closed; also where a script has started it in the background, SIGINT ignored."""
     snakemake = (
         "import sys, time\n"
-        f"open({str(tmp_path / 'started')!r}, 'w')\n"
-        "try:\n    time.sleep(60)\n"
+        f"try:\n    open({str(tmp_path / 'started')!r}, 'w')\n    time.sleep(60)\n"
         f"except KeyboardInterrupt:\n    time.sleep(1); open({str(tmp_path / 'ended')!r}, 'w')\n"
     )
     code = (
