@@ -32,7 +32,6 @@ from polydetox.params import (
     SECTIONS,
     ModelFile,
     Profile,
-    control_languages,
     control_methods,
     control_parameters,
     is_ablation,
@@ -159,10 +158,6 @@ class Graph:
     def methods(self) -> list[str]:
         """The methods of attribute control, `base` (untuned) first; none without a section `control`."""
         return control_methods(self.profile)
-
-    def control_languages(self) -> list[str]:
-        """The languages that methods of attribute control are sampled in."""
-        return control_languages(self.profile)
 
     def conditions(self) -> list[str]:
         """The ways of training on labelled comments; none where the profile has no such section."""

@@ -1,7 +1,7 @@
 """Scores of continuations under two scorers and a judge, each loaded once for as many tables as there are.
 
 What a table's values depend on names a folder, in which the values are kept in pieces as they come: a stage that was
-stopped goes on where it was, and a table that another stage has scored is put together without loading anything.
+stopped goes on where it was, and a table whose values are all there is put together without loading anything.
 """
 
 from __future__ import annotations
