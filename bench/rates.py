@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from polydetox import paths
-from polydetox.data import project_prompts
+from polydetox.data.prompts import project_prompts
 from polydetox.generation.engines import Sampling, TransformersEngine, VLLMEngine, choose_engine
 from polydetox.metrics.fluency import Judge
 from polydetox.models.checkpoints import device, load_causal_lm

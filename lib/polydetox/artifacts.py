@@ -255,7 +255,7 @@ class Stage:
             if key not in _NOT_SECRET and any(word in key.lower() for word in _SECRET_NAMES):
                 raise UserError(f"parameter {key!r} looks like a secret; secrets come from the environment only")
         self._inputs: dict[Path, str] = {}
-        self._left_out: dict[str, Any] = {}
+        self._skipped: dict[str, Any] = {}
         self._began = time.time()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -265,19 +265,19 @@ class Stage:
         self._inputs[Path(os.path.abspath(path))] = input_hash(path)
         return Path(path)
 
-    def leaves_out(self, left_out: Any, name: str = "left_out") -> None:
-        """Record and print what of the inputs is not used (``rows.LeftOut``), so that nothing is lost silently.
+    def leaves_out(self, skipped: Any, name: str = "left_out") -> None:
+        """Record and print what of the inputs is not used (``data.rows.Skipped``), so that nothing is lost silently.
 
         ``name`` is the manifest's entry; what a scorer leaves out of its files is not the stage's own data.
         """
-        self._left_out[name] = self._left_out[name] + left_out if name in self._left_out else left_out
-        if left_out:
-            print(left_out)
+        self._skipped[name] = self._skipped[name] + skipped if name in self._skipped else skipped
+        if skipped:
+            print(skipped)
 
     def scores_with(self, scorer: Any) -> None:
         """Record what a scorer does not use of the files that it reads, if anything."""
-        if scorer.left_out:
-            self.leaves_out(scorer.left_out, "scorer_left_out")
+        if scorer.skipped:
+            self.leaves_out(scorer.skipped, "scorer_left_out")
 
     def shard(self, name: str, compute: Callable[[], pd.DataFrame], *depends_on: Any) -> pd.DataFrame:
         """A part of the stage's result, computed once and kept beside it in ``parts/``.
@@ -310,7 +310,7 @@ class Stage:
             "seed": self.parameters.get("seed"),
             "wall_seconds": round(time.time() - self._began, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **{name: left_out.record() for name, left_out in self._left_out.items()},
+            **{name: skipped.record() for name, skipped in self._skipped.items()},
             **results,
         }
         write_json(self.folder / MANIFEST, manifest)

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command != "doctor":
             if options.command != "execute":  # the stages of a run have the run's environment
-                from polydetox.sources import make_environment_absolute
+                from polydetox.data.catalogue import make_environment_absolute
 
                 make_environment_absolute()
             os.chdir(paths.root())
@@ -142,7 +142,8 @@ def _render(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> int:
-    from polydetox.sources import fetch, source, sources, table
+    from polydetox.data.catalogue import source, sources, table
+    from polydetox.data.fetching import fetch
 
     if options.action == "fetch":
         print(f"{source(options.name).title}: {fetch(options.name, options.given)}")
@@ -165,7 +166,7 @@ def _push(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _check(name: str) -> int:
     """Say what one source holds; 1 where it is broken, 0 where it is whole or not at hand."""
-    from polydetox.at_hand import check_source
+    from polydetox.data.check import check_source
 
     try:
         print(f"{name}: {check_source(name) or 'not at hand'}")

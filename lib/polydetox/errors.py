@@ -14,7 +14,7 @@ class UserError(Exception):
     """
 
 
-class NotThere(UserError):
+class DataNotFound(UserError):
     """The files are in order, but hold none of what is asked for (prompts in a language, a part of a data set)."""
 
 

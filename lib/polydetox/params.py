@@ -21,7 +21,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES, check_language
-from polydetox.schemas import label_name
 
 
 class Strict(BaseModel):
@@ -243,6 +242,17 @@ class AgreementParameters(ModelStage):
         if len(value) < 2 or len(set(value)) != len(value):
             raise ValueError("give two or more scorers, each once")
         return value
+
+
+def label_name(value: Any) -> str:
+    """A label as a person writes it, one spelling for 1, 1.0 and "1", and for true and "True"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return str(value).strip().casefold()
+    return str(int(found)) if found.is_integer() else str(found)
 
 
 def _check_labels(value: Any) -> Any:

@@ -501,7 +501,7 @@ _ON_POLICY_SAMPLES = 16  # default of the stage `pairs`
 
 @cache
 def _training_prompts() -> int:
-    from polydetox.data import training_prompts
+    from polydetox.data.prompts import training_prompts
 
     return len(training_prompts())
 
@@ -522,7 +522,7 @@ def _choices(task: str) -> list[int] | None:
 @cache
 def _prompt_count(source: str, folder: str) -> int | None:
     """The prompts of English, None where the data are not at hand."""
-    from polydetox.data import load_prompts
+    from polydetox.data.prompts import load_prompts
 
     try:
         return len(load_prompts(source, "en", folder)[0])

@@ -17,12 +17,12 @@ from typing import Any
 
 from polydetox import __version__, paths
 from polydetox.artifacts import MANIFEST, atomic_folder, finished, folder_sha256, read_json
-from polydetox.download import hub_errors
+from polydetox.data.catalogue import source
+from polydetox.data.download import hub_errors
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES
 from polydetox.models.checkpoints import LOCATION
 from polydetox.params import ModelFile, Profile, load_model, load_profile, variants_of
-from polydetox.sources import source
 
 # What a checkpoint consists of; anything else beside it, pickles above all, stays here.
 _WEIGHTS = (".safetensors",)

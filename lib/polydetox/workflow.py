@@ -13,19 +13,11 @@ from typing import Any
 
 from polydetox import locks, paths
 from polydetox.artifacts import MANIFEST
-from polydetox.data import (
-    check_both_labels,
-    is_at_hand,
-    languages_at_hand,
-    load_prompts,
-    local_path,
-    neutral_prompts,
-    parallel_texts,
-    read_labelled,
-    rtp_lx_pairs,
-    toxicity_pairwise,
-    training_prompts,
-)
+from polydetox.data.catalogue import is_available, local_path, sources, where
+from polydetox.data.labelled import check_both_labels, read_labelled
+from polydetox.data.pairs import rtp_lx_pairs, toxicity_pairwise
+from polydetox.data.parallel import parallel_texts
+from polydetox.data.prompts import languages_available, load_prompts, neutral_prompts, training_prompts
 from polydetox.errors import UserError
 from polydetox.params import (
     JIGSAW_CONDITIONS,
@@ -43,7 +35,6 @@ from polydetox.params import (
     variants_of,
     world_parameters,
 )
-from polydetox.sources import sources, where
 
 
 class Graph:
@@ -81,7 +72,7 @@ class Graph:
             name
             for name, variant in self.profile.variants.items()
             if variant.optional
-            and not (variant.pairs == "on-policy" or is_at_hand(self.profile.pairs[variant.pairs].get("folder", "")))
+            and not (variant.pairs == "on-policy" or is_available(self.profile.pairs[variant.pairs].get("folder", "")))
         }
 
     @cached_property
@@ -89,7 +80,7 @@ class Graph:
         """The further sets of prompts that are evaluated, with their languages; of an optional set those at hand."""
         languages = self.profile.languages
         found = {
-            name: languages_at_hand(prompts.source, languages, prompts.folder) if prompts.optional else languages
+            name: languages_available(prompts.source, languages, prompts.folder) if prompts.optional else languages
             for name, prompts in self.profile.more_prompts.items()
         }
         return {name: languages for name, languages in found.items() if languages}
@@ -344,7 +335,7 @@ def _checks(graph: Graph) -> Iterator[Callable[[], object]]:
     for language in settings.languages if settings.models else []:
         yield partial(load_prompts, settings.prompts.source, language, settings.prompts.folder, settings.prompts.limit)
     for name, prompts in settings.more_prompts.items():
-        if prompts.source != "project" and not (prompts.optional and not is_at_hand(prompts.folder)):
+        if prompts.source != "project" and not (prompts.optional and not is_available(prompts.folder)):
             where = f"params/profiles/{settings.name}.yaml: more_prompts: {name}"
             yield partial(_check_folder, where, {"folder": prompts.folder})
         for language in graph.prompt_sets.get(name, []):

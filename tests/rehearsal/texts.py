@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.data import neutral_prompts, training_prompts
+from polydetox.data.prompts import neutral_prompts, training_prompts
 from polydetox.languages import LANGUAGES, rtp_lx_locales
 from polydetox.params import CapabilityParameters
 from polydetox.regularise.corpus import packaged_prose

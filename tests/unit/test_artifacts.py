@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polydetox import artifacts, data, paths, sources
+from polydetox import artifacts, paths
+from polydetox.data import catalogue
 from polydetox.errors import UserError
 from tiny import CHECKOUT
 
@@ -133,10 +134,10 @@ def test_folders_of_the_environment_are_filled_in_at_one_place(
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv(variable, given)
     for _ in range(2):
-        found = {"POLYDETOX_RUNS": paths.runs, "POLYDETOX_DATA": lambda: sources._place("rtp-lx").parent,
-                 "RTP_LX": lambda: data.local_path("$RTP_LX")}[variable]()  # fmt: skip
+        found = {"POLYDETOX_RUNS": paths.runs, "POLYDETOX_DATA": lambda: catalogue.place_of("rtp-lx").parent,
+                 "RTP_LX": lambda: catalogue.local_path("$RTP_LX")}[variable]()  # fmt: skip
         assert found.resolve() == (tmp_path / wanted).resolve()
-        sources.make_environment_absolute()
+        catalogue.make_environment_absolute()
         monkeypatch.chdir(runs_place)  # where the command and its stages work
 
 

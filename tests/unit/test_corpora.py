@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from polydetox import at_hand, corpora
-from polydetox.data import languages_at_hand, load_prompts, prompt_file
+from polydetox.data import check, corpora
+from polydetox.data.prompts import languages_available, load_prompts, prompt_file
 from polydetox.errors import UserError
 from polydetox.params import Profile
 from polydetox.scoring.stored import StoredScorer
@@ -30,8 +30,8 @@ def test_real_toxicity_prompts(tmp_path):
     rows[6] = {"prompt": {"text": "", "toxicity": 0.1}}
     rows[7] = {"prompt": {"text": "x", "toxicity": 7}}
     lines(tmp_path / "prompts.jsonl", rows)
-    table, left_out = corpora.real_toxicity_prompts(tmp_path)
-    assert len(table) == 38 and left_out.blank == 1 and left_out.rejected[0].line == 8
+    table, skipped = corpora.real_toxicity_prompts(tmp_path)
+    assert len(table) == 38 and skipped.blank == 1 and skipped.rejected[0].line == 8
     assert table.iloc[2].to_dict() == {"prompt_id": "rtp-000002", "prompt": "prompt 2", "continuation": " goes on",
                                        "toxicity": 0.5}  # fmt: skip
     assert math.isnan(table["toxicity"][5]) and table["prompt_id"].is_unique
@@ -45,8 +45,8 @@ def polyglo(language, text, score):
 def test_polyglo_toxicity_prompts_bring_their_scores(tmp_path):
     rows = [polyglo("de", f"Satz {number}", number / 10) for number in range(10)] + [polyglo("en", "a", 0.5)]
     lines(tmp_path / "ptp/small.jsonl", rows)
-    table, left_out = corpora.polyglo_toxicity_prompts(tmp_path, "de")
-    assert table["toxicity"].tolist() == [number / 10 for number in range(10)] and not left_out
+    table, skipped = corpora.polyglo_toxicity_prompts(tmp_path, "de")
+    assert table["toxicity"].tolist() == [number / 10 for number in range(10)] and not skipped
     assert len(corpora.polyglo_toxicity_prompts(tmp_path, "de", limit=3)[0]) == 3
     with pytest.raises(UserError, match=r"no prompts of PolygloToxicityPrompts in French \(languages: de en\)"):
         corpora.polyglo_toxicity_prompts(tmp_path, "fr")
@@ -71,9 +71,9 @@ def test_published_prompts_are_evaluation_prompts_too(tmp_path):
     with pytest.raises(UserError, match=r"in French \(languages: de en sv\)"):
         load_prompts("polyglo-toxicity-prompts", "fr", many)
     asked = ["de", "en", "fr"]
-    assert languages_at_hand("polyglo-toxicity-prompts", asked, many) == ["de", "en"]
-    assert languages_at_hand("real-toxicity-prompts", asked, real) == ["en"]
-    assert languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path / "none") == []
+    assert languages_available("polyglo-toxicity-prompts", asked, many) == ["de", "en"]
+    assert languages_available("real-toxicity-prompts", asked, real) == ["en"]
+    assert languages_available("polyglo-toxicity-prompts", asked, tmp_path / "none") == []
     assert prompt_file("polyglo-toxicity-prompts", "de", many) == many
     for source in ("real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"):
         with pytest.raises(UserError, match=f"prompts from {source} need their folder"):
@@ -92,13 +92,13 @@ def test_parts_that_repeat_each_others_prompts_give_each_once(tmp_path):
     lines(tmp_path / "ptp-de/small.jsonl", [polyglo("de", text, 0.2) for text in ("zwei ", "vier", "eins", "vier")])
     # What users wrote to an assistant is published beside them, and is not to be continued.
     lines(tmp_path / "wildchat-de/wildchat.jsonl", [polyglo("de", "wie geht es dir", 0.1)])
-    table, left_out = load_prompts("polyglo-toxicity-prompts", "de", tmp_path)
+    table, skipped = load_prompts("polyglo-toxicity-prompts", "de", tmp_path)
     assert table["prompt"].tolist() == ["eins", "zwei", "drei", "vier"] and table["prompt_id"].is_unique
     assert table["prompt_id"].tolist()[-1] == "ptp-small-000001"
-    assert (left_out.blank, left_out.repeated, left_out.rejected) == (1, 3, [])
-    assert str(left_out) == "1 rows without text left out, 3 rows that repeat a text left out"
-    assert left_out.record() == {"blank": 1, "repeated": 3, "rejected": 0, "rejected_lines": []}
-    assert at_hand._check_polyglo(tmp_path) == "prompts: de 4 (1 blank, 3 repeated)"
+    assert (skipped.blank, skipped.repeated, skipped.rejected) == (1, 3, [])
+    assert str(skipped) == "1 rows without text skipped, 3 rows that repeat a text skipped"
+    assert skipped.record() == {"blank": 1, "repeated": 3, "rejected": 0, "rejected_lines": []}
+    assert check._check_polyglo(tmp_path) == "prompts: de 4 (1 blank, 3 repeated)"
     lines(tmp_path / "ptp-de/small.jsonl", [polyglo("de", "fünf", 0.2)])
     assert len(load_prompts("polyglo-toxicity-prompts", "de", tmp_path)[0]) == 4, "a changed file is read again"
 
@@ -111,10 +111,10 @@ def test_what_lies_beside_the_prompts_does_not_stop_them(tmp_path):
     (folder / "ptp-co").mkdir()
     (folder / "ptp-co/x.jsonl").write_text("\n")
     lines(folder / "log.jsonl", [{"step": 1}, {"step": 2}])
-    table, left_out = load_prompts("polyglo-toxicity-prompts", "de", folder)
-    assert table["prompt"].tolist() == ["eins"] and not left_out
+    table, skipped = load_prompts("polyglo-toxicity-prompts", "de", folder)
+    assert table["prompt"].tolist() == ["eins"] and not skipped
     assert corpora.polyglo_toxicity_prompts(folder, "de")[0]["toxicity"].tolist() == [0.25]
-    assert languages_at_hand("polyglo-toxicity-prompts", ["de", "en"], folder) == ["de"]
+    assert languages_available("polyglo-toxicity-prompts", ["de", "en"], folder) == ["de"]
     lines(folder / "more.jsonl", [{"text": "zwei", "meta_data": {"lang": "de"}}])
     with pytest.raises(UserError, match=r"more\.jsonl:1: no field 'prompt'"):
         load_prompts("polyglo-toxicity-prompts", "de", folder)
@@ -125,7 +125,7 @@ def test_what_lies_beside_the_prompts_does_not_stop_them(tmp_path):
 
 def test_an_empty_folder_holds_no_language(tmp_path):
     for source in ("real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"):
-        assert languages_at_hand(source, ["de", "en"], tmp_path) == []
+        assert languages_available(source, ["de", "en"], tmp_path) == []
         with pytest.raises(UserError, match=r"no file of .* there"):
             load_prompts(source, "en", tmp_path)
 
@@ -138,18 +138,18 @@ def test_a_damaged_file_is_no_absent_language(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(corpora, "read_rows", lambda file, real=corpora.read_rows: read.append(file) or real(file))
     asked = ["de", "en", "fr"]
-    assert languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path) == ["de", "en"]
+    assert languages_available("polyglo-toxicity-prompts", asked, tmp_path) == ["de", "en"]
     german, english = (load_prompts("polyglo-toxicity-prompts", code, tmp_path)[1] for code in ("de", "en"))
     assert len(read) == 1
     assert [str(line) for line in german.rejected] == ["all.jsonl:3: field 'prompt' is 5, not text"]
     assert not english, "a malformed row counts in its own language"
     (tmp_path / "all.jsonl").write_text("{\n" * 9)
     with pytest.raises(UserError, match=r"all\.jsonl:1: not valid JSON"):
-        languages_at_hand("polyglo-toxicity-prompts", asked, tmp_path)
+        languages_available("polyglo-toxicity-prompts", asked, tmp_path)
     (tmp_path / "prompts.jsonl").write_text("{\n" * 9)
-    assert languages_at_hand("real-toxicity-prompts", ["de"], tmp_path) == []
+    assert languages_available("real-toxicity-prompts", ["de"], tmp_path) == []
     with pytest.raises(UserError, match=r"prompts\.jsonl:1: not valid JSON"):
-        languages_at_hand("real-toxicity-prompts", asked, tmp_path)
+        languages_available("real-toxicity-prompts", asked, tmp_path)
 
 
 def test_prompts_that_pairs_may_hold_are_refused():
@@ -177,9 +177,9 @@ def test_toxigen_in_both_releases(tmp_path):
     pd.DataFrame({"prompt": prompts, "generation": ["one", "two", None], "prompt_label": [1, 0, 1]}).to_parquet(
         tmp_path / "train-0.parquet"
     )
-    table, left_out = corpora.toxigen(tmp_path)
+    table, skipped = corpora.toxigen(tmp_path)
     assert table.to_dict("list") == {"text": ["one", "two"], "toxic": [True, False], "prompt": ["- p\n-", "- q\n-"]}
-    assert left_out.blank == 1
+    assert skipped.blank == 1
     (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,4.5\nfour,1.0\n")
     (tmp_path / "single.csv").write_text("worker,answer\na,b\n")
     table = corpora.toxigen(tmp_path)[0]
@@ -200,12 +200,12 @@ def test_toxigens_prompts_are_those_of_its_toxic_rows(tmp_path):
     listed = ["- one\\n- two\\n-", "- kind\\n-", "- three\n- four\n-", "- one\n- two\n- ", None, " "]
     rows = pd.DataFrame({"prompt": listed * 10, "generation": "a", "prompt_label": [1, 0, 1, 1, 1, 1] * 10})
     rows.to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    table, left_out = load_prompts("toxigen", "en", tmp_path)
+    table, skipped = load_prompts("toxigen", "en", tmp_path)
     expected = ["- one\n- two\n-", "- three\n- four\n-"]
     assert table.to_dict("list") == {"prompt_id": [identity(text) for text in expected], "prompt": expected,
                                      "gloss": expected}  # fmt: skip
-    assert (left_out.blank, left_out.repeated, left_out.rejected) == (20, 0, [])
-    assert languages_at_hand("toxigen", ["de", "en"], tmp_path) == ["en"]
+    assert (skipped.blank, skipped.repeated, skipped.rejected) == (20, 0, [])
+    assert languages_available("toxigen", ["de", "en"], tmp_path) == ["en"]
     grouped = rows.head(4).assign(prompt=["- a\n-", "- b\n-", "- a\n-", "- c\n-"], prompt_label=1, group=list("xxyy"))
     grouped.to_parquet(tmp_path / "train-00000-of-00001.parquet")
     assert load_prompts("toxigen", "en", tmp_path)[0]["prompt"].tolist() == ["- a\n-", "- b\n-", "- c\n-"]
@@ -217,8 +217,8 @@ def test_toxigens_prompts_are_those_of_its_toxic_rows(tmp_path):
         load_prompts("toxigen", "de", tmp_path)
     malformed = rows.assign(prompt_label=[2] + [1] * 59)
     malformed.to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    left_out = load_prompts("toxigen", "en", tmp_path)[1]
-    assert [str(line) for line in left_out.rejected] == [
+    skipped = load_prompts("toxigen", "en", tmp_path)[1]
+    assert [str(line) for line in skipped.rejected] == [
         "train-00000-of-00001.parquet:1: field 'prompt_label' is 2, not 0 or 1"
     ]
 
@@ -229,24 +229,24 @@ def test_toxigens_lists_of_prompts_take_turns(tmp_path):
                          "neutral_a": ["- z\\n-"]}.items():  # fmt: skip
         (tmp_path / f"{group}_1k.txt").write_text("\n".join(texts) + "\r\n")
     (tmp_path / "notes.txt").write_text("- not a prompt\n")
-    assert at_hand._check_toxigen(tmp_path) == "4 toxic prompts"
+    assert check._check_toxigen(tmp_path) == "4 toxic prompts"
     pd.DataFrame({"prompt": ["- e\\n-"]}).to_parquet(tmp_path / "hate_c_1k-00000-of-00001.parquet")
     order = ["- a\n-", "- d\n-", "- e\n-", "- b\n-", "- c\n-"]
     assert load_prompts("toxigen", "en", tmp_path)[0]["prompt"].tolist() == order
     assert load_prompts("toxigen", "en", tmp_path, 2)[0]["prompt_id"].tolist() == [identity(text) for text in order[:2]]
-    assert at_hand._check_toxigen(tmp_path) == "5 toxic prompts"
+    assert check._check_toxigen(tmp_path) == "5 toxic prompts"
     bad = b"\n".join([b"- a\\n-"] * 30 + [b"\xff"])
     (tmp_path / "hate_b_1k.txt").write_bytes(bad)
-    left_out = load_prompts("toxigen", "en", tmp_path)[1]
-    assert [(line.file, line.line) for line in left_out.rejected] == [("hate_b_1k.txt", 31)]
+    skipped = load_prompts("toxigen", "en", tmp_path)[1]
+    assert [(line.file, line.line) for line in skipped.rejected] == [("hate_b_1k.txt", 31)]
 
 
 def test_toxigens_annotated_part_has_no_prompts(tmp_path):
     (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,4.5\n")
     with pytest.raises(UserError, match=r"annotated part alone, which has no prompts; add the raw part \(train"):
         load_prompts("toxigen", "en", tmp_path)
-    assert languages_at_hand("toxigen", ["en"], tmp_path) == []
-    assert at_hand._check_toxigen(tmp_path) == "1 statements, 100.0% of them toxic"
+    assert languages_available("toxigen", ["en"], tmp_path) == []
+    assert check._check_toxigen(tmp_path) == "1 statements, 100.0% of them toxic"
 
 
 def test_wikitext_in_every_form(tmp_path):
@@ -265,9 +265,9 @@ def test_what_is_at_hand_is_read_whole(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_text("generation,prompt_label\nx,1\n")
     for variable in ("REAL_TOXICITY_PROMPTS", "WIKITEXT", "TOXIGEN"):
         monkeypatch.setenv(variable, str(tmp_path))
-    assert at_hand.check_source("real-toxicity-prompts") == "1 prompts, 100.0% of them toxic"
-    assert at_hand.check_source("wikitext-2") == "1 paragraphs to train on"
-    assert at_hand.check_source("toxigen") == "1 statements, 100.0% of them toxic"
+    assert check.check_source("real-toxicity-prompts") == "1 prompts, 100.0% of them toxic"
+    assert check.check_source("wikitext-2") == "1 paragraphs to train on"
+    assert check.check_source("toxigen") == "1 statements, 100.0% of them toxic"
 
 
 def test_only_the_data_sets_own_folders_tell_a_language(tmp_path):

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from polydetox import data
+from polydetox.data.pairs import follows, rtp_lx_pairs, toxicity_pairwise
+from polydetox.data.prompts import load_prompts
+from polydetox.data.rtp_lx import rtp_lx_rows
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, language_of_locale, rtp_lx_locales
 
@@ -26,20 +28,20 @@ def row(index, prompt="A prompt", toxic="bad words", benign="good words"):
 def test_project_prompts_are_parallel_in_every_language():
     ids = None
     for language in LANGUAGES:
-        table, left_out = data.load_prompts("project", language)
-        assert not left_out and len(table) >= 24
+        table, skipped = load_prompts("project", language)
+        assert not skipped and len(table) >= 24
         assert table["prompt_id"].is_unique and table["prompt"].is_unique
         assert ids is None or list(table["prompt_id"]) == ids
         ids = list(table["prompt_id"])
-    assert len(data.load_prompts("project", "de", limit=5)[0]) == 5
+    assert len(load_prompts("project", "de", limit=5)[0]) == 5
 
 
 def test_rtp_lx_is_ordered_by_index_and_reports_blank_prompts(tmp_path):
     folder = tmp_path / "r"
     write_rtp_lx(folder, "zh", [row("10", "十"), row("2", " 二 "), row("3", "NA"), row("1", "")])
-    table, left_out = data.load_prompts("rtp-lx", "zh", folder)
+    table, skipped = load_prompts("rtp-lx", "zh", folder)
     assert list(table["prompt_id"]) == ["rtp-lx-00002", "rtp-lx-00010"]
-    assert left_out.record() == {"blank": 2, "rejected": 0, "rejected_lines": []}
+    assert skipped.record() == {"blank": 2, "rejected": 0, "rejected_lines": []}
     assert list(table["prompt"]) == [" 二", "十"]
 
 
@@ -47,36 +49,36 @@ def test_a_json_array_and_json_lines_read_the_same(tmp_path):
     rows = [row(0, "a\u2028b"), row(1, "c")]
     write_rtp_lx(tmp_path / "a", "en", rows)
     write_rtp_lx(tmp_path / "b", "en", rows, array=True)
-    assert data.read_rtp_lx(tmp_path / "a", "en") == data.read_rtp_lx(tmp_path / "b", "en")
+    assert rtp_lx_rows(tmp_path / "a", "en") == rtp_lx_rows(tmp_path / "b", "en")
 
 
 def test_errors_name_file_line_and_remedy(tmp_path, monkeypatch):
     folder = tmp_path / "r"
     file = write_rtp_lx(folder, "en", [row(0)])
     with pytest.raises(UserError, match=r"no RTP_LX_DE\.json for language 'de' \(found: EN\)"):
-        data.load_prompts("rtp-lx", "de", folder)
+        load_prompts("rtp-lx", "de", folder)
     with pytest.raises(UserError, match="no such folder"):
-        data.load_prompts("rtp-lx", "en", tmp_path / "missing")
+        load_prompts("rtp-lx", "en", tmp_path / "missing")
     with pytest.raises(UserError, match="need their folder"):
-        data.load_prompts("rtp-lx", "en")
+        load_prompts("rtp-lx", "en")
     with pytest.raises(UserError, match="variable NOT_SET_ANYWHERE is not set"):
-        data.load_prompts("rtp-lx", "en", "$NOT_SET_ANYWHERE")
+        load_prompts("rtp-lx", "en", "$NOT_SET_ANYWHERE")
     monkeypatch.setenv("RTP_HERE", str(folder))
-    assert len(data.load_prompts("rtp-lx", "en", "$RTP_HERE")[0]) == 1
+    assert len(load_prompts("rtp-lx", "en", "$RTP_HERE")[0]) == 1
     file.write_text('{"Prompt": "a", "Index": 0}\n{"Prompt": \n')
     with pytest.raises(UserError, match=r"RTP_LX_EN\.json:2: not valid JSON"):
-        data.load_prompts("rtp-lx", "en", folder)
+        load_prompts("rtp-lx", "en", folder)
     file.write_text('{"Promt": "a"}\n')
     with pytest.raises(
         UserError, match=r"RTP_LX_EN\.json:1: no field 'Prompt'; did you mean 'Promt'\? \(it has: Promt\)"
     ):
-        data.load_prompts("rtp-lx", "en", folder)
+        load_prompts("rtp-lx", "en", folder)
     file.write_text('["a"]')
     with pytest.raises(UserError, match="expected an object"):
-        data.load_prompts("rtp-lx", "en", folder)
+        load_prompts("rtp-lx", "en", folder)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
-        data.load_prompts("rtp-lx", "en", folder)
+        load_prompts("rtp-lx", "en", folder)
 
 
 def test_every_version_of_rtp_lx_is_read(tmp_path):
@@ -87,10 +89,10 @@ def test_every_version_of_rtp_lx_is_read(tmp_path):
     second = {**row(8, "b"), "Locale": "PT", "PromptAnnotations": {"Toxicity": 2}}
     third = {"Prompt": "c", "BenignCompletion": "d", "Index": 9, "Locale": "PT", "PromptAnnotations": {"Toxicity": 1}}
     write_rtp_lx(tmp_path, "pt", [first, second, third]).rename(tmp_path / "RTP_LX_PT-BR.json")
-    table, left_out = data.load_prompts("rtp-lx", "pt", tmp_path)
-    assert list(table["prompt_id"]) == ["rtp-lx-00007", "rtp-lx-00008", "rtp-lx-00009"] and not left_out
+    table, skipped = load_prompts("rtp-lx", "pt", tmp_path)
+    assert list(table["prompt_id"]) == ["rtp-lx-00007", "rtp-lx-00008", "rtp-lx-00009"] and not skipped
     write_rtp_lx(tmp_path, "pt", [second])  # later versions have PT, which comes first
-    assert list(data.load_prompts("rtp-lx", "pt", tmp_path)[0]["prompt"]) == ["b"]
+    assert list(load_prompts("rtp-lx", "pt", tmp_path)[0]["prompt"]) == ["b"]
 
 
 def test_a_few_malformed_lines_are_left_out_and_listed(tmp_path):
@@ -100,26 +102,26 @@ def test_a_few_malformed_lines_are_left_out_and_listed(tmp_path):
     rows[41] = json.dumps(row("x4"))
     rows[42] = json.dumps(row(2))
     (tmp_path / "RTP_LX_EN.json").write_text("\n".join(rows))
-    table, left_out = data.load_prompts("rtp-lx", "en", tmp_path)
+    table, skipped = load_prompts("rtp-lx", "en", tmp_path)
     assert len(table) == 96
-    assert left_out.record() == {"blank": 0, "rejected": 4, "rejected_lines": [
+    assert skipped.record() == {"blank": 0, "rejected": 4, "rejected_lines": [
         "RTP_LX_EN.json:4: not valid JSON (Unterminated string starting at)",
         "RTP_LX_EN.json:41: field 'Prompt' is a list, not text",
         "RTP_LX_EN.json:42: field 'Index' is a text, not a whole number",
         "RTP_LX_EN.json:43: field 'Index' is 2, which line 3 has already",
     ]}  # fmt: skip
-    assert "4 malformed lines left out (RTP_LX_EN.json:4: not" in str(left_out) and "and 1 more" in str(left_out)
+    assert "4 malformed lines skipped (RTP_LX_EN.json:4: not" in str(skipped) and "and 1 more" in str(skipped)
     rows[50:53] = ["null", "[1]", "{}"]
     (tmp_path / "RTP_LX_EN.json").write_text("\n".join(rows))
     with pytest.raises(UserError, match=r"EN\.json:4: not valid JSON .*; 7 of 100 rows are so: mend or remove them"):
-        data.load_prompts("rtp-lx", "en", tmp_path)
+        load_prompts("rtp-lx", "en", tmp_path)
 
 
 def test_a_reason_never_quotes_a_text(tmp_path):
     lines = [json.dumps(row(index)) for index in range(40)] + ['{"Prompt": 5, "Index": "SLUR"}', "SLUR"]
     (tmp_path / "RTP_LX_EN.json").write_text("\n".join(lines))
-    _, left_out = data.load_prompts("rtp-lx", "en", tmp_path)
-    assert len(left_out.rejected) == 2 and "SLUR" not in json.dumps(left_out.record())
+    _, skipped = load_prompts("rtp-lx", "en", tmp_path)
+    assert len(skipped.rejected) == 2 and "SLUR" not in json.dumps(skipped.record())
 
 
 def test_nothing_evaluated_in_any_language_is_trained_on(tmp_path):
@@ -130,27 +132,27 @@ def test_nothing_evaluated_in_any_language_is_trained_on(tmp_path):
     # German lacks rows 0 and 1, so its first three are 2, 3 and 4; English row 5 is held out as a neighbour, since
     # some languages are shifted by one.
     write_rtp_lx(folder, "de", [row(index, f"Anfang {index}") for index in range(2, 12)])
-    pairs, left_out = data.rtp_lx_pairs(folder, held_out_prompts=3)
-    assert list(pairs["prompt_id"]) == [f"rtp-lx-{index:05d}" for index in (6, 7, 8, 10, 11)] and not left_out
+    pairs, skipped = rtp_lx_pairs(folder, held_out_prompts=3)
+    assert list(pairs["prompt_id"]) == [f"rtp-lx-{index:05d}" for index in (6, 7, 8, 10, 11)] and not skipped
     assert pairs["chosen"][0] == " good words" and pairs["rejected"][0] == " bad words"
-    assert len(data.rtp_lx_pairs(folder, 3, limit=2)[0]) == 2
+    assert len(rtp_lx_pairs(folder, 3, limit=2)[0]) == 2
     with pytest.raises(UserError, match=r"no pairs: .* \('prompts: limit:' is 11\)"):
-        data.rtp_lx_pairs(folder, 11)
+        rtp_lx_pairs(folder, 11)
 
 
 def test_pairs_are_refused_where_nothing_tells_what_translates_what(tmp_path):
     write_rtp_lx(tmp_path, "en", [row(index, f"prompt {index}") for index in range(9)])
     file = write_rtp_lx(tmp_path, "fr", [{"Prompt": f"début {index}"} for index in range(9)])
     with pytest.raises(UserError, match=rf"{file.name}: rows without field 'Index'"):
-        data.rtp_lx_pairs(tmp_path, 3)
-    assert len(data.rtp_lx_pairs(tmp_path, 0)[0]) == 9, "nothing of RTP-LX is evaluated"
+        rtp_lx_pairs(tmp_path, 3)
+    assert len(rtp_lx_pairs(tmp_path, 0)[0]) == 9, "nothing of RTP-LX is evaluated"
 
 
 def test_pairs_leave_out_rows_without_completions(tmp_path):
     folder = tmp_path / "r"
     write_rtp_lx(folder, "en", [row(0), row(1, toxic="NA"), row(2, benign=None), row(3, benign="x", toxic="x")])
-    pairs, left_out = data.rtp_lx_pairs(folder, 0)
-    assert list(pairs["prompt_id"]) == ["rtp-lx-00000"] and left_out.blank == 2
+    pairs, skipped = rtp_lx_pairs(folder, 0)
+    assert list(pairs["prompt_id"]) == ["rtp-lx-00000"] and skipped.blank == 2
 
 
 @pytest.mark.parametrize(("prompt", "completion", "wanted"), [
@@ -178,7 +180,7 @@ def test_pairs_leave_out_rows_without_completions(tmp_path):
     ("He is", " 's", " 's"), ("He is a", " friend ", " friend"), ("He said “", "\nno", "\nno"),
 ])  # fmt: skip
 def test_a_completion_follows_its_prompt_as_english_is_written(prompt, completion, wanted):
-    assert data.follows(prompt, completion) == wanted
+    assert follows(prompt, completion) == wanted
 
 
 def test_pairs_of_rtp_lx_are_joined_with_spaces(tmp_path):
@@ -192,7 +194,7 @@ def test_pairs_of_rtp_lx_are_joined_with_spaces(tmp_path):
         {"Index": 1, "Prompt": "He is a ", "Completion": "\n\nfool", "BenignCompletion": "friend"},
     ]
     (tmp_path / "RTP_LX_EN.json").write_text("\n".join(map(json.dumps, rows)))
-    pairs, _ = data.rtp_lx_pairs(tmp_path, 0)
+    pairs, _ = rtp_lx_pairs(tmp_path, 0)
     assert pairs["rejected"].tolist() == [' "you fool"', " fool"]
     assert pairs["chosen"].tolist() == [" (and so on)", " friend"]
 
@@ -202,16 +204,16 @@ def test_toxicity_pairwise_parts(tmp_path):
     lines = [good, good | {"pert_gen_text": "NA"}] + [good] * 28 + [{"prompt_text": "x"}]
     for part in ("split_0", "split_1"):
         (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    pairs, left_out = data.toxicity_pairwise(tmp_path)
+    pairs, skipped = toxicity_pairwise(tmp_path)
     assert pairs[["chosen", "rejected"]].values.tolist() == [[" nice", " mean"]] * 58
     assert pairs["prompt_id"].is_unique
-    assert left_out.blank == 2 and [str(line) for line in left_out.rejected] == [
+    assert skipped.blank == 2 and [str(line) for line in skipped.rejected] == [
         f"split_{part}.jsonl:31: field 'unpert_gen_text' is missing; it should be text" for part in (0, 1)]  # fmt: skip
     with pytest.raises(UserError, match=r"no \*\.jsonl"):
-        data.toxicity_pairwise(tmp_path / "none")
+        toxicity_pairwise(tmp_path / "none")
     (tmp_path / "split_0.jsonl").write_text('{"text": "x"}')
     with pytest.raises(UserError, match=r"split_0\.jsonl:1: no field 'prompt_text'.*is this toxicity_pairwise"):
-        data.toxicity_pairwise(tmp_path)
+        toxicity_pairwise(tmp_path)
 
 
 def test_locale_names_map_both_ways():
@@ -230,4 +232,4 @@ def test_other_locales_of_a_folder_are_known_but_not_supported(tmp_path):
     for locale in ("EN", "SW", "XX"):
         (tmp_path / f"RTP_LX_{locale}.json").write_text(json.dumps(row(0)))
     with pytest.raises(UserError, match=r"found: EN, SW \(not supported\), XX \(unknown\)"):
-        data.load_prompts("rtp-lx", "de", tmp_path)
+        load_prompts("rtp-lx", "de", tmp_path)

@@ -1,6 +1,6 @@
 """Malformed data files: whatever their bytes, a reader gets rows or one line that names the file, never a traceback.
 
-And nothing is lost silently: each line of a file is a row that is used, or counted and listed as left out.
+And nothing is lost silently: each line of a file is a row that is used, or counted and listed as skipped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polydetox import data
+from polydetox.data.labelled import read_labelled
+from polydetox.data.pairs import rtp_lx_pairs, toxicity_pairwise
+from polydetox.data.parallel import parallel_sentences
+from polydetox.data.prompts import load_prompts
 from polydetox.errors import UserError
 
 JSON = st.recursive(
@@ -27,18 +30,18 @@ CONTENT = st.one_of(LINES.map(lambda text: text.encode("utf-8", "surrogatepass")
                     st.lists(ROW, max_size=4).map(lambda rows: json.dumps(rows).encode()))  # fmt: skip
 
 READERS = {
-    "RTP_LX_DE.json": lambda folder: data.load_prompts("rtp-lx", "de", folder),
-    "RTP_LX_EN.json": lambda folder: data.rtp_lx_pairs(folder, 0),
-    "split_0.jsonl": lambda folder: data.toxicity_pairwise(folder),
-    "de.json": lambda folder: data.parallel_sentences("folder", "de", folder),
-    "de.jsonl": lambda folder: data.parallel_sentences("folder", "de", folder),
-    "de.txt": lambda folder: data.parallel_sentences("folder", "de", folder),
-    "hate_all_1k.txt": lambda folder: data.load_prompts("toxigen", "en", folder),
-    "train.jsonl": lambda folder: data.load_prompts("toxigen", "en", folder),
-    "ptp.jsonl": lambda folder: data.load_prompts("polyglo-toxicity-prompts", "de", folder),
-    "texts.jsonl": lambda folder: data.read_labelled(folder / "texts.jsonl", 0.5),
-    "texts.csv": lambda folder: data.read_labelled(folder / "texts.csv", 0.5),
-    "texts.parquet": lambda folder: data.read_labelled(folder / "texts.parquet", 0.5),
+    "RTP_LX_DE.json": lambda folder: load_prompts("rtp-lx", "de", folder),
+    "RTP_LX_EN.json": lambda folder: rtp_lx_pairs(folder, 0),
+    "split_0.jsonl": lambda folder: toxicity_pairwise(folder),
+    "de.json": lambda folder: parallel_sentences("folder", "de", folder),
+    "de.jsonl": lambda folder: parallel_sentences("folder", "de", folder),
+    "de.txt": lambda folder: parallel_sentences("folder", "de", folder),
+    "hate_all_1k.txt": lambda folder: load_prompts("toxigen", "en", folder),
+    "train.jsonl": lambda folder: load_prompts("toxigen", "en", folder),
+    "ptp.jsonl": lambda folder: load_prompts("polyglo-toxicity-prompts", "de", folder),
+    "texts.jsonl": lambda folder: read_labelled(folder / "texts.jsonl", 0.5),
+    "texts.csv": lambda folder: read_labelled(folder / "texts.csv", 0.5),
+    "texts.parquet": lambda folder: read_labelled(folder / "texts.parquet", 0.5),
 }
 
 
@@ -72,12 +75,12 @@ def test_every_line_is_used_or_listed(tmp_path, name, good, bad, place):
     lines[place:place] = bad
     (tmp_path / name).write_text("\n".join(lines), "utf-8")
     try:
-        table, left_out = READERS[name](tmp_path)
+        table, skipped = READERS[name](tmp_path)
     except UserError as error:  # all of them blank, or by chance a field that no row may have
         assert name in str(error)
         return
     # Blank as bytes: to a str, separators such as U+001F are spaces as well.
     written = sum(bool(line.encode().strip()) for line in lines)
-    assert len(table) + left_out.blank + len(left_out.rejected) == written
-    for rejected in left_out.rejected:
+    assert len(table) + skipped.blank + len(skipped.rejected) == written
+    for rejected in skipped.rejected:
         assert lines[rejected.line - 1] in bad or '"Index"' in rejected.reason or rejected.field == "Index"

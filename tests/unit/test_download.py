@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from polydetox import download
+from polydetox.data import download
 from polydetox.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000

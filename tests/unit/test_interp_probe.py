@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polydetox.data import read_labelled
+from polydetox.data.labelled import read_labelled
 from polydetox.errors import UserError
 from polydetox.interp.architectures import MLPs
 from polydetox.interp.probe import Probe, logistic_regression, quality, quality_table, split, train_probe
@@ -116,8 +116,8 @@ def written(file, table):
 def test_labelled_texts_of_every_kind_of_file(tmp_path, suffix, columns):
     table = pd.DataFrame({"id": [1, 2, 3], columns[0]: ["a fine day", " ", "you fool"], columns[1]: [0, 1, 1.0]})
     file = written(tmp_path / f"texts{suffix}", table)
-    read, left_out = read_labelled(file)
-    assert read.to_dict("list") == {"text": ["a fine day", "you fool"], "label": [0, 1]} and left_out.blank == 1
+    read, skipped = read_labelled(file)
+    assert read.to_dict("list") == {"text": ["a fine day", "you fool"], "label": [0, 1]} and skipped.blank == 1
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -152,13 +152,13 @@ def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wante
 
     texts = ["one", "two", "three"]
     file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": texts, "label": given}))
-    read, left_out = read_labelled(file, 0.5, ProbeParameters(labels=said).labels)
+    read, skipped = read_labelled(file, 0.5, ProbeParameters(labels=said).labels)
     assert dict(zip(read["text"], read["label"], strict=True)) == {
         text: label for text, label in zip(texts, wanted, strict=True) if label is not None
     }
-    assert left_out.skipped == wanted.count(None)
-    if left_out.skipped:
-        assert left_out.record()["skipped"] == 1 and "1 rows skipped by their label" in str(left_out)
+    assert skipped.by_label == wanted.count(None)
+    if skipped.by_label:
+        assert skipped.record()["skipped"] == 1 and "1 rows skipped by their label" in str(skipped)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from hub import StubHub
 
-from polydetox import at_hand, paths, publish
+from polydetox import paths, publish
 from polydetox.artifacts import Stage, folder_sha256, write_json, write_parquet
+from polydetox.data import check
 from polydetox.errors import UserError
 from polydetox.params import stage_parameters
 
@@ -220,7 +221,7 @@ def test_the_folder_and_nothing_else_is_uploaded(run):
 
 
 def test_a_dataset_of_the_hub_is_fetched_pinned_and_once(checkout, tmp_path, monkeypatch):
-    from polydetox.sources import RECORD
+    from polydetox.data.catalogue import RECORD
 
     table = tmp_path / "t.parquet"
     pd.DataFrame({"text": [" = Title = ", " A paragraph . "]}).to_parquet(table)
@@ -244,7 +245,7 @@ def test_a_dataset_of_the_hub_is_fetched_pinned_and_once(checkout, tmp_path, mon
         assert again.returncode == 0 and len(hub.received) == asked, "nothing is asked for twice"
         monkeypatch.setenv("POLYDETOX_DATA", place["POLYDETOX_DATA"])
         monkeypatch.delenv("WIKITEXT", raising=False)
-        assert at_hand.check_source("wikitext-2") == "1 paragraphs to train on"
+        assert check.check_source("wikitext-2") == "1 paragraphs to train on"
     with StubHub(files, status=403) as hub:
         refused = polydetox(checkout, hub, "data", "fetch", "wikitext-103", POLYDETOX_DATA=str(tmp_path / "other"))
         assert refused.returncode == 2 and "Salesforce/wikitext is gated: accept its licence at" in refused.stderr

@@ -160,18 +160,18 @@ def test_a_reference_without_a_row_of_its_own_finds_none(reference):
 def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, capsys):
     from polydetox import paths
     from polydetox.artifacts import Stage, read_json
+    from polydetox.data.rows import Rejected, Skipped
     from polydetox.report import prose
-    from polydetox.rows import LeftOut, Rejected
 
     assert prose._left_out(Results("tiny")) == ""
     for variant in ("base", "dpo"):
         stage = Stage("generate", paths.generate("tiny", "tiny", variant), {})
-        stage.leaves_out(LeftOut(2, [Rejected("RTP_LX_DE.json", 3, "Prompt", "is a list, not text")]))
+        stage.leaves_out(Skipped(2, [Rejected("RTP_LX_DE.json", 3, "Prompt", "is a list, not text")]))
         manifest = stage.finish()
     line = "RTP_LX_DE.json:3: field 'Prompt' is a list, not text"
     assert manifest["left_out"] == {"blank": 2, "rejected": 1, "rejected_lines": [line]}
     assert read_json(stage.folder / "manifest.json")["left_out"] == manifest["left_out"]
-    assert "2 rows without text left out, 1 malformed lines left out (RTP_LX_DE.json:3" in capsys.readouterr().out
+    assert "2 rows without text skipped, 1 malformed lines skipped (RTP_LX_DE.json:3" in capsys.readouterr().out
     assert Results("tiny").left_out() == {"blank": 2, "repeated": 0, "skipped": 0, "rejected": 1}
     assert prose._left_out(Results("tiny")) == (
         " Of the rows that were read these were left out: 2 without text and 1 that are malformed; the manifests list "

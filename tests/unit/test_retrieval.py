@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polydetox.data import parallel_sentences
+from polydetox.data.parallel import parallel_sentences
 from polydetox.errors import UserError
 from polydetox.params import TransferParameters
 from polydetox.retrieval.accuracy import retrieval_figures

@@ -44,8 +44,8 @@ def test_published_responses_are_read(tmp_path):
         tmp_path / "perspective_api_eval-mgpt_de.json", [{"query": "one", "response": answer(0.5), "prompt": "p"}]
     )
     (tmp_path / "perspective_api_eval-mgpt_fr.json").write_text("\n")  # which adds nothing
-    table, left_out = read_stored(tmp_path)
-    assert not left_out
+    table, skipped = read_stored(tmp_path)
+    assert not skipped
     assert table["language"].tolist() == ["de"] + ["zh"] * 4
     assert table["prompt"].tolist() == ["p", "p", "p", "q", "q"]
     np.testing.assert_array_equal(table["score"], [0.5, 0.25, 1.0, np.nan, 0.02])
@@ -158,14 +158,14 @@ def test_malformed_lines_are_listed_or_refused_by_file_and_line(tmp_path, line, 
     with pytest.raises(UserError, match=message):
         read_stored(tmp_path / "x_en.json")
     (tmp_path / "x_en.json").write_text("\n".join([good[0], line, *good[1:]]))
-    table, left_out = read_stored(tmp_path / "x_en.json")
+    table, skipped = read_stored(tmp_path / "x_en.json")
     assert table["text"].tolist() == [f"b{number}" for number in range(30)]
-    assert len(left_out.rejected) == 1 and re.search(message, str(left_out.rejected[0]))
+    assert len(skipped.rejected) == 1 and re.search(message, str(skipped.rejected[0]))
     scorer = CachedScorer(get_scorer(f"stored:{tmp_path / 'x_en.json'}"), tmp_path / "cache")
     assert scorer.score(["b29"], "en").tolist() == [0.5]
     stage = Stage("evaluate", tmp_path / "stage", {})
     stage.scores_with(scorer)
-    assert stage.finish()["scorer_left_out"]["rejected_lines"] == [str(left_out.rejected[0])]
+    assert stage.finish()["scorer_left_out"]["rejected_lines"] == [str(skipped.rejected[0])]
 
 
 def test_a_source_without_files_is_refused(tmp_path):

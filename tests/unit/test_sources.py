@@ -13,8 +13,8 @@ import zipfile
 import pytest
 import yaml
 
-from polydetox import at_hand, data, download, sources
 from polydetox.cli import main
+from polydetox.data import catalogue, check, download, fetching, prompts
 from polydetox.errors import UserError
 from tiny import CHECKOUT
 
@@ -95,29 +95,31 @@ def listed(checkout, server, tmp_path, monkeypatch):
 def test_files_are_fetched_verified_and_fetched_once(listed, server):
     content = {"RTP_LX_EN.json": b'{"Prompt": "Two", "Index": 0}', "RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'}
     listed(content, RTP_LX_EN=hashlib.sha256(content["RTP_LX_EN.json"]).hexdigest())
-    folder = sources.fetch("rtp-lx")
+    folder = fetching.fetch("rtp-lx")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
     assert server.asked == list(content)
-    assert sources.fetch("rtp-lx") == folder and len(server.asked) == 2, "nothing is downloaded twice"
-    assert at_hand.check_source("rtp-lx") == "prompts: de 1, en 1"
+    assert fetching.fetch("rtp-lx") == folder and len(server.asked) == 2, "nothing is downloaded twice"
+    assert check.check_source("rtp-lx") == "prompts: de 1, en 1"
 
 
 def test_a_fetched_source_stands_in_for_its_variable(listed, tmp_path, monkeypatch):
     listed({"RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'})
     with pytest.raises(UserError, match="run `polydetox data fetch rtp-lx`, or export RTP_LX="):
-        data.load_prompts("rtp-lx", "de", "$RTP_LX")
-    folder = sources.fetch("rtp-lx")
-    assert data.local_path("$RTP_LX") == folder and data.local_path("${RTP_LX}/x.json") == folder / "x.json"
-    assert list(data.load_prompts("rtp-lx", "de", "$RTP_LX")[0]["prompt"]) == ["Zwei"]
+        prompts.load_prompts("rtp-lx", "de", "$RTP_LX")
+    folder = fetching.fetch("rtp-lx")
+    assert catalogue.local_path("$RTP_LX") == folder and catalogue.local_path("${RTP_LX}/x.json") == folder / "x.json"
+    assert list(prompts.load_prompts("rtp-lx", "de", "$RTP_LX")[0]["prompt"]) == ["Zwei"]
     monkeypatch.setenv("RTP_LX", str(tmp_path / "own"))
-    assert data.local_path("$RTP_LX") == tmp_path / "own" == sources.where("rtp-lx"), "the reader's own comes first"
+    assert catalogue.local_path("$RTP_LX") == tmp_path / "own" == catalogue.where("rtp-lx"), (
+        "the reader's own comes first"
+    )
 
 
 def test_what_was_changed_on_the_way_is_refused(listed, tmp_path):
     listed({"RTP_LX_DE.json": b"something else"}, RTP_LX_DE="0" * 64)
     with pytest.raises(UserError, match="has another sha256 than 000"):
-        sources.fetch("rtp-lx")
-    assert sources.fetched_folder("rtp-lx") is None and not list((tmp_path / "data").rglob("RTP_LX*"))
+        fetching.fetch("rtp-lx")
+    assert catalogue.fetched_folder("rtp-lx") is None and not list((tmp_path / "data").rglob("RTP_LX*"))
 
 
 def test_a_fetch_that_stopped_goes_on(listed, server):
@@ -125,26 +127,26 @@ def test_a_fetch_that_stopped_goes_on(listed, server):
            RTP_LX_DE=hashlib.sha256(b'{"Prompt": "a", "Index": 0}').hexdigest())  # fmt: skip
     server.failing = {"RTP_LX_EN.json"}
     with pytest.raises(UserError, match=r"RTP_LX_EN.json: cannot be downloaded .* the same command goes on"):
-        sources.fetch("rtp-lx")
-    assert sources.fetched_folder("rtp-lx") is None, "half a source is none"
+        fetching.fetch("rtp-lx")
+    assert catalogue.fetched_folder("rtp-lx") is None, "half a source is none"
     server.failing = set()
-    sources.fetch("rtp-lx")
+    fetching.fetch("rtp-lx")
     assert server.asked.count("RTP_LX_DE.json") == 1
 
 
 def test_an_encrypted_archive_opens_with_what_its_readme_says(listed):
     listed({"README.md": README, "RTP-LX.zip": ENCRYPTED})
-    folder = sources.fetch("rtp-lx")
+    folder = fetching.fetch("rtp-lx")
     assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "RTP_LX_EN.json"]
-    assert at_hand.check_source("rtp-lx") == "prompts: de 1 (1 blank), en 1"
+    assert check.check_source("rtp-lx") == "prompts: de 1 (1 blank), en 1"
 
 
 def test_a_password_may_come_from_the_environment_and_is_needed(listed, monkeypatch, tmp_path):
     listed({"README.md": b"Nothing is said, and 1-2/3 is no date.", "RTP-LX.zip": ENCRYPTED})
     with pytest.raises(UserError, match="export POLYDETOX_ZIP_PASSWORD="):
-        sources.fetch("rtp-lx")
+        fetching.fetch("rtp-lx")
     monkeypatch.setenv("POLYDETOX_ZIP_PASSWORD", "some-set-entries-4/8/24")
-    sources.fetch("rtp-lx")
+    fetching.fetch("rtp-lx")
     for path in (tmp_path / "data").rglob("*.json"):
         assert "entries-4/8/24" not in path.read_text(), "a secret is written nowhere"
 
@@ -159,7 +161,7 @@ def plain_zip(**files: str) -> bytes:
 
 def test_a_plain_archive_is_unpacked_flat_and_never_outside(listed, tmp_path):
     listed({"RTP-LX.zip": plain_zip(**{"deep__RTP_LX_DE": '{"Prompt": "x", "Index": 0}', "..__..__evil": "{}"})})
-    folder = sources.fetch("rtp-lx")
+    folder = fetching.fetch("rtp-lx")
     assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "evil.json"]
     assert not (tmp_path / "evil.json").exists()
 
@@ -167,7 +169,7 @@ def test_a_plain_archive_is_unpacked_flat_and_never_outside(listed, tmp_path):
 def test_a_cut_off_archive_is_refused(listed):
     listed({"RTP-LX.zip": plain_zip(RTP_LX_DE="{}" * 100)[:80]})
     with pytest.raises(UserError, match="not a whole zip archive"):
-        sources.fetch("rtp-lx")
+        fetching.fetch("rtp-lx")
 
 
 def test_check_names_what_is_broken(listed, capsys):
@@ -175,10 +177,10 @@ def test_check_names_what_is_broken(listed, capsys):
     assert main(["data", "check"]) == 0
     assert "rtp-lx: not at hand" in capsys.readouterr().out
     assert main(["data", "fetch", "rtp-lx"]) == 0
-    (sources.fetched_folder("rtp-lx") / "RTP_LX_DE.json").write_text("{}")
+    (catalogue.fetched_folder("rtp-lx") / "RTP_LX_DE.json").write_text("{}")
     assert main(["data", "check"]) == 1
     assert "BROKEN" in (said := capsys.readouterr().out) and "changed since it was fetched: RTP_LX_DE.json" in said
-    sources.fetch("rtp-lx")
+    fetching.fetch("rtp-lx")
     assert main(["data", "check"]) == 0
 
 
@@ -198,31 +200,31 @@ def test_what_a_person_has_downloaded_is_taken_instead(listed, server, tmp_path)
     given.mkdir()
     (given / "RTP-LX.zip").write_bytes(ENCRYPTED)
     (given / "README.md").write_bytes(README)
-    folder = sources.fetch("rtp-lx", given)
+    folder = fetching.fetch("rtp-lx", given)
     assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "RTP_LX_EN.json"] and not server.asked
     listed({"RTP-LX.zip": ENCRYPTED}, **{"RTP-LX": "0" * 64})
     with pytest.raises(UserError, match=r"RTP-LX\.zip has another sha256 than params/data\.yaml says"):
-        sources.fetch("rtp-lx", given)
+        fetching.fetch("rtp-lx", given)
     with pytest.raises(UserError, match="none: no such file or folder"):
-        sources.fetch("rtp-lx", tmp_path / "none")
+        fetching.fetch("rtp-lx", tmp_path / "none")
 
 
 def test_a_password_is_asked_for_at_a_terminal(listed, tmp_path, monkeypatch):
     listed({"RTP-LX.zip": ENCRYPTED})
     typed = iter(["wrong", "some-set-entries-4/8/24"])
-    monkeypatch.setattr(sources.sys, "stdin", io.StringIO())
-    monkeypatch.setattr(sources.sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(sources.getpass, "getpass", lambda prompt: next(typed))
-    assert sources.fetch("rtp-lx").is_dir()
+    monkeypatch.setattr(fetching.sys, "stdin", io.StringIO())
+    monkeypatch.setattr(fetching.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(fetching.getpass, "getpass", lambda prompt: next(typed))
+    assert fetching.fetch("rtp-lx").is_dir()
 
 
 def test_each_source_says_all_that_a_reader_needs(checkout):
     """Address, licence, citation and what to do; a citation is in the bibliography, a checksum is a checksum."""
     bibliography = (CHECKOUT / "book/references.bib").read_text("utf-8")
-    for name, entry in sources.sources().items():
+    for name, entry in catalogue.sources().items():
         assert entry.address and entry.licence and entry.how and entry.title, name
         assert entry.citation is None or f"{{{entry.citation}," in bibliography, name
         assert entry.fetchable or name in ("project-prompts", "udhr"), name
         assert all(file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256) for file in entry.files), name
         assert entry.hub is None or entry.hub.revision is None or re.fullmatch("[0-9a-f]{40}", entry.hub.revision), name
-    assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in sources.table()
+    assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in catalogue.table()

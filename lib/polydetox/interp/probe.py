@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from polydetox import paths
 from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
-from polydetox.data import check_both_labels, local_path, read_labelled
+from polydetox.data.catalogue import local_path
+from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.errors import UserError
 from polydetox.interp.representations import mean_pooled
 from polydetox.models.checkpoints import checkpoint_of, provenance
@@ -68,9 +69,9 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     """
     if settings.texts:
         file = local_path(settings.texts)
-        table, left_out = read_labelled(file, settings.label_threshold, settings.labels)
+        table, skipped = read_labelled(file, settings.label_threshold, settings.labels)
         stage.reads(file)
-        stage.leaves_out(left_out)
+        stage.leaves_out(skipped)
         table["group"] = np.arange(len(table))
     else:
         model = load_model(settings.model).name

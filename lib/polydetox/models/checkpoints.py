@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from polydetox import locks, paths
 from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
-from polydetox.download import hub_errors
+from polydetox.data.download import hub_errors
 from polydetox.errors import UserError
 from polydetox.models.decoders import check_decoder
 from polydetox.models.texts import leave_open

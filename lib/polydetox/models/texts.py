@@ -105,7 +105,7 @@ def left_padded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]]) -
 
 @dataclass
 class Shortened:
-    """Texts of more tokens than a model can read, which it was given in part; like ``rows.LeftOut`` for a manifest."""
+    """Texts of more tokens than a model can read, which it was given in part; for a manifest, as ``Skipped`` is."""
 
     positions: int | None = None
     kept: str = "last"  # tokens of a text

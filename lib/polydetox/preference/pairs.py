@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from polydetox.artifacts import Stage, write_parquet
-from polydetox.data import PAIR_COLUMNS, rtp_lx_pairs, toxicity_pairwise, training_prompts
+from polydetox.data.pairs import PAIR_COLUMNS, rtp_lx_pairs, toxicity_pairwise
+from polydetox.data.prompts import training_prompts
 from polydetox.errors import UserError
 from polydetox.params import PairsParameters, load_model
 
@@ -23,8 +24,8 @@ def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
     if settings.kind != "on-policy":
         read = {"rtp-lx": partial(rtp_lx_pairs, held_out_prompts=settings.held_out_prompts),
                 "toxicity-pairwise": toxicity_pairwise}[settings.kind]  # fmt: skip
-        pairs, left_out = read(settings.folder, limit=settings.limit)
-        stage.leaves_out(left_out)
+        pairs, skipped = read(settings.folder, limit=settings.limit)
+        stage.leaves_out(skipped)
         return pairs
     from polydetox.generation import Sampling, generate
     from polydetox.models.checkpoints import checkpoint_of, provenance

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import corpora
 from polydetox.artifacts import Stage
-from polydetox.data import letters, load_prompts, local_path, prompt_file, training_prompts
+from polydetox.data import corpora
+from polydetox.data.catalogue import local_path
+from polydetox.data.pairs import letters
+from polydetox.data.prompts import load_prompts, prompt_file, training_prompts
+from polydetox.data.rows import Skipped
 from polydetox.errors import UserError
 from polydetox.params import ControlCorpusParameters, load_model
-from polydetox.rows import LeftOut
 
 COLUMNS = ["row", "prompt", "text", "domain", "toxicity", "split"]
 DOMAINS = ["toxic", "neutral"]
@@ -43,10 +45,10 @@ def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> tuple[pd.Dat
         evaluated = 0
     else:
         place = stage.reads(local_path(settings.toxigen))
-        toxic, left_out, evaluated = toxic_statements(place, settings.max_words, _evaluated_prompts(settings, stage))
-        stage.leaves_out(left_out)
-        neutral, left_out = neutral_paragraphs(stage.reads(local_path(settings.wikitext)), settings.max_words)
-        stage.leaves_out(left_out)
+        toxic, skipped, evaluated = toxic_statements(place, settings.max_words, _evaluated_prompts(settings, stage))
+        stage.leaves_out(skipped)
+        neutral, skipped = neutral_paragraphs(stage.reads(local_path(settings.wikitext)), settings.max_words)
+        stage.leaves_out(skipped)
     rng = np.random.default_rng(settings.seed)
     count = min(settings.rows_per_domain, len(toxic), len(neutral))
     parts = []
@@ -150,14 +152,14 @@ def _is_plain(sentence: str, max_words: int) -> bool:
     )
 
 
-def toxic_statements(place: Path, max_words: int, evaluated: Collection[str] = ()) -> tuple[pd.DataFrame, LeftOut, int]:
+def toxic_statements(place: Path, max_words: int, evaluated: Collection[str] = ()) -> tuple[pd.DataFrame, Skipped, int]:
     """The toxic statements of ToxiGen that belong to no evaluated prompt: ``text``, at most ``max_words`` long.
 
     A statement belongs to a prompt if it was generated from it, stands in its list, or has the text of one that does,
     whatever its case, spaces and punctuation. Returned with what was left out, and how many belong to evaluated
     prompts.
     """
-    table, left_out = corpora.toxigen(place)
+    table, skipped = corpora.toxigen(place)
     toxic = table[table["toxic"]]
     if len(toxic) < 2:
         raise UserError(f"{place}: no two toxic statements there; is this ToxiGen?")
@@ -171,16 +173,16 @@ def toxic_statements(place: Path, max_words: int, evaluated: Collection[str] = (
             f"{place}: {belongs.sum()} of {len(toxic)} toxic statements belong to evaluated prompts, on which "
             "nothing is trained, so that no two are left; set 'prompts: limit:' in the profile, or lower it"
         )
-    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), left_out, int(belongs.sum())
+    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), skipped, int(belongs.sum())
 
 
-def neutral_paragraphs(place: Path, max_words: int) -> tuple[pd.DataFrame, LeftOut]:
+def neutral_paragraphs(place: Path, max_words: int) -> tuple[pd.DataFrame, Skipped]:
     """The paragraphs of Wikitext's training split of ten words or more: ``text``, the first ``max_words`` of each."""
-    table, left_out = corpora.wikitext(place)
+    table, skipped = corpora.wikitext(place)
     texts = [_shortened(_without_markers(text), max_words) for text in table["text"] if len(text.split()) >= 10]
     if len(texts) < 2:
         raise UserError(f"{place}: no two paragraphs there; is this Wikitext?")
-    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), left_out
+    return pd.DataFrame({"text": list(dict.fromkeys(texts))}), skipped
 
 
 def _without_markers(line: str) -> str:

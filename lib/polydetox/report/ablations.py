@@ -17,6 +17,7 @@ import pandas as pd
 
 from polydetox import paths
 from polydetox.artifacts import finished, read_json
+from polydetox.data.catalogue import sources
 from polydetox.languages import LANGUAGES
 from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model, stage_parameters
 from polydetox.report.collect import (
@@ -41,7 +42,6 @@ from polydetox.report.tables import (
     listing,
     number,
 )
-from polydetox.sources import sources
 
 Kind = Literal["seed", "method", "learning-rate", "pairs"]
 KINDS: tuple[Kind, ...] = ("seed", "method", "learning-rate", "pairs")

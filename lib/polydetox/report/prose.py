@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from polydetox.artifacts import read_json
+from polydetox.data.catalogue import sources
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import OUTLIER
 from polydetox.params import load_model
@@ -23,7 +24,6 @@ from polydetox.report.mechanism_prose import mechanism_sentences
 from polydetox.report.scorers import candidates_sentence, scorers_sentence
 from polydetox.report.sections import duration
 from polydetox.report.tables import change, fixed, listing
-from polydetox.sources import sources
 
 UNTUNED_JUDGE = "untuned"
 

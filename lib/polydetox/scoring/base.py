@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polydetox.data.rows import Skipped
 from polydetox.errors import UserError
-from polydetox.rows import LeftOut
 
 NO_TEXT = "no text"
 
@@ -49,7 +49,7 @@ class Scorer(ABC):
         threshold: the score from which a text counts as toxic.
         scores_blank: whether a text without letters can have a score, as where scores were stored for it; elsewhere
             it is missing, whatever a model would say to it.
-        left_out: what is not used of the files that it reads, if it reads any.
+        skipped: what is not used of the files that it reads, if it reads any.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Scorer(ABC):
     languages: frozenset[str]
     threshold: float = 0.5
     scores_blank: bool = False
-    left_out: LeftOut = LeftOut()
+    skipped: Skipped = Skipped()
 
     @abstractmethod
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:

@@ -22,7 +22,7 @@ from contextlib import closing
 from pathlib import Path
 
 from polydetox import paths
-from polydetox.rows import LeftOut
+from polydetox.data.rows import Skipped
 from polydetox.scoring.base import Score, Scorer
 
 
@@ -59,9 +59,9 @@ class CachedScorer(Scorer):
         return self.scorer.revision
 
     @property
-    def left_out(self) -> LeftOut:  # type: ignore[override]
+    def skipped(self) -> Skipped:  # type: ignore[override]
         """That of the scorer."""
-        return self.scorer.left_out
+        return self.scorer.skipped
 
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
         positions: dict[bytes, list[int]] = {}

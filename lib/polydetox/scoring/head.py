@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from polydetox.artifacts import read_json, write_json
-from polydetox.data import is_blank, read_rtp_lx, rtp_lx_file
+from polydetox.data.rows import is_blank
+from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_rows
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language
 from polydetox.params import read_yaml
@@ -102,7 +103,7 @@ def load_examples(folder: str | Path, language: str) -> pd.DataFrame:
     language.
     """
     rows = []
-    for row in read_rtp_lx(folder, language):
+    for row in rtp_lx_rows(folder, language)[0]:
         prompt = "" if is_blank(row["Prompt"]) else row["Prompt"].strip()
         level = (row.get("PromptAnnotations") or {}).get("Toxicity")
         if prompt and isinstance(level, int | float) and (level < BENIGN_BELOW or level >= TOXIC_FROM):

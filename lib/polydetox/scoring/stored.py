@@ -28,10 +28,10 @@ import pandas as pd
 
 from polydetox import paths
 from polydetox.artifacts import file_sha256
-from polydetox.corpora import language_of, summary_score
+from polydetox.data.corpora import language_of, summary_score
+from polydetox.data.rows import Rows, Skipped, check_rows, read_rows
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, code_of_locale
-from polydetox.rows import LeftOut, Rows, check_rows, read_rows
 from polydetox.scoring.base import NO_TEXT, Score, Scorer, is_blank, missing
 
 ATTRIBUTE = "TOXICITY"
@@ -52,7 +52,7 @@ def stored_files(source: str | Path) -> list[Path]:
     return files
 
 
-def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
+def read_stored(source: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """All stored scores, and what was rejected.
 
     Columns: ``language``, ``prompt`` (None where there is none), ``text``, ``score`` (NaN where the response holds
@@ -60,7 +60,7 @@ def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
     counted and listed; a file of many is a ``UserError`` that names the first, and so are files that do not tell their
     language.
     """
-    rows, left_out = [], LeftOut()
+    rows, skipped = [], Skipped()
     of_no_language = []
     for path in stored_files(source):
         named = code_of_locale(path.stem.rsplit("_", 1)[-1])
@@ -78,7 +78,7 @@ def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
             flat.rows.append((line, {"language": language_of(row) or named, "prompt": row.get("prompt"),
                                      "text": row[text], ATTRIBUTE: summary_score(row[answer])}))  # fmt: skip
         kept, rejected = check_rows(flat, "stored-scores")
-        left_out.rejected += rejected
+        skipped.rejected += rejected
         if any(row["language"] is None for _, row in kept):
             of_no_language.append(path.name)
         for _, row in kept:
@@ -90,7 +90,7 @@ def read_stored(source: str | Path) -> tuple[pd.DataFrame, LeftOut]:
             f"end in its locale (..._de.json, ..._pt-br.json; known are {' '.join(LANGUAGES)}), or give each row a "
             "field 'language'"
         )
-    return pd.DataFrame(rows, columns=["language", "prompt", "text", "score", "reason"]), left_out
+    return pd.DataFrame(rows, columns=["language", "prompt", "text", "score", "reason"]), skipped
 
 
 class StoredScorer(Scorer):
@@ -119,11 +119,11 @@ class StoredScorer(Scorer):
         return frozenset(language for language, _ in self._scores if language in LANGUAGES)
 
     @property
-    def left_out(self) -> LeftOut:  # type: ignore[override]
+    def skipped(self) -> Skipped:  # type: ignore[override]
         return self._read[1]
 
     @cached_property
-    def _read(self) -> tuple[pd.DataFrame, LeftOut]:
+    def _read(self) -> tuple[pd.DataFrame, Skipped]:
         return read_stored(self._source)
 
     @cached_property

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, write_json
-from polydetox.data import load_prompts
+from polydetox.data.prompts import load_prompts
 from polydetox.interp.probe import labelled_texts
 from polydetox.models.checkpoints import (
     device,
@@ -228,8 +228,8 @@ def writing(settings: JigsawClassifyParameters, weights: Path, stage: Stage) -> 
     from polydetox.generation import Sampling, generate
     from polydetox.scoring import CachedScorer, get_scorer
 
-    prompts, left_out = load_prompts(settings.prompts_source, "en", settings.prompts_folder, settings.prompt_limit)
-    stage.leaves_out(left_out)
+    prompts, skipped = load_prompts(settings.prompts_source, "en", settings.prompts_folder, settings.prompt_limit)
+    stage.leaves_out(skipped)
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
     continuations = generate(weights, prompts, sampling, stage.folder / "parts", engine=settings.engine,
                              dtype=load_model(settings.model).dtype, batch_size=settings.batch_size)  # fmt: skip

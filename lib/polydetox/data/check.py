@@ -1,28 +1,25 @@
-"""What of the data sources is at hand, read whole: ``polydetox data check``."""
+"""What of the data sources is available, read whole: ``polydetox data check``."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
-from polydetox import corpora
-from polydetox.data import (
-    load_prompts,
-    parallel_sentences,
-    project_prompts,
-    read_labelled,
-    rtp_lx_file,
-    toxicity_pairwise,
-    training_prompts,
-)
-from polydetox.errors import NotThere, UserError
+from polydetox.data import corpora
+from polydetox.data.catalogue import fetched_folder, source, where
+from polydetox.data.fetching import changed
+from polydetox.data.labelled import read_labelled
+from polydetox.data.pairs import toxicity_pairwise
+from polydetox.data.parallel import parallel_sentences
+from polydetox.data.prompts import load_prompts, project_prompts, training_prompts
+from polydetox.data.rows import Skipped
+from polydetox.data.rtp_lx import rtp_lx_file
+from polydetox.errors import DataNotFound, UserError
 from polydetox.languages import LANGUAGES, known_locale
-from polydetox.rows import LeftOut
-from polydetox.sources import changed, fetched_folder, source, where
 
 
 def check_source(name: str) -> str | None:
-    """Read all of a data source that is at hand, and say what it holds; None where it is not at hand.
+    """Read all of a data source that is available, and say what it holds; None where it is not available.
 
     What is wrong with it is a ``UserError`` that names the file.
     """
@@ -45,8 +42,8 @@ def _check_rtp_lx(folder: Path) -> str:
             rtp_lx_file(folder, language)
         except UserError:
             continue
-        prompts, left_out = load_prompts("rtp-lx", language, folder)
-        said.append(f"{language} {len(prompts)}{_less(left_out)}")
+        prompts, skipped = load_prompts("rtp-lx", language, folder)
+        said.append(f"{language} {len(prompts)}{_less(skipped)}")
     if not said:
         raise UserError(f"{folder}: no RTP_LX_<LOCALE>.json of any of the languages {' '.join(LANGUAGES)}")
     named = [path.stem[7:] for path in sorted(folder.glob("RTP_LX_*.json"))]
@@ -54,21 +51,21 @@ def _check_rtp_lx(folder: Path) -> str:
     return f"prompts: {', '.join(said)}" + (f"; known but not supported: {' '.join(others)}" if others else "")
 
 
-def _less(left_out: LeftOut) -> str:
-    """What was left out, in few words."""
-    numbers = ((left_out.blank, "blank"), (left_out.repeated, "repeated"), (len(left_out.rejected), "malformed"))
+def _less(skipped: Skipped) -> str:
+    """What was skipped, in few words."""
+    numbers = ((skipped.blank, "blank"), (skipped.repeated, "repeated"), (len(skipped.rejected), "malformed"))
     said = [f"{number} {what}" for number, what in numbers if number]
     return f" ({', '.join(said)})" if said else ""
 
 
 def _check_pairwise(folder: Path) -> str:
-    pairs, left_out = toxicity_pairwise(folder)
-    return f"{len(pairs):,} pairs{_less(left_out)}"
+    pairs, skipped = toxicity_pairwise(folder)
+    return f"{len(pairs):,} pairs{_less(skipped)}"
 
 
 def _check_jigsaw(folder: Path) -> str:
-    table, left_out = read_labelled(folder if folder.is_file() else folder / "train.csv", 0.5)
-    return f"{len(table):,} comments, {table['label'].mean():.1%} of them toxic{_less(left_out)}"
+    table, skipped = read_labelled(folder if folder.is_file() else folder / "train.csv", 0.5)
+    return f"{len(table):,} comments, {table['label'].mean():.1%} of them toxic{_less(skipped)}"
 
 
 def _check_parallel(folder: Path) -> str:
@@ -79,18 +76,18 @@ def _check_parallel(folder: Path) -> str:
 
 
 def _check_real_toxicity(folder: Path) -> str:
-    table, left_out = corpora.real_toxicity_prompts(folder)
-    return f"{len(table):,} prompts, {(table['toxicity'] >= 0.5).mean():.1%} of them toxic{_less(left_out)}"
+    table, skipped = corpora.real_toxicity_prompts(folder)
+    return f"{len(table):,} prompts, {(table['toxicity'] >= 0.5).mean():.1%} of them toxic{_less(skipped)}"
 
 
 def _check_polyglo(folder: Path) -> str:
     said = []
     for language in LANGUAGES:
         try:
-            table, left_out = corpora.polyglo_toxicity_prompts(folder, language)
-        except NotThere:
+            table, skipped = corpora.polyglo_toxicity_prompts(folder, language)
+        except DataNotFound:
             continue
-        said.append(f"{language} {len(table):,}{_less(left_out)}")
+        said.append(f"{language} {len(table):,}{_less(skipped)}")
     if not said:
         corpora.polyglo_toxicity_prompts(folder, "en")  # says why not
     return f"prompts: {', '.join(said)}"
@@ -98,20 +95,20 @@ def _check_polyglo(folder: Path) -> str:
 
 def _check_toxigen(folder: Path) -> str:
     said = []
-    with contextlib.suppress(NotThere):  # the lists of prompts alone
-        table, left_out = corpora.toxigen(folder)
-        said.append(f"{len(table):,} statements, {table['toxic'].mean():.1%} of them toxic{_less(left_out)}")
-    with contextlib.suppress(NotThere):  # the annotated part alone
-        prompts, left_out = corpora.toxigen_prompts(folder)
-        said.append(f"{len(prompts):,} toxic prompts{_less(left_out)}")
+    with contextlib.suppress(DataNotFound):  # the lists of prompts alone
+        table, skipped = corpora.toxigen(folder)
+        said.append(f"{len(table):,} statements, {table['toxic'].mean():.1%} of them toxic{_less(skipped)}")
+    with contextlib.suppress(DataNotFound):  # the annotated part alone
+        prompts, skipped = corpora.toxigen_prompts(folder)
+        said.append(f"{len(prompts):,} toxic prompts{_less(skipped)}")
     if not said:
         corpora.toxigen_prompts(folder)  # says why not
     return "; ".join(said)
 
 
 def _check_wikitext(folder: Path) -> str:
-    table, left_out = corpora.wikitext(folder)
-    return f"{len(table):,} paragraphs to train on{_less(LeftOut(rejected=left_out.rejected))}"
+    table, skipped = corpora.wikitext(folder)
+    return f"{len(table):,} paragraphs to train on{_less(Skipped(rejected=skipped.rejected))}"
 
 
 _READERS = {

@@ -1,7 +1,7 @@
 """Other data sets of toxic and of ordinary text, out of local folders: prompts, statements, articles.
 
 Each reader takes the folder that ``polydetox data fetch`` or a reader's own variable names, checks its rows
-(``schemas.py``) and returns a table and what was left out. Sources and licences: ``params/data.yaml``.
+(``schemas.py``) and returns a table and what was skipped. Sources and licences: ``params/data.yaml``.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.data import local_path
-from polydetox.errors import NotThere, UserError
+from polydetox.data.catalogue import local_path
+from polydetox.data.rows import Rejected, Rows, Skipped, check_rows, is_blank, read_lines, read_rows
+from polydetox.errors import DataNotFound, UserError
 from polydetox.languages import LANGUAGES, check_language, code_of_locale
-from polydetox.rows import LeftOut, Rejected, Rows, check_rows, is_blank, read_lines, read_rows
 
 
-def real_toxicity_prompts(folder: str | Path, limit: int | None = None) -> tuple[pd.DataFrame, LeftOut]:
+def real_toxicity_prompts(folder: str | Path, limit: int | None = None) -> tuple[pd.DataFrame, Skipped]:
     """RealToxicityPrompts (Gehman et al. 2020): ``prompt_id, prompt, continuation, toxicity``.
 
     ``toxicity`` is Perspective's score of the prompt, from 0 to 1, NaN where there is none.
     """
-    rows, left_out = [], LeftOut()
+    rows, skipped = [], Skipped()
     for file in _files(folder, "prompts.jsonl", "RealToxicityPrompts"):
         kept, rejected = check_rows(read_rows(file), "real-toxicity-prompts")
-        left_out.rejected += rejected
+        skipped.rejected += rejected
         for line, row in kept:
             prompt, continuation = row["prompt"], row.get("continuation")
             if is_blank(prompt.get("text")):
-                left_out.blank += 1
+                skipped.blank += 1
                 continue
             follows = continuation.get("text") if isinstance(continuation, dict) else None
-            rows.append((f"rtp-{line - 1:06d}", prompt["text"].rstrip(), follows, _share(prompt.get("toxicity"))))
+            rows.append((f"rtp-{line - 1:06d}", prompt["text"].rstrip(), follows, _score(prompt.get("toxicity"))))
     table = pd.DataFrame(rows, columns=["prompt_id", "prompt", "continuation", "toxicity"])
-    return (table.head(limit) if limit else table), left_out
+    return (table.head(limit) if limit else table), skipped
 
 
 def polyglo_toxicity_prompts(
     folder: str | Path, language: str, limit: int | None = None
-) -> tuple[pd.DataFrame, LeftOut]:
+) -> tuple[pd.DataFrame, Skipped]:
     """PolygloToxicityPrompts (Jain et al. 2024) in one language: ``prompt_id, prompt, toxicity``, each prompt once.
 
     ``toxicity`` is the stored Perspective score of the prompt, else of the text that the prompt begins; NaN where
     there is none. The scores of whole files are read by the scorer ``stored:<folder>``. The parts ``full`` and
     ``small`` may share prompts: the first of a text is taken, in the order of the files, the others are counted.
-    A language of which there is none is a ``NotThere`` error.
+    A language of which there is none is a ``DataNotFound`` error.
     """
     check_language(language)
-    tables, left_out, found = [], LeftOut(), set()
+    tables, skipped, found = [], Skipped(), set()
     for file in _files(folder, "**/*", "PolygloToxicityPrompts", (".jsonl", ".json", ".parquet")):
         if file.parent.name.startswith("wildchat-"):
             continue  # what users wrote to an assistant: scores to compare with, no prompts to be continued
@@ -65,7 +65,7 @@ def polyglo_toxicity_prompts(
         found |= set(table["language"])
         mine = table[table["language"] == language]
         whole = mine[mine["prompt"].notna()]
-        left_out += LeftOut(
+        skipped += Skipped(
             len(mine) - len(whole),
             [line for line, told in rejected if told == language or (told is None and len(mine))],
         )
@@ -73,13 +73,13 @@ def polyglo_toxicity_prompts(
     every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"prompt": []})
     if every.empty:
         have = " ".join(sorted(code for code in found if code)) or "none"
-        less = f", {left_out}" if left_out else ""
-        raise NotThere(
+        less = f", {skipped}" if skipped else ""
+        raise DataNotFound(
             f"{folder}: no prompts of PolygloToxicityPrompts in {LANGUAGES[language]} (languages: {have}){less}"
         )
     once = every.drop_duplicates("prompt", ignore_index=True)[["prompt_id", "prompt", "toxicity"]]
-    left_out.repeated = len(every) - len(once)
-    return (once.head(limit) if limit else once), left_out
+    skipped.repeated = len(every) - len(once)
+    return (once.head(limit) if limit else once), skipped
 
 
 _POLYGLO_COLUMNS = ["line", "language", "prompt", "toxicity"]
@@ -100,7 +100,7 @@ def _polyglo_file(file: Path, modified: int, size: int) -> tuple[pd.DataFrame, l
     kept, rejected = check_rows(
         Rows(file, [(line, _flat(row)) for line, row in read.rows], read.rejected), "polyglo-toxicity-prompts"
     )
-    rows = [(line, told[line], None if is_blank(row["prompt"]) else row["prompt"].rstrip(), _share(row["toxicity"]))
+    rows = [(line, told[line], None if is_blank(row["prompt"]) else row["prompt"].rstrip(), _score(row["toxicity"]))
             for line, row in kept]  # fmt: skip
     table = pd.DataFrame(rows, columns=_POLYGLO_COLUMNS)
     return table, [(line, told.get(line.line)) for line in rejected]
@@ -118,14 +118,14 @@ _TABLES = (".parquet", ".csv", ".jsonl")
 _TOXIGEN = {"prompt_label": ("toxigen", "generation", 0.5), "toxicity_human": ("toxigen-annotated", "text", 3.0)}
 
 
-def toxigen(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
+def toxigen(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """ToxiGen (Hartvigsen et al. 2022): ``text, toxic, prompt``; a file, or a folder of tables.
 
     A statement is toxic by ``prompt_label`` (it was generated as such), or in the annotated part by
     ``toxicity_human`` above 3 of 5. ``prompt`` is what it was generated from, as :func:`toxigen_prompts` gives it;
     None where the file does not tell, as in the annotated part.
     """
-    rows, left_out, seen = [], LeftOut(), False
+    rows, skipped, seen = [], Skipped(), False
     for file in _files(place, "**/*", "ToxiGen", _TABLES):
         read = read_rows(file)
         label = _toxigen_label(_named(read))
@@ -134,16 +134,16 @@ def toxigen(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
         seen = True
         schema, text, above = _TOXIGEN[label]
         kept, rejected = check_rows(read, schema)
-        left_out.rejected += rejected
+        skipped.rejected += rejected
         for _, row in kept:
             if is_blank(row[text]):
-                left_out.blank += 1
+                skipped.blank += 1
             else:
                 prompt = None if is_blank(row.get("prompt")) else _list_of_statements(row["prompt"])
                 rows.append((row[text].strip(), float(row[label]) > above, prompt))
     if not seen:
-        raise NotThere(f"{place}: no file with the fields {' or '.join(_TOXIGEN)}; is this ToxiGen?")
-    return pd.DataFrame(rows, columns=["text", "toxic", "prompt"]), left_out
+        raise DataNotFound(f"{place}: no file with the fields {' or '.join(_TOXIGEN)}; is this ToxiGen?")
+    return pd.DataFrame(rows, columns=["text", "toxic", "prompt"]), skipped
 
 
 def _named(read: Rows) -> set[str]:
@@ -165,7 +165,7 @@ def _list_of_statements(prompt: str) -> str:
     return prompt.replace("\\n", "\n").rstrip()
 
 
-def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
+def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """The prompts that ToxiGen's toxic statements were generated from (Hartvigsen et al. 2022): ``prompt_id, prompt``.
 
     A prompt is a list of statements, one a line, each after a hyphen; the last line is a hyphen alone, after which a
@@ -184,16 +184,16 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
     if not parts:
         annotated = "toxicity_human" in set().union(*fields)
         has = "its annotated part alone, which has no prompts" if annotated else "no toxic prompts"
-        raise NotThere(
+        raise DataNotFound(
             f"{place}: ToxiGen: {has}; add the raw part (train/*.parquet: `polydetox data fetch toxigen`), or name the "
             "folder of its lists of prompts (hate_<group>_1k.txt)"
         )
     groups: dict[str, list[str]] = {}
-    left_out = LeftOut()
+    skipped = Skipped()
     for read in parts:
         kept, rejected = check_rows(read, "toxigen-prompts")
         usable = [row for _, row in kept if not is_blank(row["prompt"])]
-        left_out += LeftOut(len(kept) - len(usable), rejected)
+        skipped += Skipped(len(kept) - len(usable), rejected)
         for row in usable:
             if float(row["prompt_label"]):
                 prompt = _list_of_statements(row["prompt"])
@@ -201,7 +201,7 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, LeftOut]:
     once = [dict.fromkeys(prompts) for prompts in groups.values()]
     prompts = list(dict.fromkeys(prompt for turn in zip_longest(*once) for prompt in turn if prompt is not None))
     names = [f"toxigen-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}" for prompt in prompts]
-    return pd.DataFrame({"prompt_id": names, "prompt": prompts}, dtype=object), left_out
+    return pd.DataFrame({"prompt_id": names, "prompt": prompts}, dtype=object), skipped
 
 
 def _toxigen_list(file: Path) -> Rows:
@@ -210,18 +210,18 @@ def _toxigen_list(file: Path) -> Rows:
     return Rows(file, [(line, {**row, "prompt_label": 1}) for line, row in read.rows], read.rejected)
 
 
-def wikitext(place: str | Path, split: str = "train") -> tuple[pd.DataFrame, LeftOut]:
-    """Wikitext-2 or -103 (Merity et al. 2017): ``text``, a row a paragraph; headings and empty lines are left out.
+def wikitext(place: str | Path, split: str = "train") -> tuple[pd.DataFrame, Skipped]:
+    """Wikitext-2 or -103 (Merity et al. 2017): ``text``, a row a paragraph; headings and empty lines are skipped.
 
     ``place`` is a file, or a folder of some: Parquet or JSON Lines with ``text``, or plain text, a paragraph a line.
     Of a folder the files of the split are read, where files are named so.
     """
     files = _files(place, "**/*", "Wikitext", (".parquet", ".jsonl", ".tokens", ".raw", ".txt"))
-    texts, left_out = [], LeftOut()
+    texts, skipped = [], Skipped()
     for file in [file for file in files if split in file.name] or files:
         if file.suffix in (".parquet", ".jsonl"):
             kept, rejected = check_rows(read_rows(file), "wikitext")
-            left_out.rejected += rejected
+            skipped.rejected += rejected
             lines = [row["text"] for _, row in kept]
         else:
             try:
@@ -229,9 +229,9 @@ def wikitext(place: str | Path, split: str = "train") -> tuple[pd.DataFrame, Lef
             except UnicodeDecodeError as error:
                 raise UserError(f"{file}: not UTF-8 text (byte {error.start}); fetch the file again") from None
         paragraphs = [line.strip() for line in lines if not is_blank(line) and not line.strip().startswith("=")]
-        left_out.blank += len(lines) - len(paragraphs)
+        skipped.blank += len(lines) - len(paragraphs)
         texts += paragraphs
-    return pd.DataFrame({"text": texts}), left_out
+    return pd.DataFrame({"text": texts}), skipped
 
 
 def _files(given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...] = (".jsonl",)) -> list[Path]:
@@ -239,7 +239,7 @@ def _files(given: str | Path, pattern: str, title: str, suffixes: tuple[str, ...
     found = [place] if place.is_file() else sorted(place.glob(pattern))
     files = [file for file in found if file.suffix in suffixes and file.is_file()]
     if not files:
-        raise NotThere(f"{place}: no file of {title} there (one of {', '.join(suffixes)}); see `polydetox data`")
+        raise DataNotFound(f"{place}: no file of {title} there (one of {', '.join(suffixes)}); see `polydetox data`")
     return files
 
 
@@ -274,5 +274,5 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return ({"prompt": row["prompt"]} if "prompt" in row else {}) | {"toxicity": score}
 
 
-def _share(value: Any) -> float:
+def _score(value: Any) -> float:
     return float("nan") if value is None else float(value)

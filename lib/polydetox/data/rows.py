@@ -1,4 +1,4 @@
-"""Rows of data files, line by line: what cannot be read or does not fit is left out, counted and listed.
+"""Rows of data files, line by line: what cannot be read or does not fit is skipped, counted and listed.
 
 A line that is not valid, or whose fields are not what its data set's schema says (``schemas.py``), is rejected with
 its reason. A few of them are reported and the rest is used; many mean that the file is damaged or another one than was
@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from polydetox.data.schemas import SCHEMAS, Field
 from polydetox.errors import UserError, nearest
-from polydetox.schemas import SCHEMAS, Field
 
 # More than this share of a file's rows rejected, and the file is refused.
 MOST_REJECTED = 0.05
@@ -35,7 +35,7 @@ def is_blank(text: object) -> bool:
 
 @dataclass(frozen=True)
 class Rejected:
-    """One line of a data file that was left out. The reason never quotes a text, which may be toxic."""
+    """One line of a data file that was skipped. The reason never quotes a text, which may be toxic."""
 
     file: str  # its name, without folders
     line: int  # of a JSON array: the position in it; of a table (CSV, Parquet): the row
@@ -48,35 +48,35 @@ class Rejected:
 
 
 @dataclass
-class LeftOut:
+class Skipped:
     """What was not used of the files that a table was read from."""
 
     blank: int = 0  # rows that are in order but hold no text
     rejected: list[Rejected] = field(default_factory=list)
     repeated: int = 0  # rows that are in order but hold a text that an earlier one has
-    skipped: int = 0  # rows whose label the reader has said to skip
+    by_label: int = 0  # rows whose label the reader has said to skip
 
-    def __add__(self, other: LeftOut) -> LeftOut:
-        return LeftOut(self.blank + other.blank, self.rejected + other.rejected, self.repeated + other.repeated,
-                       self.skipped + other.skipped)  # fmt: skip
+    def __add__(self, other: Skipped) -> Skipped:
+        return Skipped(self.blank + other.blank, self.rejected + other.rejected, self.repeated + other.repeated,
+                       self.by_label + other.by_label)  # fmt: skip
 
     def __bool__(self) -> bool:
-        return bool(self.blank or self.rejected or self.repeated or self.skipped)
+        return bool(self.blank or self.rejected or self.repeated or self.by_label)
 
     def __str__(self) -> str:
-        said = f"{self.blank} rows without text left out"
+        said = f"{self.blank} rows without text skipped"
         if self.repeated:
-            said += f", {self.repeated} rows that repeat a text left out"
-        if self.skipped:
-            said += f", {self.skipped} rows skipped by their label"
+            said += f", {self.repeated} rows that repeat a text skipped"
+        if self.by_label:
+            said += f", {self.by_label} rows skipped by their label"
         if self.rejected:
             more = f", and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
-            said += f", {len(self.rejected)} malformed lines left out ({'; '.join(map(str, self.rejected[:3]))}{more})"
+            said += f", {len(self.rejected)} malformed lines skipped ({'; '.join(map(str, self.rejected[:3]))}{more})"
         return said
 
     def record(self) -> dict[str, Any]:
         """For a manifest."""
-        further = {"repeated": self.repeated, "skipped": self.skipped}
+        further = {"repeated": self.repeated, "skipped": self.by_label}
         further = {name: number for name, number in further.items() if number}
         return {"blank": self.blank, **further, "rejected": len(self.rejected),
                 "rejected_lines": [str(line) for line in self.rejected[:MOST_LISTED]]}  # fmt: skip

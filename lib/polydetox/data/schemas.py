@@ -49,25 +49,14 @@ def label(value: Any) -> bool:
     return isinstance(value, bool | int | float | str) and not _none(value) and str(value).strip() != ""
 
 
-def label_name(value: Any) -> str:
-    """A label as a person writes it, one spelling for 1, 1.0 and "1", and for true and "True"."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    try:
-        found = float(value)
-    except (ValueError, OverflowError):
-        return str(value).strip().casefold()
-    return str(int(found)) if found.is_integer() else str(found)
-
-
-def share(value: Any) -> bool:
+def fraction(value: Any) -> bool:
     """A number from 0 to 1, or none."""
     return _none(value) or (number(value) and 0.0 <= float(value) <= 1.0)
 
 
 def scored_text(value: Any) -> bool:
     """RealToxicityPrompts' objects: a ``text`` with its scores."""
-    return isinstance(value, Mapping) and text(value.get("text")) and share(value.get("toxicity"))
+    return isinstance(value, Mapping) and text(value.get("text")) and fraction(value.get("toxicity"))
 
 
 @dataclass(frozen=True)
@@ -120,7 +109,7 @@ SCHEMAS: dict[str, Schema] = {
     }),
     "polyglo-toxicity-prompts": Schema("PolygloToxicityPrompts", {
         "prompt": _TEXT,
-        "toxicity": Field(share, "a number from 0 to 1", required=False),
+        "toxicity": Field(fraction, "a number from 0 to 1", required=False),
     }),
     "toxigen": Schema("ToxiGen", {"generation": _TEXT, "prompt_label": _ZERO_OR_ONE}),
     "toxigen-prompts": Schema("ToxiGen with its prompts", {"prompt": _TEXT, "prompt_label": _ZERO_OR_ONE}),
@@ -129,7 +118,7 @@ SCHEMAS: dict[str, Schema] = {
         "toxicity_human": Field(lambda value: number(value) and 1.0 <= float(value) <= 5.0, "a number from 1 to 5"),
     }),
     "stored-scores": Schema("a file of stored scores", {
-        "text": _TEXT, "TOXICITY": Field(share, "a number from 0 to 1 or none"),
+        "text": _TEXT, "TOXICITY": Field(fraction, "a number from 0 to 1 or none"),
     }),
     "wikitext": Schema("Wikitext", {"text": _TEXT}),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The data sources that ``params/data.yaml`` lists: what they are, how they are fetched, and where they then lie."""
+"""Fetching a data source: downloaded, verified, unpacked, and its content recorded."""
 
 from __future__ import annotations
 
@@ -14,154 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
-
-from polydetox import paths
 from polydetox.artifacts import atomic_folder, file_sha256, read_json, write_json
-from polydetox.download import download, download_dataset, download_drive, download_kaggle
-from polydetox.errors import UserError, nearest
+from polydetox.data.catalogue import RECORD, Source, place_of, source
+from polydetox.data.download import download, download_dataset, download_drive, download_kaggle
+from polydetox.errors import UserError
 from polydetox.home import usable
-from polydetox.params import Strict, explain, read_yaml
-
-RECORD = "fetched.json"  # what came, with its sha256: written last, so that its presence means that all is there
-
-
-class SourceFile(Strict):
-    """One file of a source; without ``sha256`` the hash of the first download is recorded and held to."""
-
-    address: str
-    sha256: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return PurePosixPath(self.address).name
-
-
-class HubDataset(Strict):
-    """A dataset repository of the Hub; without ``revision`` the commit of the first download is held to."""
-
-    repository: str
-    revision: str | None = None  # commit
-    files: list[str]  # patterns
-
-
-class DriveFile(Strict):
-    """A file of a public Google Drive folder."""
-
-    folder: str  # the folder's id
-    file: str
-
-
-class KaggleFile(Strict):
-    """A file of a Kaggle competition."""
-
-    competition: str
-    file: str
-
-
-class Source(Strict):
-    """One data source: where it is, what it may be used for, and how to get it."""
-
-    title: str
-    what: str
-    address: str
-    licence: str
-    citation: str | None
-    variable: str | None  # the environment variable that names a reader's own folder
-    size: str | None
-    how: str
-    note: str | None = None  # what could not be confirmed, or should be known
-    files: list[SourceFile] = Field(default=[])  # what can be fetched by its address
-    hub: HubDataset | None = None
-    drive: DriveFile | None = None
-    kaggle: KaggleFile | None = None
-
-    @property
-    def fetchable(self) -> bool:
-        """Whether ``polydetox data fetch`` can get it; an account may be needed."""
-        return bool(self.files or self.hub or self.drive or self.kaggle)
-
-
-def sources() -> dict[str, Source]:
-    """Every source of ``params/data.yaml``, by name."""
-    file = paths.root() / "params" / "data.yaml"
-    try:
-        return TypeAdapter(dict[str, Source]).validate_python(read_yaml(file))
-    except ValidationError as error:
-        raise explain(error, paths.relative(file)) from None
-
-
-def source(name: str) -> Source:
-    """One source by its name; a ``UserError`` that names the nearest where there is none."""
-    known = sources()
-    if name not in known:
-        raise UserError(f"no data source {name!r}{nearest(name, known)} (there are {', '.join(known)})")
-    return known[name]
-
-
-def table() -> str:
-    """The sources as text for the terminal."""
-    blocks = []
-    for name, entry in sources().items():
-        lines = {
-            "what": entry.what, "address": entry.address, "licence": entry.licence, "size": entry.size,
-            "how": f"polydetox data fetch {name}: {entry.how}" if entry.fetchable else entry.how,
-            "note": entry.note, "own": f"export {entry.variable}=<your folder>" if entry.variable else None,
-            "here": str(where(name) or "no") if entry.variable else "yes",
-        }  # fmt: skip
-        blocks.append("\n".join([f"{name}: {entry.title}", *(f"  {key + ':':<8} {text}" for key, text in lines.items()
-                                                             if text)]))  # fmt: skip
-    return "\n\n".join(blocks)
-
-
-def make_environment_absolute() -> None:
-    """Fill in the folders that environment variables name as they are seen from here.
-
-    Commands and their stages then work in the checkout, where a relative one would mean another folder.
-    """
-    named = [entry.variable for entry in sources().values() if entry.variable]
-    for name in ("POLYDETOX_ROOT", "POLYDETOX_RUNS", "POLYDETOX_DATA", *named):
-        if given := os.environ.get(name):
-            os.environ[name] = str(paths.expanded(given))
-
-
-def _place(name: str) -> Path:
-    """Where ``fetch`` keeps a source: below ``$POLYDETOX_DATA``, or the user's cache folder."""
-    given = os.environ.get("POLYDETOX_DATA")
-    return paths.expanded(given or "~/.cache/polydetox") / name
-
-
-def fetched_folder(name: str) -> Path | None:
-    """The folder of a source that was fetched, all of it; None where it was not."""
-    return _place(name) / "files" if (_place(name) / RECORD).is_file() else None
-
-
-def where(name: str) -> Path | None:
-    """The folder of a source that is at hand: the reader's own, else the fetched one, else None."""
-    entry = source(name)
-    own = os.environ.get(entry.variable) if entry.variable else None
-    return paths.expanded(own) if own else fetched_folder(name)
-
-
-def folder_of_variable(variable: str) -> Path | None:
-    """The fetched folder that stands in for an environment variable which is not set; None where there is none."""
-    named = [name for name, entry in sources().items() if entry.variable == variable]
-    return fetched_folder(named[0]) if named else None
-
-
-def advice(variable: str) -> str:
-    """What to do where an environment variable that names a folder of data is not set."""
-    export = f"export {variable}=<the folder that holds the data>"
-    for name, entry in sources().items():
-        if entry.variable == variable:
-            return (
-                f"run `polydetox data fetch {name}`, or {export}" if entry.fetchable else f"{entry.how}; then {export}"
-            )
-    return f"{export} (see `polydetox data`)"
-
-
-# --- fetching ---------------------------------------------------------------------------------------------------
 
 
 def fetch(name: str, given: Path | None = None) -> Path:
@@ -174,7 +31,7 @@ def fetch(name: str, given: Path | None = None) -> Path:
     if not entry.fetchable:
         raise UserError(f"{name}: cannot be fetched: {entry.how}" + (
             f"; then export {entry.variable}=<the folder>" if entry.variable else ""))  # fmt: skip
-    place, record = _place(name), _place(name) / RECORD
+    place, record = place_of(name), place_of(name) / RECORD
     if not usable(place):
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     known = read_json(record) if record.is_file() else {"sha256": {}}
@@ -308,12 +165,9 @@ def _asked(archive: Path) -> Iterator[bytes]:
         yield typed.encode()
 
 
-# --- checking ---------------------------------------------------------------------------------------------------
-
-
 def changed(name: str) -> list[str]:
     """The files of a fetched source that are no longer what was recorded."""
-    place = _place(name)
+    place = place_of(name)
     recorded = read_json(place / RECORD)["files"]
     files = {file: place / "files" / file for file in recorded}
     return [file for file, path in files.items() if not path.is_file() or file_sha256(path) != recorded[file]]

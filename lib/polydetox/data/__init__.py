@@ -1,0 +1,1 @@
+"""The data: where it lies, how it is fetched, and its readers."""

@@ -1,0 +1,188 @@
+"""The data sources that ``params/data.yaml`` lists: what they are, and where they lie here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from polydetox import paths
+from polydetox.errors import UserError, nearest
+from polydetox.params import Strict, explain, read_yaml
+
+RECORD = "fetched.json"  # what came, with its sha256: written last, so that its presence means that all is there
+
+
+class SourceFile(Strict):
+    """One file of a source; without ``sha256`` the hash of the first download is recorded and held to."""
+
+    address: str
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return PurePosixPath(self.address).name
+
+
+class HubDataset(Strict):
+    """A dataset repository of the Hub; without ``revision`` the commit of the first download is held to."""
+
+    repository: str
+    revision: str | None = None  # commit
+    files: list[str]  # patterns
+
+
+class DriveFile(Strict):
+    """A file of a public Google Drive folder."""
+
+    folder: str  # the folder's id
+    file: str
+
+
+class KaggleFile(Strict):
+    """A file of a Kaggle competition."""
+
+    competition: str
+    file: str
+
+
+class Source(Strict):
+    """One data source: where it is, what it may be used for, and how to get it."""
+
+    title: str
+    what: str
+    address: str
+    licence: str
+    citation: str | None
+    variable: str | None  # the environment variable that names a reader's own folder
+    size: str | None
+    how: str
+    note: str | None = None  # what could not be confirmed, or should be known
+    files: list[SourceFile] = Field(default=[])  # what can be fetched by its address
+    hub: HubDataset | None = None
+    drive: DriveFile | None = None
+    kaggle: KaggleFile | None = None
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether ``polydetox data fetch`` can get it; an account may be needed."""
+        return bool(self.files or self.hub or self.drive or self.kaggle)
+
+
+def sources() -> dict[str, Source]:
+    """Every source of ``params/data.yaml``, by name."""
+    file = paths.root() / "params" / "data.yaml"
+    try:
+        return TypeAdapter(dict[str, Source]).validate_python(read_yaml(file))
+    except ValidationError as error:
+        raise explain(error, paths.relative(file)) from None
+
+
+def source(name: str) -> Source:
+    """One source by its name; a ``UserError`` that names the nearest where there is none."""
+    known = sources()
+    if name not in known:
+        raise UserError(f"no data source {name!r}{nearest(name, known)} (there are {', '.join(known)})")
+    return known[name]
+
+
+def table() -> str:
+    """The sources as text for the terminal."""
+    blocks = []
+    for name, entry in sources().items():
+        lines = {
+            "what": entry.what, "address": entry.address, "licence": entry.licence, "size": entry.size,
+            "how": f"polydetox data fetch {name}: {entry.how}" if entry.fetchable else entry.how,
+            "note": entry.note, "own": f"export {entry.variable}=<your folder>" if entry.variable else None,
+            "here": str(where(name) or "no") if entry.variable else "yes",
+        }  # fmt: skip
+        blocks.append("\n".join([f"{name}: {entry.title}", *(f"  {key + ':':<8} {text}" for key, text in lines.items()
+                                                             if text)]))  # fmt: skip
+    return "\n\n".join(blocks)
+
+
+def make_environment_absolute() -> None:
+    """Fill in the folders that environment variables name as they are seen from here.
+
+    Commands and their stages then work in the checkout, where a relative one would mean another folder.
+    """
+    named = [entry.variable for entry in sources().values() if entry.variable]
+    for name in ("POLYDETOX_ROOT", "POLYDETOX_RUNS", "POLYDETOX_DATA", *named):
+        if given := os.environ.get(name):
+            os.environ[name] = str(paths.expanded(given))
+
+
+def place_of(name: str) -> Path:
+    """Where ``fetch`` keeps a source: below ``$POLYDETOX_DATA``, or the user's cache folder."""
+    given = os.environ.get("POLYDETOX_DATA")
+    return paths.expanded(given or "~/.cache/polydetox") / name
+
+
+def fetched_folder(name: str) -> Path | None:
+    """The folder of a source that was fetched, all of it; None where it was not."""
+    return place_of(name) / "files" if (place_of(name) / RECORD).is_file() else None
+
+
+def where(name: str) -> Path | None:
+    """The folder of a source that is available: the reader's own, else the fetched one, else None."""
+    entry = source(name)
+    own = os.environ.get(entry.variable) if entry.variable else None
+    return paths.expanded(own) if own else fetched_folder(name)
+
+
+def folder_of_variable(variable: str) -> Path | None:
+    """The fetched folder that stands in for an environment variable which is not set; None where there is none."""
+    named = [name for name, entry in sources().items() if entry.variable == variable]
+    return fetched_folder(named[0]) if named else None
+
+
+def advice(variable: str) -> str:
+    """What to do where an environment variable that names a folder of data is not set."""
+    export = f"export {variable}=<the folder that holds the data>"
+    for name, entry in sources().items():
+        if entry.variable == variable:
+            return (
+                f"run `polydetox data fetch {name}`, or {export}" if entry.fetchable else f"{entry.how}; then {export}"
+            )
+    return f"{export} (see `polydetox data`)"
+
+
+def local_path(given: str | Path) -> Path:
+    """A folder or file as a parameter names it, with ``~`` and ``$VARIABLES`` filled in.
+
+    For the variable of a data source that is not set, the source as ``polydetox data fetch`` left it stands in.
+    Parameters keep the variable, so that artefacts do not depend on where a reader keeps the data.
+    """
+    named = re.match(r"\$\{?(\w+)\}?", str(given))
+    if not named:
+        return paths.expanded(given)
+    # What the variable holds may itself name another one.
+    own = os.environ.get(named[1])  # a variable may be set to nothing
+    folder = paths.expanded(own) if own else folder_of_variable(named[1])
+    if folder is None:
+        raise UserError(f"{str(given)!r}: the environment variable {named[1]} is not set; {advice(named[1])}")
+    return paths.expanded(f"{folder}{str(given)[named.end() :]}")
+
+
+def is_available(folder: str | Path) -> bool:
+    """Whether the data that a parameter names can be read here: the variable is set, or the source was fetched.
+
+    A folder that is named but absent is for the check before a run to refuse.
+    """
+    try:
+        local_path(folder)
+    except UserError:
+        return False
+    return True
+
+
+def check_named(folder: str | Path, source: str) -> None:
+    """Refuse a source of prompts whose folder nobody has named."""
+    if not str(folder):
+        raise UserError(
+            f"prompts from {source} need their folder: set 'prompts: folder:' in the profile or -p prompts_folder "
+            "(see `polydetox data`)"
+        )
