@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from polydetox import __version__, paths
@@ -121,6 +119,7 @@ def _execute(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.execute import execute, logged, read_parameters, stage_title
 
     parameters = read_parameters(options.parameters)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that papermill shuts its kernel down
     with logged(options.log, stage_title(options.notebook, parameters)):
         execute(options.notebook, options.output, parameters, profile=options.profile, threads=options.threads)
     return 0
@@ -129,8 +128,8 @@ def _execute(options: argparse.Namespace, rest: list[str]) -> int:
 def _render(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.execute import logged
     from polydetox.params import load_profile
-    from polydetox.report import render
     from polydetox.report.pdf import FILE as PDF
+    from polydetox.report.rendering import render
 
     load_profile(options.profile)
     with logged(options.log, "render"):
@@ -277,22 +276,28 @@ def _estimate(profile: str, targets: list[str]) -> str:
 
 
 def _supervise(command: list[str], environment: dict[str, str]) -> int:
-    """Run Snakemake; on a signal let it end its jobs first, and stop the kernels' server afterwards.
+    """Run Snakemake; on a signal let it end its jobs first.
 
     SIGTERM lets it wait for the jobs that run. A closed terminal (SIGHUP, unless nohup has it ignored) and the death of
     this process are for it what Ctrl-C is: it ends its jobs here, and cancels those on a cluster, which otherwise would
     go on without anyone who knows of them.
     """
-    from polydetox.kernel import stop
+    from polydetox.execute import ends_with
 
     hung_up = False
+    interrupted_with_this = ends_with(os.getpid(), signal.SIGINT)
 
     def hang_up(*_: object) -> None:
         nonlocal hung_up
         hung_up = True
         process.send_signal(signal.SIGINT)
 
-    process = subprocess.Popen(command, env=environment, preexec_fn=_ends_with(os.getpid()))
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a script starts the command in the background
+        interrupted_with_this()
+
+    process = subprocess.Popen(command, env=environment, preexec_fn=prepare)
     handlers = {signal.SIGTERM: lambda *_: process.terminate(), signal.SIGHUP: hang_up}
     previous = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
@@ -309,25 +314,3 @@ def _supervise(command: list[str], environment: dict[str, str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        stop()
-
-
-_PR_SET_PDEATHSIG = 1
-
-
-def _ends_with(parent: int) -> Callable[[], None]:
-    """What makes a child process be interrupted when its parent dies, however it dies, and not by a closed terminal.
-
-    Linux alone can do the former. Elsewhere Snakemake outlives a killed command, and ends what it has begun.
-    """
-    prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
-
-    def prepare() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a script starts the command in the background
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return prepare

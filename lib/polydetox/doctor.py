@@ -42,7 +42,7 @@ def report() -> str:
         _package(name, purpose, "make the environment again") for name, purpose in _PACKAGES.items()
     ]
     lines += ["", "Optional"] + [_package(name, *rest) for name, rest in _OPTIONAL.items()]
-    lines += ["", "Usable here", _accelerator(), _engines(), _quarto(), _kernel(), *_scorers()]
+    lines += ["", "Usable here", _accelerator(), _engines(), _quarto(), *_scorers()]
     lines += ["", "Parameters", *_parameters()]
     return "\n".join(lines)
 
@@ -89,14 +89,6 @@ def _quarto() -> str:
     if version.returncode:
         return _line(False, "Quarto", f"{found} does not start; the report is rendered as a preview")
     return _line(True, f"Quarto {version.stdout.strip()}", found)
-
-
-def _kernel() -> str:
-    from polydetox.kernel.spec import why_not
-
-    reason = why_not()
-    plain = "notebooks run on the plain kernel, with the same results"
-    return _line(not reason, "forking kernel", f"{reason}; {plain}" if reason else "notebooks wait for no import")
 
 
 def _scorers() -> list[str]:

@@ -1,22 +1,24 @@
 """Run one notebook with papermill, the way the workflow runs each stage.
 
-What papermill leaves open is settled here: the kernel (the forking one where it works), where a failed copy goes, that
-the executed notebook appears under its final name only once the stage has succeeded, and that a stage ends when the
-run that started it is gone.
+What papermill leaves open is settled here: the kernel, which is this Python's own and ends with this process, where a
+failed copy goes, that the executed notebook appears under its final name only once the stage has succeeded, and that a
+stage ends when the run that started it is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from polydetox.errors import UserError
 RUN = "POLYDETOX_RUN"
 # A kernel on a cold or shared file system may take minutes; one that dies is noticed at once. papermill gives 60.
 _START_SECONDS = 600
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# ipykernel_launcher without the debugger, whose import is half of a kernel's start.
+_KERNEL = "import sys; sys.modules['debugpy'] = None; import ipykernel.kernelapp as app; app.launch_new_instance()"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -40,7 +45,6 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     """
     with _without("pyarrow.fs"):
         import papermill
-    from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
@@ -53,14 +57,13 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.part.ipynb")
     try:
-        papermill.execute_notebook(
-            str(notebook), str(partial), dict(parameters), kernel_name=kernel_name(), cwd=str(paths.root()),
-            progress_bar=False, log_output=False, start_timeout=_START_SECONDS,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="polydetox-", dir=_short_folder()) as folder:
+            papermill.execute_notebook(
+                str(notebook), str(partial), dict(parameters), cwd=str(paths.root()), progress_bar=False,
+                start_timeout=_START_SECONDS, kernel_name="python3", kernel_manager_class=_own_kernel(folder),
+            )  # fmt: skip
     except PapermillExecutionError as error:
         _fail(profile, output, partial, f"{error.ename}: {_first_line(error.evalue)}")
-    except NoSuchKernel as error:
-        raise UserError(f"POLYDETOX_KERNEL names {error.name!r}, which Jupyter does not know") from None
     except DeadKernelError:
         _fail(profile, output, partial, "DeadKernelError: the kernel died, often for want of memory")
     except (PapermillException, RuntimeError) as error:
@@ -149,23 +152,46 @@ def _choose_gpu() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def kernel_name() -> str:
-    """The kernel for batch runs: ``$POLYDETOX_KERNEL`` if set, else the forking one, installed on first use.
+def _short_folder() -> str:
+    """The temporary folder, unless a socket's address, of some 100 bytes, could not hold its name."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) < 70 else "/tmp"
 
-    A Slurm job executes one notebook, and would start the forking kernel's server for it alone: it takes the plain one.
+
+def _own_kernel(folder: str) -> type:
+    """The class that starts this Python's ipykernel, whatever kernels are installed under its name.
+
+    The kernel is killed with this process, however it ends. They talk over sockets in ``folder``: of TCP ports, jobs
+    that start side by side now and then choose the same.
     """
-    named = os.environ.get("POLYDETOX_KERNEL")
-    if named:
-        return named
-    if _submitted():
-        return "python3"
-    from polydetox.kernel import spec
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
 
-    try:
-        spec.ensure_installed()
-    except UserError:  # an environment that cannot be written to
-        return "python3"
-    return spec.NAME
+    command = [sys.executable, "-P", "-c", _KERNEL, "-f", "{connection_file}"]
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(argv=command, display_name="Python 3", language="python")
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options, transport="ipc", connection_file=f"{folder}/kernel.json")
+
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+            await super()._async_launch_kernel(kernel_cmd, preexec_fn=ends_with(os.getpid(), signal.SIGKILL), **options)
+
+    return OwnKernel
+
+
+def ends_with(parent: int, number: int) -> Callable[[], None]:
+    """What, called in a new process, has it sent a signal when the parent dies, however it dies. Linux alone can."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+
+    def prepare() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, number)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return prepare
 
 
 def _first_line(text: str) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import getpass
 import os
+import tempfile
 from pathlib import Path
 
 from polydetox import paths
 from polydetox.errors import UserError
-from polydetox.kernel import protocol
 
 # Variables that name a folder, with what they mean where they are not set (None: something below another of these).
 _FOLDERS = {
@@ -69,6 +69,11 @@ def _place() -> Path:
     except UserError:  # not in a checkout
         pass
     try:
-        return Path(protocol.folder()) / "home"
+        place = Path(tempfile.gettempdir()) / f"polydetox-{os.getuid()}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        status = place.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or not place.is_dir():
+            raise PermissionError(f"{place}: others may enter it")
     except OSError as error:
         raise UserError(f"neither the home folder nor another can be written to ({error}); set HOME to one") from None
+    return place / "home"

@@ -45,7 +45,7 @@ class Study:
         self.folder, self.cluster = folder, cluster
         self.commands: list[subprocess.Popen] = []
         self.runs = folder / "runs"
-        environment = {k: v for k, v in cluster.environment.items() if k not in ("POLYDETOX_RUNS", "POLYDETOX_KERNEL")}
+        environment = {k: v for k, v in cluster.environment.items() if k != "POLYDETOX_RUNS"}
         self.environment = environment | {"POLYDETOX_ROOT": str(folder), "HF_HUB_OFFLINE": "1"}
 
     def start(self, *words: str) -> subprocess.Popen:

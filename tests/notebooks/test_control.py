@@ -42,7 +42,7 @@ TARGETS = [f"runs/tiny/tiny/control/{method}/constrained_decode/manifest.json"
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("POLYDETOX_RUNS", "POLYDETOX_KERNEL")}
+    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
     return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
 
 

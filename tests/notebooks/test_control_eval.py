@@ -39,7 +39,7 @@ TARGETS = [f"{RUN}/{name}/manifest.json" for name in (
 
 
 def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
-    kept = {name: value for name, value in os.environ.items() if name not in ("POLYDETOX_RUNS", "POLYDETOX_KERNEL")}
+    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
     environment = kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
                           env=environment, timeout=600)  # fmt: skip

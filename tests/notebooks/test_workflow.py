@@ -26,7 +26,7 @@ EVALUATED = [(variant, language) for variant in ("base", "dpo", "dpo-lora") for 
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("POLYDETOX_RUNS", "POLYDETOX_KERNEL")}
+    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
     return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
 
 

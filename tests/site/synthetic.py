@@ -403,7 +403,7 @@ def executed_notebook(stage: str, folder: Path, cells: list[tuple[str, list]], p
     ]
     notebook = new_notebook(
         metadata={
-            "kernelspec": {"name": "polydetox", "display_name": "forked", "language": "python"},
+            "kernelspec": {"name": "own", "display_name": "A kernel", "language": "python"},
             "papermill": {"start_time": "2026-01-01T00:00:00", "output_path": str(folder)},
         },
         cells=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from polydetox import execute, paths
@@ -18,8 +20,7 @@ from polydetox.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def plain_kernel(monkeypatch):
-    monkeypatch.setenv("POLYDETOX_KERNEL", "python3")
+def no_run(monkeypatch):
     monkeypatch.delenv(execute.RUN, raising=False)
 
 
@@ -73,6 +74,43 @@ def test_a_kernel_that_dies_is_a_failure(checkout, tmp_path):
     source = write_notebook(tmp_path / "n.ipynb", "n = 1", "import os; os._exit(3)")
     with pytest.raises(UserError, match="DeadKernelError"):
         execute.execute(source, paths.profile_run("tiny") / "s" / "notebook.ipynb", {}, profile="tiny")
+
+
+def test_the_kernel_is_this_pythons_whatever_is_installed_under_its_name(checkout, tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter/kernels/python3/kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"argv": ["/bin/false"], "display_name": "other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    source = write_notebook(tmp_path / "n.ipynb", "n = 1", "import sys; print(sys.executable)")
+    output = paths.profile_run("tiny") / "s" / "notebook.ipynb"
+    execute.execute(source, output, {}, profile="tiny", threads=3)
+    assert nbformat.read(output, as_version=4).cells[-1].outputs[0]["text"].strip() == sys.executable
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_kernel_ends_with_its_job(checkout, tmp_path, number):
+    own = tmp_path / "process"
+    source = write_notebook(
+        tmp_path / "n.ipynb", "n = 1",
+        f"import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"open({str(own) + '.part'!r}, 'w').write(str(os.getpid()))\nos.rename({str(own) + '.part'!r}, {str(own)!r})\n"
+        "time.sleep(60)",
+    )  # fmt: skip
+    output = paths.profile_run("tiny") / "s" / "notebook.ipynb"
+    job = subprocess.Popen([sys.executable, "-m", "polydetox", "execute", str(source), str(output), "--profile=tiny"],
+                           stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not own.exists():
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    job.send_signal(number)
+    assert job.wait(20) not in (0, None) and not output.exists()
+    kernel = int(own.read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(kernel) and psutil.Process(kernel).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the kernel outlives its job"
+        time.sleep(0.05)
 
 
 def test_command_line_errors_are_one_line(checkout, capsys):

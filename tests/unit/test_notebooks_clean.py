@@ -46,10 +46,10 @@ def test_a_notebook_reads_like_a_section(file):
 LAYERS = [
     {"errors", "languages"},
     {"paths", "artifacts", "params", "rows", "schemas", "locks"},
-    {"notebook", "kernel", "sources", "download", "udhr", "quarto", "home"},
+    {"notebook", "sources", "download", "udhr", "quarto", "home"},
     {"data", "corpora", "at_hand", "models"},
     {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "utility", "world"},
-    {"report", "execute", "workflow", "publish", "planning", "warm", "cluster"},
+    {"report", "execute", "workflow", "publish", "planning", "cluster"},
     {"doctor", "cli", "__main__"},
 ]
 

@@ -266,7 +266,7 @@ def load_causal_lm(weights: Path, dtype: torch.dtype, **options: Any) -> PreTrai
 
 
 def use_threads() -> int:
-    """Let torch use as many threads as OMP_NUM_THREADS says, which a forked kernel does not do by itself."""
+    """Let torch use as many threads as OMP_NUM_THREADS says, also where it was set after torch was imported."""
     import torch
 
     wanted = os.environ.get("OMP_NUM_THREADS", "")
