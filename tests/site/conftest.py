@@ -33,7 +33,7 @@ def run_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def site(run_folder) -> Path:
     """The site of the made-up run, made by the preview renderer."""
-    from polydetox.report import render
+    from polydetox.report.rendering import render
 
     with inside(run_folder):
         return render(synthetic.PROFILE).parent
@@ -70,7 +70,7 @@ def served(request, run_folder, tmp_path_factory) -> Iterator[Served]:
         run_folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("quarto") / "run", symlinks=True)
     with synthetic.inside(run_folder), pytest.MonkeyPatch.context() as patch:
         from polydetox.quarto import failure_note
-        from polydetox.report import render
+        from polydetox.report.rendering import render
 
         if request.param == "quarto":
             patch.setenv("QUARTO", QUARTO)

@@ -1,5 +1,1 @@
 """The report: results as tables and figures, the assembled Quarto book, and its two renderers."""
-
-from polydetox.report.rendering import render
-
-__all__ = ["render"]
