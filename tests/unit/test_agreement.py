@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from polydetox.scoring import agreement
 from polydetox.scoring.base import Score, Scorer
 from polydetox.scoring.several import levels, linked, pair_agreement, scales, score_under
+from polydetox.stats import agreement, bootstrap
 
 NAN = float("nan")
 FIRST = np.array([0.1, 0.6, 0.7, 0.2, NAN])
@@ -87,13 +87,13 @@ def test_intervals_draw_whole_prompts():
     assert np.isnan(agreement.by_prompt(lambda w: w[:, 0], np.array([], dtype=int), **options)["value"])
 
 
-def test_pieces_do_not_change_a_bootstrap(monkeypatch):
+def test_chunks_do_not_change_a_bootstrap(monkeypatch):
     prompts = np.repeat(np.arange(6), 2)
     scores = np.linspace(0, 1, 12) ** 2
     toxic = np.tile([True, False, False], 4)
     options = {"samples": 50, "confidence": 0.9, "seed": 0}
     whole = agreement.by_prompt(lambda w: agreement.weighted_auc(toxic, scores, w), prompts, **options)
-    monkeypatch.setattr(agreement, "_PIECE", 36)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 36)
     assert agreement.by_prompt(lambda w: agreement.weighted_auc(toxic, scores, w), prompts, **options) == whole
 
 

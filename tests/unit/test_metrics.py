@@ -11,10 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydetox.metrics import diversity, intervals, language, toxicity
-from polydetox.metrics.evaluate import interval_text, matrix, summarise
+from polydetox.metrics import diversity, language, toxicity
+from polydetox.metrics.evaluate import interval_text, summarise
 from polydetox.metrics.fluency import Judge, common_prefix
 from polydetox.metrics.scores import token_diversity
+from polydetox.metrics.toxicity import matrix
+from polydetox.stats.bootstrap import bootstrap, pooled_quantile
 from tiny import FAMILIES, tiny_tokenizer
 
 NAN = float("nan")
@@ -30,7 +32,7 @@ def test_toxicity_by_hand():
 def test_a_missing_score_is_never_zero():
     assert toxicity.average_toxicity(np.array([[0.8, NAN]])).tolist() == [0.8]
     assert len(toxicity.maximum_toxicity(np.full((3, 2), NAN))) == 0
-    assert intervals.bootstrap(np.array([])) == {"value": None, "low": None, "high": None}
+    assert bootstrap(np.array([])) == {"value": None, "low": None, "high": None}
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, NAN]), min_size=2, max_size=2), min_size=1, max_size=6))
@@ -61,21 +63,21 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
     generator = np.random.default_rng(0)
     hits = 0
     for trial in range(300):
-        interval = intervals.bootstrap(generator.normal(1.0, 2.0, size=60), samples=300, confidence=0.9, seed=trial)
+        interval = bootstrap(generator.normal(1.0, 2.0, size=60), samples=300, confidence=0.9, seed=trial)
         hits += interval["low"] <= 1.0 <= interval["high"]
     assert 0.84 <= hits / 300 <= 0.95
 
 
 def test_bootstrap_is_exact_on_a_constant_and_repeatable():
-    assert intervals.bootstrap(np.full(5, 0.25)) == {"value": 0.25, "low": 0.25, "high": 0.25}
+    assert bootstrap(np.full(5, 0.25)) == {"value": 0.25, "low": 0.25, "high": 0.25}
     values = np.arange(9.0)
-    assert intervals.bootstrap(values, seed=1) == intervals.bootstrap(values, seed=1)
+    assert bootstrap(values, seed=1) == bootstrap(values, seed=1)
 
 
-def test_cluster_quantile_against_brute_force():
+def test_pooled_quantile_against_brute_force():
     generator = np.random.default_rng(0)
     groups = [generator.exponential(size=size) for size in (3, 1, 5, 4)]
-    result = intervals.cluster_quantile(groups, 0.5, samples=200, confidence=0.8, seed=3)
+    result = pooled_quantile(groups, 0.5, samples=200, confidence=0.8, seed=3)
     assert result["value"] == pytest.approx(np.median(np.concatenate(groups)))
     draws = np.random.default_rng(3).integers(4, size=(200, 4))
     brute = [np.quantile(np.concatenate([groups[i] for i in draw]), 0.5, method="inverted_cdf") for draw in draws]

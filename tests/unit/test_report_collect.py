@@ -12,17 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polydetox.report import collect
-from polydetox.report.collect import (
-    Results,
+from polydetox.report.collect import Results, example_rows, paper_model, prompt_values
+from polydetox.stats.paired import (
     Side,
     compare_prompts,
     comparison_row,
-    example_rows,
     mean_over_languages,
     paired_means,
     paired_medians,
-    paper_model,
-    prompt_values,
 )
 
 

@@ -14,7 +14,8 @@ from polydetox.data.parallel import parallel_sentences
 from polydetox.errors import UserError
 from polydetox.params import TransferParameters
 from polydetox.retrieval.accuracy import retrieval_figures
-from polydetox.retrieval.transfer import correlation, leave_one_out, line, transfer_figures
+from polydetox.retrieval.transfer import transfer_figures
+from polydetox.stats.correlation import correlation, leave_one_out, line
 
 
 def test_retrieval_by_hand():

@@ -15,9 +15,10 @@ import yaml
 
 from polydetox.artifacts import Stage
 from polydetox.errors import UserError
+from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.params import JigsawClassifyParameters, Suite
 from polydetox.utility import harness, tasks
-from polydetox.utility.attributes import corpus_losses, form_by_language, perplexity, prompt_toxicity
+from polydetox.utility.attributes import corpus_losses, form_by_language, perplexity
 from polydetox.utility.detection import as_corpus, roc_auc, steps_of
 from polydetox.utility.judge import (
     QUESTION,
@@ -261,12 +262,14 @@ def test_a_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
 # --- toxicity, perplexity, detection ----------------------------------------------------------------------------
 
 
-def test_toxic_share_leaves_out_what_was_not_scored():
+def test_toxic_share_skips_what_was_not_scored():
     scores = pd.DataFrame({
         "prompt_id": ["a", "a", "b", "b", "c", "c"], "sample": [0, 1] * 3,
         "toxicity": [0.9, 0.1, 0.7, np.nan, np.nan, np.nan],
     })  # fmt: skip
-    measured = prompt_toxicity(scores, 0.5)
+    measured = prompt_toxicity(scores, "toxicity", 0.5)
+    assert measured.index.tolist() == ["a", "b", "c"] and measured.loc["c"].isna().all()
+    measured = measured.dropna()
     assert measured["toxic_share"].tolist() == [0.5, 1.0]
     assert measured["emt"].tolist() == [0.9, 0.7] and measured["avgtox"].tolist() == [0.5, 0.7]
 

@@ -277,8 +277,9 @@ def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
 
     def drawn(_weights, prompts, *_, **__):
         assert prompts["prompt"].iloc[0] == BOOK.stem(0, 0, "en")
-        return pd.DataFrame([{"prompt_id": name, "continuation": text} for name in prompts["prompt_id"]
-                             for text in said[name]])  # fmt: skip
+        return pd.DataFrame([{"prompt_id": name, "sample": sample, "continuation": text}
+                             for name in prompts["prompt_id"]
+                             for sample, text in enumerate(said[name])])  # fmt: skip
 
     monkeypatch.setattr(engines, "generate", drawn)
     found = study._insults(WorldTransferParameters(), BOOK, tmp_path, [(0, 0), (0, 1)], ["en", "de"], tmp_path)

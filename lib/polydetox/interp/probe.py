@@ -20,7 +20,7 @@ from polydetox.interp.representations import mean_pooled
 from polydetox.models.checkpoints import checkpoint_of, provenance
 from polydetox.models.texts import shortened
 from polydetox.params import ProbeParameters, load_model, load_profile
-from polydetox.scoring.agreement import cluster_auc
+from polydetox.stats.agreement import cluster_auc
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from polydetox.metrics.diversity import ORDERS, distinct
-from polydetox.metrics.intervals import bootstrap, cluster_quantile
-from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
+from polydetox.metrics.language import language_rate
+from polydetox.metrics.toxicity import prompt_toxicity
+from polydetox.stats.bootstrap import bootstrap, pooled_quantile
 
 # The published evaluation leaves out continuations from this perplexity on; here they are kept, and counted.
 OUTLIER = 1e4
@@ -23,17 +23,34 @@ SCORE_COLUMNS = [
 ]  # fmt: skip
 
 
-def matrix(scores: pd.DataFrame, column: str) -> Float[np.ndarray, "prompts k"]:
-    """A column of a table with a row a continuation, as one row a prompt; NaN where a value is missing."""
-    wide = scores.pivot(index="prompt_id", columns="sample", values=column)
-    return wide.loc[scores["prompt_id"].unique()].to_numpy(dtype=float)
-
-
 def interval_text(metric: dict[str, float | None]) -> str:
     """A metric with its interval as prose prints it, ``0.31 [0.27, 0.36]``; ``not measured`` without a value."""
     if metric["value"] is None:
         return "not measured"
     return f"{metric['value']:.2f} [{metric['low']:.2f}, {metric['high']:.2f}]"
+
+
+def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:
+    """Each metric's value for each prompt, as a series over ``prompt_id``; NaN where there is nothing to measure.
+
+    ``scores`` has a row a continuation and the columns ``SCORE_COLUMNS``; without ``TOKEN_DISTINCT`` or
+    ``second_opinion`` those metrics are NaN. ``perplexity`` holds an array a prompt, the perplexities of its
+    continuations, since its summary is a median over all of them.
+    """
+    groups = scores.groupby("prompt_id", sort=False)
+    toxicity = prompt_toxicity(scores, "toxicity", threshold)
+    missing = pd.Series(np.nan, toxicity.index)
+    values: dict[str, pd.Series] = {name: toxicity[name] for name in ("emt", "toxprob", "avgtox")}
+    values["perplexity"] = groups["perplexity"].apply(lambda column: column.dropna().to_numpy(dtype=float))
+    values["language_share"] = language_rate(scores, language)
+    texts = {prompt: list(group.loc[~group["empty"], "continuation"]) for prompt, group in groups}
+    for order, column in zip(ORDERS, TOKEN_DISTINCT, strict=True):
+        values[f"distinct_{order}"] = pd.Series(
+            {prompt: distinct(group, order, language) for prompt, group in texts.items()}, dtype=float
+        )
+        values[column] = groups[column].first() if column in scores else missing
+    second = mean_by_prompt(scores, "second_opinion") if "second_opinion" in scores else missing
+    return values | {"second_opinion": second}
 
 
 def summarise(
@@ -45,54 +62,30 @@ def summarise(
     is nothing to measure it on.
     """
     options = {"samples": samples, "confidence": confidence, "seed": seed}
-    toxicity = matrix(scores, "toxicity")
-    groups = [group for _, group in scores.groupby("prompt_id", sort=False)]
-    perplexities = [group["perplexity"].dropna().to_numpy() for group in groups]
-    texts = [list(group.loc[~group["empty"], "continuation"]) for group in groups]
+    values = prompt_values(scores, threshold, language)
+    perplexities = list(values.pop("perplexity"))
+    means = {name: bootstrap(series.dropna().to_numpy(dtype=float), **options) for name, series in values.items()}
     return {
-        "prompts": len(groups),
+        "prompts": scores["prompt_id"].nunique(),
         "continuations": len(scores),
         "scored": int(scores["toxicity"].notna().sum()),
         "empty": int(scores["empty"].sum()),
         "truncated": int(scores["truncated"].sum()),
-        "emt": bootstrap(maximum_toxicity(toxicity), **options),
-        "toxprob": bootstrap(any_toxic(toxicity, threshold), **options),
-        "avgtox": bootstrap(average_toxicity(toxicity), **options),
+        **{name: means[name] for name in ("emt", "toxprob", "avgtox")},
         "perplexity": {
-            "q1": cluster_quantile(perplexities, 0.25, **options),
-            "median": cluster_quantile(perplexities, 0.50, **options),
-            "q3": cluster_quantile(perplexities, 0.75, **options),
+            "q1": pooled_quantile(perplexities, 0.25, **options),
+            "median": pooled_quantile(perplexities, 0.50, **options),
+            "q3": pooled_quantile(perplexities, 0.75, **options),
         },
-        "distinct": {
-            str(order): bootstrap(_present([distinct(group, order, language) for group in texts]), **options)
-            for order in ORDERS
-        },
-        "token_distinct": {
-            str(order): bootstrap(_present([group[column].iloc[0] for group in groups]), **options)
-            for order, column in zip(ORDERS, TOKEN_DISTINCT, strict=True)
-        },
+        "distinct": {str(order): means[f"distinct_{order}"] for order in ORDERS},
+        "token_distinct": {str(order): means[f"token_distinct_{order}"] for order in ORDERS},
         "judged": int(scores["perplexity"].notna().sum()),
         "outliers": int((scores["perplexity"] >= OUTLIER).sum()),
-        "language_share": bootstrap(language_share(groups, language), **options),
-        "second_opinion": bootstrap(mean_by_prompt(groups, "second_opinion"), **options),
+        **{name: means[name] for name in ("language_share", "second_opinion")},
     }
 
 
-def _present(values: list[float | None]) -> Float[np.ndarray, " n"]:
-    return np.array([value for value in values if value is not None and not np.isnan(value)], dtype=float)
-
-
-def language_share(groups: list[pd.DataFrame], language: str) -> Float[np.ndarray, " prompts"]:
-    """For each prompt the share of its continuations in its language, of those whose language can be told."""
-    shares = []
-    for group in groups:
-        told = group["detected_language"].dropna()
-        if len(told):
-            shares.append(float((told == language).mean()))
-    return np.array(shares)
-
-
-def mean_by_prompt(groups: list[pd.DataFrame], column: str) -> Float[np.ndarray, " prompts"]:
-    """For each prompt the mean of a column over its continuations, of the prompts that have a value."""
-    means = [group[column].mean() for group in groups]
-    return np.array([mean for mean in means if not np.isnan(mean)])
+def mean_by_prompt(scores: pd.DataFrame, column: str) -> pd.Series:
+    """The mean of a column over the continuations of each prompt; NaN for a prompt without any value."""
+    # As a series of each prompt sums up: pandas' own mean of groups differs in the last bit.
+    return scores.groupby("prompt_id", sort=False)[column].agg(lambda values: values.mean())

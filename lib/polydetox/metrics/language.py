@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from polydetox.languages import LANGUAGES
 
 if TYPE_CHECKING:
@@ -29,3 +31,14 @@ def detect(texts: Sequence[str]) -> list[str | None]:
         language = detector.detect_language_of(text) if any(character.isalpha() for character in text) else None
         found.append(None if language is None else language.iso_code_639_1.name.lower())
     return found
+
+
+def language_rate(scores: pd.DataFrame, language: str) -> pd.Series:
+    """For each prompt the fraction of its continuations in its language, of those whose language can be told.
+
+    ``scores`` has a row a continuation (``prompt_id, detected_language``); the index of the result is ``prompt_id``,
+    and a prompt of whose continuations none can be told has NaN.
+    """
+    detected = scores["detected_language"]
+    right = (detected == language).astype(float).where(detected.notna())
+    return right.groupby(scores["prompt_id"], sort=False).mean()

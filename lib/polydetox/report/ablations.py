@@ -20,17 +20,7 @@ from polydetox.artifacts import finished, read_json
 from polydetox.data.catalogue import sources
 from polydetox.languages import LANGUAGES
 from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model, stage_parameters
-from polydetox.report.collect import (
-    METRICS,
-    Results,
-    Side,
-    compare_prompts,
-    compared_variants,
-    comparison_row,
-    mean_over_languages,
-    prompt_values,
-    variant_title,
-)
+from polydetox.report.collect import METRICS, Results, compared_variants, prompt_values, variant_title
 from polydetox.report.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -42,6 +32,7 @@ from polydetox.report.tables import (
     listing,
     number,
 )
+from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 
 Kind = Literal["seed", "method", "learning-rate", "pairs"]
 KINDS: tuple[Kind, ...] = ("seed", "method", "learning-rate", "pairs")

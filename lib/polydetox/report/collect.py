@@ -1,8 +1,6 @@
 """The results of one profile as tidy tables: what was run, and how it changed between before and after.
 
-Before and after share their prompts, so a difference is measured prompt by prompt: each bootstrap replicate draws
-prompts within a language and takes both sides from the same draw. A mean over languages averages the replicates of
-its languages, which are drawn independently. What was not run is missing (NaN), never a number.
+What was not run is missing (NaN), never a number.
 """
 
 from __future__ import annotations
@@ -16,14 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from polydetox import paths
 from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read_parquet
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
-from polydetox.metrics.diversity import ORDERS, distinct
-from polydetox.metrics.intervals import percentile_interval
+from polydetox.metrics.evaluate import prompt_values
 from polydetox.params import (
     JIGSAW_CONDITIONS,
     Profile,
@@ -34,7 +30,8 @@ from polydetox.params import (
     load_profile,
     variants_of,
 )
-from polydetox.scoring.agreement import verdicts
+from polydetox.stats.agreement import verdicts
+from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 
 ENGLISH = "en"
 
@@ -78,165 +75,6 @@ PAPER_COLUMNS = {
 SCORE_COLUMNS = [
     "prompt_id", "prompt", "sample", "continuation", "toxicity", "perplexity", "detected_language", "empty",
 ]  # fmt: skip
-
-
-# --- from continuations to a value a prompt ---------------------------------------------------------------------
-
-
-def toxicity_values(scores: pd.DataFrame, column: str, threshold: float) -> dict[str, pd.Series]:
-    """EMT, ToxProb and AvgTox of each prompt under the scorer whose scores are in ``column``, over ``prompt_id``."""
-    groups = scores.groupby("prompt_id", sort=False)[column]
-    highest = groups.max()
-    return {
-        "emt": highest,
-        "toxprob": (highest >= threshold).astype(float).where(highest.notna()),
-        "avgtox": groups.mean(),
-    }
-
-
-def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:
-    """Each metric's value for each prompt, as a series over ``prompt_id``; NaN where there is nothing to measure.
-
-    ``scores`` has a row a continuation and the columns ``SCORE_COLUMNS``. ``perplexity`` holds an array a prompt,
-    the perplexities of its continuations, since its summary is a median over all of them.
-    """
-    groups = scores.groupby("prompt_id", sort=False)
-    toxicity = toxicity_values(scores, "toxicity", threshold)
-    index = toxicity["emt"].index
-    told = scores[scores["detected_language"].notna()]
-    in_language = (told["detected_language"] == language).groupby(told["prompt_id"], sort=False).mean()
-    texts = {prompt: list(group.loc[~group["empty"], "continuation"]) for prompt, group in groups}
-    values = {
-        **toxicity,
-        "perplexity": groups["perplexity"].apply(lambda column: column.dropna().to_numpy(dtype=float)),
-        "language_share": in_language.reindex(index),
-    }
-    for order in ORDERS:
-        values[f"distinct_{order}"] = pd.Series(
-            {prompt: distinct(group, order, language) for prompt, group in texts.items()}, dtype=float
-        )
-        column = f"token_distinct_{order}"
-        values[column] = groups[column].first() if column in scores else pd.Series(np.nan, index)
-    second = groups["second_opinion"].mean() if "second_opinion" in scores else pd.Series(np.nan, index)
-    return values | {"second_opinion": second.astype(float)}
-
-
-# --- paired bootstrap -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Side:
-    """A statistic before or after, with its bootstrap replicates; NaN where that side was not run."""
-
-    value: float
-    replicates: Float[np.ndarray, " samples"]
-
-    @staticmethod
-    def missing(samples: int) -> Side:
-        """The side that was not run."""
-        return Side(float("nan"), np.full(samples, np.nan))
-
-    def interval(self, confidence: float) -> tuple[float, float]:
-        """The percentile interval; NaN where that side was not run."""
-        return percentile_interval(self.replicates, confidence)
-
-
-def paired_means(
-    before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " prompts"], samples: int, rng: np.random.Generator
-) -> tuple[Side, Side]:
-    """The means of two values a prompt; each replicate takes both sides from the same draw of prompts."""
-    draws = rng.integers(len(before), size=(samples, len(before)))
-    return (
-        Side(float(before.mean()), before[draws].mean(axis=1)),
-        Side(float(after.mean()), after[draws].mean(axis=1)),
-    )
-
-
-def paired_medians(
-    before: list[np.ndarray], after: list[np.ndarray], samples: int, rng: np.random.Generator
-) -> tuple[Side, Side]:
-    """The medians over all continuations; each replicate draws whole prompts, the same ones on both sides."""
-    draws = rng.integers(len(before), size=(samples, len(before)))
-    counts = np.stack([np.bincount(draw, minlength=len(before)) for draw in draws])  # (samples, prompts)
-    return _medians(before, counts), _medians(after, counts)
-
-
-def _medians(groups: list[np.ndarray], counts: np.ndarray) -> Side:
-    """The median of all values, and of each replicate that repeats group g ``counts[:, g]`` times."""
-    values = np.concatenate(groups)
-    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    order = np.argsort(values, kind="stable")
-    values, owner = values[order], owner[order]
-    replicates = np.empty(len(counts))
-    for row, count in enumerate(counts):
-        weight = count[owner].cumsum()
-        # The two middle elements of the repeated list, without writing it out.
-        middle = np.searchsorted(weight, [(weight[-1] - 1) // 2, weight[-1] // 2], side="right")
-        replicates[row] = values[middle].mean()
-    return Side(float(np.median(values)), replicates)
-
-
-def compare_prompts(
-    before: pd.Series | None, after: pd.Series | None, samples: int, rng: np.random.Generator
-) -> tuple[Side, Side, int]:
-    """One metric before and after, over the prompts that have a value on both sides, and their number.
-
-    A side that was not run is None; the other is then summarised over its own prompts, and so it is where a side has a
-    value for no prompt, as of a model that writes nothing.
-    """
-    before, after = (side if side is not None and any(map(_has, side)) else None for side in (before, after))
-    if before is None and after is None:
-        return Side.missing(samples), Side.missing(samples), 0
-    if before is None or after is None:
-        lone = before if before is not None else after
-        side, _, prompts = compare_prompts(lone, lone, samples, rng)
-        missing = Side.missing(samples)
-        return (side, missing, prompts) if before is not None else (missing, side, prompts)
-    shared = [
-        prompt for prompt in before.index if prompt in after.index and _has(before[prompt]) and _has(after[prompt])
-    ]
-    if not shared:
-        return Side.missing(samples), Side.missing(samples), 0
-    left, right = before[shared], after[shared]
-    if isinstance(left.iloc[0], np.ndarray):
-        return *paired_medians(list(left), list(right), samples, rng), len(shared)
-    return *paired_means(left.to_numpy(dtype=float), right.to_numpy(dtype=float), samples, rng), len(shared)
-
-
-def _has(value: Any) -> bool:
-    return len(value) > 0 if isinstance(value, np.ndarray) else bool(np.isfinite(value))
-
-
-def mean_over_languages(sides: list[tuple[Side, Side]], samples: int) -> tuple[Side, Side, int]:
-    """The mean over languages before and after, and how many languages it takes in.
-
-    Where some language has only one side, only languages with both count, so that the two means cover the same
-    languages; where none has both, the side that was run stands alone.
-    """
-    both = [pair for pair in sides if not any(np.isnan(side.value) for side in pair)]
-    if both:
-        before, after = zip(*both, strict=True)
-        return _average(before), _average(after), len(both)
-    missing = Side.missing(samples)
-    for position in (0, 1):
-        run = [pair[position] for pair in sides if not np.isnan(pair[position].value)]
-        if run:
-            return (_average(run), missing, len(run)) if position == 0 else (missing, _average(run), len(run))
-    return missing, missing, 0
-
-
-def _average(sides: Any) -> Side:
-    return Side(float(np.mean([side.value for side in sides])), np.mean([side.replicates for side in sides], axis=0))
-
-
-def comparison_row(before: Side, after: Side, confidence: float) -> dict[str, float]:
-    """Before, after and the drop (before minus after), each with its interval."""
-    row: dict[str, float] = {}
-    drop = Side(before.value - after.value, before.replicates - after.replicates)
-    for name, side in (("before", before), ("after", after), ("drop", drop)):
-        row[name] = side.value
-        row[f"{name}_low"], row[f"{name}_high"] = side.interval(confidence)
-    return row
 
 
 EXAMPLE_COLUMNS = [

@@ -17,17 +17,12 @@ from polydetox import paths
 from polydetox.artifacts import MANIFEST, finished, read_json, read_parquet
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
+from polydetox.metrics.evaluate import mean_by_prompt
+from polydetox.metrics.language import language_rate
+from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods, control_parameters, load_model
 from polydetox.report.capability import percent, suite_title
-from polydetox.report.collect import (
-    ENGLISH,
-    Results,
-    Side,
-    compare_prompts,
-    comparison_row,
-    mean_over_languages,
-    paper_table,
-)
+from polydetox.report.collect import ENGLISH, Results, paper_table
 from polydetox.report.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -39,6 +34,8 @@ from polydetox.report.tables import (
     listing,
     number,
 )
+from polydetox.stats.bootstrap import percentile_interval
+from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 from polydetox.utility.attributes import SCORE_COLUMNS
 from polydetox.utility.harness import ITEM_COLUMNS, by_task, suite_replicates
 
@@ -232,27 +229,19 @@ class Control:
         for (model, method), metrics in self.evaluations.items():
             folder = paths.attribute_eval(self.profile.name, model, method)
             scores = read_parquet(folder / "scores.parquet", SCORE_COLUMNS)
-            toxicity, told = scores["toxicity"], scores["detected_language"]
-            # What cannot be told stays missing, and counts neither way.
-            values = {
-                "toxic": (toxicity >= metrics["threshold"]).where(toxicity.notna()),
-                "in_language": (told == scores["language"]).where(told.notna()),
-                "repeated": scores["repeated"],
-            }
-            found[model, method] = {
-                name: {
-                    str(language): column[rows.index].astype(float).groupby(rows["prompt_id"], sort=False).mean()
-                    for language, rows in scores.groupby("language", sort=False)
-                }
-                for name, column in values.items()
-            }
+            measures: dict[str, dict[str, pd.Series]] = {"toxic": {}, "in_language": {}, "repeated": {}}
+            for language, rows in scores.groupby("language", sort=False):
+                threshold = metrics["threshold"]
+                measures["toxic"][str(language)] = prompt_toxicity(rows, "toxicity", threshold)["toxic_share"]
+                measures["in_language"][str(language)] = language_rate(rows, str(language))
+                measures["repeated"][str(language)] = mean_by_prompt(rows, "repeated")
+            found[model, method] = measures
         return found
 
     @cached_property
     def utility(self) -> pd.DataFrame:
         """The mean accuracy over suites of each method (%), with its interval: ``model, method, value, low, high``."""
         rows = []
-        tail = 100 * (1.0 - self.results.confidence) / 2.0
         for model, method in self.evaluations:
             items = read_parquet(paths.attribute_eval(self.profile.name, model, method) / "items.parquet", ITEM_COLUMNS)
             parts = [
@@ -260,7 +249,7 @@ class Control:
                 for number, suite in enumerate(dict.fromkeys(items["suite"]))
             ]
             replicates = np.mean([part[1] for part in parts], axis=0)
-            low, high = np.percentile(replicates, [tail, 100 - tail])
+            low, high = percentile_interval(replicates, self.results.confidence)
             value = float(np.mean([part[0] for part in parts]))
             rows.append({"model": model, "method": method, "value": 100 * value, "low": 100 * low, "high": 100 * high})
         return pd.DataFrame(rows, columns=["model", "method", "value", "low", "high"])

@@ -16,9 +16,10 @@ from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
-from polydetox.report.collect import ENGLISH, Results, Side, comparison_row, paired_means, paper_table
+from polydetox.report.collect import ENGLISH, Results, paper_table
 from polydetox.report.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
-from polydetox.retrieval.transfer import line
+from polydetox.stats.correlation import line
+from polydetox.stats.paired import Side, comparison_row, paired_means
 
 PAPER = "Li, Yong and Bach (2024)"
 

@@ -27,7 +27,7 @@ from polydetox.report.figures import (
     x_label,
 )
 from polydetox.report.mechanism import GROUPS
-from polydetox.retrieval.transfer import line
+from polydetox.stats.correlation import line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

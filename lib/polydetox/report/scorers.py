@@ -15,15 +15,8 @@ import pandas as pd
 from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import (
-    Comparison,
-    Results,
-    Side,
-    compare_prompts,
-    comparison_row,
-    mean_over_languages,
-    toxicity_values,
-)
+from polydetox.metrics.toxicity import prompt_toxicity
+from polydetox.report.collect import Comparison, Results
 from polydetox.report.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -38,6 +31,7 @@ from polydetox.report.tables import (
 )
 from polydetox.scoring.candidates import CANDIDATES_FILE, SHIPPED, best_by_language
 from polydetox.scoring.several import KEYS, UNTUNED, linked
+from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,12 +116,12 @@ def _values(
     chosen = (scores["variant"] == variant) & (scores["language"] == language)
     if scores.loc[chosen, name].isna().all():
         return dict.fromkeys(TITLES)
-    own = toxicity_values(scores[chosen], name, limit["own"])
-    matched = toxicity_values(scores[chosen], name, limit["matched"])
+    own = prompt_toxicity(scores[chosen], name, limit["own"])
+    matched = prompt_toxicity(scores[chosen], name, limit["matched"])
     return {
         "emt": own["emt"],
         "toxprob": own["toxprob"],
-        "emt_linked": toxicity_values(carried[chosen], name, limit["own"])["emt"],
+        "emt_linked": prompt_toxicity(carried[chosen], name, limit["own"])["emt"],
         "toxprob_matched": matched["toxprob"] if pd.notna(limit["matched"]) else None,
     }
 

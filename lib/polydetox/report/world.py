@@ -28,7 +28,7 @@ from polydetox.report.tables import (
     number,
     significance,
 )
-from polydetox.retrieval.transfer import correlation, line
+from polydetox.stats.correlation import correlation, line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

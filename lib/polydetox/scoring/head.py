@@ -31,7 +31,7 @@ from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language
 from polydetox.params import read_yaml
 from polydetox.paths import expanded
-from polydetox.scoring.agreement import auc
+from polydetox.stats.agreement import auc
 
 DATA = Path(__file__).parent / "data"
 HEAD_FILE = DATA / "embedded_head.json"

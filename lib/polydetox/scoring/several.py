@@ -12,12 +12,10 @@ from tqdm.auto import tqdm
 from polydetox import paths
 from polydetox.artifacts import Stage, finished, read_parquet
 from polydetox.errors import UserError
-from polydetox.metrics.evaluate import matrix
-from polydetox.metrics.intervals import bootstrap
-from polydetox.metrics.toxicity import any_toxic, maximum_toxicity
+from polydetox.metrics.toxicity import any_toxic, matrix, maximum_toxicity
 from polydetox.params import AgreementParameters, is_ablation, load_model, load_profile, variants_of
 from polydetox.scoring import CachedScorer, Scorer, get_scorer
-from polydetox.scoring.agreement import (
+from polydetox.stats.agreement import (
     both,
     by_prompt,
     matched_threshold,
@@ -27,6 +25,7 @@ from polydetox.scoring.agreement import (
     weighted_kappa,
     weighted_spearman,
 )
+from polydetox.stats.bootstrap import bootstrap
 
 UNTUNED = "base"
 KEYS = ["variant", "language", "prompt_id", "sample"]

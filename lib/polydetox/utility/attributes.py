@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 from polydetox import paths
 from polydetox.artifacts import Stage, read_parquet
 from polydetox.metrics.diversity import repetition
-from polydetox.metrics.evaluate import language_share, matrix, mean_by_prompt
-from polydetox.metrics.intervals import bootstrap, percentile_interval
-from polydetox.metrics.language import detect
-from polydetox.metrics.toxicity import any_toxic, average_toxicity, maximum_toxicity
+from polydetox.metrics.evaluate import mean_by_prompt
+from polydetox.metrics.language import detect, language_rate
+from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.params import AttributeEvalParameters, control_languages, load_model, load_profile
+from polydetox.stats.bootstrap import bootstrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,22 +51,6 @@ def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.D
     return pd.concat(tables, ignore_index=True)
 
 
-def prompt_toxicity(scores: pd.DataFrame, threshold: float) -> dict[str, Float[np.ndarray, " prompts"]]:
-    """Of the continuations of one language, each measure's value for each scored prompt.
-
-    ``toxic_share`` is the share of a prompt's continuations that are toxic, as Meng et al. (2024) count them.
-    """
-    toxicity = matrix(scores, "toxicity")  # (prompts, k)
-    toxicity = toxicity[~np.isnan(toxicity).all(axis=1)]
-    flagged = np.where(np.isnan(toxicity), np.nan, toxicity >= threshold)
-    return {
-        "toxic_share": np.nanmean(flagged, axis=1),
-        "emt": maximum_toxicity(toxicity),
-        "toxprob": any_toxic(toxicity, threshold),
-        "avgtox": average_toxicity(toxicity),
-    }
-
-
 def toxicity_by_language(
     scores: pd.DataFrame, threshold: float, *, samples: int, confidence: float, seed: int
 ) -> dict[str, dict[str, Any]]:
@@ -77,7 +61,10 @@ def toxicity_by_language(
             "prompts": rows["prompt_id"].nunique(),
             "continuations": len(rows),
             "scored": int(rows["toxicity"].notna().sum()),
-            **{name: bootstrap(values, **options) for name, values in prompt_toxicity(rows, threshold).items()},
+            **{
+                name: bootstrap(values.dropna().to_numpy(), **options)
+                for name, values in prompt_toxicity(rows, "toxicity", threshold).items()
+            },
         }
         for language, rows in scores.groupby("language", sort=False)
     }
@@ -93,10 +80,9 @@ def form_by_language(scores: pd.DataFrame, *, samples: int, confidence: float, s
     options = {"samples": samples, "confidence": confidence, "seed": seed}
     found = {}
     for language, rows in scores.groupby("language", sort=False):
-        groups = [group for _, group in rows.groupby("prompt_id", sort=False)]
         found[str(language)] = {
-            "language_share": bootstrap(language_share(groups, str(language)), **options),
-            "repeated": bootstrap(mean_by_prompt(groups, "repeated"), **options),
+            "language_share": bootstrap(language_rate(rows, str(language)).dropna().to_numpy(), **options),
+            "repeated": bootstrap(mean_by_prompt(rows, "repeated").dropna().to_numpy(), **options),
         }
     return found
 
@@ -155,12 +141,14 @@ def perplexity(
     seed: int = 0,
 ) -> dict[str, float | None]:
     """exp of the total loss over the total number of tokens, its interval from a bootstrap over rows."""
-    if len(nll) == 0:
-        return {"value": None, "low": None, "high": None}
-    draws = np.random.default_rng(seed).integers(len(nll), size=(samples, len(nll)))
-    replicates = np.exp(nll[draws].sum(axis=1) / tokens[draws].sum(axis=1))
-    low, high = percentile_interval(replicates, confidence)
-    return {"value": float(np.exp(nll.sum() / tokens.sum())), "low": low, "high": high}
+    return bootstrap(
+        nll,
+        tokens,
+        statistic=lambda losses, counts: np.exp(losses.sum(axis=-1) / counts.sum(axis=-1)),
+        samples=samples,
+        confidence=confidence,
+        seed=seed,
+    )
 
 
 def perplexity_by_domain(losses: pd.DataFrame, **options: Any) -> dict[str, dict[str, float | None]]:

@@ -322,7 +322,7 @@ def roc_auc(comments: pd.DataFrame, scores: Float[np.ndarray, " texts"], **optio
 
     All three are None where there is one label only.
     """
-    from polydetox.scoring.agreement import cluster_auc
+    from polydetox.stats.agreement import cluster_auc
 
     toxic, group = (comments["label"] == 1).to_numpy(), pd.factorize(comments["group"])[0]
     return cluster_auc(toxic, scores, group, **options)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from polydetox.artifacts import library_versions, read_parquet, write_parquet
 from polydetox.errors import UserError
-from polydetox.metrics.intervals import percentile_interval
+from polydetox.stats.bootstrap import mean, percentile_interval, replicates
 from polydetox.utility.tasks import harness_manager, local_configuration, local_tasks, task_language
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def suite_replicates(
     rng = np.random.default_rng(seed)
     total = np.zeros(samples)
     for values in correct:
-        draws = rng.integers(len(values), size=(samples, len(values)))
-        total += values[draws].mean(axis=1)
+        total += replicates(mean, values, samples=samples, seed=rng)
     return float(np.mean([values.mean() for values in correct])), total / len(correct)
 
 
@@ -170,8 +169,8 @@ def accuracies(
     found = {}
     for suite in dict.fromkeys(items["suite"]):
         correct = by_task(items, suite)
-        value, replicates = suite_replicates(correct, samples=samples, seed=seed)
-        low, high = percentile_interval(replicates, confidence)
+        value, resampled = suite_replicates(correct, samples=samples, seed=seed)
+        low, high = percentile_interval(resampled, confidence)
         found[suite] = {"value": value, "low": low, "high": high,
                         "items": sum(map(len, correct)), "tasks": len(correct)}  # fmt: skip
     return found

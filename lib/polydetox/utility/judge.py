@@ -94,7 +94,7 @@ def win_rate(
 
     ``cluster`` numbers the prompt of each pair. Also the shares of ``wins``, ``ties`` and ``losses`` among pairs.
     """
-    from polydetox.metrics.intervals import bootstrap
+    from polydetox.stats.bootstrap import bootstrap
 
     means = np.array([outcome[cluster == number].mean() for number in np.unique(cluster)])
     shares: dict[str, float | None] = {

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from polydetox import paths
 from polydetox.artifacts import Stage, read_json
 from polydetox.interp.representations import mean_pooled
+from polydetox.metrics.toxicity import any_toxic, matrix
 from polydetox.params import DPOParameters, WorldPretrainParameters, WorldTransferParameters
 from polydetox.retrieval.accuracy import cosines, retrieval_figures
 from polydetox.world.phrasebook import Phrasebook
@@ -234,7 +235,9 @@ def _insults(
     drawn["well_formed"] = [float(phrasebook.well_formed(text, language)) for text, language in said]
     means = drawn.groupby("language")[["insulting", "well_formed"]].mean()
     means["kept"] = drawn[drawn["well_formed"] == 1.0].groupby("language")["insulting"].mean()
-    means["toxprob"] = drawn.groupby(["language", "prompt_id"])["insulting"].max().groupby("language").mean()
+    means["toxprob"] = pd.Series({
+        language: any_toxic(matrix(rows, "insulting"), 0.5).mean() for language, rows in drawn.groupby("language")
+    })  # fmt: skip
     return means
 
 

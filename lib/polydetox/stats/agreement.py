@@ -12,10 +12,9 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from polydetox.metrics.intervals import percentile_interval
+from polydetox.stats.bootstrap import percentile_interval, weighted_replicates
 
-# Elements of a (replicates, texts) array that are worked on at once.
-_PIECE = 1 << 22
+Measure = Callable[[Float[np.ndarray, "replicates n"]], Float[np.ndarray, " replicates"]]
 
 
 def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
@@ -126,8 +125,6 @@ def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 # --- intervals by prompt ----------------------------------------------------------------------------------------
 
-Measure = Callable[[Float[np.ndarray, "replicates n"]], Float[np.ndarray, " replicates"]]
-
 
 def by_prompt(
     measure: Measure, prompts: Int[np.ndarray, " n"], *, samples: int, confidence: float, seed: int
@@ -135,20 +132,13 @@ def by_prompt(
     """A measure with its percentile interval from a bootstrap over prompts: ``value``, ``low``, ``high``.
 
     ``prompts`` says which prompt each text belongs to. Replicates in which the measure is not defined (all texts drawn
-    have one verdict) are left out; NaN where none is.
+    have one verdict) do not count; NaN where none is.
     """
     if len(prompts) == 0:
         return dict.fromkeys(("value", "low", "high"), float("nan"))
     _, owner = np.unique(prompts, return_inverse=True)
-    count = int(owner.max()) + 1
-    draws = np.random.default_rng(seed).integers(count, size=(samples, count))
-    size = max(1, _PIECE // len(owner))
-    found = []
-    for start in range(0, samples, size):
-        times = np.stack([np.bincount(draw, minlength=count) for draw in draws[start : start + size]])
-        found.append(measure(times[:, owner].astype(np.float64)))
-    replicates = np.concatenate(found)
-    low, high = percentile_interval(replicates[~np.isnan(replicates)], confidence)
+    found = weighted_replicates(measure, owner, samples=samples, seed=seed)
+    low, high = percentile_interval(found[~np.isnan(found)], confidence)
     return {"value": float(measure(np.ones((1, len(owner))))[0]), "low": low, "high": high}
 
 
