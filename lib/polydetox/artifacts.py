@@ -138,6 +138,11 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     return table
 
 
+def resume_key(depends_on: Any) -> str:
+    """A name for what an unfinished stage keeps: a hash of all that it depends on, whatever JSON can hold."""
+    return hashlib.sha256(json.dumps(_plain(depends_on), sort_keys=True).encode()).hexdigest()[:16]
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
@@ -288,8 +293,7 @@ class Stage:
         """
         settings = {key: value for key, value in self.parameters.items() if key != "languages"}
         everything = [self.name, settings, sorted(self._inputs.values()), library_versions(), list(depends_on)]
-        key = hashlib.sha256(json.dumps(_plain(everything), sort_keys=True).encode()).hexdigest()[:16]
-        file = self.folder / "parts" / f"{name}.{key}.parquet"
+        file = self.folder / "parts" / f"{name}.{resume_key(everything)}.parquet"
         if not file.is_file():
             write_parquet(file, compute())
             for stale in set(file.parent.glob(f"{name}.*.parquet")) - {file}:

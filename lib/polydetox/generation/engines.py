@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import inspect
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import input_hash, library_versions, read_parquet, write_parquet
+from polydetox.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import (
     device,
@@ -160,7 +158,7 @@ class Drawing:
             "sampling": asdict(self._sampling), "engine": self._engine, "versions": _engine_versions(self._engine),
             "dtype": self._dtype, "batch_size": self._batch_size,
         }  # fmt: skip
-        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        return resume_key(depends_on)
 
     def _plan(self, prompts: pd.DataFrame, parts: Path) -> list[tuple[pd.DataFrame, Path]]:
         """The batches and the file of each."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import atomic_path, input_hash
+from polydetox.artifacts import atomic_path, input_hash, resume_key
 from polydetox.interp.architectures import MLPs
 from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
 from polydetox.models.texts import context_length
@@ -44,7 +42,7 @@ def mean_pooled(
     from safetensors.numpy import save_file
 
     depends_on = {"weights": input_hash(provenance(weights)), "texts": list(texts), "depth": depth, "dtype": dtype}
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    key = resume_key(depends_on)
     for cache in caches:
         if cache.is_file():
             with safe_open(cache, "np") as stored:

@@ -6,8 +6,6 @@ stopped goes on where it was, and a table whose values are all there is put toge
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from functools import cached_property
@@ -19,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import input_hash, library_versions, read_parquet, write_parquet
+from polydetox.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
 from polydetox.metrics.diversity import published_distinct
 from polydetox.metrics.evaluate import TOKEN_DISTINCT
 from polydetox.metrics.language import detect
@@ -107,7 +105,7 @@ class Scoring:
             "judged_samples": settings.judged_samples,
             "versions": {name: versions.get(name) for name in ("polydetox", "torch", "transformers", "tokenizers")},
         }
-        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        return resume_key(depends_on)
 
     def _plan(self, continuations: pd.DataFrame, folder: Path) -> list[tuple[pd.DataFrame, Path]]:
         """The pieces, whole prompts each, and the file of each."""

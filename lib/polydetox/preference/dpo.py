@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from transformers import PreTrainedModel
 
 from polydetox import paths
-from polydetox.artifacts import atomic_folder, input_hash, library_versions
+from polydetox.artifacts import atomic_folder, input_hash, library_versions, resume_key
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
 from polydetox.models.texts import context_length
@@ -179,7 +178,7 @@ def _reference_cache(weights: Path, settings: DPOParameters) -> Path:
         input_hash(provenance(weights)), settings.method, settings.max_length, device().type, mixed_precision(),
         *(versions[name] for name in ("torch", "transformers", "trl")),
     ]  # fmt: skip
-    return paths.reference_cache(hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16])
+    return paths.reference_cache(resume_key(depends_on))
 
 
 def _check_evaluated(settings: DPOParameters, pairs: int) -> None:
@@ -202,7 +201,7 @@ def _checkpoint_folder(
         "held_out": held_out.to_json(),
         "settings": settings.model_dump(exclude={"output_folder"}),
     }
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    key = resume_key(depends_on)
     for stale in (folder / "checkpoints").glob("*"):
         if stale.name != key:
             shutil.rmtree(stale)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +15,7 @@ from polydetox.artifacts import (
     library_versions,
     read_json,
     read_parquet,
+    resume_key,
     write_json,
     write_parquet,
 )
@@ -71,7 +70,7 @@ def _state(settings: RegulariseParameters, weights: Path, corpus: pd.DataFrame, 
         "oracle": None if settings.algorithm == "plain" else get_scorer(settings.scorer).revision,
         "versions": {name: versions[name] for name in ("torch", "transformers", "trl")},
     }
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    key = resume_key(depends_on)
     state = folder / "iterations"
     if not (state / "key.json").is_file() or read_json(state / "key.json") != key:
         shutil.rmtree(state, ignore_errors=True)

@@ -7,8 +7,6 @@ it is or with the regulariser; and trained with a classification head, which lea
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, write_json
+from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, resume_key, write_json
 from polydetox.data.prompts import load_prompts
 from polydetox.interp.probe import labelled_texts
 from polydetox.models.checkpoints import (
@@ -117,8 +115,7 @@ def train_condition(
 def _key(settings: JigsawClassifyParameters, weights: Path, comments: pd.DataFrame) -> str:
     names = {"condition", "epochs", "tuning", "learning_rate", "train_batch_size", "max_length", "regularise"}
     names |= {"scorer", "seed"}
-    parts = [input_hash(provenance(weights)), comments.to_json(), settings.model_dump(include=names)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return resume_key([input_hash(provenance(weights)), comments.to_json(), settings.model_dump(include=names)])
 
 
 def steps_of(settings: JigsawClassifyParameters, comments: pd.DataFrame) -> int:

@@ -8,8 +8,6 @@ that their difference has an interval of its own.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.artifacts import library_versions, read_parquet, write_parquet
+from polydetox.artifacts import library_versions, read_parquet, resume_key, write_parquet
 from polydetox.errors import UserError
 from polydetox.stats.bootstrap import mean, percentile_interval, replicates
 from polydetox.utility.tasks import harness_manager, local_configuration, local_tasks, task_language
@@ -68,8 +66,7 @@ def _key(weights_key: str, suite: str, task: str, settings: Mapping[str, Any], s
         configuration = local_configuration(task)
         asked = {**configuration, "custom_dataset": configuration["custom_dataset"].args[0]}
     versions = {name: version for name, version in library_versions().items() if name in _DECIDING}
-    parts = [weights_key, suite, asked, settings["shots"], settings["limit"], seed, versions]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:20]
+    return resume_key([weights_key, suite, asked, settings["shots"], settings["limit"], seed, versions])
 
 
 _DECIDING = ("torch", "transformers", "tokenizers", "datasets", "lm-eval")

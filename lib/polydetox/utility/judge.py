@@ -11,7 +11,6 @@ a small base model as well: a Hub id, a local checkpoint, or the project's own m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +21,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import read_parquet, write_parquet
+from polydetox.artifacts import read_parquet, resume_key, write_parquet
 from polydetox.errors import UserError
 from polydetox.metrics.fluency import common_prefix, padded
 from polydetox.models.texts import context_length, encode_prompts
@@ -225,8 +224,7 @@ def compare_methods(
     tables = []
     for method, opponent in combinations(continuations, 2):
         pairs = paired_continuations(continuations[method], continuations[opponent], limit)
-        content = hashlib.sha256(f"{key}\0{QUESTION}\0{pairs.to_json()}".encode()).hexdigest()[:20]
-        file = folder / f"{content}.parquet"
+        file = folder / f"{resume_key([key, QUESTION, pairs.to_json()])}.parquet"
         if not file.is_file():
             write_parquet(file, judge.compare(pairs)[PAIR_COLUMNS])
         tables.append(read_parquet(file, PAIR_COLUMNS).assign(method=method, opponent=opponent))
