@@ -19,7 +19,8 @@ from polydetox.interp.representations import mean_pooled
 from polydetox.metrics.fluency import Judge
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.models.decoders import next_logits
-from polydetox.models.texts import Shortened, affixes, context_length, encode_prompts, leave_open, shortened
+from polydetox.models.texts import Shortened, context_length, encode_prompts, shortened
+from polydetox.models.tokenizers import affixes, leave_open
 from tiny import TEXTS, tiny_model, tiny_tokenizer
 
 LONG = "You silly person, stop changing my page! " * 20  # of GPT-2's 256 positions it takes more

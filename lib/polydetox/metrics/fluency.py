@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, use_threads
 from polydetox.models.decoders import first_exact, keeps_keys_and_values
-from polydetox.models.texts import affixes, context_length, last_tokens
+from polydetox.models.texts import context_length, last_tokens
+from polydetox.models.tokenizers import affixes
 
 Item = TypeVar("Item")
 

@@ -14,7 +14,7 @@ from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, fol
 from polydetox.data.download import hub_errors
 from polydetox.errors import UserError
 from polydetox.models.decoders import check_decoder
-from polydetox.models.texts import leave_open
+from polydetox.models.tokenizers import leave_open
 from polydetox.params import ModelFile, load_model, load_profile
 
 if TYPE_CHECKING:

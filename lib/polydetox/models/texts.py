@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydetox.errors import UserError
+from polydetox.models.checkpoints import load_tokenizer
+from polydetox.models.tokenizers import affixes
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
-
-
-def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens a tokenizer writes before and after each text."""
-    plain, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    for before in range(len(whole) - len(plain) + 1):
-        if whole[before : before + len(plain)] == plain:
-            return before, len(whole) - before - len(plain)
-    raise UserError(f"{tokenizer.name_or_path}: which special tokens its tokenizer adds to a text cannot be told")
-
-
-def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer write no special token after a text; those before it (BOS) stay as they are.
-
-    Some are saved so that every text ends with EOS. What a model writes after that has nothing to do with the text.
-    """
-    if not affixes(tokenizer)[1]:
-        return
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        # Post-processors have no attributes; their pickled state is the JSON of tokenizer.json.
-        processor = backend.post_processor
-        processor.__setstate__(json.dumps(_open(json.loads(processor.__getstate__()))).encode())
-        backend.post_processor = processor
-    if affixes(tokenizer)[1]:
-        raise UserError(
-            f"{tokenizer.name_or_path}: its tokenizer ends every text with a special token, after which a model does "
-            "not continue the text; save it without (add_eos_token=False)"
-        )
-
-
-def _open(processor: dict[str, Any]) -> dict[str, Any]:
-    """A post-processor, as in tokenizer.json, without the special tokens after the last text."""
-    if processor["type"] == "Sequence":
-        return processor | {"processors": [_open(part) for part in processor["processors"]]}
-    if processor["type"] == "TemplateProcessing":
-        opened = dict(processor)
-        for name in ("single", "pair"):
-            last = max(place for place, part in enumerate(processor[name]) if "Sequence" in part)
-            opened[name] = processor[name][: last + 1]
-        return opened
-    return processor
 
 
 def context_length(configuration: PreTrainedConfig) -> int | None:
@@ -132,8 +91,6 @@ def shortened(
 ) -> Shortened:
     """Which of some texts a checkpoint reads in part, if ``new_tokens`` are to follow each."""
     from transformers import AutoConfig
-
-    from polydetox.models.checkpoints import load_tokenizer
 
     configuration = AutoConfig.from_pretrained(weights)
     limit = context_length(configuration)
