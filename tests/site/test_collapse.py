@@ -6,20 +6,17 @@ prompt. Nothing of that may stop the report that would show it, and no missing v
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic_control
-from matplotlib.text import Text
 
 import synthetic
+from notebook_cells import run_cells
 from polydetox import paths
 from polydetox.artifacts import read_json
 from polydetox.params import SECTIONS
@@ -78,33 +75,6 @@ CASES: dict[str, tuple[Change, dict[str, Any]]] = {
 }
 
 
-def run_cells(notebook: str, **parameters: Any) -> list[str]:
-    """Run the code of a notebook in this process; returns what its cells show, as HTML, Markdown or text.
-
-    Figures are drawn, which a cell's end would do.
-    """
-    shown: list[str] = []
-    space: dict[str, Any] = {"__name__": "__main__"}
-    file = synthetic.CHECKOUT / "notebooks" / f"{notebook}.ipynb"
-    for number, cell in enumerate(nbformat.read(file, as_version=4).cells):
-        if cell.cell_type != "code":
-            continue
-        tree = ast.parse(cell.source)
-        last = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else ast.Constant(None)
-        exec(compile(tree, f"{notebook}, cell {number}", "exec"), space)
-        code = ast.fix_missing_locations(ast.Expression(last))
-        value = eval(compile(code, f"{notebook}, cell {number}", "eval"), space)
-        ways = [getattr(value, name) for name in ("_repr_html_", "_repr_markdown_") if hasattr(value, name)]
-        shown.append(next((text for way in ways if (text := way())), "" if value is None else repr(value)))
-        for figure in map(plt.figure, plt.get_fignums()):
-            figure.canvas.draw()
-            shown += [text.get_text() for text in figure.findobj(Text)]
-        plt.close("all")
-        if "parameters" in cell.metadata.get("tags", []):
-            space |= parameters
-    return shown
-
-
 @pytest.fixture(scope="module", params=list(CASES))
 def case(request, tmp_path_factory):
     """A made-up run in which something is missing, and what its summary notebooks show, by section."""
@@ -127,7 +97,6 @@ def case(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, synthetic.inside(folder):
         patch.setattr(synthetic, "make_scores", make_scores)
         patch.setattr(synthetic_control, "make_scores", make_control_scores)
-        patch.setattr("IPython.display.display", lambda *_: None)
         synthetic.make_run(folder / "runs", languages, prompts=sizes.get("prompts", 6), samples=sizes.get("samples", 3))
         yield request.param, folder
 
@@ -135,7 +104,7 @@ def case(request, tmp_path_factory):
 def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case):
     name, _ = case
     shown = {section: run_cells(f"summary_{section}", profile=synthetic.PROFILE,
-                                output_folder=str(paths.summary(synthetic.PROFILE, section)))
+                                output_folder=str(paths.summary(synthetic.PROFILE, section)))["shown"]
              for section in SECTIONS}  # fmt: skip
     sentences = variables(Results(synthetic.PROFILE, samples=50))
     shown |= {"variables": list(sentences.values())}
@@ -147,7 +116,7 @@ def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case
 def test_the_correlation_of_what_is_left_is_told_or_not_defined(case, tmp_path):
     name, _ = case
     where = {"profile": synthetic.PROFILE, "model": synthetic.MODEL, "variant": synthetic.TRAINED}
-    shown = run_cells("transfer", **where, bootstrap_samples=50, output_folder=str(tmp_path))
+    shown = run_cells("transfer", **where, bootstrap_samples=50, output_folder=str(tmp_path))["shown"]
     found = read_json(tmp_path / "metrics.json")
     left = {"one language collapses": 2, "one language stays": 1, "all scores are equal": 3}
     languages = left.get(name, 0)

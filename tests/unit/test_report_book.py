@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from polydetox import paths
 from polydetox.errors import UserError
+from polydetox.params import SECTIONS
 from polydetox.report import assemble, clean, preview, rendering
 from polydetox.report.citations import Bibliography
 
@@ -252,6 +254,42 @@ def test_what_leads_nowhere_is_an_error(book, file, text, said):
     (book / file).write_text(text)
     with pytest.raises(UserError, match=said):
         assemble.check(book)
+
+
+def write_variables(section: str, **content: str) -> None:
+    folder = paths.summary("x", section)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "variables.json").write_text(json.dumps(content))
+
+
+def test_variables_are_those_of_every_summary_notebook(book, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+    write_variables("detox", said="It falls.")
+    write_variables("run", title="Tiny")
+    assert assemble.read_variables("x", book, {"said": "old", "other": "kept"}) == {
+        "said": "It falls.", "other": "kept", "title": "Tiny",
+    }  # fmt: skip
+
+
+def test_a_variable_of_a_notebook_that_was_not_run_says_so(book, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+    write_variables("detox")
+    (tmp_path / "notebooks").mkdir()
+    for section in SECTIONS:
+        cell = new_code_cell(f'write_json(file, {{"of_{section}": text}})')
+        nbformat.write(new_notebook(cells=[cell]), tmp_path / f"notebooks/summary_{section}.ipynb")
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    (book / "one.qmd").write_text("# One\n\n{{< var of_fluency >}} {{< var of_detox >}} {{< var wrong >}}\n")
+    assert assemble.read_variables("x", book, {}) == {"of_fluency": "Not run."}
+
+
+def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+    write_variables("detox", said="a")
+    write_variables("fluency", said="b")
+    with pytest.raises(UserError, match=r"summary_fluency.ipynb: variable 'said' is written by .*summary_detox.ipynb"):
+        assemble.read_variables("x", book, {})
 
 
 def test_an_embed_of_a_notebook_that_was_not_run_says_so():

@@ -1,9 +1,9 @@
 """The Quarto book of one profile, assembled from ``book/``, ``_quarto.yml`` and the executed notebooks.
 
 The result, ``runs/<profile>/book/``, is a Quarto project of its own: figures and tables are embedded from the
-summary notebooks, which are no chapters; the notebooks of every stage are appendices; numbers in the prose come from
-``_variables.yml``. Quarto only warns of a missing reference, variable or output; here each is an error that names the
-file.
+summary notebooks, which are no chapters; the notebooks of every stage are appendices; numbers and sentences that depend
+on the results come from the ``variables.json`` of the summary notebooks. Quarto only warns of a missing reference,
+variable or output; here each is an error that names the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import nbformat
 import yaml
 
 from polydetox import paths
-from polydetox.artifacts import atomic_folder, finished
+from polydetox.artifacts import atomic_folder, finished, read_json
 from polydetox.errors import UserError, nearest
 from polydetox.params import SECTIONS, read_yaml
 from polydetox.report.appendices import html_block, write_appendices
@@ -51,7 +51,7 @@ def assemble(profile: str) -> Path:
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         summaries = _write_summaries(profile, folder)
         appendices = write_appendices(results, folder)
-        (folder / VARIABLES).write_text(_dump(variables(results)), "utf-8")
+        (folder / VARIABLES).write_text(_dump(read_variables(profile, folder, variables(results))), "utf-8")
         for page in sorted(folder.rglob("*.qmd")):
             page.write_text(resolve_missing(page.read_text("utf-8"), page, summaries), "utf-8")
         configuration = read_yaml(paths.root() / CONFIGURATION)
@@ -79,6 +79,35 @@ def _write_summaries(profile: str, folder: Path) -> dict[str, nbformat.NotebookN
             written[name] = html_as_markdown(notebook)
             _write(folder / name, written[name])
     return written
+
+
+def read_variables(profile: str, folder: Path, others: dict[str, str]) -> dict[str, str]:
+    """What the summary notebooks wrote for the pages in ``folder``, by the name of the variable.
+
+    A variable of a notebook that was not run is ``Not run.``: its name stands in the notebook's source. ``others`` are
+    used where no notebook wrote the name.
+    """
+    found: dict[str, str] = {}
+    writers: dict[str, str] = {}
+    sources = {}
+    for section in SECTIONS:
+        name = f"notebooks/summary_{section}.ipynb"
+        if not finished(paths.summary(profile, section)):
+            sources[name] = "\n".join(cell.source for cell in read_notebook(paths.root() / name).cells)
+            continue
+        file = paths.summary(profile, section) / "variables.json"
+        written = read_json(file) if file.is_file() else {}
+        for variable in written:
+            if variable in writers:
+                raise UserError(f"{name}: variable {variable!r} is written by {writers[variable]} already; rename one")
+            writers[variable] = name
+        found |= written
+    found = others | found
+    used = {name for page in folder.rglob("*.qmd") for name in VARIABLE.findall(page_prose(page))}
+    for variable in sorted(used - set(found)):
+        if any(f'"{variable}"' in source for source in sources.values()):
+            found[variable] = "Not run."
+    return found
 
 
 def html_as_markdown(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
