@@ -19,8 +19,8 @@ import torch
 from generation import cpu_seconds, model_of
 from probe import texts_and_labels
 
-from polydetox.interp.architectures import MLPs
-from polydetox.interp.decoding import Decoded, Neuron, greedy
+from polydetox.mechanism.architectures import MLPs
+from polydetox.mechanism.decoding import Decoded, Neuron, greedy
 from polydetox.models.texts import encode_prompts, left_padded
 from tiny import tiny_tokenizer
 

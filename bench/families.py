@@ -39,8 +39,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from polydetox.errors import UserError
 from polydetox.generation import engines
-from polydetox.interp.architectures import MLPs
-from polydetox.interp.decoding import greedy
+from polydetox.mechanism.architectures import MLPs
+from polydetox.mechanism.decoding import greedy
 from polydetox.metrics import fluency
 from polydetox.models.decoders import check_decoder, next_logits
 from polydetox.preference.dpo import linear_layers

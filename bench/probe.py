@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from generation import cpu_seconds, model_of
 
-from polydetox.interp.probe import Probe, train_probe
-from polydetox.interp.representations import mean_pooled
+from polydetox.mechanism.probe import Probe, train_probe
+from polydetox.mechanism.representations import mean_pooled
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 10

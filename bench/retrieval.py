@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from generation import cpu_seconds, model_of
 
-from polydetox.interp.representations import mean_pooled
 from polydetox.languages import LANGUAGES
+from polydetox.mechanism.representations import mean_pooled
 from polydetox.models.checkpoints import load_causal_lm
-from polydetox.retrieval.accuracy import retrieval_figures
+from polydetox.transfer.accuracy import retrieval_figures
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 1.8

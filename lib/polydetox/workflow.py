@@ -419,7 +419,7 @@ def _check_model(graph: Graph, model: str) -> None:
     """The architecture of a model, where its configuration can be had; the type of a published adapter on this disk."""
     listed = graph.model_file(model)
     if listed.use != "package":
-        from polydetox.interp.architectures import check_known
+        from polydetox.mechanism.architectures import check_known
         from polydetox.models.decoders import check_decoder, listed_configuration
 
         configuration = listed_configuration(listed)

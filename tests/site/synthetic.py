@@ -311,7 +311,7 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
 
 
 def _intervene(folder: Path, languages: list[str], prompts: int) -> None:
-    from polydetox.interp.sources import by_offset
+    from polydetox.mechanism.sources import by_offset
 
     tables = {language: _shifted(language, prompts) for language in languages}
     _table(folder / "continuations.parquet", pd.concat(tables.values(), ignore_index=True))
@@ -340,7 +340,7 @@ def _alignment(run: Path, languages: list[str]) -> None:
     """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
     from polydetox.artifacts import Stage
     from polydetox.params import TransferParameters
-    from polydetox.retrieval.transfer import transfer_figures, transfer_table
+    from polydetox.transfer.correlation import transfer_figures, transfer_table
 
     folder, tables, metrics = run / "base" / "retrieval", [], {}
     for position, language in enumerate(languages):
@@ -428,7 +428,7 @@ def _histogram() -> nbformat.NotebookNode:
     """The figure of an evaluation; the same one for every language, since drawing it takes a while."""
     import matplotlib.pyplot as plt
 
-    from polydetox.report.figures import plot_toxicity_distribution
+    from polydetox.evaluation.figures import plot_toxicity_distribution
 
     stream = io.StringIO()
     figure = plot_toxicity_distribution(make_scores("base", "en", 0, 6, 3), 0.5)

@@ -19,11 +19,12 @@ from polydetox.artifacts import read_json, read_parquet
 from polydetox.errors import UserError
 from polydetox.params import SECTIONS
 from polydetox.quarto import ERROR_FILE, failure_note
-from polydetox.report import control, render
+from polydetox.report import control
 from polydetox.report.assemble import VARIABLE, assemble, book_pages
 from polydetox.report.collect import Results
 from polydetox.report.masking import Masked, Passage
 from polydetox.report.prose import variables
+from polydetox.report.rendering import render
 from polydetox.workflow import Graph
 
 PROFILE = synthetic.PROFILE
@@ -239,7 +240,7 @@ def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
 def test_a_probe_is_tried_on_what_was_evaluated(run):
     """The first continuations of every prompt, with the evaluation's own scores; empty ones are left out."""
     from polydetox.artifacts import Stage
-    from polydetox.interp.probe import zero_shot_texts
+    from polydetox.mechanism.probe import zero_shot_texts
     from polydetox.params import ProbeParameters
 
     settings = ProbeParameters(profile=PROFILE, model="tiny", texts_per_language=7, label_threshold=0.6)

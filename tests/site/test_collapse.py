@@ -19,10 +19,10 @@ import synthetic
 from notebook_cells import run_cells
 from polydetox import paths
 from polydetox.artifacts import read_json
+from polydetox.evaluation.tables import MAIN_METRICS, drift_table, language_table, main_table
 from polydetox.params import SECTIONS
 from polydetox.report.collect import Results
 from polydetox.report.prose import variables
-from polydetox.report.sections import MAIN_METRICS, drift_table, language_table, main_table
 
 Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
 LANGUAGES = ["ar", "de", "en", "ja"]

@@ -10,9 +10,9 @@ import torch
 
 from polydetox.errors import UserError
 from polydetox.generation.engines import continuation_text
-from polydetox.interp.architectures import FAMILIES, MLPs
-from polydetox.interp.decoding import Shift, _decode, greedy, watched
-from polydetox.interp.representations import mean_pooled
+from polydetox.mechanism.architectures import FAMILIES, MLPs
+from polydetox.mechanism.decoding import Shift, _decode, greedy, watched
+from polydetox.mechanism.representations import mean_pooled
 from polydetox.models.checkpoints import load_tokenizer
 from polydetox.models.texts import encode_prompts
 from tiny import TEXTS, tiny_tokenizer
@@ -253,7 +253,7 @@ def test_what_is_shifted_changes_what_is_written(tokenizer):
 def test_an_unknown_family_says_what_to_add(tokenizer):
     model = random_model("llama", len(tokenizer))
     model.config.model_type = "mamba"
-    with pytest.raises(UserError, match=r"'mamba'.*FAMILIES in lib/polydetox/interp/architectures.py"):
+    with pytest.raises(UserError, match=r"'mamba'.*FAMILIES in lib/polydetox/mechanism/architectures.py"):
         MLPs(model)
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from polydetox.data.labelled import read_labelled
 from polydetox.errors import UserError
-from polydetox.interp.architectures import MLPs
-from polydetox.interp.probe import Probe, logistic_regression, quality, quality_table, split, train_probe
-from polydetox.interp.representations import mean_pooled
-from polydetox.interp.sources import by_offset
-from polydetox.interp.vectors import (
+from polydetox.mechanism.architectures import MLPs
+from polydetox.mechanism.probe import Probe, logistic_regression, quality, quality_table, split, train_probe
+from polydetox.mechanism.representations import mean_pooled
+from polydetox.mechanism.sources import by_offset
+from polydetox.mechanism.vectors import (
     control_neurons,
     potential_sources,
     script,
@@ -193,7 +193,7 @@ def test_settings_of_labels_are_checked():
 
 
 def test_pooled_streams_are_computed_once(tiny_checkpoints, tmp_path, checkout, monkeypatch):
-    from polydetox.interp import representations
+    from polydetox.mechanism import representations
 
     own, shared = tmp_path / "own.safetensors", tmp_path / "shared.safetensors"
     first = mean_pooled(tiny_checkpoints["llama"], TEXTS[:2], "all", [shared])

@@ -42,36 +42,6 @@ def test_a_notebook_reads_like_a_section(file):
     assert len(cells[0].source.split("\n\n")) >= 2, "a title and a paragraph on the question"
 
 
-# Bottom to top; a layer imports from itself and from the ones below it.
-LAYERS = [
-    {"errors", "languages"},
-    {"paths", "artifacts", "params", "rows", "schemas", "locks"},
-    {"notebook", "sources", "download", "udhr", "quarto", "home"},
-    {"data", "corpora", "at_hand", "models"},
-    {"preference", "generation", "scoring", "metrics", "interp", "retrieval", "regularise", "utility", "world"},
-    {"report", "execute", "workflow", "publish", "planning", "cluster"},
-    {"doctor", "cli", "__main__"},
-]
-
-
-def _layer(name: str) -> int:
-    return next(level for level, names in enumerate(LAYERS) if name in names)
-
-
-def test_imports_only_go_down():
-    package = CHECKOUT / "lib/polydetox"
-    for file in package.rglob("*.py"):
-        part = file.relative_to(package).parts[0].removesuffix(".py")
-        if part == "__init__":
-            continue
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polydetox"):
-                below = node.module.split(".")[1:2] or [alias.name for alias in node.names]
-                for name in below:
-                    if name != "__version__":
-                        assert _layer(name) <= _layer(part), f"{file.relative_to(package)} imports {name}"
-
-
 def test_every_package_that_is_imported_is_declared():
     import tomllib
 

@@ -385,7 +385,7 @@ def test_a_training_that_stops_before_the_last_pair_computes_no_reference_ahead(
 
 
 def test_pairs_of_like_length_share_a_batch():
-    from polydetox.preference.trainer import LengthBuckets
+    from polydetox.preference.buckets import LengthBuckets
 
     lengths = torch.randint(5, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
     sampler = LengthBuckets(lengths, 4, seed=1)

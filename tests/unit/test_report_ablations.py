@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from polydetox.metrics.toxicity import maximum_toxicity
-from polydetox.report import ablations
-from polydetox.report.ablations import COLUMNS, MEAN, Family, Member
+from polydetox.preference import ablations
+from polydetox.preference.ablations import COLUMNS, MEAN, Family, Member
 from polydetox.report.collect import Results, comparisons, stage_runs
 
 VARIANTS = {

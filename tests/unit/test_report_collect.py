@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polydetox.metrics.evaluate import prompt_values
 from polydetox.report import collect
-from polydetox.report.collect import Results, example_rows, paper_model, prompt_values
+from polydetox.report.collect import Results, example_rows, paper_model
 from polydetox.stats.paired import (
     Side,
     compare_prompts,

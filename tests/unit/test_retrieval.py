@@ -13,9 +13,9 @@ import pytest
 from polydetox.data.parallel import parallel_sentences
 from polydetox.errors import UserError
 from polydetox.params import TransferParameters
-from polydetox.retrieval.accuracy import retrieval_figures
-from polydetox.retrieval.transfer import transfer_figures
 from polydetox.stats.correlation import correlation, leave_one_out, line
+from polydetox.transfer.accuracy import retrieval_figures
+from polydetox.transfer.correlation import transfer_figures
 
 
 def test_retrieval_by_hand():
@@ -110,7 +110,7 @@ def test_a_line_through_one_place_is_level():
 
 
 def test_figures_of_a_transfer_without_languages_are_missing():
-    from polydetox.retrieval.transfer import COLUMNS
+    from polydetox.transfer.correlation import COLUMNS
 
     found = transfer_figures(pd.DataFrame(columns=COLUMNS), TransferParameters())
     assert found["languages"] == 0 and found["accuracy"]["r"] is None and found["accuracy"]["predicted"] is None
@@ -118,7 +118,7 @@ def test_figures_of_a_transfer_without_languages_are_missing():
 
 def test_a_model_is_forecast_from_all_others(monkeypatch):
     """The others lie on 0.1 + 2 x; a second variant of the same model is no other model."""
-    from polydetox.report import mechanism
+    from polydetox.transfer import tables
 
     def points(accuracy, drop):
         return pd.DataFrame({"language": ["de", "fr"], "accuracy": accuracy, "relative_drop": drop}), {}
@@ -129,13 +129,13 @@ def test_a_model_is_forecast_from_all_others(monkeypatch):
     }  # fmt: skip
     comparisons = [SimpleNamespace(title=title, model=title[0]) for title in [*measured, "D"]]
     accuracies = {"A": [0.1, 0.4], "B": [0.2, 0.3], "C": [0.25, 0.35], "D": [0.5, 0.6]}
-    monkeypatch.setattr(mechanism, "_accuracies", lambda _, model: pd.Series(accuracies[model], index=["de", "fr"]))
+    monkeypatch.setattr(tables, "_accuracies", lambda _, model: pd.Series(accuracies[model], index=["de", "fr"]))
     only = SimpleNamespace(comparisons=[one for one in comparisons if one.title != "D"])
-    found = mechanism.forecasts(only, measured).set_index("comparison")
+    found = tables.forecasts(only, measured).set_index("comparison")
     assert found.loc["C (DPO)", "points"] == 4
     assert found.loc["C (DPO)", "predicted"] == pytest.approx(0.1 + 2 * 0.3)
     assert found.loc["C (DPO)", "error"] == pytest.approx(0.1)  # 0.6 and 0.8 against 0.7
-    untuned = mechanism.forecasts(SimpleNamespace(comparisons=[comparisons[0], comparisons[1], comparisons[-1]]),
+    untuned = tables.forecasts(SimpleNamespace(comparisons=[comparisons[0], comparisons[1], comparisons[-1]]),
                                   {name: measured[name] for name in "AB"}).set_index("comparison")  # fmt: skip
     assert untuned.loc["D", "predicted"] == pytest.approx(0.1 + 2 * 0.55) and pd.isna(untuned.loc["D", "drop"])
 

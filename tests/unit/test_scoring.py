@@ -426,7 +426,8 @@ def test_held_out_logits_come_from_heads_that_did_not_see_the_row():
 
 
 def test_auc_by_hand():
-    from polydetox.scoring.head import auc, auc_by_language, second_person_by_language
+    from polydetox.scoring.head import auc_by_language, second_person_by_language
+    from polydetox.stats.agreement import auc
 
     assert auc([True, True, False, False], [0.9, 0.4, 0.5, 0.1]) == 0.75
     assert auc([True, False, False], [0.9, NAN, 0.1]) == 1.0

@@ -14,8 +14,8 @@ from tokenizers.processors import ByteLevel, RobertaProcessing, Sequence, Templa
 from polydetox.artifacts import Stage, read_json
 from polydetox.errors import UserError
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
-from polydetox.interp.decoding import greedy
-from polydetox.interp.representations import mean_pooled
+from polydetox.mechanism.decoding import greedy
+from polydetox.mechanism.representations import mean_pooled
 from polydetox.metrics.fluency import Judge
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.models.decoders import next_logits

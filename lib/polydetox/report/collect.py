@@ -34,6 +34,7 @@ from polydetox.stats.agreement import verdicts
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 
 ENGLISH = "en"
+PAPER = "Li, Yong and Bach (2024)"
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,7 @@ class Results:
         self.profile = load_profile(profile)
         self.comparisons = comparisons(self.profile)
         self.samples, self.confidence, self.seed = samples, confidence, seed
+        self.models = {model.name: model.title for model in map(load_model, self.profile.models)}  # titles by folder
 
     @cached_property
     def stages(self) -> list[StageRun]:
@@ -560,6 +562,11 @@ _TABLES = {
     "world_transfer": "languages.parquet",
 }
 _FROM_MANIFEST = ["wall_seconds", "finished", "git_commit", "seed"]
+
+
+def metrics_by_language(folder: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of each language of a stage that takes all of them; none where it was not run."""
+    return read_json(folder / "metrics.json")["languages"] if finished(folder) else {}
 
 
 def flat_metrics(content: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from polydetox.languages import LANGUAGES
-from polydetox.report import mechanism
+from polydetox.mechanism import tables as mechanism
 from polydetox.report.collect import ENGLISH, Results
 from polydetox.report.tables import fixed, listing, significance
+from polydetox.transfer import tables as transfer
 
 _NOT_RUN = "Not run."
 
@@ -99,7 +100,7 @@ def _intervention(table: pd.DataFrame) -> str:
 
 def _retrieval(results: Results) -> str:
     said = []
-    for title, tables, sentences in mechanism.retrievals(results):
+    for title, tables, sentences in transfer.retrievals(results):
         means = pd.Series({language: table["accuracy"].mean() for language, table in tables.items()})
         said.append(
             f"Among {sentences} parallel sentences, {title} finds the translation with an accuracy of "
@@ -112,7 +113,7 @@ def _retrieval(results: Results) -> str:
 
 def _correlation(results: Results) -> str:
     said = []
-    for title, (_, metrics) in mechanism.transfers(results).items():
+    for title, (_, metrics) in transfer.transfers(results).items():
         found = metrics["accuracy"]
         if found["r"] is None:
             few = "there are too few languages for a correlation"
@@ -135,7 +136,7 @@ def _correlation(results: Results) -> str:
 
 def _prediction(results: Results) -> str:
     better, worse = [], []
-    for title, (_, metrics) in mechanism.transfers(results).items():
+    for title, (_, metrics) in transfer.transfers(results).items():
         found = metrics["accuracy"]
         if found["error"] is not None:
             words = f"{title} ({fixed(found['error'], 3)} against {fixed(found['mean_error'], 3)})"

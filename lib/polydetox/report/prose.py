@@ -18,9 +18,7 @@ from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import OUTLIER
 from polydetox.params import load_model
 from polydetox.report import capability, control, world
-from polydetox.report.ablations import stored_sentences
 from polydetox.report.collect import METRICS, Comparison, Results
-from polydetox.report.mechanism_prose import mechanism_sentences
 from polydetox.report.scorers import candidates_sentence, scorers_sentence
 from polydetox.report.sections import duration
 from polydetox.report.tables import change, fixed, listing
@@ -30,6 +28,9 @@ UNTUNED_JUDGE = "untuned"
 
 def variables(results: Results) -> dict[str, str]:
     """Every variable that ``book/*.qmd`` may use, whatever has been run."""
+    from polydetox.preference.ablations import stored_sentences
+    from polydetox.report.mechanism_prose import mechanism_sentences
+
     profile = results.profile
     return {
         "profile_name": profile.name,

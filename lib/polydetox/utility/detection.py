@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, resume_key, write_json
 from polydetox.data.prompts import load_prompts
-from polydetox.interp.probe import labelled_texts
+from polydetox.mechanism.probe import labelled_texts
 from polydetox.models.checkpoints import (
     device,
     inference_dtype,
@@ -267,7 +267,7 @@ def head_scores(
     The head is a logistic regression on the last layer's hidden state of the last token, where transformers' own
     classification heads read, fitted to the training comments.
     """
-    from polydetox.interp.probe import logistic_regression
+    from polydetox.mechanism.probe import logistic_regression
 
     features = _last_states(model, tokenizer, comments["text"].tolist(), settings)  # (comments, hidden)
     train = (comments["split"] == "train").to_numpy()

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float
 
 from polydetox import paths
 from polydetox.artifacts import Stage, read_json
-from polydetox.interp.representations import mean_pooled
+from polydetox.mechanism.representations import mean_pooled
 from polydetox.metrics.toxicity import any_toxic, matrix
 from polydetox.params import DPOParameters, WorldPretrainParameters, WorldTransferParameters
-from polydetox.retrieval.accuracy import cosines, retrieval_figures
+from polydetox.transfer.accuracy import cosines, retrieval_figures
 from polydetox.world.phrasebook import Phrasebook
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ def check_known(configuration: PreTrainedConfig) -> None:
     if kind not in FAMILIES:
         raise UserError(
             f"model type {kind!r}: its MLP is not known (known are {', '.join(sorted(FAMILIES))}); add an entry to "
-            "FAMILIES in lib/polydetox/interp/architectures.py with the names of its layers, the MLP's last linear "
+            "FAMILIES in lib/polydetox/mechanism/architectures.py with the names of its layers, the MLP's last linear "
             "layer, and its final norm"
         )
     if not getattr(configuration, "do_layer_norm_before", True):  # OPT 350M

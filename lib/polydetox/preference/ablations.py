@@ -19,8 +19,9 @@ from polydetox import paths
 from polydetox.artifacts import finished, read_json
 from polydetox.data.catalogue import sources
 from polydetox.languages import LANGUAGES
+from polydetox.metrics.evaluate import prompt_values
 from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model, stage_parameters
-from polydetox.report.collect import METRICS, Results, compared_variants, prompt_values, variant_title
+from polydetox.report.collect import METRICS, Results, compared_variants, variant_title
 from polydetox.report.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,

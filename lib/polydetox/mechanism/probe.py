@@ -16,7 +16,7 @@ from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
 from polydetox.data.catalogue import local_path
 from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.errors import UserError
-from polydetox.interp.representations import mean_pooled
+from polydetox.mechanism.representations import mean_pooled
 from polydetox.models.checkpoints import checkpoint_of, provenance
 from polydetox.models.texts import shortened
 from polydetox.params import ProbeParameters, load_model, load_profile

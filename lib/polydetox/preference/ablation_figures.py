@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from polydetox.report.ablations import MEAN, TAIL, UNTUNED, Family, means, set_title
+from polydetox.preference.ablations import MEAN, TAIL, UNTUNED, Family, means, set_title
 from polydetox.report.collect import METRICS, Results
 from polydetox.report.figures import (
     AFTER,

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
-from polydetox.interp.architectures import MLPs
-from polydetox.interp.decoding import Neuron
-from polydetox.interp.probe import Probe
+from polydetox.mechanism.architectures import MLPs
+from polydetox.mechanism.decoding import Neuron
+from polydetox.mechanism.probe import Probe
 
 # Unicode names of letters begin with their script; these are one script for a reader.
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}

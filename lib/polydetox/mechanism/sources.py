@@ -12,9 +12,9 @@ from jaxtyping import Float
 from polydetox import paths
 from polydetox.artifacts import Stage, read_parquet
 from polydetox.errors import UserError
-from polydetox.interp.architectures import MLPs
-from polydetox.interp.decoding import Neuron
-from polydetox.interp.vectors import as_neurons, neuron_count, scripts_of, typical_size
+from polydetox.mechanism.architectures import MLPs
+from polydetox.mechanism.decoding import Neuron
+from polydetox.mechanism.vectors import as_neurons, neuron_count, scripts_of, typical_size
 from polydetox.metrics.diversity import repetition
 from polydetox.models.checkpoints import (
     checkpoint_of,

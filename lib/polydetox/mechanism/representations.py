@@ -11,7 +11,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from polydetox.artifacts import atomic_path, input_hash, resume_key
-from polydetox.interp.architectures import MLPs
+from polydetox.mechanism.architectures import MLPs
 from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
 from polydetox.models.texts import context_length
 

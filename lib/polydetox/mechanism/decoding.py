@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydetox.generation.engines import continuation_text, end_of_sequence
-from polydetox.interp.architectures import MLPs
+from polydetox.mechanism.architectures import MLPs
 from polydetox.models.texts import context_length, encode_prompts, left_padded
 
 Neuron = tuple[int, int]  # layer, and place in that layer's MLP

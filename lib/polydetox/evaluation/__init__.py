@@ -1,0 +1,1 @@
+"""Tables and figures of the toxicity, fluency and language of continuations, before and after tuning."""

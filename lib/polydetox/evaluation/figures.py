@@ -1,0 +1,107 @@
+"""The figures of an evaluation, and of toxicity and fluency before and after tuning in every language."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from polydetox.report.collect import METRICS, Comparison, Results
+from polydetox.report.figures import INK, MUTED, SIDES, WIDTH, legend, panels, points, use_theme, x_label
+from polydetox.report.tables import NOT_MEASURED, NOT_RUN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_by_language(results: Results, metric: str) -> Figure:
+    """One metric before and after in each language, with its interval; a panel a comparison."""
+    figure, axes = panels(results)
+    for axis, comparison in zip(axes, results.comparisons, strict=True):
+        panel = _rows(results, comparison, metric)
+        for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
+            points(axis, panel, side, offset, colour, marker, fill, missing=_why_missing(panel, side))
+        if metric in ("emt", "toxprob", "language_share"):
+            axis.set_xlim(-0.03, 1.03)
+    x_label(figure, METRICS[metric].axis)
+    legend(figure, axes[0])
+    return figure
+
+
+def plot_drop_by_language(results: Results, metric: str) -> Figure:
+    """How far one metric drops in each language (before minus after), with its interval; a panel a comparison."""
+    figure, axes = panels(results)
+    for axis, comparison in zip(axes, results.comparisons, strict=True):
+        panel = _rows(results, comparison, metric)
+        points(axis, panel, "drop", 0.0, INK, "o", INK, missing=_why_missing(panel, "before", "after"))
+        axis.axvline(0.0, color=MUTED, linewidth=1.0, linestyle="--")
+    x_label(figure, f"drop of {METRICS[metric].title} (before minus after)")
+    return figure
+
+
+def plot_perplexity_quartiles(results: Results) -> Figure:
+    """The quartiles of the continuations' perplexity in each language, before and after, on a logarithmic axis."""
+    figure, axes = panels(results)
+    for axis, comparison in zip(axes, results.comparisons, strict=True):
+        for offset, (side, variant) in zip(
+            (-0.17, 0.17), (("before", "base"), ("after", comparison.variant)), strict=True
+        ):
+            mine = (results.metrics["model"] == comparison.model) & (results.metrics["variant"] == variant)
+            wide = results.metrics[mine].pivot(index="language", columns="metric", values="value")
+            quartiles = wide.reindex(
+                results.profile.languages, columns=["perplexity", "perplexity_q1", "perplexity_q3"]
+            )
+            panel = quartiles.set_axis([side, f"{side}_low", f"{side}_high"], axis="columns")
+            why = _why_missing(_rows(results, comparison, "perplexity"), side)
+            points(axis, panel, side, offset, *SIDES[side], missing=why)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
+    x_label(figure, "perplexity: median and quartiles (logarithmic)")
+    legend(figure, axes[0])
+    return figure
+
+
+def _rows(results: Results, comparison: Comparison, metric: str) -> pd.DataFrame:
+    """Before, after and drop of one metric, a row a language."""
+    table = results.by_language
+    return table[(table["comparison"] == comparison.name) & (table["metric"] == metric)].set_index("language")
+
+
+def _why_missing(panel: pd.DataFrame, *sides: str) -> list[str]:
+    """What stands in place of a value that a row of :func:`_rows` lacks."""
+    ran = panel[[f"{side}_run" for side in sides]].all(axis=1)
+    return [NOT_MEASURED if each else NOT_RUN for each in ran]
+
+
+def plot_toxicity_distribution(scores: pd.DataFrame, threshold: float) -> Figure:
+    """Histograms of toxicity: of all continuations, and of the most toxic one of each prompt.
+
+    ``scores`` has the columns ``prompt_id`` and ``toxicity``; missing scores are left out.
+    """
+    use_theme()
+    highest = scores.groupby("prompt_id")["toxicity"].max()
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
+    bins = np.linspace(0.0, 1.0, 26)
+    for axis, values, title, counted in zip(
+        axes,
+        (scores["toxicity"], highest),
+        ("All continuations", "The most toxic of each prompt"),
+        ("continuations", "prompts"),
+        strict=True,
+    ):
+        axis.hist(values.dropna(), bins, color=INK, alpha=0.75, edgecolor="white")
+        axis.axvline(threshold, color=MUTED, linewidth=1.0, linestyle="--")
+        axis.annotate(f"toxic from {threshold:g}", (threshold, 1.0), xycoords=("data", "axes fraction"),
+                      xytext=(3, -2), textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
+        axis.set_xlim(0.0, 1.0)
+        axis.set_xlabel("toxicity (0 to 1)")
+        axis.set_ylabel(counted)
+        axis.set_title(title)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(True, axis="y")
+    return figure
