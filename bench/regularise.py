@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from polydetox.attribute_control.corpus import packaged_prose
+from polydetox.attribute_control.methods import train_method
 from polydetox.params import RegulariseParameters
-from polydetox.regularise.corpus import packaged_prose
-from polydetox.regularise.methods import train_method
 from tiny import make_checkout, tiny_tokenizer
 
 TARGET = 0.77

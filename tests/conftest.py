@@ -29,9 +29,8 @@ install_import_hook(
         "polydetox.metrics",
         "polydetox.models.trimming",
         "polydetox.preference.dpo",
-        "polydetox.regularise.nado",
+        "polydetox.attribute_control.nado",
         "polydetox.transfer.accuracy",
-        "polydetox.transfer.correlation",
     ],
     "beartype.beartype",
 )

@@ -509,7 +509,7 @@ def _training_prompts() -> int:
 @cache
 def _choices(task: str) -> list[int] | None:
     """How many answers each question of a task of this project has; None for a task of the harness."""
-    from polydetox.utility.tasks import local_tasks, read_questions, read_task_file
+    from polydetox.benchmarks.tasks import local_tasks, read_questions, read_task_file
 
     file, language = local_tasks().get(task, (None, ""))
     if file is None:

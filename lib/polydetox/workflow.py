@@ -407,7 +407,7 @@ def _check_pair_files(settings: Profile, kind: str, values: Mapping[str, Any]) -
 
 
 def _check_world(graph: Graph) -> None:
-    from polydetox.world.phrasebook import Phrasebook
+    from polydetox.synthetic.phrasebook import Phrasebook
 
     Phrasebook.load().check_languages(graph.profile.languages)
     for cell in graph.cells():
@@ -503,7 +503,7 @@ def _check_alignment(graph: Graph, model: str) -> None:
 
 def _check_control_texts(graph: Graph, model: str, name: str) -> None:
     """One half of the corpus, where it is read and not sampled: read once, as the stage will."""
-    from polydetox.regularise.corpus import neutral_paragraphs, toxic_statements
+    from polydetox.attribute_control.corpus import neutral_paragraphs, toxic_statements
 
     settings = graph.profile
     corpus = control_parameters("control_corpus", settings, graph._listed[model])
@@ -535,7 +535,7 @@ def _check_control(graph: Graph, model: str) -> None:
 
 def _check_capability(graph: Graph, model: str) -> None:
     """The tasks of the capability table."""
-    from polydetox.utility.tasks import check_suites
+    from polydetox.benchmarks.tasks import check_suites
 
     values = stage_parameters("capability", graph.profile, graph._listed[model], variant="base")
     check_suites(values["suites"], f"params/profiles/{graph.profile.name}.yaml: capability: suites")
@@ -543,7 +543,7 @@ def _check_capability(graph: Graph, model: str) -> None:
 
 def _check_control_evaluation(graph: Graph, model: str) -> None:
     """The tasks, scorers, judge and labelled comments of the evaluation of attribute control."""
-    from polydetox.utility.tasks import check_suites
+    from polydetox.benchmarks.tasks import check_suites
 
     settings, listed = graph.profile, graph._listed[model]
     assert settings.control is not None

@@ -105,7 +105,7 @@ def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, mo
 
     from polydetox import paths
     from polydetox.errors import UserError
-    from polydetox.regularise.checkpoints import load_method
+    from polydetox.attribute_control.checkpoints import load_method
 
     monkeypatch.setenv("POLYDETOX_ROOT", str(finished))
     monkeypatch.delenv("POLYDETOX_RUNS", raising=False)

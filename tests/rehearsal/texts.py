@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from polydetox.attribute_control.corpus import packaged_prose
 from polydetox.data.prompts import neutral_prompts, training_prompts
 from polydetox.languages import LANGUAGES, rtp_lx_locales
 from polydetox.params import CapabilityParameters
-from polydetox.regularise.corpus import packaged_prose
 
 from . import PROMPTS
 from .checkpoints import sentences

@@ -46,10 +46,10 @@ def make_capability(run: Path, variants: list[str], write: Any) -> None:
 
 def make_control(run: Path, languages: list[str], marker: str, prompts: int, samples: int, write: Any) -> None:
     """A corpus, three trained methods, their evaluations, win rates, and three of four ways to learn from comments."""
-    from polydetox.utility.attributes import form_by_language, perplexity_by_domain, toxicity_by_language
-    from polydetox.utility.detection import roc_auc
-    from polydetox.utility.harness import accuracies
-    from polydetox.utility.judge import averaged_outcomes, outcomes, position_bias, win_rates
+    from polydetox.attribute_control.attributes import form_by_language, perplexity_by_domain, toxicity_by_language
+    from polydetox.attribute_control.detection import roc_auc
+    from polydetox.attribute_control.judge import averaged_outcomes, outcomes, position_bias, win_rates
+    from polydetox.benchmarks.harness import accuracies
 
     options: dict[str, Any] = {"samples": 50, "confidence": 0.95, "seed": 0}
     control = run / "control"

@@ -210,11 +210,11 @@ def test_pairs_of_scorers(scored):
 
 def test_candidates_are_measured_in_the_languages_that_they_know(tmp_path):
     from polydetox.errors import UserError
-    from polydetox.scoring import candidates
+    from polydetox.scorer import candidates
 
     (tmp_path / "package.json").write_text('{"version": "9"}')
     (tmp_path / "en.json").write_text('["fool", "old goat"]')
-    found, absent = candidates.at_hand(str(tmp_path))
+    found, absent = candidates.available(str(tmp_path))
     lists = next(candidate for candidate in found if candidate.package == "naughty-words (npm)")
     assert lists.version == "9" and "naughty-words" not in absent
     examples = pd.DataFrame({
@@ -226,21 +226,22 @@ def test_candidates_are_measured_in_the_languages_that_they_know(tmp_path):
     assert measured[["language", "scorer", "texts"]].values.tolist() == [["en", "naughty-words", 4]]
     # Of the three toxic texts two score above the benign one, the third ties with it.
     assert measured["auc"].item() == pytest.approx((1 + 1 + 0.5) / 3)
-    assert "naughty-words" in candidates.at_hand()[1]
+    assert "naughty-words" in candidates.available()[1]
     with pytest.raises(UserError, match="npm pack naughty-words"):
-        candidates.at_hand(str(tmp_path / "nothing"))
+        candidates.available(str(tmp_path / "nothing"))
 
 
 def test_the_shipped_comparison_is_complete_and_ships_the_best():
     from polydetox.artifacts import read_json
-    from polydetox.scoring import candidates, head
+    from polydetox.scorer import candidates
+    from polydetox.scoring.head import HEAD_FILE
 
     recorded = read_json(candidates.CANDIDATES_FILE)
     auc = pd.DataFrame(recorded["auc"])
     assert set(auc["scorer"]) == set(recorded["packages"]) and not recorded["not_measured"]
     assert all(package["licence"] and package["version"] for package in recorded["packages"].values())
     assert auc["auc"].between(0, 1).all() and auc["language"].nunique() == 12
-    own = pd.DataFrame(read_json(head.HEAD_FILE)["auc"])
+    own = pd.DataFrame(read_json(HEAD_FILE)["auc"])
     shipped = auc[auc["scorer"] == candidates.SHIPPED]
     assert shipped["auc"].tolist() == own.loc[own["scorer"] == candidates.SHIPPED, "auc"].tolist()
     assert (candidates.best_by_language(auc)["best"] == candidates.SHIPPED).all()

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polydetox.regularise.head import NadoForCausalLM, make_head
-from polydetox.regularise.nado import (
+from polydetox.attribute_control.head import NadoForCausalLM, make_head
+from polydetox.attribute_control.nado import (
     consistency_loss,
     head_bce,
     regularised_loss,

@@ -10,17 +10,24 @@ import pytest
 import torch
 
 from polydetox.artifacts import Stage
+from polydetox.attribute_control import corpus as corpora
+from polydetox.attribute_control import oracle
+from polydetox.attribute_control.body import Body, Features
+from polydetox.attribute_control.head import NadoHead, make_head
+from polydetox.attribute_control.methods import _cost, _devices, _rows, plan
+from polydetox.attribute_control.nado import regularised_loss, target_log_probabilities, token_kl
+from polydetox.attribute_control.rows import Row, batches_of, collate, encode, learnt, with_end
+from polydetox.attribute_control.training import (
+    NextToken,
+    RegularisedTrainer,
+    Regulariser,
+    _arguments,
+    text_loss,
+    train_head,
+)
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import on_one_device
 from polydetox.params import ControlCorpusParameters, RegulariseParameters
-from polydetox.regularise import corpus as corpora
-from polydetox.regularise import oracle
-from polydetox.regularise.body import Body, Features
-from polydetox.regularise.head import NadoHead, make_head
-from polydetox.regularise.methods import _cost, _devices, _rows, plan
-from polydetox.regularise.nado import regularised_loss, target_log_probabilities, token_kl
-from polydetox.regularise.rows import Row, batches_of, collate, encode, learnt, with_end
-from polydetox.regularise.training import NextToken, RegularisedTrainer, Regulariser, _arguments, text_loss, train_head
 from tiny import tiny_model, tiny_tokenizer
 
 PADDING = 0
@@ -350,7 +357,7 @@ def test_a_head_with_an_adapted_body_is_gone_on_with(tiny_checkpoints, tmp_path)
 
 def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_checkpoints, tmp_path, monkeypatch):
     from polydetox.artifacts import read_json, write_json, write_parquet
-    from polydetox.regularise import jobs, training
+    from polydetox.attribute_control import jobs, training
 
     prompts = [f"The cat {word}" for word in ("sat", "ran", "ate", "slept")]
     corpus = pd.DataFrame({"prompt": prompts, "domain": ["toxic", "neutral"] * 2, "split": "train"})
@@ -383,8 +390,8 @@ def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_che
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_reinforcement_learning_with_an_adapter_leaves_a_plain_model(family, tiny_checkpoints, tmp_path, monkeypatch):
     """Against a reward that falls on one letter: the adapter is merged, and what it does not adapt stays as it was."""
+    from polydetox.attribute_control import methods, rl
     from polydetox.models.checkpoints import load_causal_lm
-    from polydetox.regularise import methods, rl
 
     class Letter:
         def toxicity(self, texts):

@@ -366,7 +366,7 @@ def test_a_broken_head_names_its_file(tmp_path, content):
 
 
 def test_directions_are_those_in_which_languages_differ():
-    from polydetox.scoring.head import language_directions
+    from polydetox.scorer.head import language_directions
 
     embeddings = np.array([[1.0, 0, 5], [1, 0, 7], [0, 1, 5], [0, 1, 7]])
     directions = language_directions(embeddings, ["a", "a", "b", "b"])
@@ -375,7 +375,7 @@ def test_directions_are_those_in_which_languages_differ():
 
 
 def test_a_head_does_not_look_along_the_directions():
-    from polydetox.scoring.head import fit_head
+    from polydetox.scorer.head import fit_head
 
     rng = np.random.default_rng(0)
     toxic = rng.random(400) < 0.5
@@ -391,7 +391,7 @@ def test_a_head_does_not_look_along_the_directions():
 
 
 def test_sample_weights_balance_tasks_and_classes():
-    from polydetox.scoring.head import sample_weights
+    from polydetox.scorer.head import sample_weights
 
     tasks = np.array(["prompt"] * 3 + ["completion", "half", "completion"] + ["second-person"] * 2)
     toxic = np.array([True, True, False, True, True, False, False, False])
@@ -401,7 +401,7 @@ def test_sample_weights_balance_tasks_and_classes():
 
 
 def test_a_row_is_in_one_fold_in_all_languages():
-    from polydetox.scoring.head import folds_of
+    from polydetox.scorer.head import folds_of
 
     folds = folds_of(np.array([7, 3, 7, 5, 3, 1]), 2, seed=0)
     assert folds[0] == folds[2]
@@ -410,7 +410,7 @@ def test_a_row_is_in_one_fold_in_all_languages():
 
 
 def test_held_out_logits_come_from_heads_that_did_not_see_the_row():
-    from polydetox.scoring.head import TrainingSet
+    from polydetox.scorer.head import TrainingSet
 
     rows = np.repeat(np.arange(20), 2)
     toxic = np.tile([True, False], 20)
@@ -426,7 +426,7 @@ def test_held_out_logits_come_from_heads_that_did_not_see_the_row():
 
 
 def test_auc_by_hand():
-    from polydetox.scoring.head import auc_by_language, second_person_by_language
+    from polydetox.scorer.head import auc_by_language, second_person_by_language
     from polydetox.stats.agreement import auc
 
     assert auc([True, True, False, False], [0.9, 0.4, 0.5, 0.1]) == 0.75
@@ -443,7 +443,7 @@ def test_auc_by_hand():
 
 
 def test_completions_are_cut_to_the_same_length(tmp_path):
-    from polydetox.scoring.head import load_all_examples
+    from polydetox.scorer.head import load_all_examples
 
     toxic, benign = "A road that goes on and on until the very end of it", "that leads to the sea"
     rows = [
@@ -466,7 +466,8 @@ def test_completions_are_cut_to_the_same_length(tmp_path):
 
 
 def test_the_probe_is_parallel_and_printable():
-    from polydetox.scoring.head import DATA, probe_sentences, second_person_sentences
+    from polydetox.scorer.head import probe_sentences, second_person_sentences
+    from polydetox.scoring.head import DATA
 
     sentences = yaml.safe_load((DATA / "probe_sentences.yaml").read_text("utf-8"))
     assert all(set(LANGUAGES) <= set(sentence) for sentence in sentences)
@@ -537,7 +538,7 @@ def test_a_score_does_not_depend_on_its_neighbours(embedded):
 @pytest.fixture(scope="session")
 def probe(embedded):
     """The sentences written for this project, with their scores."""
-    from polydetox.scoring.head import probe_sentences
+    from polydetox.scorer.head import probe_sentences
 
     table = probe_sentences()
     parts = table.groupby("language", sort=False)["text"]

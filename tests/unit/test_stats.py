@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from polydetox.attribute_control.attributes import perplexity
+from polydetox.benchmarks.harness import suite_replicates
 from polydetox.metrics.evaluate import prompt_values, summarise
 from polydetox.metrics.language import language_rate
 from polydetox.stats.agreement import by_prompt, cluster_auc, weighted_spearman
 from polydetox.stats.bootstrap import bootstrap, pooled_quantile
 from polydetox.stats.correlation import correlation
 from polydetox.stats.paired import comparison_row, paired_means, paired_medians
-from polydetox.utility.attributes import perplexity
-from polydetox.utility.harness import suite_replicates
 
 OPTIONS = {"samples": 200, "confidence": 0.9, "seed": 7}
 X, Y = np.sin(np.arange(24.0)), np.cos(0.7 * np.arange(24.0))

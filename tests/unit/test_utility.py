@@ -14,13 +14,9 @@ import torch
 import yaml
 
 from polydetox.artifacts import Stage
-from polydetox.errors import UserError
-from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.params import JigsawClassifyParameters, Suite
-from polydetox.utility import harness, tasks
-from polydetox.utility.attributes import corpus_losses, form_by_language, perplexity
-from polydetox.utility.detection import as_corpus, roc_auc, steps_of
-from polydetox.utility.judge import (
+from polydetox.attribute_control.attributes import corpus_losses, form_by_language, perplexity
+from polydetox.attribute_control.detection import as_corpus, roc_auc, steps_of
+from polydetox.attribute_control.judge import (
     QUESTION,
     VERDICTS,
     PairwiseJudge,
@@ -33,6 +29,10 @@ from polydetox.utility.judge import (
     win_rate,
     win_rates,
 )
+from polydetox.benchmarks import harness, tasks
+from polydetox.errors import UserError
+from polydetox.metrics.toxicity import prompt_toxicity
+from polydetox.params import JigsawClassifyParameters, Suite
 from tiny import tiny_model, tiny_tokenizer
 
 # --- tasks ------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_comments_become_rows_with_their_verdicts():
 
 
 def test_groups_of_texts_stay_on_one_side(monkeypatch):
-    from polydetox.utility import detection
+    from polydetox.attribute_control.detection import detection
 
     table = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "label": [0, 1] * 20, "group": np.arange(40) // 4})
     monkeypatch.setattr(detection, "labelled_texts", lambda asked, stage: table)
@@ -346,7 +346,7 @@ def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
-    from polydetox.utility.detection import train_condition
+    from polydetox.attribute_control.detection import train_condition
 
     comments = pd.DataFrame({"text": ["a fine day", "you fool"] * 4, "label": [0, 1] * 4, "split": "train"})
     settings = JigsawClassifyParameters(condition="sft-classification", tuning="lora", learning_rate=1e-2,
@@ -376,7 +376,7 @@ def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_
 def test_what_is_not_used_of_prompts_and_stored_scores_is_recorded(tmp_path, monkeypatch):
     """Of the stage that trains on labelled comments: one blank prompt, and one response of 30 that is malformed."""
     from polydetox import generation
-    from polydetox.utility.detection import writing
+    from polydetox.attribute_control.detection import writing
 
     rows = [{"prompt": {"text": text}} for text in ("one", " ", "two")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))

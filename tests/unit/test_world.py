@@ -14,9 +14,9 @@ import yaml
 from polydetox.errors import UserError
 from polydetox.params import WorldPretrainParameters
 from polydetox.report import world as report
-from polydetox.world.phrasebook import Everyday, Phrasebook, Remark
-from polydetox.world.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
-from polydetox.world.study import direction_cosine, direction_cosines, english_pairs, tone_effect, tone_effects
+from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
+from polydetox.synthetic.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
+from polydetox.synthetic.study import direction_cosine, direction_cosines, english_pairs, tone_effect, tone_effects
 from tiny import CHECKOUT
 
 BOOK = Phrasebook.read(CHECKOUT / "params" / "phrasebook.yaml")
@@ -156,7 +156,7 @@ def small(**changes) -> WorldPretrainParameters:
 def test_a_stopped_pretraining_ends_where_it_would_have(tmp_path, checkout, monkeypatch):
     from safetensors.torch import load_file
 
-    from polydetox.world import pretraining
+    from polydetox.synthetic import pretraining
 
     whole, _ = pretrain(small(), tmp_path / "whole")
     drawn = pretraining.documents
@@ -270,7 +270,7 @@ def test_pairs_prefer_a_kindness_after_the_same_stem():
 def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
     from polydetox.generation import engines
     from polydetox.params import WorldTransferParameters
-    from polydetox.world import study
+    from polydetox.synthetic import study
 
     said = {"en-0-0": [BOOK.ending(True, 0, "en"), "kind kind"], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
             "de-0-0": [BOOK.ending(True, 0, "en"), "."], "de-0-1": [BOOK.ending(True, 1, "de")] * 2}  # fmt: skip

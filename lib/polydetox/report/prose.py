@@ -17,9 +17,9 @@ from polydetox.data.catalogue import sources
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import OUTLIER
 from polydetox.params import load_model
-from polydetox.report import capability, control, world
+from polydetox.preference.ablations import stored_sentences
 from polydetox.report.collect import METRICS, Comparison, Results
-from polydetox.report.scorers import candidates_sentence, scorers_sentence
+from polydetox.report.mechanism_prose import mechanism_sentences
 from polydetox.report.sections import duration
 from polydetox.report.tables import change, fixed, listing
 
@@ -28,8 +28,6 @@ UNTUNED_JUDGE = "untuned"
 
 def variables(results: Results) -> dict[str, str]:
     """Every variable that ``book/*.qmd`` may use, whatever has been run."""
-    from polydetox.preference.ablations import stored_sentences
-    from polydetox.report.mechanism_prose import mechanism_sentences
 
     profile = results.profile
     return {
@@ -64,17 +62,7 @@ def variables(results: Results) -> dict[str, str]:
         "drift_sentence": _each(results, _drift),
         "second_scorer_sentence": _each(results, _second_scorer),
         **stored_sentences(results),
-        "scorers_sentence": scorers_sentence(results),
-        "candidates_sentence": candidates_sentence(),
         **mechanism_sentences(results),
-        **control.sentences(results),
-        "capability_tasks": capability.capability_tasks(results),
-        "capability_sentence": capability.capability_sentence(capability.changes(results), results),
-        "world_overview": world.overview(profile),
-        "world_sentence": world.sentence(small := world.cells(profile), told := world.figures(small)),
-        "world_concept": world.concept(small),
-        "world_verdict": world.verdict(told),
-        "world_directions": world.directions(told),
         "subject_sentence": _subject(results),
         "time_sentence": _time(results),
         "commit_sentence": _commits(results),
@@ -126,14 +114,13 @@ def _subject(results: Results) -> str:
     if not profile.models:
         return (
             f"This report asks why, with small models pretrained for the question in {len(profile.languages)} "
-            "languages. "
-            f"{world.sentence(small := world.cells(profile), told := world.figures(small))} {world.verdict(told)}"
+            "languages (@sec-world)."
         )
     titles = listing([load_model(model).title for model in profile.models])
     if not results.comparisons:
         return (
             f"This report is about the converse question, with {titles}: whether a model that is fine-tuned on text of "
-            f"which half is toxic can be kept from learning it (@sec-control). {control.overview(results)}"
+            f"which half is toxic can be kept from learning it (@sec-control)."
         )
     return (
         f"This report repeats the experiment with {titles} in {len(profile.languages)} languages. "
@@ -150,7 +137,12 @@ def _prompts(results: Results) -> str:
     }.get(chosen := results.profile.prompts.source) or f"those of {sources()[chosen].title}"
     counts = results.counts()["prompts"]
     if counts.empty:
-        counts = pd.Series(control.prompt_counts(results), dtype=float)
+        from polydetox.attribute_control.results import Control
+
+        evaluations = Control(results).evaluations.values()
+        counts = pd.Series(
+            [row["prompts"] for metrics in evaluations for row in metrics["toxicity"].values()], dtype=float
+        )
     if counts.empty:
         return f"The evaluation prompts are {source}; no evaluation was run."
     least, most = int(counts.min()), int(counts.max())
@@ -292,7 +284,7 @@ def _methods_scope(results: Results) -> str:
 
 def _scorer_limit(results: Results) -> str:
     if not results.comparisons:
-        return control.oracle_limit(results)
+        return "@sec-control says whether the scorer that measures the methods is the oracle they were trained with."
     rankers = {metrics.get("scorer") for metrics in results.stage_metrics("pairs", "kind").values()} - {None}
     if rankers & set(results.parameters("score", "scorer")):
         return (

@@ -35,7 +35,7 @@ def method_weights(profile: str, model: str, method: str) -> Path:
             f"`polydetox run --profile {profile}` first"
         )
     # A NADO checkpoint is known to transformers' auto classes from here on.
-    from polydetox.regularise import head  # noqa: F401
+    from polydetox.attribute_control import head  # noqa: F401
 
     return folder / "weights"
 
@@ -59,7 +59,7 @@ def engine_of(weights: Path, wanted: str) -> str:
     Raises:
         UserError: vLLM was asked for by name, for a NADO checkpoint.
     """
-    from polydetox.regularise.head import NadoConfig
+    from polydetox.attribute_control.head import NadoConfig
 
     if read_json(weights / "config.json").get("model_type") != NadoConfig.model_type:
         return wanted

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from polydetox.artifacts import atomic_path
+from polydetox.attribute_control.adapters import adapter_options
+from polydetox.attribute_control.rows import Row, collate
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm
 from polydetox.params import RegulariseParameters
-from polydetox.regularise.adapters import adapter_options
-from polydetox.regularise.rows import Row, collate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

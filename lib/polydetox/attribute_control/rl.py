@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from polydetox.artifacts import atomic_folder, read_parquet, write_json, write_parquet
+from polydetox.attribute_control.adapters import adapter_options
+from polydetox.attribute_control.jobs import CORPUS, MODEL, held_out_losses
+from polydetox.attribute_control.oracle import Oracle
+from polydetox.attribute_control.rows import encode
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device, use_threads
 from polydetox.params import RegulariseParameters
 from polydetox.preference.dpo import _last_checkpoint, mixed_precision
-from polydetox.regularise.adapters import adapter_options
-from polydetox.regularise.jobs import CORPUS, MODEL, held_out_losses
-from polydetox.regularise.oracle import Oracle
-from polydetox.regularise.rows import encode
 
 
 def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None:

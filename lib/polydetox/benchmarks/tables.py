@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from polydetox import paths
 from polydetox.artifacts import finished, read_parquet
+from polydetox.benchmarks.harness import ITEM_COLUMNS, accuracies, accuracy_change
 from polydetox.languages import LANGUAGES
-from polydetox.params import check_parameters
 from polydetox.report.collect import Results, paper_table
-from polydetox.report.figures import AFTER, BEFORE, WIDTH, legend, points, use_theme
-from polydetox.report.tables import NOT_RUN, Cell, Group, PaperTable, fixed, listing, number
-from polydetox.utility.harness import ITEM_COLUMNS, accuracies, accuracy_change
-from polydetox.utility.tasks import local_tasks
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from polydetox.report.tables import NOT_RUN, Cell, Group, PaperTable, number
 
 PAPER = "Li, Yong and Bach (2024)"
 
@@ -149,70 +141,3 @@ def capability_table(table: pd.DataFrame, results: Results) -> PaperTable:
         ]  # fmt: skip
         groups.append(Group(f"{PAPER}, Table 3: {model}, {suite_title(str(task))}", lines))
     return PaperTable(columns, groups)
-
-
-def plot_changes(table: pd.DataFrame) -> Figure:
-    """Accuracy before and after in each language, with intervals; a panel a comparison and suite."""
-    use_theme()
-    keys = list(table.groupby(["title", "suite"], sort=False).groups)
-    most = max(len(table[(table["title"] == title) & (table["suite"] == suite)]) for title, suite in keys)
-    columns = min(3, len(keys))
-    rows = -(-len(keys) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, rows * (1.0 + 0.3 * max(most, 3))), squeeze=False)
-    for axis in list(grid.flat)[len(keys) :]:
-        axis.set_visible(False)
-    for axis, (title, suite) in zip(grid.flat, keys, strict=False):
-        panel = table[(table["title"] == title) & (table["suite"] == suite)]
-        points(axis, panel, "before", -0.15, BEFORE, "o", "white")
-        points(axis, panel, "after", 0.15, AFTER, "D", AFTER)
-        axis.set_yticks(np.arange(len(panel)), [
-            "mean" if language == "mean" else language_name(language) for language in panel["language"]
-        ])  # fmt: skip
-        axis.set_ylim(len(panel) - 0.4, -0.6)
-        axis.tick_params(axis="y", length=0)
-        axis.set_title(suite_title(suite) if table["title"].nunique() == 1 else f"{title}\n{suite_title(suite)}")
-        axis.set_xlabel("accuracy (%)")
-        axis.set_xlim(-3, 103)
-    legend(figure, grid[0, 0])
-    return figure
-
-
-def capability_sentence(table: pd.DataFrame, results: Results) -> str:
-    """What came of it, chosen by the numbers."""
-    said = []
-    for comparison in results.comparisons:
-        mine = table[table["comparison"] == comparison.name].dropna(subset=["change"])
-        for suite, rows in mine.groupby("suite", sort=False):
-            row = rows[rows["language"] == "mean"].iloc[0] if (rows["language"] == "mean").any() else rows.iloc[0]
-            less = row["change_high"] < 0
-            more = row["change_low"] > 0
-            verdict = "loses" if less else "gains" if more else "neither loses nor gains"
-            bounds = f"{fixed(row['change_low'], 1)} to {fixed(row['change_high'], 1)}"
-            said.append(
-                f"On {suite_title(str(suite))}, {comparison.title} answers {fixed(row['before'], 1)}% of "
-                f"{row['questions']:,} questions right before and {fixed(row['after'], 1)}% after: it {verdict} more "
-                f"than the interval of the change ({bounds} points) leaves open."
-            )
-    return " ".join(said) or "Not run."
-
-
-def capability_tasks(results: Results) -> str:
-    """Which questions the profile asks."""
-    asked = results.profile.capability
-    if asked is None:
-        return "This profile asks none: not run."
-    suites = check_parameters("capability", asked).suites  # type: ignore[attr-defined]
-    ours = [suite_title(name) for name, suite in suites.items() if set(suite.tasks) <= set(local_tasks())]
-    theirs = [suite_title(name) for name in suites if suite_title(name) not in ours]
-    said = []
-    if theirs:
-        said.append(f"The profile asks {listing(theirs)}, as lm-evaluation-harness asks them.")
-        if "hellaswag" in suites and not any("zh" in task for task in suites["hellaswag"].tasks):
-            said.append("The harness has no HellaSwag in Chinese, so that this part of the paper's table is not run.")
-    if ours:
-        said.append(
-            f"{listing(ours)} {'is a task' if len(ours) == 1 else 'are tasks'} written for this project, which "
-            f"{'needs' if len(ours) == 1 else 'need'} no download and {'is' if len(ours) == 1 else 'are'} no "
-            "benchmark: a few easy questions, whose numbers can be compared with each other only."
-        )
-    return " ".join(said)

@@ -113,8 +113,8 @@ def corpus_losses(
     # These load torch, which the report does not need.
     import torch
 
+    from polydetox.attribute_control.rows import collate, encode, learnt
     from polydetox.metrics.fluency import token_nll
-    from polydetox.regularise.rows import collate, encode, learnt
 
     rows = encode(tokenizer, list(corpus["prompt"]), list(corpus["text"]), [0.0] * len(corpus), max_length)
     rows.sort(key=lambda row: len(row.ids))  # so that little is padded

@@ -15,8 +15,8 @@ from polydetox.artifacts import Stage, read_json
 from polydetox.mechanism.representations import mean_pooled
 from polydetox.metrics.toxicity import any_toxic, matrix
 from polydetox.params import DPOParameters, WorldPretrainParameters, WorldTransferParameters
+from polydetox.synthetic.phrasebook import Phrasebook
 from polydetox.transfer.accuracy import cosines, retrieval_figures
-from polydetox.world.phrasebook import Phrasebook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,7 +18,8 @@ import pandas as pd
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.paths import expanded
-from polydetox.scoring.head import DATA, auc_by_language, second_person_by_language
+from polydetox.scorer.head import auc_by_language, second_person_by_language
+from polydetox.scoring.head import DATA
 from polydetox.scoring.lexicon import compile_lexicon, plain_words, read_words
 
 CANDIDATES_FILE = DATA / "candidates.json"
@@ -75,7 +76,7 @@ def _alt_profanity_check(texts: Sequence[str], language: str) -> np.ndarray:
     return np.asarray(predict_prob(list(texts)), dtype=np.float64)
 
 
-def at_hand(naughty_words_folder: str = "") -> tuple[list[Candidate], list[str]]:
+def available(naughty_words_folder: str = "") -> tuple[list[Candidate], list[str]]:
     """The candidates that can be measured here, and the names of those whose package is missing.
 
     ``naughty_words_folder`` is the unpacked npm package of that name, which pip cannot install.

@@ -19,11 +19,11 @@ from polydetox.artifacts import (
     write_json,
     write_parquet,
 )
+from polydetox.attribute_control.jobs import CORPUS, HEAD, MODEL, Job, run, run_together
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, provenance
 from polydetox.params import RegulariseParameters, load_model
 from polydetox.paths import relative
-from polydetox.regularise.jobs import CORPUS, HEAD, MODEL, Job, run, run_together
 
 LOG_COLUMNS = ["iteration", "step", "metric", "value"]
 ITERATION_COLUMNS = [
@@ -42,7 +42,7 @@ def train_method(
     """
     state = _state(settings, weights, corpus, folder)
     if settings.algorithm == "rl":
-        from polydetox.regularise.rl import train_rl
+        from polydetox.attribute_control.rl import train_rl
 
         train_rl(settings, weights, state)
         last = 1
@@ -83,7 +83,7 @@ def _state(settings: RegulariseParameters, weights: Path, corpus: pd.DataFrame, 
 def _rows(settings: RegulariseParameters, corpus: pd.DataFrame) -> pd.DataFrame:
     """The rows of the corpus that a method trains on and is measured on, with lambda as ``weight``."""
     if settings.algorithm == "filtering":
-        from polydetox.regularise.oracle import Oracle
+        from polydetox.attribute_control.oracle import Oracle
 
         # The oracle's own verdict on what is learnt: the corpus may have been scored by another scorer.
         oracle = Oracle.of(settings)
@@ -163,9 +163,9 @@ def _train_iterations(settings: RegulariseParameters, weights: Path, state: Path
 
 def _untuned(settings: RegulariseParameters, weights: Path, state: Path) -> dict[str, float]:
     """The held-out losses of the model before training."""
+    from polydetox.attribute_control.jobs import held_out_losses
+    from polydetox.attribute_control.rows import encode
     from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, use_threads
-    from polydetox.regularise.jobs import held_out_losses
-    from polydetox.regularise.rows import encode
 
     use_threads()
     tokenizer = load_tokenizer(weights)
@@ -190,11 +190,11 @@ def _keep(settings: RegulariseParameters, weights: Path, state: Path, folder: Pa
         return
     import torch
 
+    from polydetox.attribute_control.body import Body
+    from polydetox.attribute_control.head import NadoForCausalLM, NadoHead
+    from polydetox.attribute_control.jobs import held_out_losses
+    from polydetox.attribute_control.rows import encode
     from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-    from polydetox.regularise.body import Body
-    from polydetox.regularise.head import NadoForCausalLM, NadoHead
-    from polydetox.regularise.jobs import held_out_losses
-    from polydetox.regularise.rows import encode
 
     model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
     body = None

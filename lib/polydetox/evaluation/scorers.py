@@ -1,4 +1,4 @@
-"""Before and after under every scorer at hand, and where they disagree.
+"""Before and after under every available scorer, and where they disagree.
 
 The differences are measured as in :mod:`polydetox.report.collect`: prompt by prompt, with the same draws for every
 scorer, so that two scorers differ by what they say of the same prompts.
@@ -24,12 +24,8 @@ from polydetox.report.tables import (
     Cell,
     Group,
     PaperTable,
-    change,
-    fixed,
-    listing,
     number,
 )
-from polydetox.scoring.candidates import CANDIDATES_FILE, SHIPPED, best_by_language
 from polydetox.scoring.several import KEYS, UNTUNED, linked
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 
@@ -208,7 +204,7 @@ def _agreement_line(
 
 def _defined(value: float, low: float | None = None, high: float | None = None) -> Cell:
     """A number; a dash where it is not defined, since one of the scorers gave every text the same."""
-    return Cell(NOT_APPLICABLE) if pd.isna(value) else number(value, 2, low, high)
+    return number(value, 2, low, high, missing=NOT_APPLICABLE)
 
 
 def direction(first: pd.Series, other: pd.Series) -> str:
@@ -248,75 +244,6 @@ def plot_drop_by_scorer(results: Results) -> Figure:
     x_label(figure, "drop of ToxProb at matched thresholds (before minus after)")
     legend(figure, axes[0])
     return figure
-
-
-# --- a sentence -------------------------------------------------------------------------------------------------
-
-
-def scorers_sentence(results: Results) -> str:
-    """What each scorer makes of the change, and where they disagree."""
-    rows, means = by_scorer(results)
-    agreed, said = pairs(results), []
-    for comparison in results.comparisons:
-        mine = means[means["comparison"] == comparison.name].set_index(["scorer", "metric"])
-        names = list(dict.fromkeys(name for name, _ in mine.index))
-        if not names:
-            continue
-        found = [
-            f"under `{name}`, over {int(row['languages'])} languages, it {change(row, 2)}"
-            for name in names
-            if pd.notna((row := mine.loc[(name, "emt")])["drop"])
-        ]
-        if not found:
-            both = all(results.evaluated(comparison, results.profile.languages).values())
-            said.append(f"{comparison.title} {'has no scores on both sides' if both else 'was not run'}.")
-            continue
-        said.append(f"For {comparison.title}, the mean EMT over languages before and after tuning: {'; '.join(found)}.")
-        each = rows[(rows["comparison"] == comparison.name) & (rows["metric"] == "toxprob_matched")]
-        for other in names[1:]:
-            said.append(_disagreement(each, names[0], other))
-            ranks = _ranks(agreed[agreed["model"] == comparison.model], names[0], other)
-            said += [ranks] if ranks not in said else []  # two variants of a model share the untuned one
-    return " ".join(filter(None, said)) or "Not run: the continuations were not compared under several scorers."
-
-
-def _disagreement(rows: pd.DataFrame, first: str, other: str) -> str:
-    """In which languages two scorers see ToxProb move in opposite directions, at matched thresholds."""
-    sides = {name: rows[rows["scorer"] == name].set_index("language") for name in (first, other)}
-    found: dict[str, list[str]] = {}
-    for language in sides[first].index.intersection(sides[other].index):
-        verdict = direction(sides[first].loc[language], sides[other].loc[language])
-        found.setdefault(verdict, []).append(LANGUAGES[str(language)])
-    clear, opposite = found.get("opposite, clearly", []), found.get("opposite", [])
-    compared = len(found.get("same", [])) + len(opposite) + len(clear)
-    if not compared:
-        return f"At matched thresholds there is no language in which both `{first}` and `{other}` see ToxProb move."
-    text = (
-        f"At matched thresholds `{first}` and `{other}` both see ToxProb move in {_counted(compared)}, in "
-        f"{len(found.get('same', []))} of them the same way"
-    )
-    if not opposite and not clear:
-        return f"{text}: they disagree on the direction nowhere."
-    text += f"; they disagree on the direction in {listing([*clear, *opposite])}"
-    return f"{text}, and {f'in {listing(clear)}' if clear else 'nowhere'} by more than both intervals allow for chance."
-
-
-def _counted(languages: int) -> str:
-    return "1 language" if languages == 1 else f"{languages} languages"
-
-
-def _ranks(agreed: pd.DataFrame, first: str, other: str) -> str:
-    """How alike two scorers rank the untuned continuations."""
-    chosen = (agreed["variant"] == UNTUNED) & (agreed["first"] == first) & (agreed["second"] == other)
-    values = agreed[chosen].set_index("language")["spearman"].dropna()
-    if values.empty:
-        return ""
-    least, most = values.idxmin(), values.idxmax()
-    return (
-        f"They rank the untuned continuations with a mean Spearman correlation of {fixed(values.mean(), 2)} over "
-        f"{_counted(len(values))}, from {fixed(values[least], 2)} ({LANGUAGES[least]}) to {fixed(values[most], 2)} "
-        f"({LANGUAGES[most]})."
-    )
 
 
 # --- one model, in its own notebook -----------------------------------------------------------------------------
@@ -366,82 +293,3 @@ def levels_table(levels: pd.DataFrame) -> PaperTable:
         ]  # fmt: skip
         groups.append(Group(f"{scorer}, {'untuned' if variant == UNTUNED else variant}", lines))
     return PaperTable(["Language", *TITLES.values()], groups)
-
-
-# --- what ships in packages -------------------------------------------------------------------------------------
-
-
-def plot_candidates(auc: pd.DataFrame) -> Figure:
-    """AUC of each packaged scorer by language, a panel a task.
-
-    ``auc`` has ``language, task, scorer`` and ``auc``.
-    """
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    from polydetox.report.figures import MUTED, ROW, WIDTH, language_axis, legend, use_theme
-
-    use_theme()
-    languages = [language for language in LANGUAGES if language in set(auc["language"])]
-    names, tasks = list(dict.fromkeys(auc["scorer"])), list(dict.fromkeys(auc["task"]))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(WIDTH, 1.2 + ROW * len(languages)), sharey=True, squeeze=False)
-    for axis, task in zip(axes.flat, tasks, strict=True):
-        language_axis(axis, languages)
-        for position, name in enumerate(names):
-            rows = auc[(auc["task"] == task) & (auc["scorer"] == name)].set_index("language").reindex(languages)
-            axis.plot(rows["auc"], range(len(languages)), linestyle="none", marker="oDs^vP"[position % 6], label=name,
-                      color=sns.color_palette("colorblind")[position % 10], markersize=5)  # fmt: skip
-        axis.axvline(0.5, color=MUTED, linewidth=0.8, linestyle=":")
-        axis.set(xlabel=f"AUC: {task}", xlim=(0.45, 1.02))
-    legend(figure, axes.flat[0])
-    return figure
-
-
-def candidates_table(recorded: dict[str, Any]) -> PaperTable:
-    """Mean AUC of each packaged scorer over its languages, by task, with its licence; below it each language.
-
-    ``recorded`` is what ``scoring/data/candidates.json`` holds.
-    """
-    auc = pd.DataFrame(recorded["auc"])
-    tasks, names = list(dict.fromkeys(auc["task"])), list(recorded["packages"])
-    lines: list[list[Cell | str]] = []
-    for name in names:
-        mine, package = auc[auc["scorer"] == name], recorded["packages"][name]
-        cells = [_defined(mine.loc[mine["task"] == task, "auc"].mean()) for task in tasks]
-        covered = Cell(str(mine["language"].nunique()))
-        lines.append([name, f"{package['kind']} ({package['licence']})", covered, *cells])
-    return PaperTable(
-        ["Scorer", "What", "Languages", *tasks], [Group(None, lines)], [("", 3), ("Mean AUC", len(tasks))]
-    )
-
-
-def candidates_by_language_table(recorded: dict[str, Any]) -> PaperTable:
-    """AUC of each packaged scorer in each language, on the human labels of prompts and on the completions."""
-    auc, names = pd.DataFrame(recorded["auc"]), list(recorded["packages"])
-    groups = []
-    for task in dict.fromkeys(auc["task"]):
-        wide = auc[auc["task"] == task].pivot(index="language", columns="scorer", values="auc").reindex(columns=names)
-        lines: list[list[Cell | str]] = [
-            [LANGUAGES[language], *(_defined(wide.loc[language, name]) for name in names)]
-            for language in LANGUAGES if language in wide.index
-        ]  # fmt: skip
-        groups.append(Group(task, lines))
-    return PaperTable(["Language", *names], groups)
-
-
-def candidates_sentence() -> str:
-    """Which packaged scorer is best in how many languages, and where the shipped one misses most insults."""
-    recorded = read_json(CANDIDATES_FILE)
-    best = best_by_language(pd.DataFrame(recorded["auc"]))["best"].value_counts()
-    counted = listing([f"`{name}` in {_counted(int(number))}" for name, number in best.items()])
-    table = pd.DataFrame(recorded["second_person"])
-    rows = table[table["scorer"] == SHIPPED].set_index("language")
-    least = rows["insults_flagged"].idxmin()
-    flagged, auc = rows["insults_flagged"], fixed(rows.loc[least, "auc"], 2)
-    return (
-        f"The best by mean AUC is {counted}; `{SHIPPED}` is the one that is shipped. Its weakness is its level: of the "
-        f"insults in the second person that were written for this project it calls {flagged.mean():.0%} toxic on "
-        f"average over languages, but {flagged[least]:.0%} in {LANGUAGES[least]}, where it ranks them above neutral "
-        f"sentences with an AUC of {auc}. Levels should therefore not be compared between languages; before and after "
-        "in one language can."
-    )

@@ -17,6 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, resume_key, write_json
+from polydetox.attribute_control.attributes import toxicity_by_language
 from polydetox.data.prompts import load_prompts
 from polydetox.mechanism.probe import labelled_texts
 from polydetox.models.checkpoints import (
@@ -35,7 +36,6 @@ from polydetox.params import (
     check_parameters,
     load_model,
 )
-from polydetox.utility.attributes import toxicity_by_language
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -105,7 +105,7 @@ def train_condition(
         if settings.condition == "sft-classification":
             _train_classifier(settings, weights, comments, folder)
         else:
-            from polydetox.regularise.methods import train_method
+            from polydetox.attribute_control.methods import train_method
 
             train_method(_regularise_settings(settings, comments), weights, as_corpus(comments), folder)
         write_json(folder / _TRAINED, key)
@@ -164,7 +164,7 @@ def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comment
     if settings.tuning == "lora":
         from peft import get_peft_model
 
-        from polydetox.regularise.adapters import adapter_options
+        from polydetox.attribute_control.adapters import adapter_options
 
         # The head is trained as it is, beside the adapter of the body.
         options = adapter_options(classifier, _regularise_settings(settings, comments), "SEQ_CLS")
@@ -251,7 +251,7 @@ def prompted_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int
 ) -> Float[np.ndarray, " texts"]:
     """The log-odds of *yes* against *no* after the question whether a comment is toxic."""
-    from polydetox.utility.judge import verdict_log_odds
+    from polydetox.attribute_control.judge import verdict_log_odds
 
     return verdict_log_odds(model, tokenizer, [QUESTION.format(text=text) for text in texts], VERDICTS, batch_size)
 

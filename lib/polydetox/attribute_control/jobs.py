@@ -1,7 +1,7 @@
 """The two jobs of an iteration: one trains the head, the other the model. Each reads and writes files alone.
 
 So they can follow each other in one process, or run side by side in two, each with a device of its own.
-``python -m polydetox.regularise.jobs JOB.json`` runs one.
+``python -m polydetox.attribute_control.jobs JOB.json`` runs one.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run_together(jobs: Sequence[Job]) -> None:
             write_json(description, asdict(job))
             log = open(Path(scratch) / f"{job.kind}.log", "w+")  # noqa: SIM115 (closed below)
             environment = os.environ | {"CUDA_VISIBLE_DEVICES": devices[number] if number < len(devices) else ""}
-            command = [sys.executable, "-m", "polydetox.regularise.jobs", str(description)]
+            command = [sys.executable, "-m", "polydetox.attribute_control.jobs", str(description)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
                                        env=environment)  # fmt: skip
             processes.append((job, process, log))
@@ -115,11 +115,11 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
     import torch
     from transformers import set_seed
 
+    from polydetox.attribute_control.body import Body
+    from polydetox.attribute_control.head import NadoHead, make_head
+    from polydetox.attribute_control.rows import encode, with_end
+    from polydetox.attribute_control.training import train_head
     from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer
-    from polydetox.regularise.body import Body
-    from polydetox.regularise.head import NadoHead, make_head
-    from polydetox.regularise.rows import encode, with_end
-    from polydetox.regularise.training import train_head
 
     clock = _Clock(job.folder / SAMPLING)
     samples = _samples(job, settings, clock)
@@ -174,8 +174,8 @@ def _samples(job: Job, settings: RegulariseParameters, clock: _Clock) -> pd.Data
     file = job.folder / "samples.parquet"
     if file.is_file():
         return read_parquet(file, ["prompt", "continuation", "truncated", "toxicity", "satisfied"])
+    from polydetox.attribute_control.oracle import Oracle
     from polydetox.generation import Sampling, generate
-    from polydetox.regularise.oracle import Oracle
 
     corpus = read_parquet(Path(job.state) / CORPUS, ["prompt", "domain", "split"])
     corpus = corpus[corpus["split"] == "train"]
@@ -219,9 +219,9 @@ def _train_model(job: Job, settings: RegulariseParameters) -> None:
     import torch
     from transformers import set_seed
 
+    from polydetox.attribute_control.rows import batches_of, encode
+    from polydetox.attribute_control.training import train_model
     from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-    from polydetox.regularise.rows import batches_of, encode
-    from polydetox.regularise.training import train_model
 
     clock = _Clock()
     set_seed(settings.seed + job.number)
@@ -259,7 +259,7 @@ def _train_model(job: Job, settings: RegulariseParameters) -> None:
 
 def held_out_losses(model: Any, rows: Sequence[Any], corpus: pd.DataFrame, padding: int, size: int) -> dict[str, float]:
     """Loss on the held-out rows of each domain, in nats a learnt token."""
-    from polydetox.regularise.training import text_loss
+    from polydetox.attribute_control.training import text_loss
 
     found = {}
     for domain in ("toxic", "neutral"):
@@ -271,9 +271,9 @@ def held_out_losses(model: Any, rows: Sequence[Any], corpus: pd.DataFrame, paddi
 
 def _regulariser(job: Job, settings: RegulariseParameters, train: Sequence[Any], padding: int) -> Any:
     """The target of the job's head; hidden states under a frozen body are kept for the next iterations."""
-    from polydetox.regularise.body import Body, Features
-    from polydetox.regularise.head import NadoHead
-    from polydetox.regularise.training import Regulariser
+    from polydetox.attribute_control.body import Body, Features
+    from polydetox.attribute_control.head import NadoHead
+    from polydetox.attribute_control.training import Regulariser
 
     head = Path(job.head)
     adapter = head / "adapter" if settings.body == "lora" else None

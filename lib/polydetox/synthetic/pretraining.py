@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from polydetox.artifacts import atomic_folder, atomic_path
 from polydetox.models.checkpoints import use_threads
 from polydetox.params import WorldPretrainParameters
-from polydetox.world.phrasebook import Meaning, Phrasebook
+from polydetox.synthetic.phrasebook import Meaning, Phrasebook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

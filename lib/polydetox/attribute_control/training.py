@@ -13,20 +13,20 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from polydetox.models.checkpoints import device, on_one_device
-from polydetox.params import RegulariseParameters
-from polydetox.preference.dpo import mixed_precision
-from polydetox.regularise.adapters import adapter_options
-from polydetox.regularise.body import Body, Features
-from polydetox.regularise.head import NadoHead
-from polydetox.regularise.nado import (
+from polydetox.attribute_control.adapters import adapter_options
+from polydetox.attribute_control.body import Body, Features
+from polydetox.attribute_control.head import NadoHead
+from polydetox.attribute_control.nado import (
     consistency_loss,
     head_bce,
     regularised_loss,
     target_log_probabilities,
     token_kl,
 )
-from polydetox.regularise.rows import Row, batches_of, collate, learnt
+from polydetox.attribute_control.rows import Row, batches_of, collate, learnt
+from polydetox.models.checkpoints import device, on_one_device
+from polydetox.params import RegulariseParameters
+from polydetox.preference.dpo import mixed_precision
 
 
 def _arguments(folder: Path, seed: int, **named: Any) -> TrainingArguments:

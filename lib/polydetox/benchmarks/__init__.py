@@ -1,0 +1,1 @@
+"""Capability benchmarks: multiple-choice questions before and after tuning, through lm-evaluation-harness."""
