@@ -267,10 +267,10 @@ def _snakemake_profile(named: str) -> tuple[str, str]:
 
 def _estimate(profile: str, targets: list[str]) -> str:
     """What the stages that a run would start take, or why that cannot be told."""
-    from polydetox.planning import short_table
+    from polydetox.planning import jobs_of, table
 
     try:
-        return short_table(profile, targets)
+        return table(jobs_of(profile, targets))
     except UserError as error:
         return str(error)
 
