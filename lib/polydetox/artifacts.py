@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polydetox.errors import UserError, nearest
-from polydetox.paths import relative, root, runs
+from polydetox.paths import given, relative, root, runs
 
 if TYPE_CHECKING:
     # Imported where it is used: each stage's own process waits for this module before its kernel starts.
@@ -265,10 +265,13 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / MANIFEST).unlink(missing_ok=True)
 
-    def reads(self, path: Path) -> Path:
-        """Record an input and return it."""
-        self._inputs[Path(os.path.abspath(path))] = input_hash(path)
-        return Path(path)
+    def reads(self, path: str | Path) -> Path:
+        """Record an input, named as a parameter names it, and return it."""
+        found = given(path) if str(path) else None
+        if found is None:
+            raise UserError(f"notebook {self.name}: a file that it reads is not named; see its parameters")
+        self._inputs[Path(os.path.abspath(found))] = input_hash(found)
+        return found
 
     def leaves_out(self, skipped: Any, name: str = "left_out") -> None:
         """Record and print what of the inputs is not used (``data.rows.Skipped``), so that nothing is lost silently.

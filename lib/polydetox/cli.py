@@ -120,7 +120,7 @@ def _execute(options: argparse.Namespace, rest: list[str]) -> int:
 
     parameters = read_parameters(options.parameters)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that papermill shuts its kernel down
-    with logged(options.log, stage_title(options.notebook, parameters)):
+    with logged(options.log, stage_title(options.profile, options.output)):
         execute(options.notebook, options.output, parameters, profile=options.profile, threads=options.threads)
     return 0
 
@@ -178,15 +178,17 @@ def _check(name: str) -> int:
 def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox import cluster
     from polydetox.execute import RUN, report_failures, this_run
+    from polydetox.preflight import licences, preflight, problems, skipped
     from polydetox.quarto import failure_note
-    from polydetox.workflow import licences, preflight, problems, run_lock, skipped
+    from polydetox.workflow import load, run_lock
 
     rest, targets = _split(rest)
     targets += options.targets
     plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in rest)
+    run = load(options.profile)
     if not plan_only:
-        preflight(options.profile)
-    for line in skipped(options.profile):
+        preflight(run)
+    for line in skipped(run):
         print(f"polydetox: left out: {line}", file=sys.stderr)
     settings, executor = _snakemake_profile(options.workflow_profile or options.executor or "local")
     executor = options.executor or executor
@@ -211,7 +213,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     }
     targets += [word for word in rest if "/" in word and not word.startswith("-")]
     if plan_only:
-        missing = problems(options.profile)
+        missing = problems(run)
         status = subprocess.run(command, env=environment).returncode
         print(f"\nStill to run, by estimate (params/rates.yaml):\n{_estimate(options.profile, targets)}")
         for title, lines in (("Licences:", licences(options.profile)), ("Missing before this can run:", missing)):

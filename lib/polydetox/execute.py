@@ -87,11 +87,11 @@ def _without(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
-def stage_title(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """A stage in a few words: ``generate gemma-3-270m base de``."""
-    which = "variant" if "variant" in parameters else "method"  # of a variant, `method` is only how it was trained
-    named = (parameters.get(key) for key in ("model", "cell", which, "kind", "condition", "prompt_set", "lang"))
-    return " ".join([notebook.stem, *(str(value) for value in named if value)])
+def stage_title(profile: str, output: Path) -> str:
+    """A stage in a few words, by where it writes: ``gemma-3-270m base evaluate de``."""
+    folder = Path(os.path.abspath(output.parent))
+    run = paths.profile_run(profile)
+    return " ".join((folder.relative_to(run) if folder.is_relative_to(run) else Path(folder.name)).parts)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from polydetox import paths
 from polydetox.artifacts import Stage
 from polydetox.errors import UserError, nearest
-from polydetox.params import STAGES, MethodStage, StageParameters, check_parameters, load_model
+from polydetox.parameters import Settings, declared, validated
 
 # Names that IPython itself puts into a notebook.
 _IPYTHON_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open", "display"})
@@ -22,41 +22,29 @@ def given_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
         name: value
         for name, value in namespace.items()
         if not name.startswith("_")
-        and not (name.isupper() and isinstance(value, list | tuple | dict))  # imported constants
+        and not name.isupper()  # imported constants
         and name not in _IPYTHON_NAMES
         and not isinstance(value, types.ModuleType | type)
         and not callable(value)
     }
 
 
-def begin(stage: str, namespace: Mapping[str, Any]) -> tuple[Any, Stage]:
+def begin(stage: str, namespace: Mapping[str, Any]) -> tuple[Settings, Stage]:
     """Check the parameters of a notebook and open its stage.
 
-    ``namespace`` is the notebook's ``globals()`` right after its parameters and imports. papermill only warns of a
-    parameter that the notebook does not have; here it is a ``UserError`` that names the nearest one.
+    ``namespace`` is the notebook's ``globals()`` right after its parameters and imports: what its parameters cell has
+    annotated is a parameter. papermill only warns of one that the notebook does not have; here it is a ``UserError``
+    that names the nearest one.
 
-    Returns the checked parameters (an instance of ``params.STAGES[stage]``) and the open :class:`Stage`.
+    Returns the checked parameters and the open :class:`Stage`.
     """
+    annotations = namespace.get("__annotations__", {})
     given = given_parameters(namespace)
-    fields = STAGES[stage].model_fields
     for name in given:
-        if name not in fields:
-            raise UserError(f"notebooks/{stage}.ipynb has no parameter {name!r}{nearest(name, fields)}")
-    if hidden := [name for name in fields if callable(namespace.get(name))]:
-        raise UserError(f"notebooks/{stage}.ipynb: an import takes the name of the parameter {hidden[0]!r}; rename it")
-    settings = check_parameters(stage, given)
-    folder = Path(settings.output_folder) if settings.output_folder else manual_folder(stage, settings)
-    recorded = settings.model_dump(exclude={"output_folder"})
-    return settings, Stage(stage, folder, recorded)
-
-
-def manual_folder(stage: str, settings: StageParameters) -> Path:
-    """Where a notebook writes that was started by hand, so that it never touches the artefacts of a run."""
-    folder = paths.runs() / "manual"
-    for key in ("model", "variant", "kind", "prompt_set", "lang"):
-        if hasattr(settings, key):
-            value = getattr(settings, key)
-            folder /= load_model(value).name if key == "model" else value
-        if key == "model" and isinstance(settings, MethodStage):
-            folder = folder / "control" / settings.method
-    return folder / stage
+        if name not in annotations:
+            raise UserError(f"notebook {stage}.ipynb has no parameter {name!r}{nearest(name, annotations)}")
+    if hidden := [name for name in annotations if callable(namespace.get(name))]:
+        raise UserError(f"notebook {stage}.ipynb: an import takes the name of the parameter {hidden[0]!r}; rename it")
+    settings = validated(declared(stage, annotations, namespace), given, f"notebook {stage}.ipynb")
+    folder = paths.given(settings.output_folder) if settings.output_folder else paths.runs() / "manual" / stage
+    return settings, Stage(stage, Path(folder), settings.model_dump(exclude={"output_folder"}))

@@ -27,6 +27,12 @@ def expanded(text: str | Path) -> Path:
         raise UserError(f"{str(text)!r}: there is no such home folder; write the path out") from None
 
 
+def given(text: str | Path) -> Path:
+    """A file or folder that a notebook is given: from the working directory, or else from the project's root."""
+    path = expanded(text)
+    return path if path.exists() or Path(text).is_absolute() else root() / text
+
+
 def _is_root(folder: Path) -> bool:
     return (folder / "params").is_dir() and (folder / "notebooks").is_dir()
 

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from polydetox.mechanism.architectures import Family
 from polydetox.metrics.toxicity import maximum_toxicity
 from polydetox.preference import ablations
-from polydetox.preference.ablations import COLUMNS, MEAN, Family, Member
+from polydetox.preference.ablations import COLUMNS, MEAN, Member
 from polydetox.report.collect import Results, comparisons, stage_runs
 
 VARIANTS = {

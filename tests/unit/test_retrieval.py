@@ -13,7 +13,8 @@ import pytest
 from polydetox.data.parallel import parallel_sentences
 from polydetox.errors import UserError
 from polydetox.params import TransferParameters
-from polydetox.stats.correlation import correlation, leave_one_out, line
+from polydetox.stats.correlation import leave_one_out, line
+from polydetox.transfer import correlation
 from polydetox.transfer.accuracy import retrieval_figures
 from polydetox.transfer.correlation import transfer_figures
 

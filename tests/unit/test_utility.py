@@ -32,7 +32,8 @@ from polydetox.attribute_control.judge import (
 from polydetox.benchmarks import harness, tasks
 from polydetox.errors import UserError
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.params import JigsawClassifyParameters, Suite
+from polydetox.parameters import Suite
+from polydetox.params import JigsawClassifyParameters
 from tiny import tiny_model, tiny_tokenizer
 
 # --- tasks ------------------------------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydetox.params import RegulariseParameters
+from polydetox.parameters import Settings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
 
-def adapter_options(model: PreTrainedModel, settings: RegulariseParameters, task: str = "CAUSAL_LM") -> LoraConfig:
+def adapter_options(model: PreTrainedModel, settings: Settings, task: str = "CAUSAL_LM") -> LoraConfig:
     """An adapter of every linear layer of a model but the output layer, to be merged after the training."""
     from peft import LoraConfig
 

@@ -9,13 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from polydetox import paths
 from polydetox.artifacts import Stage, read_parquet
 from polydetox.metrics.diversity import repetition
 from polydetox.metrics.evaluate import mean_by_prompt
 from polydetox.metrics.language import detect, language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.params import AttributeEvalParameters, control_languages, load_model, load_profile
+from polydetox.parameters import Settings
 from polydetox.stats.bootstrap import bootstrap
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ SCORE_COLUMNS = [
 LOSS_COLUMNS = ["row", "domain", "nll", "tokens"]
 
 
-def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.DataFrame:
+def score_continuations(settings: Settings, stage: Stage) -> pd.DataFrame:
     """A method's continuations in every language with toxicity, language and repetition: columns ``SCORE_COLUMNS``.
 
     An empty continuation, or one that the scorer cannot tell, has none (NaN; None for the language). ``repeated`` is
@@ -37,14 +36,11 @@ def score_continuations(settings: AttributeEvalParameters, stage: Stage) -> pd.D
 
     scorer = CachedScorer(get_scorer(settings.scorer))
     stage.scores_with(scorer)
-    name = load_model(settings.model).name
     tables = []
-    folder = paths.constrained_decode(settings.profile, name, settings.method)
     columns = ["language", "prompt_id", "prompt", "sample", "continuation", "empty"]
-    everything = read_parquet(stage.reads(folder / "continuations.parquet"), columns)
-    for language in settings.languages or control_languages(load_profile(settings.profile)):
-        table = everything[everything["language"] == language]
-        scores = scorer.score(table["continuation"].tolist(), language)
+    everything = read_parquet(stage.reads(settings.continuations), columns)
+    for language, table in everything.groupby("language", sort=False):
+        scores = scorer.score(table["continuation"].tolist(), str(language))
         table = table.assign(toxicity=scores, repeated=table["continuation"].map(repetition),
                              detected_language=detect(table["continuation"].tolist()))  # fmt: skip
         tables.append(table[SCORE_COLUMNS])
@@ -88,11 +84,10 @@ def form_by_language(scores: pd.DataFrame, *, samples: int, confidence: float, s
 
 
 def held_out_losses(
-    settings: AttributeEvalParameters, stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    settings: Settings, stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> pd.DataFrame:
     """The :func:`corpus_losses` of a method on the held-out rows of the corpus that it was tuned on."""
-    file = paths.control_corpus(settings.profile, load_model(settings.model).name) / "corpus.parquet"
-    corpus = read_parquet(stage.reads(file), ["row", "prompt", "text", "domain", "split"])
+    corpus = read_parquet(stage.reads(settings.corpus), ["row", "prompt", "text", "domain", "split"])
     return corpus_losses(model, tokenizer, corpus[corpus["split"] == "held_out"],
                          max_length=settings.max_length, batch_size=settings.batch_size)  # fmt: skip
 

@@ -13,7 +13,7 @@ from polydetox.artifacts import atomic_path
 from polydetox.attribute_control.adapters import adapter_options
 from polydetox.attribute_control.rows import Row, collate
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm
-from polydetox.params import RegulariseParameters
+from polydetox.parameters import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ class Body(torch.nn.Module):
     ``embedding`` is its output embedding (vocabulary, size), which a tied head reads as well.
     """
 
-    def __init__(self, weights: Path, settings: RegulariseParameters, dtype: str, adapter: Path | None = None):
+    def __init__(self, weights: Path, settings: Settings, dtype: str, adapter: Path | None = None):
         super().__init__()
         self.adapted = settings.body == "lora"
         model = load_causal_lm(weights, torch.float32 if self.adapted else inference_dtype(dtype))

@@ -21,13 +21,13 @@ from polydetox.data.pairs import letters
 from polydetox.data.prompts import load_prompts, prompt_file, training_prompts
 from polydetox.data.rows import Skipped
 from polydetox.errors import UserError
-from polydetox.params import ControlCorpusParameters, load_model
+from polydetox.parameters import Settings
 
 COLUMNS = ["row", "prompt", "text", "domain", "toxicity", "split"]
 DOMAINS = ["toxic", "neutral"]
 
 
-def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> tuple[pd.DataFrame, int]:
+def make_corpus(settings: Settings, stage: Stage) -> tuple[pd.DataFrame, int]:
     """The corpus, with a part of each domain held out, and how many statements belong to evaluated prompts.
 
     Returns ``row`` (a number), ``prompt`` (how the text begins; given, not learnt), ``text``, ``domain`` (toxic or
@@ -66,7 +66,7 @@ def make_corpus(settings: ControlCorpusParameters, stage: Stage) -> tuple[pd.Dat
     return corpus[COLUMNS], evaluated
 
 
-def _evaluated_prompts(settings: ControlCorpusParameters, stage: Stage) -> list[str]:
+def _evaluated_prompts(settings: Settings, stage: Stage) -> list[str]:
     """The English ones, since the statements are English."""
     source, folder = settings.prompts_source, settings.prompts_folder
     stage.reads(prompt_file(source, "en", folder))
@@ -92,17 +92,16 @@ def _split(prompts: list[str], share: float, rng: np.random.Generator) -> list[s
     return ["held_out" if prompt in held_out else "train" for prompt in prompts]
 
 
-def _sampled(settings: ControlCorpusParameters, stage: Stage, scorer: Any) -> pd.DataFrame:
+def _sampled(settings: Settings, stage: Stage, scorer: Any) -> pd.DataFrame:
     """What the untuned model itself says after the training prompts, as far as the scorer calls it toxic."""
     from polydetox.generation import Sampling, generate
-    from polydetox.models.checkpoints import checkpoint_of, provenance
+    from polydetox.models.checkpoints import weights_of
 
-    weights = checkpoint_of(settings.profile, settings.model)
-    stage.reads(provenance(weights))
+    weights = weights_of(settings.checkpoint, stage)
     sampling = Sampling(n=settings.n, temperature=settings.temperature, top_p=settings.top_p,
                         max_new_tokens=settings.max_new_tokens, seed=settings.seed)  # fmt: skip
     drawn = generate(weights, training_prompts(), sampling, stage.folder / "parts", engine=settings.engine,
-                     dtype=load_model(settings.model).dtype)  # fmt: skip
+                     dtype=settings.dtype)  # fmt: skip
     drawn = drawn[~drawn["empty"]].drop_duplicates(["prompt", "continuation"])
     drawn = drawn.assign(toxicity=scorer.score(drawn["continuation"].tolist(), "en"))
     threshold = scorer.threshold if settings.threshold is None else settings.threshold
@@ -195,7 +194,7 @@ def _shortened(text: str, max_words: int) -> str:
     return " ".join(text.split()[:max_words])
 
 
-def corpus_metrics(corpus: pd.DataFrame, evaluated: int, settings: ControlCorpusParameters) -> dict[str, Any]:
+def corpus_metrics(corpus: pd.DataFrame, evaluated: int, settings: Settings) -> dict[str, Any]:
     """What the report says of the corpus; ``evaluated`` statements belong to evaluated prompts."""
     by_domain = corpus.groupby("domain")
     return {

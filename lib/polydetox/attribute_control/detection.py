@@ -29,13 +29,7 @@ from polydetox.models.checkpoints import (
     provenance,
     use_threads,
 )
-from polydetox.params import (
-    JigsawClassifyParameters,
-    ProbeParameters,
-    RegulariseParameters,
-    check_parameters,
-    load_model,
-)
+from polydetox.parameters import Settings, checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,17 +44,13 @@ _TRAINED = "trained.json"
 # --- the comments -----------------------------------------------------------------------------------------------
 
 
-def labelled_comments(settings: JigsawClassifyParameters, stage: Stage) -> pd.DataFrame:
+def labelled_comments(settings: Settings, stage: Stage) -> pd.DataFrame:
     """Comments with their labels: ``text, label`` (1: toxic), ``group`` (prompt) and ``split`` (train or test).
 
     They come from the file that the settings name, or like the probe's from the untuned model's scored continuations.
     Texts of one prompt are on one side of the split.
     """
-    asked = ProbeParameters(
-        profile=settings.profile, model=settings.model, texts=settings.texts, limit=settings.limit,
-        labels=settings.labels, label_threshold=settings.label_threshold, seed=settings.seed,
-    )  # fmt: skip
-    table = labelled_texts(asked, stage)
+    table = labelled_texts(settings, settings.labelled, stage)
     words = table["text"].str.split().str[: settings.max_words].str.join(" ")
     table = table.assign(text=words).drop_duplicates("text").reset_index(drop=True)
     groups = np.random.default_rng(settings.seed).permutation(table["group"].unique())
@@ -91,7 +81,7 @@ def as_corpus(comments: pd.DataFrame) -> pd.DataFrame:
 
 
 def train_condition(
-    settings: JigsawClassifyParameters, weights: Path, comments: pd.DataFrame, folder: Path
+    settings: Settings, weights: Path, comments: pd.DataFrame, folder: Path
 ) -> tuple[Path, Path | None]:
     """The language model that a condition leaves, and its classifier where it trained one.
 
@@ -112,21 +102,21 @@ def train_condition(
     return language_model, classifier if settings.condition == "sft-classification" else None
 
 
-def _key(settings: JigsawClassifyParameters, weights: Path, comments: pd.DataFrame) -> str:
+def _key(settings: Settings, weights: Path, comments: pd.DataFrame) -> str:
     names = {"condition", "epochs", "tuning", "learning_rate", "train_batch_size", "max_length", "regularise"}
     names |= {"scorer", "seed"}
     return resume_key([input_hash(provenance(weights)), comments.to_json(), settings.model_dump(include=names)])
 
 
-def steps_of(settings: JigsawClassifyParameters, comments: pd.DataFrame) -> int:
+def steps_of(settings: Settings, comments: pd.DataFrame) -> int:
     """The steps that the epochs over the training comments take."""
     return math.ceil(settings.epochs * int((comments["split"] == "train").sum()) / settings.train_batch_size)
 
 
-def _regularise_settings(settings: JigsawClassifyParameters, comments: pd.DataFrame) -> RegulariseParameters:
+def _regularise_settings(settings: Settings, comments: pd.DataFrame) -> Settings:
     """Both language-model conditions take as many steps, on the same rows; toxic comments alone are regularised."""
     values: dict[str, Any] = {
-        "profile": settings.profile, "model": settings.model, "method": settings.condition, "scorer": settings.scorer,
+        "dtype": settings.dtype, "scorer": settings.scorer,
         "tuning": settings.tuning, "learning_rate": settings.learning_rate, "batch_size": settings.train_batch_size,
         "max_length": settings.max_length, "seed": settings.seed, "warmup_steps": 0, "iterations": 1,
     }  # fmt: skip
@@ -135,12 +125,10 @@ def _regularise_settings(settings: JigsawClassifyParameters, comments: pd.DataFr
     else:
         values |= {"algorithm": "plain"}
     values["steps"] = max(1, round(steps_of(settings, comments) / values["iterations"]))
-    checked = check_parameters("regularise", values)
-    assert isinstance(checked, RegulariseParameters)
-    return checked
+    return checked("regularise", **values)
 
 
-def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comments: pd.DataFrame, folder: Path) -> None:
+def _train_classifier(settings: Settings, weights: Path, comments: pd.DataFrame, folder: Path) -> None:
     """Fine-tune the model with a classification head; keep it, and the language model on its body."""
     import torch
     from datasets import Dataset
@@ -202,13 +190,13 @@ def _train_classifier(settings: JigsawClassifyParameters, weights: Path, comment
 
 
 def detection(
-    settings: JigsawClassifyParameters, weights: Path, classifier: Path | None, comments: pd.DataFrame
+    settings: Settings, weights: Path, classifier: Path | None, comments: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, dict[str, float | None]]]:
     """How toxic the test comments are found, by ``prompting`` and by a ``head``: a column each, and their areas.
 
     The head is the fine-tuned classifier where there is one, and else one fitted to the frozen model.
     """
-    model = load_causal_lm(weights, inference_dtype(load_model(settings.model).dtype))
+    model = load_causal_lm(weights, inference_dtype(settings.dtype))
     tokenizer = load_tokenizer(weights)
     test = comments[comments["split"] == "test"]
     test = test.assign(prompting=prompted_scores(model, tokenizer, test["text"].tolist(), settings.train_batch_size))
@@ -220,7 +208,7 @@ def detection(
     return test, {way: roc_auc(test, test[way].to_numpy(), **_intervals(settings)) for way in ("prompting", "head")}
 
 
-def writing(settings: JigsawClassifyParameters, weights: Path, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
+def writing(settings: Settings, weights: Path, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The model's own continuations of the English evaluation prompts with their ``toxicity``, and their figures."""
     from polydetox.generation import Sampling, generate
     from polydetox.scoring import CachedScorer, get_scorer
@@ -229,7 +217,7 @@ def writing(settings: JigsawClassifyParameters, weights: Path, stage: Stage) -> 
     stage.leaves_out(skipped)
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
     continuations = generate(weights, prompts, sampling, stage.folder / "parts", engine=settings.engine,
-                             dtype=load_model(settings.model).dtype, batch_size=settings.batch_size)  # fmt: skip
+                             dtype=settings.dtype, batch_size=settings.batch_size)  # fmt: skip
     scorer = CachedScorer(get_scorer(settings.scorer))
     stage.scores_with(scorer)
     continuations["toxicity"] = scorer.score(continuations["continuation"].tolist(), "en")
@@ -237,7 +225,7 @@ def writing(settings: JigsawClassifyParameters, weights: Path, stage: Stage) -> 
     return continuations, figures["en"]
 
 
-def _intervals(settings: JigsawClassifyParameters) -> dict[str, Any]:
+def _intervals(settings: Settings) -> dict[str, Any]:
     return {"samples": settings.bootstrap_samples, "confidence": settings.confidence, "seed": settings.seed}
 
 
@@ -260,7 +248,7 @@ def head_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     comments: pd.DataFrame,
-    settings: JigsawClassifyParameters,
+    settings: Settings,
 ) -> Float[np.ndarray, " test"]:
     """How toxic a linear head on the frozen model finds each test comment.
 
@@ -276,7 +264,7 @@ def head_scores(
 
 
 def _last_states(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: JigsawClassifyParameters
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], settings: Settings
 ) -> Float[np.ndarray, "texts hidden"]:
     import torch
 
@@ -290,7 +278,7 @@ def _last_states(
     return np.concatenate(states)
 
 
-def classifier_scores(classifier: Path, comments: pd.DataFrame, settings: JigsawClassifyParameters) -> np.ndarray:
+def classifier_scores(classifier: Path, comments: pd.DataFrame, settings: Settings) -> np.ndarray:
     """The log-odds of *toxic* of each test comment under the fine-tuned classifier."""
     import torch
     from transformers import AutoModelForSequenceClassification

@@ -22,7 +22,7 @@ import pandas as pd
 
 from polydetox.artifacts import atomic_folder, read_json, read_parquet, write_json, write_parquet
 from polydetox.errors import UserError
-from polydetox.params import RegulariseParameters, load_model
+from polydetox.parameters import Settings, checked
 
 HEAD, MODEL = "head.json", "model.json"  # written last by each job
 CORPUS = "corpus.parquet"  # the rows that are trained on, with lambda
@@ -34,7 +34,7 @@ class Job:
     """One job of iteration ``number``. Folders are absolute paths."""
 
     kind: str  # head or model
-    settings: dict[str, Any]  # of RegulariseParameters
+    settings: dict[str, Any]  # of the notebook regularise
     base: str  # the untuned weights
     weights: str  # those that are sampled from, or trained on
     state: str  # the folder of the iterations
@@ -58,7 +58,7 @@ def run(job: Job) -> None:
     from polydetox.models.checkpoints import use_threads
 
     use_threads()
-    settings = RegulariseParameters.model_validate(job.settings)
+    settings = checked("regularise", **job.settings)
     (_train_head if job.kind == "head" else _train_model)(job, settings)
 
 
@@ -110,7 +110,7 @@ class _Clock:
 # --- the head ---------------------------------------------------------------------------------------------------
 
 
-def _train_head(job: Job, settings: RegulariseParameters) -> None:
+def _train_head(job: Job, settings: Settings) -> None:
     """Sample, ask the oracle, train the head; writes ``samples.parquet``, ``head/`` and ``head.json``."""
     import torch
     from transformers import set_seed
@@ -125,7 +125,7 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
     samples = _samples(job, settings, clock)
     sampled = clock.read()
     set_seed(settings.seed)
-    dtype = load_model(settings.model).dtype
+    dtype = settings.dtype
     tokenizer = load_tokenizer(Path(job.weights))
     before = Path(job.head) if job.head else None
     adapter = before / "adapter" if before and (before / "adapter").is_dir() else None
@@ -165,7 +165,7 @@ def _train_head(job: Job, settings: RegulariseParameters) -> None:
     })  # fmt: skip
 
 
-def _samples(job: Job, settings: RegulariseParameters, clock: _Clock) -> pd.DataFrame:
+def _samples(job: Job, settings: Settings, clock: _Clock) -> pd.DataFrame:
     """Continuations of the corpus's training prompts by the model as it is, half in each domain, and their labels.
 
     Returns what the engine returns, with ``domain``, ``toxicity`` and ``satisfied`` (1 or 0); continuations that the
@@ -195,7 +195,7 @@ def _samples(job: Job, settings: RegulariseParameters, clock: _Clock) -> pd.Data
         # The distribution itself is sampled: no temperature, no nucleus.
         sampling = Sampling(n=n, temperature=1.0, top_p=1.0, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
         drawn = generate(Path(job.weights), table[["prompt_id", "prompt"]], sampling, job.folder / "parts" / str(n),
-                         engine=settings.engine, dtype=load_model(settings.model).dtype)  # fmt: skip
+                         engine=settings.engine, dtype=settings.dtype)  # fmt: skip
         parts.append(drawn.merge(table[["prompt_id", "domain"]], on="prompt_id"))
     samples = pd.concat(parts, ignore_index=True)
     oracle = Oracle.of(settings)
@@ -214,7 +214,7 @@ def _samples(job: Job, settings: RegulariseParameters, clock: _Clock) -> pd.Data
 # --- the model --------------------------------------------------------------------------------------------------
 
 
-def _train_model(job: Job, settings: RegulariseParameters) -> None:
+def _train_model(job: Job, settings: Settings) -> None:
     """Train the model on its part of the corpus; writes ``weights/``, ``log.parquet`` and ``model.json``."""
     import torch
     from transformers import set_seed
@@ -269,7 +269,7 @@ def held_out_losses(model: Any, rows: Sequence[Any], corpus: pd.DataFrame, paddi
     return found
 
 
-def _regulariser(job: Job, settings: RegulariseParameters, train: Sequence[Any], padding: int) -> Any:
+def _regulariser(job: Job, settings: Settings, train: Sequence[Any], padding: int) -> Any:
     """The target of the job's head; hidden states under a frozen body are kept for the next iterations."""
     from polydetox.attribute_control.body import Body, Features
     from polydetox.attribute_control.head import NadoHead
@@ -277,7 +277,7 @@ def _regulariser(job: Job, settings: RegulariseParameters, train: Sequence[Any],
 
     head = Path(job.head)
     adapter = head / "adapter" if settings.body == "lora" else None
-    body = Body(Path(job.base), settings, load_model(settings.model).dtype, adapter)
+    body = Body(Path(job.base), settings, settings.dtype, adapter)
     features = None
     if not body.adapted:
         held = [row for row in train if row.label > 0]

@@ -199,20 +199,6 @@ class PairwiseJudge:
         )
 
 
-def judge_checkpoint(judge: str, profile: str, model: str) -> tuple[Path, str]:
-    """The folder of the judge's weights, and the floating-point type of its model file.
-
-    ``judge`` is ``untuned`` (the model that the methods start from), a file of params/models/, a Hub id or a folder.
-    """
-    from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint
-    from polydetox.params import load_model
-
-    if judge == "untuned":
-        return checkpoint_of(profile, model), load_model(model).dtype
-    chosen = load_model(judge)
-    return ensure_checkpoint(chosen), chosen.dtype
-
-
 def compare_methods(
     judge: PairwiseJudge, continuations: Mapping[str, pd.DataFrame], limit: int | None, folder: Path, key: str
 ) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from polydetox.artifacts import (
 from polydetox.attribute_control.jobs import CORPUS, HEAD, MODEL, Job, run, run_together
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, provenance
-from polydetox.params import RegulariseParameters, load_model
+from polydetox.parameters import Settings
 from polydetox.paths import relative
 
 LOG_COLUMNS = ["iteration", "step", "metric", "value"]
@@ -33,7 +33,7 @@ ITERATION_COLUMNS = [
 
 
 def train_method(
-    settings: RegulariseParameters, weights: Path, corpus: pd.DataFrame, folder: Path
+    settings: Settings, weights: Path, corpus: pd.DataFrame, folder: Path
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Train one method; writes ``folder/weights`` (a checkpoint), ``folder/head`` where there is one, and each
     iteration's samples, head and figures under ``folder/iterations``. A run that was stopped goes on where it was.
@@ -58,7 +58,7 @@ def train_method(
     return iterations, log, metrics
 
 
-def _state(settings: RegulariseParameters, weights: Path, corpus: pd.DataFrame, folder: Path) -> Path:
+def _state(settings: Settings, weights: Path, corpus: pd.DataFrame, folder: Path) -> Path:
     """The folder of the iterations, emptied where they depended on something else."""
     from polydetox.scoring import get_scorer
 
@@ -66,7 +66,7 @@ def _state(settings: RegulariseParameters, weights: Path, corpus: pd.DataFrame, 
     depends_on = {
         "weights": input_hash(provenance(weights)),
         "corpus": corpus.to_json(),
-        "settings": settings.model_dump(exclude={"output_folder", "profile", "model", "method", "devices"}),
+        "settings": settings.model_dump(exclude={"output_folder", "checkpoint", "corpus", "devices"}),
         "oracle": None if settings.algorithm == "plain" else get_scorer(settings.scorer).revision,
         "versions": {name: versions[name] for name in ("torch", "transformers", "trl")},
     }
@@ -80,7 +80,7 @@ def _state(settings: RegulariseParameters, weights: Path, corpus: pd.DataFrame, 
     return state
 
 
-def _rows(settings: RegulariseParameters, corpus: pd.DataFrame) -> pd.DataFrame:
+def _rows(settings: Settings, corpus: pd.DataFrame) -> pd.DataFrame:
     """The rows of the corpus that a method trains on and is measured on, with lambda as ``weight``."""
     if settings.algorithm == "filtering":
         from polydetox.attribute_control.oracle import Oracle
@@ -97,7 +97,7 @@ def _rows(settings: RegulariseParameters, corpus: pd.DataFrame) -> pd.DataFrame:
     return corpus.assign(weight=weight.astype(float)).reset_index(drop=True)
 
 
-def _devices(settings: RegulariseParameters) -> int:
+def _devices(settings: Settings) -> int:
     """How many devices head and model have in the parallel schedule."""
     import torch
 
@@ -108,7 +108,7 @@ def _devices(settings: RegulariseParameters) -> int:
     return settings.devices or (2 if gpus >= 2 else 1)
 
 
-def plan(settings: RegulariseParameters, weights: Path, state: Path) -> list[list[Job]]:
+def plan(settings: Settings, weights: Path, state: Path) -> list[list[Job]]:
     """The jobs of a method, in the order in which they are run; those of one inner list need nothing of each other.
 
     Sequential: iteration t samples from the model of iteration t-1, trains the head, then with it the model. Parallel:
@@ -141,7 +141,7 @@ def plan(settings: RegulariseParameters, weights: Path, state: Path) -> list[lis
     return steps
 
 
-def _train_iterations(settings: RegulariseParameters, weights: Path, state: Path) -> int:
+def _train_iterations(settings: Settings, weights: Path, state: Path) -> int:
     """Run the jobs of all iterations that are not done; returns the number of the last iteration."""
     weights, state = weights.resolve(), state.resolve()
     together = _devices(settings) == 2
@@ -161,7 +161,7 @@ def _train_iterations(settings: RegulariseParameters, weights: Path, state: Path
     return jobs[-1][-1].number
 
 
-def _untuned(settings: RegulariseParameters, weights: Path, state: Path) -> dict[str, float]:
+def _untuned(settings: Settings, weights: Path, state: Path) -> dict[str, float]:
     """The held-out losses of the model before training."""
     from polydetox.attribute_control.jobs import held_out_losses
     from polydetox.attribute_control.rows import encode
@@ -171,11 +171,11 @@ def _untuned(settings: RegulariseParameters, weights: Path, state: Path) -> dict
     tokenizer = load_tokenizer(weights)
     corpus = read_parquet(state / CORPUS)
     rows = encode(tokenizer, corpus["prompt"], corpus["text"], corpus["weight"], settings.max_length)
-    model = load_causal_lm(weights, inference_dtype(load_model(settings.model).dtype))
+    model = load_causal_lm(weights, inference_dtype(settings.dtype))
     return held_out_losses(model, rows, corpus, tokenizer.pad_token_id, settings.batch_size)
 
 
-def _keep(settings: RegulariseParameters, weights: Path, state: Path, folder: Path, last: int) -> None:
+def _keep(settings: Settings, weights: Path, state: Path, folder: Path, last: int) -> None:
     """Put the last iteration's checkpoint and head where the next stages look for them."""
     heads = sorted(state.glob("*/head"))
     if heads:
@@ -241,14 +241,11 @@ def _tables(state: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table, pd.concat(logs, ignore_index=True) if logs else pd.DataFrame(columns=LOG_COLUMNS)
 
 
-def _metrics(
-    settings: RegulariseParameters, iterations: pd.DataFrame, corpus: pd.DataFrame, state: Path
-) -> dict[str, Any]:
+def _metrics(settings: Settings, iterations: pd.DataFrame, corpus: pd.DataFrame, state: Path) -> dict[str, Any]:
     """What the report says of one method."""
     last = iterations.ffill().iloc[-1]  # NADO and RL leave some fields open in their last row
     used = read_parquet(state / CORPUS)
     return {
-        "method": settings.method,
         "algorithm": settings.algorithm,
         "schedule": settings.schedule if settings.algorithm == "regularised" else None,
         "adaptive": settings.regulariser_weight_neutral == 0.0 if settings.algorithm == "regularised" else None,
@@ -268,7 +265,7 @@ def _metrics(
     }
 
 
-def _cost(settings: RegulariseParameters, iterations: pd.DataFrame, clock: str) -> dict[str, float]:
+def _cost(settings: Settings, iterations: pd.DataFrame, clock: str) -> dict[str, float]:
     """What head and model took by one clock, and what they come to where each has a device.
 
     With two devices the parallel schedule's first iteration has its parts follow each other, and a later one takes as

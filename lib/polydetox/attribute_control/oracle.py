@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polydetox.params import RegulariseParameters
+from polydetox.parameters import Settings
 
 
 class Oracle:
@@ -19,7 +19,7 @@ class Oracle:
         self.threshold = self._scorer.threshold if threshold is None else threshold
 
     @classmethod
-    def of(cls, settings: RegulariseParameters) -> Oracle:
+    def of(cls, settings: Settings) -> Oracle:
         """The oracle of a method."""
         return cls(settings.scorer, settings.threshold)
 

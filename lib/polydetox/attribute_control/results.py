@@ -22,7 +22,7 @@ from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import mean_by_prompt
 from polydetox.metrics.language import language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods, control_parameters, load_model
+from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods, load_model
 from polydetox.report.collect import ENGLISH, Results, paper_table
 from polydetox.stats.bootstrap import percentile_interval
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
@@ -72,7 +72,7 @@ class Control:
     def _asked(self, stage: str, **identity: str) -> dict[str, Any]:
         if self.profile.control is None:
             return {}
-        return control_parameters(stage, self.profile, self.profile.models[0], **identity)
+        return self.results.asked(stage, **identity)
 
     def paper_method(self, method: str) -> str | None:
         """The paper's name of a method; None for the parallel schedule, of which the paper's tables do not tell."""

@@ -14,11 +14,11 @@ from polydetox.attribute_control.jobs import CORPUS, MODEL, held_out_losses
 from polydetox.attribute_control.oracle import Oracle
 from polydetox.attribute_control.rows import encode
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device, use_threads
-from polydetox.params import RegulariseParameters
+from polydetox.parameters import Settings
 from polydetox.preference.dpo import _last_checkpoint, mixed_precision
 
 
-def train_rl(settings: RegulariseParameters, weights: Path, state: Path) -> None:
+def train_rl(settings: Settings, weights: Path, state: Path) -> None:
     """Train on the prompts of the corpus; writes ``state/01``. TRL's checkpoints are what a stopped run goes on from.
 
     The reward of a continuation is C: 1 while it satisfies the constraint, else 0, and 0 where the oracle has nothing

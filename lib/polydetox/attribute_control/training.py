@@ -25,7 +25,7 @@ from polydetox.attribute_control.nado import (
 )
 from polydetox.attribute_control.rows import Row, batches_of, collate, learnt
 from polydetox.models.checkpoints import device, on_one_device
-from polydetox.params import RegulariseParameters
+from polydetox.parameters import Settings
 from polydetox.preference.dpo import mixed_precision
 
 
@@ -142,7 +142,7 @@ def train_model(
     model: PreTrainedModel,
     rows: Sequence[Row],
     regulariser: Regulariser | None,
-    settings: RegulariseParameters,
+    settings: Settings,
     padding: int,
     folder: Path,
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
@@ -209,7 +209,7 @@ class HeadTrainer(_RowTrainer):
 
     def __init__(
         self, *, head: NadoHead, body: Body, features: Features | None, sampler: NextToken,
-        settings: RegulariseParameters, **named: Any,
+        settings: Settings, **named: Any,
     ):  # fmt: skip
         super().__init__(model=_HeadOnBody(head, body), **named)
         self._body, self._features, self._sampler, self._settings = body, features, sampler, settings
@@ -269,7 +269,7 @@ def train_head(
     sampler: PreTrainedModel,
     rows: Sequence[Row],
     held_out: Sequence[Row],
-    settings: RegulariseParameters,
+    settings: Settings,
     padding: int,
     folder: Path,
 ) -> dict[str, float]:

@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, field_validator
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES
-from polydetox.params import AttributeEvalParameters, CapabilityParameters, Strict, explain, read_yaml
+from polydetox.parameters import Strict, declaration, explain
+from polydetox.params import read_yaml
 
 # Multilingual families of the harness, whose task names end in a language.
 _HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")
@@ -148,7 +149,7 @@ def _datasets(splits: dict[str, list[dict[str, Any]]], **_: Any) -> Any:
 # The papers' tasks, which need no look through thousands of files.
 _PAPERS = frozenset(
     task
-    for stage in (CapabilityParameters(), AttributeEvalParameters())
+    for stage in (declaration("capability")(), declaration("attribute_eval")())
     for suite in stage.suites.values()
     for task in suite.tasks
 )

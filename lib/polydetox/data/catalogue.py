@@ -10,7 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from polydetox import paths
 from polydetox.errors import UserError, nearest
-from polydetox.params import Strict, explain, read_yaml
+from polydetox.parameters import Strict, explain
+from polydetox.params import read_yaml
 
 RECORD = "fetched.json"  # what came, with its sha256: written last, so that its presence means that all is there
 

@@ -12,7 +12,7 @@ import pandas as pd
 from polydetox.data.rows import Skipped, check_rows, is_blank, read_rows
 from polydetox.data.schemas import fraction, number
 from polydetox.errors import UserError
-from polydetox.params import label_name
+from polydetox.parameters import label_name
 
 # What a file of labelled texts may call its two columns; the second line is Jigsaw's.
 TEXT_COLUMNS = ("text", "comment_text")

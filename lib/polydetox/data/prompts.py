@@ -16,7 +16,8 @@ from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_id, rtp_lx_rows
 from polydetox.data.schemas import SCHEMAS
 from polydetox.errors import DataNotFound, UserError
 from polydetox.languages import LANGUAGES, check_language, rtp_lx_locales
-from polydetox.params import PROMPT_SOURCES, read_yaml
+from polydetox.parameters import PROMPT_SOURCES
+from polydetox.params import read_yaml
 
 
 def load_prompts(

@@ -12,14 +12,14 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from polydetox import paths
-from polydetox.artifacts import Stage, atomic_path, finished, read_parquet
+from polydetox.artifacts import Stage, atomic_path, read_parquet
 from polydetox.data.catalogue import local_path
 from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.errors import UserError
 from polydetox.mechanism.representations import mean_pooled
-from polydetox.models.checkpoints import checkpoint_of, provenance
+from polydetox.models.checkpoints import weights_of
 from polydetox.models.texts import shortened
-from polydetox.params import ProbeParameters, load_model, load_profile
+from polydetox.parameters import Settings
 from polydetox.stats.agreement import cluster_auc
 
 
@@ -61,11 +61,11 @@ class Probe:
 # --- labelled texts ---------------------------------------------------------------------------------------------
 
 
-def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
+def labelled_texts(settings: Settings, continuations: str, stage: Stage) -> pd.DataFrame:
     """English texts with labels: ``text, label`` (1: toxic), and ``group``, which is never split.
 
-    From a file where the settings name one, else the untuned model's own continuations of the English training
-    prompts, labelled by the scorer that ranked them.
+    From the file that ``settings.texts`` names, else scored continuations of the base model, which the notebook pairs
+    wrote, each toxic from ``settings.label_threshold`` on.
     """
     if settings.texts:
         file = local_path(settings.texts)
@@ -74,14 +74,7 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
         stage.leaves_out(skipped)
         table["group"] = np.arange(len(table))
     else:
-        model = load_model(settings.model).name
-        file = paths.pairs(settings.profile, model, "on-policy") / "continuations.parquet"
-        if not file.is_file():
-            raise UserError(
-                f"{paths.relative(file)}: no such file; run the stage pairs for on-policy pairs (again), or give "
-                "labelled texts as 'mechanism: probe: texts: <file>'"
-            )
-        table = read_parquet(stage.reads(file), ["prompt_id", "continuation", "toxicity"])
+        table = read_parquet(stage.reads(continuations), ["prompt_id", "continuation", "toxicity"])
         table = table[table["continuation"].str.strip() != ""].dropna(subset=["toxicity"])
         table = pd.DataFrame({
             "text": table["continuation"].str.strip(), "group": table["prompt_id"],
@@ -90,7 +83,7 @@ def labelled_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     table = table.drop_duplicates("text")
     if settings.limit and len(table) > settings.limit:
         table = table.sample(settings.limit, random_state=settings.seed)
-    check_both_labels(table, settings.texts or "the run's own continuations")
+    check_both_labels(table, settings.texts or continuations)
     return table.reset_index(drop=True)
 
 
@@ -106,19 +99,16 @@ def split(table: pd.DataFrame, shares: tuple[float, float], seed: int) -> pd.Ser
     return table["group"].map(held).fillna("train")
 
 
-def zero_shot_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
-    """Continuations of the untuned model in every language of the run that was evaluated: ``language, text, label``,
-    and the prompt as ``group``.
+def zero_shot_texts(settings: Settings, stage: Stage) -> pd.DataFrame:
+    """Scored continuations of the base model in every language: ``language, text, label``, and the prompt as ``group``.
 
     The labels are the evaluation's scores against ``label_threshold``; an equal number of each prompt's
     continuations, the first ones, are taken.
     """
-    model, profile = load_model(settings.model).name, load_profile(settings.profile)
     tables = []
-    folder = paths.score(profile.name, model, "base")
     columns = ["language", "prompt_id", "sample", "continuation", "toxicity"]
-    everything = read_parquet(stage.reads(folder / "scores.parquet"), columns) if finished(folder) else None
-    for language in profile.languages if everything is not None else ():
+    everything = read_parquet(stage.reads(settings.scores), columns) if settings.scores else None
+    for language in settings.languages if everything is not None else ():
         scores = everything[everything["language"] == language]
         scores = scores[scores["continuation"].str.strip() != ""].dropna(subset=["toxicity"])
         chosen = scores.sort_values(["sample", "prompt_id"], kind="stable").head(settings.texts_per_language)
@@ -130,14 +120,13 @@ def zero_shot_texts(settings: ProbeParameters, stage: Stage) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
-def probe_features(settings: ProbeParameters, stage: Stage, texts: Sequence[str]) -> Float[np.ndarray, "texts hidden"]:
+def probe_features(settings: Settings, stage: Stage, texts: Sequence[str]) -> Float[np.ndarray, "texts hidden"]:
     """The mean last-layer residual stream of each text in the untuned model; computed once and kept by the stage."""
-    weights = checkpoint_of(settings.profile, settings.model)
-    stage.reads(provenance(weights))
+    weights = weights_of(settings.checkpoint, stage)
     caches = [stage.folder / "features.safetensors"]
-    dtype = load_model(settings.model).dtype
     stage.leaves_out(shortened(weights, range(len(texts)), texts, kept="first"), "shortened")
-    return mean_pooled(weights, texts, "last", caches, dtype=dtype, batch_size=settings.feature_batch_size)[:, 0]
+    options = {"dtype": settings.dtype, "batch_size": settings.feature_batch_size}
+    return mean_pooled(weights, texts, "last", caches, **options)[:, 0]
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -220,7 +209,7 @@ def quality(
 
 
 def fit_probes(
-    settings: ProbeParameters, features: Float[np.ndarray, "texts hidden"], texts: pd.DataFrame
+    settings: Settings, features: Float[np.ndarray, "texts hidden"], texts: pd.DataFrame
 ) -> dict[str, Probe]:
     """The probe and, as a check, a logistic regression, both on the texts whose ``split`` is ``train``."""
     train = (texts["split"] == "train").to_numpy()

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox import paths
-from polydetox.artifacts import Stage, read_parquet
+from polydetox.artifacts import read_parquet
 from polydetox.errors import UserError
 from polydetox.mechanism.architectures import MLPs
 from polydetox.mechanism.decoding import Neuron
 from polydetox.mechanism.vectors import as_neurons, neuron_count, scripts_of, typical_size
 from polydetox.metrics.diversity import repetition
-from polydetox.models.checkpoints import (
-    checkpoint_of,
-    inference_dtype,
-    load_causal_lm,
-    load_tokenizer,
-    provenance,
-    use_threads,
-)
-from polydetox.params import load_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from polydetox.paths import relative
 
 SOURCE_COLUMNS = ["layer", "neuron", "cosine", "activation", "actual", "tokens", "scripts"]
-
-
-def open_model(profile: str, model: str, variant: str, stage: Stage) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of one variant, recorded as an input of the stage."""
-    use_threads()
-    weights = checkpoint_of(profile, model, variant)
-    stage.reads(provenance(weights))
-    return load_causal_lm(weights, inference_dtype(load_model(model).dtype)), load_tokenizer(weights)
 
 
 def source_metrics(
@@ -60,13 +41,12 @@ def source_metrics(
     }
 
 
-def load_sources(profile: str, model: str, stage: Stage) -> tuple[list[Neuron], list[Neuron]]:
-    """The actual sources of a model, and all its potential ones; a ``UserError`` where none is active."""
-    file = paths.value_vectors(profile, load_model(model).name) / "sources.parquet"
-    table = read_parquet(stage.reads(file), ["layer", "neuron", "actual"])
+def load_sources(file: Path) -> tuple[list[Neuron], list[Neuron]]:
+    """The actual and the potential sources that ``sources.parquet`` holds, as (layer, place in the layer's MLP)."""
+    table = read_parquet(file, ["layer", "neuron", "actual"])
     actual = as_neurons(table[table["actual"]])
     if not actual:
-        raise UserError(f"{paths.relative(file)}: no actual source; raise 'mechanism: value_vectors: top'")
+        raise UserError(f"{relative(file)}: no actual source; raise 'mechanism: value_vectors: top'")
     return actual, as_neurons(table)
 
 

@@ -7,7 +7,6 @@ stopped goes on where it was, and a table whose values are all there is put toge
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,9 @@ from polydetox.artifacts import input_hash, library_versions, read_parquet, resu
 from polydetox.metrics.diversity import published_distinct
 from polydetox.metrics.evaluate import TOKEN_DISTINCT
 from polydetox.metrics.language import detect
-from polydetox.models.checkpoints import checkpoint_of, ensure_checkpoint, load_tokenizer, provenance
+from polydetox.models.checkpoints import load_tokenizer, provenance, weights_of
 from polydetox.models.texts import Shortened, shortened
-from polydetox.params import ScoreParameters, load_model
+from polydetox.parameters import Settings
 from polydetox.scoring import CachedScorer, get_scorer
 
 if TYPE_CHECKING:
@@ -35,24 +34,15 @@ VALUES = ["toxicity", "second_opinion", "perplexity"]
 _PROMPTS = 64  # of a piece
 
 
-def judge_weights(judge: str, untuned: Callable[[], Path]) -> Path | None:
-    """The checkpoint that tells the perplexity: the untuned one, a Hub id or folder, or none."""
-    if judge == "none":
-        return None
-    if judge == "untuned":
-        return untuned()
-    return ensure_checkpoint(load_model(judge))
-
-
 class Scoring:
     """Two scorers and a judge, which load their models when a table first needs them."""
 
-    def __init__(self, settings: ScoreParameters):
+    def __init__(self, settings: Settings):
         self._settings = settings
         self.scorers = [CachedScorer(get_scorer(name)) if name else None
                          for name in (settings.scorer, settings.second_scorer)]  # fmt: skip
-        self.judge_weights = judge_weights(settings.judge, lambda: checkpoint_of(settings.profile, settings.model))
-        self._dtype = load_model(settings.model).dtype
+        self.judge_weights = weights_of(settings.judge) if settings.judge else None
+        self._dtype = settings.dtype
 
     def score(self, continuations: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
         """A table of continuations of one language with the columns ``SCORE_COLUMNS``.

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ from polydetox.data.download import hub_errors
 from polydetox.errors import UserError
 from polydetox.models.decoders import check_decoder
 from polydetox.models.tokenizers import leave_open
-from polydetox.params import ModelFile, load_model, load_profile
+from polydetox.params import ModelFile, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,8 @@ Arguments = TypeVar("Arguments")  # transformers.TrainingArguments, or a trainer
 
 # Names the folder of the weights, so that a Hub snapshot need not be copied.
 LOCATION = "checkpoint.json"
+# The entry of config.json that names the languages to which a vocabulary was trimmed.
+KEPT_LANGUAGES = "kept_languages"
 
 
 def make_checkpoint(model: ModelFile, folder: Path) -> Path:
@@ -151,49 +154,62 @@ def ensure_checkpoint(model: ModelFile, folder: Path | None = None) -> Path:
         return location
 
 
-def checkpoint_of(profile: str, model_name: str, variant: str = "base") -> Path:
-    """The checkpoint that a stage of a profile loads for one variant.
+def weights_of(checkpoint: str, stage: Stage | None = None, revision: str | None = None) -> Path:
+    """The folder of the weights or adapter that a parameter names, recorded as an input of the stage.
 
-    ``base`` is the trimmed checkpoint where the profile made one, else the untuned one; any other variant is its
-    merged checkpoint.
+    ``checkpoint`` is the folder of a stage, a folder of weights, a Hub id, or a file of params/models/. ``revision`` is
+    the commit or tag of a Hub id.
     """
-    model = load_model(model_name)
-    if variant == "base":
-        trimmed = paths.trim(profile, model.name)
-        if load_profile(profile).trim and finished(trimmed):
-            return trimmed / "weights"
-        return ensure_checkpoint(model)
-    merged = paths.merge(profile, model.name, variant)
-    if not finished(merged):
-        raise UserError(
-            f"{paths.relative(merged)}: variant {variant!r} of {model.name} is not trained yet; run "
-            f"`polydetox run --profile {profile}` first"
-        )
-    return merged / "weights"
+    folder = paths.given(checkpoint)
+    if folder.is_dir():
+        weights = _weights_in(folder)
+    elif revision:
+        weights = _download(checkpoint, revision)
+    else:
+        weights = ensure_checkpoint(load_model(checkpoint))
+    if stage is not None:
+        stage.reads(provenance(weights))
+    return weights
 
 
-def tuned_from(profile: str, model_name: str, variant: str) -> Path:
-    """The untuned checkpoint that a variant was tuned from: a published one knows nothing of a trimmed vocabulary."""
-    return ensure_checkpoint(load_model(model_name)) if variant == "published" else checkpoint_of(profile, model_name)
+def _weights_in(folder: Path) -> Path:
+    if (folder / LOCATION).is_file():
+        return recorded_location(folder)
+    for place in (folder / "weights", folder):
+        if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
+            return place
+    raise UserError(f"{paths.relative(folder)}: no config.json there, so it is not a checkpoint; run its stage first")
 
 
-def tuned_weights(profile: str, model_name: str, variant: str) -> Path:
-    """The tuned weights or adapter of a variant before merging: this profile's own, or published ones."""
-    model = load_model(model_name)
-    if variant != "published":
-        folder = paths.dpo(profile, model.name, variant)
-        if not finished(folder):
-            raise UserError(f"{paths.relative(folder)}: variant {variant!r} of {model.name} is not trained yet; run "
-                            f"`polydetox run --profile {profile}` first")  # fmt: skip
-        return folder / "weights"
-    if model.tuned is None:
-        raise UserError(f"params/models/{model.name}.yaml: variant 'published' needs the key 'tuned'")
-    if model.tuned.hub:
-        return _download(model.tuned.hub, model.tuned.revision)
-    location = Path(str(model.tuned.path)).expanduser()
-    if not location.is_dir():
-        raise UserError(f"params/models/{model.name}.yaml: tuned: path: {location}: no such folder")
-    return location
+def open_checkpoint(
+    checkpoint: str, dtype: str, stage: Stage, languages: Iterable[str] = ()
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a checkpoint, recorded as an input of the stage.
+
+    A checkpoint whose vocabulary was trimmed to fewer languages than ``languages`` is a ``UserError``.
+    """
+    use_threads()
+    weights = weights_of(checkpoint, stage)
+    check_vocabulary(weights, languages)
+    return load_causal_lm(weights, inference_dtype(dtype)), load_tokenizer(weights)
+
+
+def check_vocabulary(weights: Path, languages: Iterable[str]) -> None:
+    """Refuse languages whose tokens were trimmed away."""
+    from transformers import AutoConfig
+
+    kept = getattr(AutoConfig.from_pretrained(weights), KEPT_LANGUAGES, None)
+    for language in languages if kept else ():
+        if language not in kept:
+            raise UserError(
+                f"{paths.relative(weights)}: the vocabulary was trimmed to {' '.join(kept)}, without {language!r}; add "
+                "it to the profile's 'languages', or take a checkpoint whose vocabulary is whole"
+            )
+
+
+def name_of(checkpoint: str) -> str:
+    """A checkpoint as a figure's legend names it: the end of its path."""
+    return Path(checkpoint).name
 
 
 def provenance(weights: Path) -> Path:

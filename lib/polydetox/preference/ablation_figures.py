@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from polydetox.preference.ablations import MEAN, TAIL, UNTUNED, Family, means, set_title
+from polydetox.mechanism.architectures import Family
+from polydetox.preference.ablations import MEAN, TAIL, means, set_title
 from polydetox.report.collect import METRICS, Results
 from polydetox.report.figures import (
     AFTER,
@@ -28,6 +29,7 @@ from polydetox.report.figures import (
     use_theme,
     x_label,
 )
+from polydetox.scoring.several import UNTUNED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,7 +20,7 @@ from polydetox.artifacts import finished, read_json
 from polydetox.data.catalogue import sources
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import prompt_values
-from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model, stage_parameters
+from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model
 from polydetox.report.collect import METRICS, Results, compared_variants, variant_title
 from polydetox.report.tables import (
     NOT_APPLICABLE,
@@ -81,7 +81,7 @@ def families(results: Results, kind: Kind) -> list[Family]:
         compared = [variant for variant in compared_variants(profile, listed) if variant in profile.variants]
         # Of other kinds each variant of the main tables may have its own; other pairs are compared with the first.
         for reference in compared[:1] if kind == "pairs" else compared:
-            settings = _pairs_of(profile, compared) if kind == "pairs" else _ablated(profile, listed, kind, reference)
+            settings = _pairs_of(profile, compared) if kind == "pairs" else _ablated(results, listed, kind, reference)
             if len(settings) > 1:
                 several = len(compared) > 1 and kind != "pairs"
                 title = f"{model.title} ({variant_title(profile, reference)})" if several else model.title
@@ -97,8 +97,9 @@ def _pairs_of(profile: Profile, variants: list[str]) -> dict[str, Any]:
     return {variant: pairs for pairs, variant in kinds.items()}
 
 
-def _ablated(profile: Profile, listed: str, kind: Kind, reference: str) -> dict[str, Any]:
+def _ablated(results: Results, listed: str, kind: Kind, reference: str) -> dict[str, Any]:
     """A variant of the main tables and its ablations of one kind, with the setting that each of them has."""
+    profile = results.profile
     ablations = [
         name
         for name, variant in profile.variants.items()
@@ -106,7 +107,7 @@ def _ablated(profile: Profile, listed: str, kind: Kind, reference: str) -> dict[
     ]
     setting = ABLATED_SETTING[kind]  # type: ignore[index]
     return {
-        variant: stage_parameters("dpo", profile, listed, variant=variant)[setting]
+        variant: results.asked("dpo", model=load_model(listed).name, variant=variant)[setting]
         for variant in (reference, *ablations)
     }
 
@@ -155,8 +156,7 @@ def common_languages(results: Results, family: Family) -> list[str]:
 
 def files(results: Results) -> list[Path]:
     """What the chapter reads, which its notebook records as its inputs."""
-    written = {"score": "scores.parquet", "score_more": "scores.parquet",
-               "evaluate": "metrics.json", "evaluate_more": "metrics.json"}  # fmt: skip
+    written = {"score": "scores.parquet", "evaluate": "metrics.json"}
     return [run.folder / written[run.stage] for run in results.stages if run.stage in written and run.done]
 
 

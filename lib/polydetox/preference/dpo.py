@@ -19,7 +19,7 @@ from polydetox.artifacts import atomic_folder, input_hash, library_versions, res
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
 from polydetox.models.texts import context_length
-from polydetox.params import DPOParameters
+from polydetox.parameters import Settings
 
 if TYPE_CHECKING:
     from polydetox.preference.trainer import PairTrainer
@@ -57,7 +57,7 @@ def truncate_prompts(pairs: pd.DataFrame, tokenizer: Any, max_prompt_length: int
 
 
 def train_dpo(
-    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: DPOParameters, folder: Path
+    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Settings, folder: Path
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Train on preference pairs and keep the checkpoint with the lowest held-out loss.
 
@@ -95,7 +95,7 @@ def make_trainer(
     weights: Path,
     train: pd.DataFrame,
     held_out: pd.DataFrame,
-    settings: DPOParameters,
+    settings: Settings,
     checkpoints: Path,
     *,
     resumed: bool = False,
@@ -171,7 +171,7 @@ def make_trainer(
     return trainer
 
 
-def _reference_cache(weights: Path, settings: DPOParameters) -> Path:
+def _reference_cache(weights: Path, settings: Settings) -> Path:
     """The file of reference log-probabilities for this model, in the precision in which training computes them."""
     versions = library_versions()
     depends_on = [
@@ -181,7 +181,7 @@ def _reference_cache(weights: Path, settings: DPOParameters) -> Path:
     return paths.reference_cache(resume_key(depends_on))
 
 
-def _check_evaluated(settings: DPOParameters, pairs: int) -> None:
+def _check_evaluated(settings: Settings, pairs: int) -> None:
     """The best checkpoint is chosen by the held-out loss, so there must be an evaluation before the end."""
     a_step = settings.batch_size * settings.gradient_accumulation_steps
     steps = settings.max_steps or math.ceil(pairs / a_step) * math.ceil(settings.epochs)
@@ -192,7 +192,7 @@ def _check_evaluated(settings: DPOParameters, pairs: int) -> None:
 
 
 def _checkpoint_folder(
-    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: DPOParameters, folder: Path
+    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Settings, folder: Path
 ) -> Path:
     """TRL's checkpoints, in a folder named by all that they depend on: other settings start anew."""
     depends_on = {
@@ -215,14 +215,14 @@ def mixed_precision() -> bool:
     return device().type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _sees_all_pairs(settings: DPOParameters, pairs: int) -> bool:
+def _sees_all_pairs(settings: Settings, pairs: int) -> bool:
     """Whether training goes over all pairs; computing the reference beforehand then costs no more than on the way."""
     if settings.max_steps is None:
         return settings.epochs >= 1
     return settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps >= pairs
 
 
-def _trainable(weights: Path, settings: DPOParameters) -> tuple[PreTrainedModel, Any]:
+def _trainable(weights: Path, settings: Settings) -> tuple[PreTrainedModel, Any]:
     """The model to train and the adapter to put on it (None for full fine-tuning)."""
     if settings.method == "full":
         # A small learning rate changes weights by less than bfloat16 can hold, so full fine-tuning is in float32.

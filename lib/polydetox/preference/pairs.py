@@ -12,10 +12,10 @@ from polydetox.artifacts import Stage, write_parquet
 from polydetox.data.pairs import PAIR_COLUMNS, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.prompts import training_prompts
 from polydetox.errors import UserError
-from polydetox.params import PairsParameters, load_model
+from polydetox.parameters import Settings
 
 
-def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
+def make_pairs(settings: Settings, stage: Stage) -> pd.DataFrame:
     """The English preference pairs of one kind; on-policy ones are sampled and scored here.
 
     All scored continuations of the training prompts are kept in ``continuations.parquet``: the probe learns from them.
@@ -28,15 +28,14 @@ def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
         stage.leaves_out(skipped)
         return pairs
     from polydetox.generation import Sampling, generate
-    from polydetox.models.checkpoints import checkpoint_of, provenance
+    from polydetox.models.checkpoints import weights_of
     from polydetox.scoring import CachedScorer, get_scorer
 
-    weights = checkpoint_of(settings.profile, settings.model)
-    stage.reads(provenance(weights))
+    weights = weights_of(settings.checkpoint, stage)
     sampling = Sampling(n=settings.n, temperature=settings.temperature, top_p=settings.top_p,
                         max_new_tokens=settings.max_new_tokens, seed=settings.seed)  # fmt: skip
     continuations = generate(weights, training_prompts(), sampling, stage.folder / "parts",
-                             engine=settings.engine, dtype=load_model(settings.model).dtype)  # fmt: skip
+                             engine=settings.engine, dtype=settings.dtype)  # fmt: skip
     scorer = CachedScorer(get_scorer(settings.scorer))
     stage.scores_with(scorer)
     scored = continuations.assign(toxicity=scorer.score(continuations["continuation"].tolist(), "en"))
@@ -49,7 +48,7 @@ def make_pairs(settings: PairsParameters, stage: Stage) -> pd.DataFrame:
     return pairs.head(settings.limit) if settings.limit else pairs
 
 
-def pair_metrics(pairs: pd.DataFrame, settings: PairsParameters) -> dict[str, Any]:
+def pair_metrics(pairs: pd.DataFrame, settings: Settings) -> dict[str, Any]:
     """What the report says of a set of pairs; the fields of on-policy pairs are None for other kinds."""
     on_policy = settings.kind == "on-policy"
     return {

@@ -24,7 +24,6 @@ from polydetox.params import Profile, load_model
 from polydetox.report.clean import REMOVED, cell_options, clean, labels, read_notebook, without_machine_paths
 from polydetox.report.collect import Results, StageRun, variant_title
 from polydetox.report.masking import COVER, WARNING, WARNING_TITLE
-from polydetox.report.sections import STAGE_TITLES
 
 FOLDER = "notebooks"
 LIST = "notebooks.qmd"
@@ -125,7 +124,7 @@ def pages(results: Results) -> Iterator[Page]:
         for notebook in notebooks:
             versions.setdefault(tuple((cell.cell_type, cell.source) for cell in notebook.cells), []).append(notebook)
         for number, same in enumerate(versions.values(), start=1):
-            title, name = STAGE_TITLES[stage], "-".join([part if part == WORLD else runs[0].model, stage])
+            title, name = results.title(stage), "-".join([part if part == WORLD else runs[0].model, stage])
             if number > 1:
                 title, name = f"{title}, version {number}", f"{name}-{number}"
             yield Page(part, title, slug(name), same)
@@ -140,7 +139,7 @@ def _by_stage(results: Results) -> dict[tuple[str, str], list[StageRun]]:
     order = ["", *LANGUAGES]
     for runs in found.values():
         runs.sort(key=lambda run: order.index(run.language or ""))
-    models, stages = [*titles.values(), WORLD], list(STAGE_TITLES)
+    models, stages = [*titles.values(), WORLD], list(results.record["stages"])
     return dict(sorted(found.items(), key=lambda item: (models.index(item[0][0]), stages.index(item[0][1]))))
 
 
@@ -180,19 +179,19 @@ def list_of_runs(results: Results, written: list[Page]) -> str:
         for run in runs:
             about = subject(results.profile, run) if part != WORLD else ""
             word = run.language or (run.model if part == WORLD else "notebook")
-            said = ", ".join(filter(None, [STAGE_TITLES[stage], about, run.language and LANGUAGES[run.language]]))
+            said = ", ".join(filter(None, [results.title(stage), about, run.language and LANGUAGES[run.language]]))
             entry = f'<span class="missing" title="{_attribute(said)}: not run">{html.escape(word)}</span>'
             if id(run) in places:
                 page, notebook = places[id(run)]
                 entry = f'<a href="{page.address(notebook)}" title="{_attribute(said)}">{html.escape(word)}</a>'
-            rows.setdefault(part, {}).setdefault((stage, about), []).append(entry)
+            rows.setdefault(part, {}).setdefault((results.title(stage), about), []).append(entry)
     return "\n\n".join(f"## {part} {{.unnumbered}}\n\n{_table(lines)}" for part, lines in rows.items())
 
 
 def _table(lines: dict[tuple[str, str], list[str]]) -> str:
     body, before = [], ""
     for (stage, about), entries in lines.items():
-        title = STAGE_TITLES[stage] if stage != before else ""
+        title = stage if stage != before else ""
         before = stage
         words = " ".join(entries)
         body.append(f'<tr><td>{title}</td><td>{html.escape(about)}</td><td class="runs">{words}</td></tr>')

@@ -20,13 +20,14 @@ import yaml
 from polydetox import paths
 from polydetox.artifacts import atomic_folder, finished, read_json
 from polydetox.errors import UserError, nearest
-from polydetox.params import SECTIONS, read_yaml
+from polydetox.params import read_yaml
 from polydetox.report.appendices import html_block, write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
 from polydetox.report.collect import Results
 from polydetox.report.prose import variables
 
 CONFIGURATION = "_quarto.yml"
+RECORD = "run.json"  # what a run is made of, as the workflow writes it
 VARIABLES = "_variables.yml"
 
 EMBED = re.compile(r"^\{\{<\s*embed\s+(\S+?\.ipynb)#([\w-]+)\s*>\}\}[ \t]*$", re.MULTILINE)
@@ -43,13 +44,13 @@ def assemble(profile: str) -> Path:
 
     Sections and appendices whose artefacts are not there say that they were not run.
     """
-    results = Results(profile)
+    results = Results(paths.profile_run(profile) / RECORD)
     with atomic_folder(paths.book(profile)) as folder:
         sources = paths.root() / "book"
         if not (sources / "index.qmd").is_file():
             raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
-        summaries = _write_summaries(profile, folder)
+        summaries = _write_summaries(results, folder)
         appendices = write_appendices(results, folder)
         (folder / VARIABLES).write_text(_dump(read_variables(profile, folder, variables(results))), "utf-8")
         for page in sorted(folder.rglob("*.qmd")):
@@ -68,11 +69,11 @@ def _dump(content: Any) -> str:
 # --- summary notebooks ------------------------------------------------------------------------------------------
 
 
-def _write_summaries(profile: str, folder: Path) -> dict[str, nbformat.NotebookNode]:
+def _write_summaries(results: Results, folder: Path) -> dict[str, nbformat.NotebookNode]:
     """Write the summary notebooks that were run, cleaned, and return them by their name in the book."""
     written = {}
-    for section in SECTIONS:
-        source = paths.summary(profile, section)
+    for section, place in results.record["sections"].items():
+        source = paths.given(place)
         if finished(source):
             name = f"summary/{section}.ipynb"
             notebook = clean(read_notebook(source / "notebook.ipynb"), source / "notebook.ipynb")

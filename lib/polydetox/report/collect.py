@@ -6,7 +6,6 @@ What was not run is missing (NaN), never a number.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,14 +19,11 @@ from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import prompt_values
+from polydetox.parameters import checked
 from polydetox.params import (
-    JIGSAW_CONDITIONS,
     Profile,
-    control_methods,
     is_ablation,
-    languages_of,
     load_model,
-    load_profile,
     variants_of,
 )
 from polydetox.stats.agreement import verdicts
@@ -176,91 +172,21 @@ class StageRun:
         return finished(self.folder)
 
 
-def stage_runs(profile: Profile) -> Iterator[StageRun]:
-    """Every stage that the profile asks for, in the order of the workflow, run or not."""
-    for listed in profile.models:
-        model = load_model(listed).name
-        yield StageRun("checkpoint", paths.checkpoint(model), model)
-        if profile.trim:
-            yield StageRun("trim", paths.trim(profile.name, model), model)
-        variants = variants_of(profile, listed)
-        trained = [variant for variant in variants if variant in profile.variants]
-        for kind in dict.fromkeys(profile.variants[variant].pairs for variant in trained):
-            yield StageRun("pairs", paths.pairs(profile.name, model, kind), model, kind=kind)
-        for variant in variants:
-            if variant in trained:
-                yield StageRun("dpo", paths.dpo(profile.name, model, variant), model, variant)
-            if variant != "base":
-                yield StageRun("merge", paths.merge(profile.name, model, variant), model, variant)
-            yield StageRun("generate", paths.generate(profile.name, model, variant), model, variant)
-            yield StageRun("score", paths.score(profile.name, model, variant), model, variant)
-            for language in languages_of(profile, variant):
-                folder = paths.evaluate(profile.name, model, variant, language)
-                yield StageRun("evaluate", folder, model, variant, language)
-            if profile.capability is not None and not is_ablation(profile, variant):
-                yield StageRun("capability", paths.capability(profile.name, model, variant), model, variant)
-        yield from _more_prompts_runs(profile, listed)
-        if profile.agreement is not None:
-            yield StageRun("agreement", paths.agreement(profile.name, model), model)
-        yield from _mechanism_runs(profile, listed)
-        yield from _alignment_runs(profile, listed)
-        yield from _control_runs(profile, listed)
-    for cell in profile.world.cells() if profile.world else {}:
-        yield StageRun("world_pretrain", paths.world_pretrain(profile.name, cell), cell)
-        yield StageRun("world_transfer", paths.world_transfer(profile.name, cell), cell)
-
-
-def _more_prompts_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
-    """The evaluations on further sets of prompts, as stages of their own: they are not pooled with the first set."""
-    model = load_model(listed).name
-    for name in profile.more_prompts:
-        for variant in compared_variants(profile, listed):
-            for stage, place in (("generate_more", paths.generate), ("score_more", paths.score)):
-                yield StageRun(stage, place(profile.name, model, variant, name), model, variant, prompt_set=name)
-            for language in profile.languages:
-                folder = paths.evaluate(profile.name, model, variant, language, name)
-                yield StageRun("evaluate_more", folder, model, variant, language, prompt_set=name)
-
-
-def _mechanism_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
-    if profile.mechanism is None:
-        return
-    model = load_model(listed).name
-    yield StageRun("probe", paths.probe(profile.name, model), model)
-    yield StageRun("value_vectors", paths.value_vectors(profile.name, model), model)
-    for variant in compared_variants(profile, listed):
-        yield StageRun("activations", paths.activations(profile.name, model, variant), model, variant)
-    yield StageRun("intervene", paths.intervene(profile.name, model), model, "base")
-
-
-def _control_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
-    """Attribute control; a method or a way of training on comments stands where a variant does."""
-    if profile.control is None:
-        return
-    name, model = profile.name, load_model(listed).name
-    yield StageRun("control_corpus", paths.control_corpus(name, model), model)
-    for method in control_methods(profile):
-        if method != "base":
-            yield StageRun("regularise", paths.regularise(name, model, method), model, kind=method)
-        yield StageRun("constrained_decode", paths.constrained_decode(name, model, method), model, kind=method)
-        yield StageRun("attribute_eval", paths.attribute_eval(name, model, method), model, kind=method)
-    yield StageRun("win_rate", paths.win_rate(name, model), model)
-    for condition in JIGSAW_CONDITIONS if profile.control.jigsaw_classify is not None else ():
-        yield StageRun("jigsaw_classify", paths.jigsaw_classify(name, model, condition), model, kind=condition)
-
-
-def _alignment_runs(profile: Profile, listed: str) -> Iterator[StageRun]:
-    if profile.alignment is None:
-        return
-    model = load_model(listed).name
-    yield StageRun("retrieval", paths.retrieval(profile.name, model), model, "base")
-    for variant in compared_variants(profile, listed)[1:]:
-        yield StageRun("transfer", paths.transfer(profile.name, model, variant), model, variant)
+def stage_runs(record: dict[str, Any]) -> list[StageRun]:
+    """Every stage of a run, in the order of the workflow, done or not."""
+    runs = []
+    for job in record["jobs"]:
+        of = job["wildcards"]
+        runs.append(StageRun(
+            job["stage"], paths.given(job["folder"]), of.get("model") or of["cell"], of.get("variant"), of.get("lang"),
+            of.get("kind") or of.get("method") or of.get("condition"), of.get("set", "").rstrip("/") or None,
+        ))  # fmt: skip
+    return runs
 
 
 def _read_by(run: StageRun) -> tuple[str | None, ...]:
     """What a stage reads from outside, the same for every variant, method and condition that reads it."""
-    if run.stage in ("generate", "generate_more", "constrained_decode"):
+    if run.stage in ("generate", "constrained_decode"):
         return ("prompts", run.prompt_set)
     return ("comments",) if run.stage in ("probe", "jigsaw_classify") else (run.stage, run.kind)
 
@@ -271,21 +197,33 @@ class Results:
     Intervals come from ``samples`` bootstrap replicates; ``seed`` fixes their draws.
     """
 
-    def __init__(self, profile: str, *, samples: int = 1000, confidence: float = 0.95, seed: int = 0):
-        self.profile = load_profile(profile)
+    def __init__(self, run: str | Path, *, samples: int = 1000, confidence: float = 0.95, seed: int = 0):
+        self.record = read_json(paths.given(run))
+        self.profile = Profile.model_validate(self.record["profile"])
         self.comparisons = comparisons(self.profile)
         self.samples, self.confidence, self.seed = samples, confidence, seed
         self.models = {model.name: model.title for model in map(load_model, self.profile.models)}  # titles by folder
 
+    def asked(self, stage: str, **wildcards: str) -> dict[str, Any]:
+        """All parameters of one job of the run, defaults included, whether or not it is done."""
+        for job in self.record["jobs"]:
+            if job["stage"] == stage and wildcards.items() <= job["wildcards"].items():
+                return checked(Path(job["notebook"]).stem, **job["parameters"]).model_dump()
+        raise KeyError(stage, wildcards)
+
+    def title(self, stage: str) -> str:
+        """A stage as the report prints it."""
+        return str(self.record["stages"][stage]["title"])
+
     @cached_property
     def stages(self) -> list[StageRun]:
         """Every stage of the profile, run or not."""
-        return list(stage_runs(self.profile))
+        return stage_runs(self.record)
 
     @cached_property
     def main_stages(self) -> list[StageRun]:
-        """Those of them that the main tables are about: no ablation."""
-        return [run for run in self.stages if not is_ablation(self.profile, run.variant)]
+        """Those of them that the main tables are about: no ablation, no further set of prompts."""
+        return [run for run in self.stages if not is_ablation(self.profile, run.variant) and not run.prompt_set]
 
     def metrics_files(self) -> list[Path]:
         """The metrics and scores of every evaluation that has run; a summary notebook records them as its inputs."""
@@ -497,7 +435,7 @@ class Results:
             if not run.done:
                 continue
             manifest = read_json(run.folder / MANIFEST)
-            table = run.folder / _TABLES.get(run.stage, MANIFEST)
+            table = run.folder / self.record["stages"][run.stage]["table"]
             sha256 = manifest.get("output_sha256") or file_sha256(table)
             named = {name: getattr(run, name) for name in named_by}
             rows.append({**named, **{key: manifest.get(key) for key in _FROM_MANIFEST}, "sha256": sha256})
@@ -543,24 +481,6 @@ def _rows_of(record: dict[str, Any]) -> int:
 
 
 COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "judged", "outliers"]
-_TABLES = {
-    "pairs": "pairs.parquet",
-    "generate": "continuations.parquet",
-    "score": "scores.parquet",
-    "evaluate": "metrics.json",
-    "generate_more": "continuations.parquet",
-    "score_more": "scores.parquet",
-    "evaluate_more": "metrics.json",
-    "constrained_decode": "continuations.parquet",
-    "agreement": "scores.parquet",
-    "probe": "quality.parquet",
-    "value_vectors": "sources.parquet",
-    "activations": "neurons.parquet",
-    "intervene": "continuations.parquet",
-    "retrieval": "layers.parquet",
-    "transfer": "languages.parquet",
-    "world_transfer": "languages.parquet",
-}
 _FROM_MANIFEST = ["wall_seconds", "finished", "git_commit", "seed"]
 
 

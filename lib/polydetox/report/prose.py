@@ -170,7 +170,7 @@ def _more_prompts(results: Results) -> str:
     """Which further sets of prompts were evaluated as well."""
     said = []
     for name, prompts in results.profile.more_prompts.items():
-        done = [run for run in results.stages if run.stage == "evaluate_more" and run.prompt_set == name and run.done]
+        done = [run for run in results.stages if run.stage == "evaluate" and run.prompt_set == name and run.done]
         languages = len({run.language for run in done})
         where = f"in {languages} languages" if done else "not run"
         said.append(f"{prompts.title or name} ({where})")
@@ -340,7 +340,7 @@ def _outliers(results: Results) -> str:
 
 
 def _coverage(results: Results) -> str:
-    asked = [run for run in results.stages if run.stage in ("evaluate", "evaluate_more")]
+    asked = [run for run in results.stages if run.stage == "evaluate"]
     done = sum(run.done for run in asked)
     if not asked:
         return "The profile tunes no pretrained model with preferences."
@@ -543,35 +543,11 @@ def _commits(results: Results) -> str:
     return f"The stages ran at commit {said}{changed}."
 
 
-# What a profile may leave out, by its section, with the stages that run it.
-_PARTS = {
-    "variants": ("preference tuning of pretrained models and its effect on toxicity", ("evaluate", "evaluate_more")),
-    "mechanism": (
-        "the toxicity probe, value vectors, activations and interventions",
-        ("probe", "value_vectors", "activations", "intervene"),
-    ),
-    "alignment": ("sentence retrieval across languages and its correlation with the drop", ("retrieval", "transfer")),
-    "capability": ("multiple-choice questions before and after tuning", ("capability",)),
-    "world": ("the controlled world", ()),
-    "control": (
-        "attribute-controlled fine-tuning [@meng2024attribute]",
-        ("regularise", "constrained_decode", "attribute_eval", "win_rate", "jigsaw_classify"),
-    ),
-}
-
-
 def _absent(results: Results) -> str:
-    """Which parts the profile leaves out, and of which it asks for more than was run."""
-    # A section may be there without settings of its own.
-    left_out = [
-        words
-        for section, (words, _) in _PARTS.items()
-        if (not results.comparisons if section == "variants" else getattr(results.profile, section) is None)
-    ]
-    said = [f"This profile leaves out {listing(left_out)}."] if left_out else []
-    for words, stages in _PARTS.values():
-        asked = [run for run in results.stages if run.stage in stages]
-        done = sum(run.done for run in asked)
-        if done < len(asked):
-            said.append(f"Of {words}, {done} of {len(asked)} notebooks were run.")
+    """Which chapters the profile leaves out, and of which it asks for more than was run."""
+    skipped = [each["about"] for each in results.record["chapters"].values() if not each["included"]]
+    undone = [run for run in results.stages if not run.done]
+    said = [f"This profile leaves out {listing(skipped)}."] if skipped else []
+    if undone:
+        said.append(f"Of {len(results.stages)} notebooks, {len(results.stages) - len(undone)} were run.")
     return " ".join(said) or "This profile asks for every part, and all of it was run."

@@ -22,43 +22,13 @@ def not_run(what: str) -> Markdown:
 
 # --- provenance -------------------------------------------------------------------------------------------------
 
-STAGE_TITLES = {
-    "checkpoint": "Checkpoint",
-    "trim": "Vocabulary trimming",
-    "pairs": "Preference pairs",
-    "dpo": "Training",
-    "merge": "Merge",
-    "generate": "Continuations",
-    "score": "Scores",
-    "evaluate": "Evaluation",
-    "generate_more": "Continuations of further prompts",
-    "score_more": "Scores on further prompts",
-    "evaluate_more": "Evaluation on further prompts",
-    "agreement": "Agreement of scorers",
-    "probe": "Toxicity probe",
-    "value_vectors": "Value vectors",
-    "activations": "Activations",
-    "intervene": "Intervention",
-    "retrieval": "Retrieval",
-    "transfer": "Transfer",
-    "capability": "Capability",
-    "control_corpus": "Corpus of attribute control",
-    "regularise": "Attribute-controlled fine-tuning",
-    "constrained_decode": "Continuations under attribute control",
-    "attribute_eval": "Evaluation of attribute control",
-    "win_rate": "Win rates",
-    "jigsaw_classify": "Labelled comments",
-    "world_pretrain": "Pretraining in the controlled world",
-    "world_transfer": "Transfer in the controlled world",
-}
-
 
 def stages_table(results: Results) -> PaperTable:
     """Of each stage how many runs the profile asks for, how many are done, and how long they took."""
     columns = ["Stage", "Runs", "Done", "Total time", "Longest"]
     done = results.manifests()
     lines: list[list[Cell | str]] = []
-    for stage, title in STAGE_TITLES.items():
+    for stage, title in ((name, each["title"]) for name, each in results.record["stages"].items()):
         asked = [run for run in results.stages if run.stage == stage]
         if asked:
             seconds = done.loc[done["stage"] == stage, "wall_seconds"].astype(float)
@@ -73,7 +43,7 @@ def artefacts_table(results: Results) -> PaperTable:
     """Every finished run of a stage: its time, seed and commit, and the hash of what it wrote."""
     columns = ["Stage", "What", "Seed", "Time", "Commit", "sha256"]
     rows = [
-        [STAGE_TITLES[row.stage], _subject(results, row), Cell(str(row.seed)), Cell(duration(row.wall_seconds)),
+        [results.title(row.stage), _subject(results, row), Cell(str(row.seed)), Cell(duration(row.wall_seconds)),
          str(row.git_commit or NOT_APPLICABLE)[:10], str(row.sha256 or NOT_APPLICABLE)[:12]]
         for row in results.manifests().itertuples()
     ]  # fmt: skip

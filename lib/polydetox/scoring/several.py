@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from polydetox import paths
-from polydetox.artifacts import Stage, finished, read_parquet
+from polydetox.artifacts import read_parquet
 from polydetox.errors import UserError
 from polydetox.metrics.toxicity import any_toxic, matrix, maximum_toxicity
-from polydetox.params import AgreementParameters, is_ablation, load_model, load_profile, variants_of
+from polydetox.parameters import Settings
 from polydetox.scoring import CachedScorer, Scorer, get_scorer
 from polydetox.stats.agreement import (
     both,
@@ -31,26 +32,13 @@ UNTUNED = "base"
 KEYS = ["variant", "language", "prompt_id", "sample"]
 
 
-def read_continuations(settings: AgreementParameters, stage: Stage) -> pd.DataFrame:
-    """The evaluated continuations of a model in all languages: ``KEYS`` and ``continuation``.
-
-    Of all variants but the ablations. What was not evaluated is left out; a ``UserError`` where nothing was.
-    """
-    profile, model = load_profile(settings.profile), load_model(settings.model).name
-    tables = []
-    compared = [name for name in variants_of(profile, settings.model) if not is_ablation(profile, name)]
-    for variant in compared:
-        folder = paths.score(profile.name, model, variant)
-        if finished(folder):
-            columns = ["language", "prompt_id", "sample", "continuation"]
-            table = read_parquet(stage.reads(folder / "scores.parquet"), columns)
-            tables.append(table.assign(variant=variant)[[*KEYS, "continuation"]])
+def read_continuations(scores: Mapping[str, Path]) -> pd.DataFrame:
+    """The scored continuations of each variant in all languages: ``KEYS`` and ``continuation``."""
+    columns = ["language", "prompt_id", "sample", "continuation"]
+    tables = [read_parquet(file, columns).assign(variant=variant) for variant, file in scores.items()]
     if not tables:
-        raise UserError(
-            f"{paths.relative(paths.profile_run(profile.name) / model)}: no evaluation there; run "
-            f"`polydetox run --profile {profile.name}` first"
-        )
-    return pd.concat(tables, ignore_index=True)
+        raise UserError("notebook agreement: 'scores' names no file; give one for the base model at least")
+    return pd.concat(tables, ignore_index=True)[[*KEYS, "continuation"]]
 
 
 def score_under(continuations: pd.DataFrame, scorers: dict[str, Scorer]) -> pd.DataFrame:
@@ -68,12 +56,12 @@ def score_under(continuations: pd.DataFrame, scorers: dict[str, Scorer]) -> pd.D
     return scores
 
 
-def scorers_of(settings: AgreementParameters) -> dict[str, Scorer]:
+def scorers_of(settings: Settings) -> dict[str, Scorer]:
     """The scorers by the names that the parameters list them under."""
     return {name: get_scorer(name) for name in settings.scorers}
 
 
-def own_thresholds(settings: AgreementParameters, scorers: dict[str, Scorer]) -> dict[str, float]:
+def own_thresholds(settings: Settings, scorers: dict[str, Scorer]) -> dict[str, float]:
     """The threshold of each scorer: that of the parameters for the first, the others' own."""
     own = {name: scorer.threshold for name, scorer in scorers.items()}
     if settings.threshold is not None:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from polydetox.artifacts import atomic_folder, atomic_path
 from polydetox.models.checkpoints import use_threads
-from polydetox.params import WorldPretrainParameters
+from polydetox.parameters import Settings
 from polydetox.synthetic.phrasebook import Meaning, Phrasebook
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ MIXED = "&"  # before a text of two languages: without it a text keeps to its ow
 SPECIALS = ["<pad>", "<eos>", "<bos>", "<unk>"]
 
 
-def documents(
-    phrasebook: Phrasebook, settings: WorldPretrainParameters, count: int, rng: np.random.Generator
-) -> list[str]:
+def documents(phrasebook: Phrasebook, settings: Settings, count: int, rng: np.random.Generator) -> list[str]:
     """Draw ``count`` rounds of the corpus.
 
     A round gives two texts, languages in turn. Without alignment they are one in English and one in the other
@@ -52,7 +50,7 @@ def documents(
     return found
 
 
-def _text(phrasebook: Phrasebook, settings: WorldPretrainParameters, rng: np.random.Generator) -> list[Meaning]:
+def _text(phrasebook: Phrasebook, settings: Settings, rng: np.random.Generator) -> list[Meaning]:
     insult = bool(rng.random() < settings.insult_share)
     return [
         phrasebook.draw(rng, remark_share=settings.remark_share, insult=insult, tone_share=settings.tone_share)
@@ -64,7 +62,7 @@ def _plain(phrasebook: Phrasebook, text: Sequence[Meaning], language: str) -> st
     return " ".join(phrasebook.text(meaning, language) for meaning in text)
 
 
-def example_documents(settings: WorldPretrainParameters, count: int) -> list[str]:
+def example_documents(settings: Settings, count: int) -> list[str]:
     """The first documents of the corpus."""
     rng = np.random.default_rng([settings.seed, 0])
     return documents(Phrasebook.load(), settings, count, rng)[:count]
@@ -89,7 +87,7 @@ def make_tokenizer(phrasebook: Phrasebook, languages: Sequence[str]) -> PreTrain
     )
 
 
-def make_model(vocabulary: int, settings: WorldPretrainParameters) -> PreTrainedModel:
+def make_model(vocabulary: int, settings: Settings) -> PreTrainedModel:
     """A small Llama with random weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -118,7 +116,7 @@ def packed(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], block: int)
     return stream[: rows * block].reshape(rows, block)
 
 
-def pretrain(settings: WorldPretrainParameters, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+def pretrain(settings: Settings, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Pretrain one model and write ``folder/weights``; goes on from its last checkpoint after a stop.
 
     Returns the loss in nats by step, and the figures of the model and its corpus.
@@ -178,5 +176,5 @@ def pretrain(settings: WorldPretrainParameters, folder: Path) -> tuple[pd.DataFr
     return pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses}), figures
 
 
-def _key(settings: WorldPretrainParameters) -> str:
+def _key(settings: Settings) -> str:
     return settings.model_dump_json(exclude={"output_folder"})

@@ -14,7 +14,7 @@ from polydetox import paths
 from polydetox.artifacts import Stage, read_json
 from polydetox.mechanism.representations import mean_pooled
 from polydetox.metrics.toxicity import any_toxic, matrix
-from polydetox.params import DPOParameters, WorldPretrainParameters, WorldTransferParameters
+from polydetox.parameters import Settings, checked
 from polydetox.synthetic.phrasebook import Phrasebook
 from polydetox.transfer.accuracy import cosines, retrieval_figures
 
@@ -40,7 +40,7 @@ def english_pairs(phrasebook: Phrasebook, stems: list[tuple[int, int]], rng: np.
     return pd.DataFrame(rows)
 
 
-def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
+def study(settings: Settings, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Tune the model of a cell on English pairs and measure insults and retrieval in each of its languages.
 
     The stems of the evaluation are none of those of the pairs. Returns a row a language with ``COLUMNS`` (shares of
@@ -56,17 +56,18 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     from polydetox.preference.dpo import train_dpo
 
     phrasebook = Phrasebook.load()
-    folder = paths.world_pretrain(settings.profile, settings.cell)
+    folder = paths.given(settings.pretrained)
     weights = folder / "weights"
     stage.reads(weights)
     pretrained = read_json(stage.reads(folder / "metrics.json"))
-    pretraining = WorldPretrainParameters.model_validate(pretrained["settings"])
+    pretraining = checked("world_pretrain", **pretrained["settings"])
     rng = np.random.default_rng([settings.seed, pretraining.seed])
     stems = [phrasebook.stems()[place] for place in rng.permutation(len(phrasebook.stems()))]
     evaluated, paired = stems[: settings.prompts], stems[settings.prompts :]
     pairs = english_pairs(phrasebook, paired, rng)
     held_out = max(2, len(pairs) // 8)
-    tuning = DPOParameters(
+    tuning = checked(
+        "dpo",
         learning_rate=settings.dpo_learning_rate,
         max_steps=settings.dpo_steps,
         eval_steps=max(1, settings.dpo_steps // 2),
@@ -92,8 +93,6 @@ def study(settings: WorldTransferParameters, stage: Stage) -> tuple[pd.DataFrame
     table["relative_drop"] = _relative_drop(table["before"], table["after"])
     table["kept_drop"] = _relative_drop(table["kept_before"], table["kept_after"])
     metrics = {
-        "cell": settings.cell,
-        "size": settings.cell.split("-")[0],
         "alignment": pretraining.alignment,
         "seed": pretraining.seed,
         "parameters": pretrained["parameters"],
@@ -109,7 +108,7 @@ def tone_effects(
     tokenizer: PreTrainedTokenizerBase,
     phrasebook: Phrasebook,
     stems: Sequence[tuple[int, int]],
-    pretraining: WorldPretrainParameters,
+    pretraining: Settings,
 ) -> dict[str, float]:
     """Of each language the :func:`tone_effect`; NaN where the model's text said no tone."""
     languages = pretraining.languages
@@ -209,7 +208,7 @@ def _relative_drop(before: pd.Series, after: pd.Series) -> pd.Series:
 
 
 def _insults(
-    settings: WorldTransferParameters,
+    settings: Settings,
     phrasebook: Phrasebook,
     weights: Path,
     stems: list[tuple[int, int]],
@@ -242,7 +241,7 @@ def _insults(
 
 
 def _retrieval(
-    settings: WorldTransferParameters,
+    settings: Settings,
     phrasebook: Phrasebook,
     weights: Path,
     languages: list[str],

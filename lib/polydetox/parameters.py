@@ -1,0 +1,223 @@
+"""The parameters of a notebook: declared once, in its parameters cell, and checked against that declaration.
+
+A line of the cell is ``name: type = default  # comment``. The types are Python's and the ones below, which say the
+range as well. The same declaration checks the sections of profiles and model files before a run starts, and the
+notebook's own parameters when it begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from polydetox import paths
+from polydetox.errors import UserError, nearest
+from polydetox.languages import check_language
+
+
+class Strict(BaseModel):
+    """A pydantic model whose unknown keys are errors that name the nearest valid key."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
+        return values
+
+
+# What a notebook's parameters are: an instance of the class that its parameters cell declares.
+Settings = Any
+
+
+# --- types of parameters ----------------------------------------------------------------------------------------
+
+AtLeastTwo = Annotated[int, Field(ge=2)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+ProperFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+BelowHalf = Annotated[float, Field(gt=0.0, lt=0.5)]
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Engine = Literal["auto", "transformers", "vllm"]
+# How evaluation prompts are laid out: this project's, or a published set (`data.prompts.load_prompts`).
+PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"]
+PROMPT_SOURCES: tuple[str, ...] = get_args(PromptSource)
+
+
+def _language(value: str) -> str:
+    try:
+        return check_language(value)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def _some(value: list[str]) -> list[str]:
+    if not value or len(set(value)) != len(value):
+        raise ValueError("give one language or more, each once")
+    return value
+
+
+Language = Annotated[str, AfterValidator(_language)]
+# One alone, as ``papermill -p languages de`` gives it, is a list of one.
+Languages = Annotated[
+    list[Language],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    AfterValidator(_some),
+]
+
+
+def label_name(value: Any) -> str:
+    """A label as a person writes it, one spelling for 1, 1.0 and "1", and for true and "True"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return str(value).strip().casefold()
+    return str(int(found)) if found.is_integer() else str(found)
+
+
+def _labels(value: Any) -> Any:
+    meanings = ("toxic", "neutral", "skipped")
+    if value == "scores":
+        return value
+    if not isinstance(value, Mapping) or not all(meaning in meanings for meaning in value.values()):
+        raise ValueError(
+            f"give 'scores', or for each label one of {', '.join(meanings)}, as {{-1: skipped, 0: neutral, 1: toxic}}"
+        )
+    return {label_name(label): meaning for label, meaning in value.items()}
+
+
+# What the labels of a file mean, each by its name; ``scores``: numbers from 0 to 1, toxic from a threshold up.
+Labels = Annotated[dict[str, str] | Literal["scores"], BeforeValidator(_labels)]
+
+
+def _offsets(value: list[float]) -> list[float]:
+    if 0.0 not in value or len(set(value)) != len(value):
+        raise ValueError("give each offset once, and 0 among them, which the others are compared with")
+    return value
+
+
+Offsets = Annotated[list[float], AfterValidator(_offsets)]
+
+
+def _scorers(value: list[str]) -> list[str]:
+    if len(value) < 2 or len(set(value)) != len(value):
+        raise ValueError("give two or more scorers, each once")
+    return value
+
+
+Scorers = Annotated[list[str], AfterValidator(_scorers)]
+
+
+class Suite(Strict):
+    """Tasks whose accuracies are averaged: of lm-evaluation-harness, or files of params/tasks/."""
+
+    tasks: list[str] = Field(min_length=1)
+    shots: int = Field(0, ge=0)  # examples that are shown before a question
+    limit: int | None = Field(None, gt=0)  # the first so many questions of a task; None: all
+
+
+Suites = Annotated[dict[str, Suite], Field(min_length=1)]
+
+
+# --- declarations -----------------------------------------------------------------------------------------------
+
+
+def notebook_file(stage: str) -> Path:
+    """The notebook of a stage, whichever chapter's folder it lies in."""
+    found = sorted(paths.notebooks().rglob(f"{stage}.ipynb"))
+    if not found:
+        raise UserError(f"{paths.relative(paths.notebooks())}: no notebook {stage}.ipynb")
+    return found[0]
+
+
+def parameters_cell(notebook: Path) -> str:
+    """The source of a notebook's cell that is tagged ``parameters``."""
+    cells = [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"]
+             if "parameters" in cell["metadata"].get("tags", [])]  # fmt: skip
+    if len(cells) != 1:
+        raise UserError(f"{paths.relative(notebook)}: {len(cells)} cells are tagged 'parameters'; one must be")
+    return "".join(cells[0]["source"])
+
+
+def declaration(stage: str) -> type[Strict]:
+    """The class of a stage's parameters, with their types and defaults, from its notebook."""
+    file = notebook_file(stage)
+    return _declaration(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=128)
+def _declaration(notebook: Path, _modified: int) -> type[Strict]:
+    cell: dict[str, Any] = {}
+    exec(compile(parameters_cell(notebook), str(notebook), "exec"), cell)  # a committed cell of plain declarations
+    return declared(notebook.stem, cell["__annotations__"], cell)
+
+
+def declared(stage: str, annotations: Mapping[str, Any], defaults: Mapping[str, Any]) -> type[Strict]:
+    """The class whose fields are the annotated names of a namespace, with their values there as defaults."""
+    fields: dict[str, Any] = {name: (kind, defaults[name]) for name, kind in annotations.items()}
+    return create_model(stage, __base__=Strict, **fields)
+
+
+def checked(stage: str, **values: Any) -> Settings:
+    """The parameters of a stage, those not given at their defaults; a mistake is a ``UserError`` that names it."""
+    return validated(declaration(stage), values, paths.relative(notebook_file(stage)))
+
+
+def validated(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
+    """An instance of a class from plain values; a mistake is a ``UserError`` that names place and key."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise explain(error, where) from None
+
+
+def explain(error: ValidationError, where: str) -> UserError:
+    """Turn the first pydantic error into one line: where, which key, what is wrong."""
+    return UserError(f"{where}: {problem(error)}")
+
+
+def problem(error: ValidationError) -> str:
+    """The first pydantic error in one line: which key, what is wrong."""
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "this key is required"
+    elif first["type"] == "literal_error":
+        message = f"{first['input']!r} is not valid; use one of {first['ctx']['expected']}"
+    elif not message.startswith("unknown key") and first["type"] != "value_error":
+        message = f"{message} (got {first['input']!r})"
+    return f"{location + ': ' if location else ''}{message}"
+
+
+__all__ = [
+    "AtLeastTwo", "BelowHalf", "BelowOne", "Dtype", "Engine", "Fraction", "Labels", "Language", "Languages",
+    "NonNegativeFloat", "NonNegativeInt", "Offsets", "PositiveFloat", "PositiveFraction", "PositiveInt",
+    "PromptSource", "ProperFraction", "Scorers", "Suites",
+]  # fmt: skip

@@ -1,0 +1,182 @@
+# Continuations, their scores, and the metrics of each language. A profile's further sets of prompts (`more_prompts`) have
+# folders of their own, and are never pooled with the first: {set} is empty for that, else the name of a set and a slash.
+
+EVALUATED = [{"model": model, "variant": variant, "set": ""} for model in run.models for variant in run.variants(model)]
+EVALUATED += [
+    {"model": model, "variant": variant, "set": f"{name}/"}
+    for name in run.prompt_sets
+    for model in run.models
+    for variant in run.compared(model)
+]
+
+
+wildcard_constraints:
+    set=f"(?:{'|'.join([*(re.escape(f'{name}/') for name in run.prompt_sets), ''])})",
+
+
+GENERATE = run.stage(
+    "generate",
+    f"{RUN}/{{model}}/{{variant}}/{{set}}generate",
+    title="Continuations",
+    section="generate",
+    jobs=EVALUATED,
+    inputs=lambda model, variant, set: {
+        "checkpoint": checkpoint(model, variant),
+        "dtype": run.model_file(model).dtype,
+        "languages": run.languages(variant, set.rstrip("/")),
+        **run.prompt_parameters(set.rstrip("/"), variant),
+    },
+    table="continuations.parquet",
+)
+
+
+rule generate:
+    message: "continuations: {wildcards.model}, {wildcards.variant} {wildcards.set}"
+    input:
+        notebook="notebooks/generate.ipynb",
+        checkpoint=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
+        prompts=lambda w: run.prompt_files(w.set.rstrip("/")),
+    output:
+        manifest=f"{GENERATE}/manifest.json",
+        continuations=f"{GENERATE}/continuations.parquet",
+        notebook=f"{GENERATE}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("generate", w),
+        source=lambda w: run.source(w.model),
+    log: f"{GENERATE}/log.txt",
+    priority: 1
+    resources:
+        gpu=gpu,
+        mem_mb=mem_mb,
+    shell: EXECUTE
+
+
+def reference_model(model):
+    """The checkpoint whose perplexity measures fluency: the base model, another one, or none."""
+    named = run.section("evaluate", "score", model).get("judge", "untuned")
+    return {"untuned": base(model), "none": ""}.get(named, named)
+
+
+SCORE = run.stage(
+    "score",
+    f"{RUN}/{{model}}/{{variant}}/{{set}}score",
+    title="Scores",
+    section="evaluate",
+    jobs=EVALUATED,
+    settings=lambda model, variant, set: run.section("evaluate", "score", model, variant) | {"judge": reference_model(model)},
+    inputs=lambda model, variant, set: {
+        "continuations": GENERATE.format(model=model, variant=variant, set=set) + "/continuations.parquet",
+        "dtype": run.model_file(model).dtype,
+    },
+    table="scores.parquet",
+)
+
+
+rule score:
+    message: "scores: {wildcards.model}, {wildcards.variant} {wildcards.set}"
+    input:
+        notebook="notebooks/score.ipynb",
+        continuations=f"{GENERATE}/continuations.parquet",
+        generated=f"{GENERATE}/manifest.json",
+        judge=lambda w: f"{base(w.model)}/manifest.json",
+    output:
+        manifest=f"{SCORE}/manifest.json",
+        scores=f"{SCORE}/scores.parquet",
+        metrics=f"{SCORE}/metrics.json",
+        notebook=f"{SCORE}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("score", w),
+        source=lambda w: run.source(w.model),
+    log: f"{SCORE}/log.txt",
+    priority: 1
+    resources:
+        gpu=gpu,
+        mem_mb=mem_mb,
+    shell: EXECUTE
+
+
+EVALUATE = run.stage(
+    "evaluate",
+    f"{RUN}/{{model}}/{{variant}}/{{set}}evaluate/{{lang}}",
+    title="Evaluation",
+    section="evaluate",
+    jobs=[
+        {**job, "lang": language}
+        for job in EVALUATED
+        for language in run.languages(job["variant"], job["set"].rstrip("/"))
+    ],
+    inputs=lambda model, variant, set, lang: {
+        "scores": SCORE.format(model=model, variant=variant, set=set) + "/scores.parquet",
+        "lang": lang,
+    },
+    table="metrics.json",
+)
+
+
+# Reads a table: no model, no GPU.
+rule evaluate:
+    message: "evaluation: {wildcards.model}, {wildcards.variant}, {wildcards.lang} {wildcards.set}"
+    input:
+        notebook="notebooks/evaluate.ipynb",
+        scores=f"{SCORE}/scores.parquet",
+        scored=f"{SCORE}/manifest.json",
+    output:
+        manifest=f"{EVALUATE}/manifest.json",
+        metrics=f"{EVALUATE}/metrics.json",
+        notebook=f"{EVALUATE}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("evaluate", w),
+    log: f"{EVALUATE}/log.txt",
+    resources:
+        mem_mb=2000,
+    shell: EXECUTE
+
+
+# On a cluster it runs where the command does, in seconds, and waits in no queue.
+localrules:
+    evaluate,
+
+
+def scores_of(model, *variants):
+    """The scores of some variants on the first set of prompts."""
+    return [SCORE.format(model=model, variant=variant, set="") + "/scores.parquet" for variant in variants]
+
+
+def evaluations(model, variant):
+    """The metrics of one variant in each language, on the first set of prompts."""
+    return {
+        language: EVALUATE.format(model=model, variant=variant, set="", lang=language) + "/metrics.json"
+        for language in run.languages(variant)
+    }
+
+
+# The same continuations under several scorers. One job a model and not one a language, so that a large scorer is loaded
+# once; it waits for the scores, which are in the cache by then.
+AGREEMENT = run.stage(
+    "agreement",
+    f"{RUN}/{{model}}/agreement",
+    title="Agreement of scorers",
+    section="agreement",
+    jobs=each(model=run.models if run.profile.agreement is not None else []),
+    inputs=lambda model: {"scores": dict(zip(run.compared(model), scores_of(model, *run.compared(model)), strict=True))},
+    table="scores.parquet",
+)
+
+
+rule agreement:
+    message: "agreement of scorers: {wildcards.model}"
+    input:
+        notebook="notebooks/agreement.ipynb",
+        scores=lambda w: scores_of(w.model, *run.compared(w.model)),
+    output:
+        manifest=f"{AGREEMENT}/manifest.json",
+        scores=f"{AGREEMENT}/scores.parquet",
+        metrics=f"{AGREEMENT}/metrics.json",
+        notebook=f"{AGREEMENT}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("agreement", w),
+    log: f"{AGREEMENT}/log.txt",
+    resources:
+        gpu=gpu,
+        mem_mb=4000,
+    shell: EXECUTE

@@ -1,0 +1,200 @@
+# Preference tuning: the base checkpoint, English preference pairs, DPO, and one plain checkpoint of the tuned weights.
+
+run.chapter(
+    "preference", "preference tuning of pretrained models and its effect on toxicity", included=bool(run.profile.variants)
+)
+TRAINED = [{"model": model, "variant": variant} for model in run.models for variant in run.trained(model)]
+TUNED = [
+    {"model": model, "variant": variant}
+    for model in run.models
+    for variant in run.variants(model)
+    if variant != "base"
+]
+
+# Shared by all profiles.
+CHECKPOINT = run.stage(
+    "checkpoint",
+    local(paths.runs() / "checkpoints/{model}"),
+    title="Checkpoint",
+    jobs=each(model=run.models),
+    inputs=lambda model: {"model": run.listed[model]},
+)
+
+
+rule checkpoint:
+    message: "checkpoint of {wildcards.model}"
+    input:
+        notebook="notebooks/checkpoint.ipynb",
+    output:
+        manifest=f"{CHECKPOINT}/manifest.json",
+        location=f"{CHECKPOINT}/checkpoint.json",
+        notebook=f"{CHECKPOINT}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("checkpoint", w),
+        source=lambda w: run.source(w.model),
+    log: f"{CHECKPOINT}/log.txt",
+    resources:
+        mem_mb=mem_mb,
+    shell: EXECUTE
+
+
+TRIM = run.stage(
+    "trim",
+    f"{RUN}/{{model}}/trim",
+    title="Vocabulary trimming",
+    section="trim",
+    jobs=each(model=run.models if run.profile.trim else []),
+    inputs=lambda model: {
+        "checkpoint": CHECKPOINT.format(model=model),
+        "dtype": run.model_file(model).dtype,
+        "languages": run.profile.languages,
+        "more_prompts": [
+            run.prompts(name).model_dump(include={"source", "folder", "limit"}) | {"languages": languages}
+            for name, languages in run.prompt_sets.items()
+        ],
+        **run.prompt_parameters(),
+    },
+    table="metrics.json",
+)
+
+
+rule trim:
+    message: "vocabulary of {wildcards.model}"
+    input:
+        notebook="notebooks/trim.ipynb",
+        checkpoint=f"{CHECKPOINT}/manifest.json",
+        prompts=run.prompt_files(),
+        training_prompts="params/prompts/training.yaml",
+    output:
+        manifest=f"{TRIM}/manifest.json",
+        metrics=f"{TRIM}/metrics.json",
+        notebook=f"{TRIM}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("trim", w),
+        source=lambda w: run.source(w.model),
+    log: f"{TRIM}/log.txt",
+    threads: 2
+    resources:
+        gpu=gpu,
+        mem_mb=mem_mb,
+    shell: EXECUTE
+
+
+def base(model):
+    """The stage whose checkpoint is sampled and tuned."""
+    return (TRIM if run.profile.trim else CHECKPOINT).format(model=model)
+
+
+def checkpoint(model, variant="base"):
+    """The stage whose checkpoint a variant has."""
+    return base(model) if variant == "base" else MERGE.format(model=model, variant=variant)
+
+
+PAIRS = run.stage(
+    "pairs",
+    f"{RUN}/{{model}}/pairs/{{kind}}",
+    title="Preference pairs",
+    jobs=[{"model": model, "kind": kind} for model in run.models for kind in run.kinds(model)],
+    section="pairs",
+    settings=lambda model, kind: run.profile.pairs[kind],
+    inputs=lambda model, kind: {
+        "checkpoint": base(model),
+        "dtype": run.model_file(model).dtype,
+        "kind": kind,
+        **({"held_out_prompts": run.held_out_prompts()} if kind == "rtp-lx" else {}),
+    },
+    table="pairs.parquet",
+)
+
+
+rule pairs:
+    message: "preference pairs ({wildcards.kind}) of {wildcards.model}"
+    input:
+        notebook="notebooks/pairs.ipynb",
+        checkpoint=lambda w: f"{base(w.model)}/manifest.json",
+        prompts="params/prompts/training.yaml",
+    output:
+        manifest=f"{PAIRS}/manifest.json",
+        pairs=f"{PAIRS}/pairs.parquet",
+        metrics=f"{PAIRS}/metrics.json",
+        notebook=f"{PAIRS}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("pairs", w),
+        source=lambda w: run.source(w.model),
+    wildcard_constraints:
+        kind=any_of(*run.profile.pairs),
+    log: f"{PAIRS}/log.txt",
+    priority: 3  # the longest chain of stages begins here
+    resources:
+        gpu=gpu,
+        mem_mb=mem_mb,
+    shell: EXECUTE
+
+
+def pairs_of(model, variant):
+    return PAIRS.format(model=model, kind=run.profile.variants[variant].pairs) + "/pairs.parquet"
+
+
+DPO = run.stage(
+    "dpo",
+    f"{RUN}/{{model}}/{{variant}}/dpo",
+    title="Training",
+    section="dpo",
+    jobs=TRAINED,
+    inputs=lambda model, variant: {"checkpoint": base(model), "pairs": pairs_of(model, variant)},
+)
+
+
+rule dpo:
+    message: "DPO ({wildcards.variant}) of {wildcards.model}"
+    input:
+        notebook="notebooks/dpo.ipynb",
+        checkpoint=lambda w: f"{base(w.model)}/manifest.json",
+        pairs=lambda w: pairs_of(w.model, w.variant),
+    output:
+        manifest=f"{DPO}/manifest.json",
+        log=f"{DPO}/training_log.parquet",
+        metrics=f"{DPO}/metrics.json",
+        notebook=f"{DPO}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("dpo", w),
+    log: f"{DPO}/log.txt",
+    priority: 2
+    resources:
+        gpu=gpu,
+        mem_mb=lambda w: 2 * mem_mb(w),  # gradients and optimizer state
+    shell: EXECUTE
+
+
+def tuned(model, variant):
+    """What is merged: what this profile has trained, or a published checkpoint, which knows no trimmed vocabulary."""
+    if variant in run.profile.variants:
+        return {"checkpoint": base(model), "tuned": DPO.format(model=model, variant=variant)}
+    published = run.model_file(model).tuned
+    return {
+        "checkpoint": CHECKPOINT.format(model=model),
+        "tuned": published.hub or published.path,
+        "revision": published.revision,
+    }
+
+
+MERGE = run.stage("merge", f"{RUN}/{{model}}/{{variant}}/merge", title="Merge", jobs=TUNED, inputs=tuned)
+
+
+rule merge:
+    message: "merge ({wildcards.variant}) of {wildcards.model}"
+    input:
+        notebook="notebooks/merge.ipynb",
+        checkpoint=lambda w: f"{base(w.model)}/manifest.json",
+        tuned=lambda w: [f"{DPO}/manifest.json".format(model=w.model, variant=w.variant)] if w.variant in run.profile.variants else [],
+    output:
+        manifest=f"{MERGE}/manifest.json",
+        notebook=f"{MERGE}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("merge", w),
+        source=lambda w: run.source(w.model),
+    log: f"{MERGE}/log.txt",
+    priority: 2
+    resources:
+        mem_mb=lambda w: 2 * mem_mb(w),  # before and after are compared
+    shell: EXECUTE
