@@ -9,10 +9,17 @@ import nbformat
 import pytest
 import yaml
 
-from polydetox import params, workflow
+from polydetox import params, preflight
 from polydetox.errors import UserError, nearest
 from polydetox.notebook import begin
+from polydetox.parameters import declaration, notebook_file, parameters_cell
+from polydetox.workflow import load
 from tiny import CHECKOUT, TINY_PROFILE
+
+
+def resolved(profile, stage, **wildcards):
+    """All parameters of one job of a profile."""
+    return load(profile).resolved(stage, **wildcards)
 
 
 def rewrite(file, **changes):
@@ -24,22 +31,20 @@ def test_every_shipped_file_is_valid():
     for name in params.model_names():
         assert params.load_model(name).title
     for name in params.profile_names():
-        profile = params.load_profile(name)
-        for model in profile.models:
-            for variant in params.variants_of(profile, model):
-                settings = params.stage_parameters("generate", profile, model, variant=variant)
-                assert settings["max_new_tokens"] == 20
+        run = load(name)
+        for stage, *of in run.jobs:
+            if stage == "generate":
+                assert run.resolved(stage, **dict(of))["max_new_tokens"] == 20
 
 
 def test_paper_profile_has_the_papers_settings():
-    profile = params.load_profile("paper")
-    full = params.stage_parameters("dpo", profile, "mgpt", variant="dpo")
+    full = resolved("paper", "dpo", model="mgpt", variant="dpo")
     assert (full["method"], full["learning_rate"], full["batch_size"], full["epochs"]) == ("full", 1e-5, 4, 5)
     assert (full["beta"], full["warmup_steps"], full["weight_decay"], full["max_grad_norm"]) == (0.1, 150, 0.05, 10)
-    small = params.stage_parameters("dpo", profile, "llama-2-7b", variant="dpo")
+    small = resolved("paper", "dpo", model="llama-2-7b", variant="dpo")
     assert (small["method"], small["batch_size"], small["gradient_accumulation_steps"]) == ("qlora", 1, 4)
     assert (small["lora_rank"], small["lora_alpha"], small["lora_dropout"], small["epochs"]) == (64, 16, 0.05, 20)
-    drawn = params.stage_parameters("generate", profile, "mgpt", variant="base")
+    drawn = resolved("paper", "generate", model="mgpt", variant="base")
     assert (drawn["n"], drawn["temperature"], drawn["top_p"]) == (25, 0.9, 0.8)
 
 
@@ -47,24 +52,26 @@ def test_published_checkpoint_is_not_trained():
     assert params.variants_of(params.load_profile("paper"), "bloom-1b7-detox") == ["base", "published"]
 
 
-@pytest.mark.parametrize("stage", params.STAGES)
-def test_notebook_defaults_are_the_stage_defaults(stage):
-    """The parameters cell of each notebook declares every parameter once, with the default of its class."""
-    notebook = nbformat.read(CHECKOUT / "notebooks" / f"{stage}.ipynb", as_version=4)
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(cells) == 1
-    declared = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cells[0].source).body}
-    assert declared == params.STAGES[stage]().model_dump()
+@pytest.mark.parametrize("notebook", sorted((CHECKOUT / "notebooks").rglob("*.ipynb")), ids=lambda file: file.stem)
+def test_a_notebook_declares_its_parameters_with_type_default_and_comment(notebook):
+    """One line or more each; the defaults are valid as they stand."""
+    (cell,) = [cell for cell in nbformat.read(notebook, as_version=4).cells
+               if "parameters" in cell.metadata.get("tags", [])]  # fmt: skip
+    lines = [node for node in ast.parse(cell.source).body if not isinstance(node, ast.ImportFrom)]
+    assert all(isinstance(node, ast.AnnAssign) and node.value is not None for node in lines)
+    declared = declaration(notebook.stem)
+    assert [node.target.id for node in lines] == list(declared.model_fields)
+    assert "output_folder" in declared.model_fields
+    assert declared().model_dump(), "valid without any parameter"
 
 
 def test_a_later_source_wins(checkout):
     file = checkout / "params/models/tiny.yaml"
     rewrite(file, generate={"n": 7, "top_k": 5})
-    profile = params.load_profile("tiny")
-    assert params.stage_parameters("generate", profile, "tiny", variant="base")["n"] == 3
-    assert params.stage_parameters("generate", profile, "tiny", variant="base")["top_k"] == 5
-    assert params.stage_parameters("dpo", profile, "tiny", variant="dpo-lora")["method"] == "lora"
-    assert params.stage_parameters("dpo", profile, "tiny", variant="dpo")["method"] == "full"
+    assert resolved("tiny", "generate", model="tiny", variant="base")["n"] == 3
+    assert resolved("tiny", "generate", model="tiny", variant="base")["top_k"] == 5
+    assert resolved("tiny", "dpo", model="tiny", variant="dpo-lora")["method"] == "lora"
+    assert resolved("tiny", "dpo", model="tiny", variant="dpo")["method"] == "full"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
     for variable in ("RTP_LX", "TOXICITY_PAIRWISE", "HF_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("POLYDETOX_DATA", str(checkout / "nothing"))
-    assert workflow.problems("tiny") == []
+    assert preflight.problems(load("tiny")) == []
     rewrite(
         checkout / "params/profiles/tiny.yaml",
         pairs={"toxicity-pairwise": {"folder": "$TOXICITY_PAIRWISE"}},
@@ -148,23 +155,23 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
         prompts={"source": "rtp-lx", "folder": "$RTP_LX"},
         alignment={"retrieval": {"folder": "/nowhere"}},
     )
-    found = workflow.problems("tiny")
+    found = preflight.problems(load("tiny"))
     assert len(found) == 4, found
     assert "`polydetox data fetch rtp-lx`" in found[0] and "`polydetox data fetch toxicity-pairwise`" in found[1]
     assert "mechanism: probe: texts: is needed" in found[2] and "/nowhere: no such folder" in found[3]
     with pytest.raises(UserError, match="RTP_LX is not set"):
-        workflow.preflight("tiny")
-    data = [line.split(":")[0] for line in workflow.licences("tiny")]
+        preflight.preflight(load("tiny"))
+    data = [line.split(":")[0] for line in preflight.licences("tiny")]
     assert data == ["RTP-LX", "toxicity_pairwise"], "a local folder asks for nothing; the data have licences"
-    assert "(not at hand)" in workflow.licences("tiny")[0]
+    assert "(not available)" in preflight.licences("tiny")[0]
     rewrite(checkout / "params/models/tiny.yaml", use="hub", hub="a/b", licence="Some licence")
     assert (
-        workflow.licences("tiny")[0] == "Tiny: Some licence (revision not pinned)"
-        and "HF_TOKEN is not set" in workflow.licences("tiny")[1]
+        preflight.licences("tiny")[0] == "Tiny: Some licence (revision not pinned)"
+        and "HF_TOKEN is not set" in preflight.licences("tiny")[1]
     )
     control = {"methods": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"}}
     rewrite(checkout / "params/profiles/tiny.yaml", control=control)
-    assert "owner/judge: see the Hub (revision not pinned)" in workflow.licences("tiny"), "judges have licences too"
+    assert "owner/judge: see the Hub (revision not pinned)" in preflight.licences("tiny"), "judges have licences too"
 
 
 def test_labelled_texts_are_read_before_anything_starts(checkout, tmp_path):
@@ -172,10 +179,10 @@ def test_labelled_texts_are_read_before_anything_starts(checkout, tmp_path):
     probe = {"texts": str(file)}
     rewrite(checkout / "params/profiles/tiny.yaml", mechanism={"probe": probe})
     file.write_text("text,label\na,0\nb,1\nc,-1\n")
-    (found,) = workflow.problems("tiny")
+    (found,) = preflight.problems(load("tiny"))
     assert f"{file}:3: label -1 (1 rows) is not one of 0, 1; say what each label means" in found
     file.write_text("text,label\na,1\nb,1\n")
-    (found,) = workflow.problems("tiny")
+    (found,) = preflight.problems(load("tiny"))
     assert found == f"{file}: all texts are toxic; give texts of both kinds, or say in 'labels' or 'label_threshold' " \
                     "which are toxic"  # fmt: skip
     file.write_text("text,label\na,4\nb,1\nc,-1\n")
@@ -183,7 +190,7 @@ def test_labelled_texts_are_read_before_anything_starts(checkout, tmp_path):
         checkout / "params/profiles/tiny.yaml",
         mechanism={"probe": probe | {"labels": {4: "toxic", 1: "neutral", -1: "skipped"}}},
     )
-    assert workflow.problems("tiny") == []
+    assert preflight.problems(load("tiny")) == []
 
 
 FULL = {
@@ -201,12 +208,12 @@ FULL = {
 def test_an_ablation_takes_fewer_languages_prompts_and_continuations(checkout):
     rewrite(checkout / "params/profiles/tiny.yaml", **FULL)
     profile = params.load_profile("tiny")
-    drawn = params.stage_parameters("generate", profile, "tiny", variant="lr")
+    drawn = resolved("tiny", "generate", model="tiny", variant="lr")
     assert (drawn["n"], drawn["prompt_limit"], drawn["languages"]) == (2, 3, ["de"])
-    whole = params.stage_parameters("generate", profile, "tiny", variant="dpo")
+    whole = resolved("tiny", "generate", model="tiny", variant="dpo")
     assert (whole["n"], whole["prompt_limit"], whole["languages"]) == (3, 4, ["de", "en", "ja"])
     assert params.languages_of(profile, "lr") == ["de"] and params.languages_of(profile, "dpo") == ["de", "en", "ja"]
-    assert params.stage_parameters("dpo", profile, "tiny", variant="lr")["learning_rate"] == 1e-6
+    assert resolved("tiny", "dpo", model="tiny", variant="lr")["learning_rate"] == 1e-6
     assert profile.ablated_from(profile.variants["lr"]) == "dpo"
 
 
@@ -214,12 +221,12 @@ def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout
     monkeypatch.delenv("RTP_LX", raising=False)
     monkeypatch.setenv("POLYDETOX_DATA", str(checkout / "nothing"))
     rewrite(checkout / "params/profiles/tiny.yaml", **FULL)
-    workflow.preflight("tiny")
-    without = workflow.Graph("tiny")
+    preflight.preflight(load("tiny"))
+    without = load("tiny")
     assert without.variants("tiny") == ["base", "dpo", "lr"] and without.compared("tiny") == ["base", "dpo"]
     assert not without.prompt_sets and without.kinds("tiny") == ["on-policy"]
-    assert not any("rtp-lx" in result or "/other/" in result for result in without.results())
-    said = workflow.skipped("tiny")
+    assert not any("rtp-lx" in result or "/other/" in result for result in without.manifests())
+    said = preflight.skipped(load("tiny"))
     assert len(said) == 2 and "variant other" in said[0] and "prompts rtp-lx" in said[1]
 
     folder = checkout / "rtp"
@@ -229,26 +236,24 @@ def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout
     for locale in ("EN", "DE"):
         (folder / f"RTP_LX_{locale}.json").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setenv("RTP_LX", str(folder))
-    workflow.preflight("tiny")
-    graph = workflow.Graph("tiny")
+    preflight.preflight(load("tiny"))
+    graph = load("tiny")
     assert graph.compared("tiny") == ["base", "dpo", "other"] and graph.prompt_sets == {"rtp-lx": ["de", "en"]}
-    assert workflow.skipped("tiny") == ["prompts rtp-lx: not at hand in ja"]
-    results = graph.results()
+    assert preflight.skipped(load("tiny")) == ["prompts rtp-lx: not available in ja"]
+    results = graph.manifests()
     assert "runs/tiny/tiny/other/rtp-lx/evaluate/de/manifest.json" in results
     assert not any("/lr/rtp-lx/" in result or "/lr/evaluate/en" in result for result in results)
-    profile = params.load_profile("tiny")
-    more = params.stage_parameters("generate", profile, "tiny", variant="base", prompt_set="rtp-lx")
+    more = resolved("tiny", "generate", model="tiny", variant="base", set="rtp-lx/")
     assert (more["prompts_source"], more["prompts_folder"], more["prompt_limit"]) == ("rtp-lx", "$RTP_LX", 2)
-    evaluated = params.stage_parameters("evaluate", profile, "tiny", variant="base", lang="de", prompt_set="rtp-lx")
-    assert evaluated["prompt_set"] == "rtp-lx"
-    job = json.loads(graph.parameters("generate", checkout, "tiny", variant="base", prompt_set="rtp-lx"))
-    assert job["languages"] == ["de", "en"], "those that the set has"
-    pairs = params.stage_parameters("pairs", profile, "tiny", kind="rtp-lx")
+    evaluated = resolved("tiny", "evaluate", model="tiny", variant="base", lang="de", set="rtp-lx/")
+    assert evaluated["scores"] == "runs/tiny/tiny/base/rtp-lx/score/scores.parquet"
+    assert more["languages"] == ["de", "en"], "those that the set has"
+    pairs = resolved("tiny", "pairs", model="tiny", kind="rtp-lx")
     assert pairs["held_out_prompts"] == 2, "what further prompts evaluate is not trained on"
 
     monkeypatch.setenv("RTP_LX", str(checkout / "nowhere"))
     with pytest.raises(UserError, match="no such folder"):
-        workflow.preflight("tiny")
+        preflight.preflight(load("tiny"))
 
 
 def test_the_corpus_of_control_is_told_every_evaluated_prompt(checkout):
@@ -258,7 +263,7 @@ def test_the_corpus_of_control_is_told_every_evaluated_prompt(checkout):
     def told(limit, **sections):
         prompts = {"source": "toxigen", "folder": "$TOXIGEN", "limit": limit}
         rewrite(checkout / "params/profiles/tiny.yaml", prompts=prompts, control=control | sections)
-        values = params.control_parameters("control_corpus", params.load_profile("tiny"), "tiny")
+        values = resolved("tiny", "control_corpus", model="tiny")
         return values["prompts_source"], values["prompts_folder"], values["prompt_limit"]
 
     assert told(5) == ("toxigen", "$TOXIGEN", 5)
@@ -270,29 +275,32 @@ def test_the_corpus_of_control_is_told_every_evaluated_prompt(checkout):
 
 def test_sections_of_the_mechanism_reach_their_stages(checkout):
     profile = params.load_profile("tiny")
-    assert params.stage_parameters("intervene", profile, "tiny")["prompt_limit"] == 2, "a limit of its own"
-    activations = params.stage_parameters("activations", profile, "tiny", variant="dpo")
+    assert resolved("tiny", "intervene", model="tiny")["prompt_limit"] == 2, "a limit of its own"
+    activations = resolved("tiny", "activations", model="tiny", variant="dpo")
     assert activations["prompt_limit"] == 4 and activations["languages"] == profile.languages
-    assert params.stage_parameters("retrieval", profile, "tiny")["sentences"] == "project"
+    assert resolved("tiny", "retrieval", model="tiny")["sentences"] == "project"
 
 
 def test_a_stage_of_many_languages_takes_those_of_the_profile(checkout):
-    drawn = params.stage_parameters("generate", params.load_profile("tiny"), "tiny", variant="dpo")
-    assert (drawn["n"], drawn["variant"], drawn["prompt_limit"]) == (3, "dpo", 4), "all from the profile"
-    settings = params.GenerateParameters.model_validate(drawn)
-    assert params.languages_of_run(settings) == ["de", "en", "ja"]
-    assert params.languages_of_run(settings.model_copy(update={"languages": []})) == ["de", "en", "ja"]
-    with pytest.raises(UserError, match="does not list 'sv'"):
-        params.languages_of_run(settings.model_copy(update={"languages": ["en", "sv"]}))
+    job = load("tiny").jobs["generate", ("model", "tiny"), ("set", ""), ("variant", "dpo")]
+    assert job.folder == "runs/tiny/tiny/dpo/generate" and job.notebook == "notebooks/generate.ipynb"
+    assert job.parameters["checkpoint"] == "runs/tiny/tiny/dpo/merge", "a path, and no name to look up"
+    assert (job.parameters["n"], job.parameters["prompt_limit"]) == (3, 4)
+    assert job.parameters["languages"] == ["de", "en", "ja"]
+
+
+def test_what_the_workflow_decides_no_section_may_say(checkout):
+    rewrite(checkout / "params/profiles/tiny.yaml", generate={"languages": ["de"]})
+    with pytest.raises(UserError, match=r"tiny.yaml: generate: unknown key 'languages': the workflow decides it"):
+        load("tiny")
 
 
 def test_the_section_evaluate_holds_the_settings_of_two_stages(checkout):
     """Scoring, which loads models, and evaluating, which reads scores."""
     rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"judge": "none", "bootstrap_samples": 7})
-    profile = params.load_profile("tiny")
-    scored = params.stage_parameters("score", profile, "tiny", variant="dpo")
-    assert scored["judge"] == "none" and "bootstrap_samples" not in scored
-    evaluated = params.stage_parameters("evaluate", profile, "tiny", variant="dpo", lang="de")
+    scored = resolved("tiny", "score", model="tiny", variant="dpo")
+    assert scored["judge"] == "" and "bootstrap_samples" not in scored
+    evaluated = resolved("tiny", "evaluate", model="tiny", variant="dpo", lang="de")
     assert evaluated["bootstrap_samples"] == 7 and "judge" not in evaluated
     rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"juge": "none"})
     with pytest.raises(UserError, match="unknown key 'juge'; did you mean 'judge'"):
@@ -342,20 +350,33 @@ def test_languages_are_kept_in_the_papers_order(checkout):
     assert TINY_PROFILE["languages"] == ["en", "de", "ja"]
 
 
+def cell(stage, **changes):
+    """The variables of a notebook that has run its parameters cell."""
+    namespace = {}
+    exec(parameters_cell(notebook_file(stage)), namespace)
+    return namespace | changes
+
+
 def test_a_notebook_refuses_a_parameter_it_does_not_have(checkout):
     with pytest.raises(UserError, match="no parameter 'tempratur'; did you mean 'temperature'"):
-        begin("generate", {"tempratur": 1.0, "__name__": "__main__", "In": []})
+        begin("generate", cell("generate", tempratur=1.0, In=[]))
     with pytest.raises(UserError, match="an import takes the name of the parameter 'seed'"):
-        begin("generate", {"seed": max})
+        begin("generate", cell("generate", seed=max))
     with pytest.raises(UserError, match="lang: unknown language 'dee'"):
-        begin("evaluate", {"lang": "dee"})
-    with pytest.raises(UserError, match="languages: unknown language 'dee'"):
-        begin("generate", {"languages": ["de", "dee"]})
-    settings, stage = begin("generate", {"languages": "de", "model": "tiny"})
+        begin("evaluate", cell("evaluate", lang="dee"))
+    with pytest.raises(UserError, match=r"languages.*unknown language 'dee'"):
+        begin("generate", cell("generate", languages=["de", "dee"]))
+    settings, stage = begin("generate", cell("generate", languages="de"))
     assert settings.languages == ["de"], "as `papermill -p languages de` gives it"
-    assert stage.folder == checkout / "runs/manual/tiny/base/generate"
-    settings, stage = begin("evaluate", {"lang": "de", "model": "tiny"})
-    assert stage.folder == checkout / "runs/manual/tiny/base/de/evaluate"
+    assert stage.folder == checkout / "runs/manual/generate"
+    settings, stage = begin("generate", cell("generate", output_folder=str(checkout / "mine")))
+    assert stage.folder == checkout / "mine"
+
+
+def test_a_copy_of_a_notebook_may_have_parameters_of_its_own(checkout):
+    namespace = cell("generate")
+    exec("steps: int = 3", namespace)
+    assert begin("generate", namespace | {"steps": "4"})[0].steps == 4
 
 
 def test_nearest_lists_what_is_valid_when_nothing_is_near():

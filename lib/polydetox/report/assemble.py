@@ -52,7 +52,7 @@ def assemble(profile: str) -> Path:
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         summaries = _write_summaries(results, folder)
         appendices = write_appendices(results, folder)
-        (folder / VARIABLES).write_text(_dump(read_variables(profile, folder, variables(results))), "utf-8")
+        (folder / VARIABLES).write_text(_dump(read_variables(results, folder, variables(results))), "utf-8")
         for page in sorted(folder.rglob("*.qmd")):
             page.write_text(resolve_missing(page.read_text("utf-8"), page, summaries), "utf-8")
         configuration = read_yaml(paths.root() / CONFIGURATION)
@@ -82,7 +82,7 @@ def _write_summaries(results: Results, folder: Path) -> dict[str, nbformat.Noteb
     return written
 
 
-def read_variables(profile: str, folder: Path, others: dict[str, str]) -> dict[str, str]:
+def read_variables(results: Results, folder: Path, others: dict[str, str]) -> dict[str, str]:
     """What the summary notebooks wrote for the pages in ``folder``, by the name of the variable.
 
     A variable of a notebook that was not run is ``Not run.``: its name stands in the notebook's source. ``others`` are
@@ -91,12 +91,12 @@ def read_variables(profile: str, folder: Path, others: dict[str, str]) -> dict[s
     found: dict[str, str] = {}
     writers: dict[str, str] = {}
     sources = {}
-    for section in SECTIONS:
-        name = f"notebooks/summary_{section}.ipynb"
-        if not finished(paths.summary(profile, section)):
+    for section, place in results.record["sections"].items():
+        name, summary = f"notebooks/summary_{section}.ipynb", paths.given(place)
+        if not finished(summary):
             sources[name] = "\n".join(cell.source for cell in read_notebook(paths.root() / name).cells)
             continue
-        file = paths.summary(profile, section) / "variables.json"
+        file = summary / "variables.json"
         written = read_json(file) if file.is_file() else {}
         for variable in written:
             if variable in writers:

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
+
+# Where a name may stand beside its point, in points to the right and upwards: the first that clashes least is taken.
+_PLACES = [(5, 3, "left"), (-5, 3, "right"), (5, -9, "left"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center")]
+
+
 def plot_retrieval_by_layer(tables: Mapping[str, pd.DataFrame], sentences: int) -> Figure:
     """Accuracy, and the mean cosine of aligned and other pairs, at every layer; a thin line a language."""
     return plot_retrieval([("", tables, sentences)])
