@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, LlamaConfig, TrainerCallback
 
 from polydetox.models.checkpoints import load_causal_lm
-from polydetox.params import DPOParameters
+from polydetox.parameters import Settings, checked
 from polydetox.preference.dpo import dpo_loss, make_trainer, mixed_precision
 from tiny import TEXTS, tiny_tokenizer
 
@@ -58,7 +58,7 @@ class Clock(TrainerCallback):
         self.seconds = time.process_time() - self.begun
 
 
-def ours(weights: Path, pairs: pd.DataFrame, settings: DPOParameters, folder: Path) -> tuple[float, list]:
+def ours(weights: Path, pairs: pd.DataFrame, settings: Settings, folder: Path) -> tuple[float, list]:
     """CPU seconds of all steps but the first, and the batches of these steps."""
     trainer = make_trainer(weights, pairs, pairs.head(4), settings, folder)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
@@ -78,7 +78,7 @@ def ours(weights: Path, pairs: pd.DataFrame, settings: DPOParameters, folder: Pa
     return clock.seconds, batches[1:]
 
 
-def plain(weights: Path, batches: list, settings: DPOParameters) -> float:
+def plain(weights: Path, batches: list, settings: Settings) -> float:
     """CPU seconds of a loop over the same batches."""
     model = load_causal_lm(weights, torch.float32).train()
     optimizer = torch.optim.RMSprop(model.parameters(), lr=settings.learning_rate, alpha=0.99, eps=1e-8,
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settings = DPOParameters(epochs=1, eval_steps=1, warmup_steps=1)
+    settings = checked("dpo", epochs=1, eval_steps=1, warmup_steps=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["POLYDETOX_RUNS"] = str(folder / "runs")

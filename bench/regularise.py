@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from polydetox.attribute_control.corpus import packaged_prose
 from polydetox.attribute_control.methods import train_method
-from polydetox.params import RegulariseParameters
+from polydetox.parameters import checked
 from tiny import make_checkout, tiny_tokenizer
 
 TARGET = 0.77
@@ -76,7 +76,7 @@ def main() -> int:
         os.environ |= {"POLYDETOX_ROOT": str(checkout), "POLYDETOX_RUNS": str(folder / "runs")}
         corpus = make_corpus(texts[:400])
         common = {
-            "profile": "tiny", "model": "tiny", "iterations": options.iterations, "steps": options.steps,
+            "dtype": "float32", "iterations": options.iterations, "steps": options.steps,
             "samples": options.samples, "max_new_tokens": 20, "max_length": 64, "head": "tied", "head_epochs": 2,
             "scorer": "lexicon", "regulariser_weight_neutral": 0.0, "devices": 1,
         }  # fmt: skip
@@ -87,7 +87,7 @@ def main() -> int:
         for repeat in range(options.repeats):
             seconds = {}
             for method, changes in methods.items():
-                settings = RegulariseParameters(method=method, **common, **changes)
+                settings = checked("regularise", **common, **changes)
                 _, _, metrics = train_method(settings, folder / "model", corpus, folder / f"{method}-{repeat}")
                 seconds[method] = metrics["two_device_cpu_seconds"]
                 head, model = metrics["head_cpu_seconds"], metrics["model_cpu_seconds"]

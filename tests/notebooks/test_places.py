@@ -43,7 +43,7 @@ def test_folders_of_any_name(tmp_path, tiny_checkpoints):
     assert plan.returncode == 0, plan.stderr
     assert all_files(tmp_path) == before
 
-    (name,) = {line.split()[-1] for line in _python(checkout, "print(Graph('tiny').models[0])").splitlines()}
+    (name,) = {line.split()[-1] for line in _python(checkout, "print(load('tiny').models[0])").splitlines()}
     folder = runs / "tiny" / name / "base" / "evaluate" / "en"
     done = polydetox(checkout, "run", "--profile", "tiny", str(folder / "manifest.json"), POLYDETOX_RUNS=str(runs))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -55,7 +55,7 @@ def test_folders_of_any_name(tmp_path, tiny_checkpoints):
 
 
 def _python(checkout: Path, code: str) -> str:
-    program = f"from polydetox.workflow import Graph; {code}"
+    program = f"from polydetox.workflow import load; {code}"
     return subprocess.run([sys.executable, "-c", program], env=os.environ | {"POLYDETOX_ROOT": str(checkout)},
                           capture_output=True, text=True, check=True).stdout  # fmt: skip
 

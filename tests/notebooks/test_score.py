@@ -12,7 +12,8 @@ import yaml
 
 from polydetox import paths
 from polydetox.metrics.scores import Scoring
-from polydetox.params import ScoreParameters, load_profile, stage_parameters
+from polydetox.parameters import checked
+from polydetox.workflow import load
 from tiny import make_checkout, run
 
 LANGUAGES = ["en", "de"]
@@ -33,7 +34,7 @@ def scored(tmp_path_factory, tiny_checkpoints) -> Path:
 def test_each_language_has_the_scores_that_it_has_alone(scored, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "root", lambda: scored)
     monkeypatch.setattr(paths, "score_cache", lambda: tmp_path / "cache" / "scores")
-    settings = ScoreParameters(**stage_parameters("score", load_profile("tiny"), "tiny", variant="base"))
+    settings = checked("score", **load("tiny").resolved("score", model="tiny", variant="base"))
     sampled = pd.read_parquet(scored / "runs/tiny/tiny/base/generate/continuations.parquet")
     together = pd.read_parquet(scored / "runs/tiny/tiny/base/score/scores.parquet")
     for language in LANGUAGES:

@@ -19,7 +19,7 @@ import pandas as pd
 from polydetox.attribute_control.corpus import packaged_prose
 from polydetox.data.prompts import neutral_prompts, training_prompts
 from polydetox.languages import LANGUAGES, rtp_lx_locales
-from polydetox.params import CapabilityParameters
+from polydetox.parameters import checked
 
 from . import PROMPTS
 from .checkpoints import sentences
@@ -119,7 +119,7 @@ def _tasks() -> Iterator[tuple[str, str, dict[str, list[dict[str, Any]]]]]:
     lettered = {"id": "q1", "instruction": question, **options, "option_e": None, "answer": "B"}
     endings = {"ind": 1, "activity_label": "Roof", "ctx_a": "A man sits.", "ctx_b": "he", "ctx": "A man sits. he",
                "endings": words, "source_id": "s", "split": "val", "split_type": "indomain", "label": "2"}  # fmt: skip
-    for task in (task for suite in CapabilityParameters().suites.values() for task in suite.tasks):
+    for task in (task for suite in checked("capability").suites.values() for task in suite.tasks):
         family, language = task.rsplit("_", 1)
         rows = [endings] * 2 if family == "hellaswag" else [lettered] * 2
         splits = (

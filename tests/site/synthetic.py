@@ -339,7 +339,7 @@ def _shifted(language: str, prompts: int) -> pd.DataFrame:
 def _alignment(run: Path, languages: list[str]) -> None:
     """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
     from polydetox.artifacts import Stage
-    from polydetox.params import TransferParameters
+    from polydetox.parameters import checked
     from polydetox.transfer.correlation import transfer_figures, transfer_table
 
     folder, tables, metrics = run / "base" / "retrieval", [], {}
@@ -352,7 +352,7 @@ def _alignment(run: Path, languages: list[str]) -> None:
         metrics[language] = {"layers": 2, **means, "best_layer": 2, "best_accuracy": accuracy + 0.1}
     _table(folder / "layers.parquet", pd.concat(tables, ignore_index=True))
     _stage(folder, "retrieval", {}, metrics={"sentences": 32, "languages": metrics})
-    settings = TransferParameters(profile=PROFILE, model=MODEL, variant=TRAINED, bootstrap_samples=100)
+    settings = checked("transfer", profile=PROFILE, model=MODEL, variant=TRAINED, bootstrap_samples=100)
     folder = run / TRAINED / "transfer"
     table = transfer_table(settings, Stage("transfer", folder, {}))
     _table(folder / "languages.parquet", table)

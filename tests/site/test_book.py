@@ -17,7 +17,6 @@ import synthetic
 from polydetox import paths
 from polydetox.artifacts import read_json, read_parquet
 from polydetox.errors import UserError
-from polydetox.params import SECTIONS
 from polydetox.quarto import ERROR_FILE, failure_note
 from polydetox.report import control
 from polydetox.report.assemble import VARIABLE, assemble, book_pages
@@ -241,9 +240,9 @@ def test_a_probe_is_tried_on_what_was_evaluated(run):
     """The first continuations of every prompt, with the evaluation's own scores; empty ones are left out."""
     from polydetox.artifacts import Stage
     from polydetox.mechanism.probe import zero_shot_texts
-    from polydetox.params import ProbeParameters
+    from polydetox.parameters import checked
 
-    settings = ProbeParameters(profile=PROFILE, model="tiny", texts_per_language=7, label_threshold=0.6)
+    settings = checked("probe", profile=PROFILE, model="tiny", texts_per_language=7, label_threshold=0.6)
     texts = zero_shot_texts(settings, Stage("probe", run / "probe", {}))
     assert texts.groupby("language").size().to_dict() == dict.fromkeys(["ar", "de", "en", "ja"], 7)
     scores = pd.read_parquet(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet").query("language == 'de'")

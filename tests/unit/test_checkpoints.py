@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -21,7 +22,8 @@ def test_a_local_folder_is_used_as_it_is(checkout, tiny_checkpoints):
     manifest = json.loads((paths.checkpoint("tiny") / "manifest.json").read_text())
     assert len(manifest["output_sha256"]) == 64
     assert checkpoints.ensure_checkpoint(load_model("tiny")) == weights, "made once"
-    assert checkpoints.checkpoint_of("tiny", "tiny") == weights
+    for named in ("tiny", str(weights), str(paths.checkpoint("tiny"))):
+        assert checkpoints.weights_of(named) == weights, "a model file, a folder of weights, the folder of the stage"
 
 
 def test_what_is_missing_is_named_with_its_remedy(checkout, tmp_path):
@@ -35,10 +37,20 @@ def test_what_is_missing_is_named_with_its_remedy(checkout, tmp_path):
     file.write_text("title: t\nuse: hub\nlicence: x\nhub: nobody/nothing\n")
     with pytest.raises(UserError, match=r"nobody/nothing: cannot download"):
         checkpoints.ensure_checkpoint(load_model("tiny"))
-    with pytest.raises(
-        UserError, match=r"variant 'dpo' of tiny is not trained yet; run `polydetox run --profile tiny`"
-    ):
-        checkpoints.checkpoint_of("tiny", "tiny", "dpo")
+    (checkout / "runs/tiny/tiny/dpo/merge").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"runs/tiny/tiny/dpo/merge: no config\.json there.*run its stage first"):
+        checkpoints.weights_of("runs/tiny/tiny/dpo/merge")
+
+
+def test_a_trimmed_vocabulary_refuses_a_language_that_it_lost(tiny_checkpoints, tmp_path):
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny_checkpoints["llama"], weights)
+    checkpoints.check_vocabulary(weights, ["sv"])
+    config = weights / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {checkpoints.KEPT_LANGUAGES: ["de", "en"]}))
+    checkpoints.check_vocabulary(weights, ["en", "de"])
+    with pytest.raises(UserError, match=r"trimmed to de en, without 'sv'; add it to the profile's 'languages'"):
+        checkpoints.check_vocabulary(weights, ["en", "sv"])
 
 
 def test_a_checkpoint_that_has_gone_is_noticed(checkout, tiny_checkpoints):

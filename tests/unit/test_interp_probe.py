@@ -148,11 +148,11 @@ def test_bad_labelled_texts_are_refused_by_name(tmp_path, name, content, message
     (["Toxic", "neutral", "unsure"], {"toxic": "toxic", "neutral": "neutral", "unsure": "skipped"}, [1, 0, None]),
 ])  # fmt: skip
 def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wanted):
-    from polydetox.params import ProbeParameters
+    from polydetox.parameters import checked
 
     texts = ["one", "two", "three"]
     file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": texts, "label": given}))
-    read, skipped = read_labelled(file, 0.5, ProbeParameters(labels=said).labels)
+    read, skipped = read_labelled(file, 0.5, checked("probe", labels=said).labels)
     assert dict(zip(read["text"], read["label"], strict=True)) == {
         text: label for text, label in zip(texts, wanted, strict=True) if label is not None
     }
@@ -172,21 +172,21 @@ def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wante
     (["you are all fools", *"abc"], {}, ":1: label a text (1 rows), a (1 rows), b (1 rows), c (1 rows) is not one of"),
 ])  # fmt: skip
 def test_a_label_of_which_nobody_said_what_it_means_is_refused(tmp_path, suffix, given, said, message):
-    from polydetox.params import ProbeParameters
+    from polydetox.parameters import checked
 
     file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": list("abcd"), "label": given}))
     with pytest.raises(UserError) as error:
-        read_labelled(file, 0.5, ProbeParameters(labels=said).labels)
+        read_labelled(file, 0.5, checked("probe", labels=said).labels)
     assert f"{file}{message}" in str(error.value) and "fools" not in str(error.value)
 
 
 def test_settings_of_labels_are_checked():
-    from polydetox.params import check_parameters
+    from polydetox.parameters import checked
 
     for said in ({-1: "skip", 1: "toxic"}, "score", [0, 1]):
         with pytest.raises(UserError, match=r"labels.*give 'scores', or for each label one of toxic, neutral, skipped"):
-            check_parameters("probe", {"labels": said})
-    assert check_parameters("jigsaw_classify", {"labels": {True: "toxic"}}).labels == {"true": "toxic"}
+            checked("probe", labels=said)
+    assert checked("jigsaw_classify", labels={True: "toxic"}).labels == {"true": "toxic"}
 
 
 # --- representations --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-from polydetox.params import DPOParameters
+from polydetox.parameters import checked
 from polydetox.preference import dpo, pairs
 from tiny import FAMILIES
 
@@ -64,7 +64,7 @@ PAIRS = pd.DataFrame({
 def settings(**changes):
     values = {"max_steps": 6, "eval_steps": 2, "warmup_steps": 1, "learning_rate": 1e-3, "held_out_share": 0.25,
               "lora_rank": 4}  # fmt: skip
-    return DPOParameters(**(values | changes))
+    return checked("dpo", **(values | changes))
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +142,8 @@ def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(che
     """Evaluate-only: the model file names an adapter, which was trained on the untrimmed vocabulary."""
     from peft import LoraConfig, get_peft_model
 
-    from polydetox import paths
-    from polydetox.artifacts import Stage
-    from polydetox.models.checkpoints import tuned_from, tuned_weights
+    from polydetox.models.checkpoints import weights_of
+    from polydetox.workflow import load
 
     torch.manual_seed(0)
     settings = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
@@ -152,8 +151,11 @@ def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(che
     adapted.save_pretrained(tmp_path / "adapter")
     file = checkout / "params/models/tiny.yaml"
     file.write_text(file.read_text() + f"tuned: {{path: {tmp_path / 'adapter'}}}\n")
-    Stage("trim", paths.trim("tiny", "tiny"), {}).finish()  # the profile's own variants start from this one
-    base, tuned = tuned_from("tiny", "tiny", "published"), tuned_weights("tiny", "tiny", "published")
+    asked = load("tiny").resolved("merge", model="tiny", variant="published")
+    assert asked["checkpoint"] == "runs/checkpoints/tiny", (
+        "not the trimmed one, from which the profile's own variants start"
+    )
+    base, tuned = weights_of("tiny"), weights_of(asked["tuned"])
     assert base == tiny_checkpoints["llama"] and tuned == tmp_path / "adapter"
     assert dpo.merge_adapter(base, tuned, tmp_path / "merged", "The weather") < 1e-4
     ids = torch.tensor([[2, 300, 301]])
@@ -166,7 +168,7 @@ def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(che
 
 
 def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, monkeypatch):
-    settings = DPOParameters(method="qlora")
+    settings = checked("dpo", method="qlora")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"needs bitsandbytes: pip install --no-deps -r requirements-gpu.txt"):
         dpo._trainable(tiny_checkpoints["llama"], settings)
@@ -211,7 +213,7 @@ def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path
     config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model, adapter = dpo._trainable(tmp_path, DPOParameters(method="qlora"))
+    model, adapter = dpo._trainable(tmp_path, checked("dpo", method="qlora"))
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
     assert len(layers) == 2 * 7 and not any("lm_head" in name for name in layers)
     assert {layer.weight.quant_type for layer in layers.values()} == {"nf4"}

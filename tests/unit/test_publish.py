@@ -17,7 +17,7 @@ from polydetox import paths, publish
 from polydetox.artifacts import Stage, folder_sha256, write_json, write_parquet
 from polydetox.data import check
 from polydetox.errors import UserError
-from polydetox.params import stage_parameters
+from polydetox.workflow import load
 
 TOXIC = "an unprintable insult that no card may quote"
 SECRET = "hf_" + "s3cret" * 6
@@ -45,7 +45,6 @@ def finish(name, folder, parameters=None, metrics=None, reads=(), **results):
 @pytest.fixture
 def run(checkout, tiny_checkpoints, monkeypatch):
     """The artefacts of a run of the tiny profile with one variant, as its stages leave them."""
-    from polydetox.params import load_profile
 
     for name in publish._SECRETS:
         monkeypatch.delenv(name, raising=False)
@@ -53,7 +52,6 @@ def run(checkout, tiny_checkpoints, monkeypatch):
     content = yaml.safe_load(file.read_text())
     content["variants"] = {"dpo": content["variants"]["dpo"]}
     file.write_text(yaml.safe_dump(content))
-    profile = load_profile("tiny")
     checkpoint, merged = paths.checkpoint("tiny"), paths.merge("tiny", "tiny", "dpo")
     finish("checkpoint", checkpoint, revision=None, output_sha256="0" * 64)
     trim = {"vocabulary_kept": 512, "vocabulary_full": 900, "share_kept": 512 / 900, "probability_mass_kept": 0.97,
@@ -63,7 +61,7 @@ def run(checkout, tiny_checkpoints, monkeypatch):
     trained = paths.dpo("tiny", "tiny", "dpo")
     shutil.copytree(tiny_checkpoints["llama"], trained / "weights")
     figures = {"pairs_train": 36, "pairs_held_out": 4, "best_step": 2, "steps": 4, "held_out_loss": 0.654}
-    finish("dpo", trained, stage_parameters("dpo", profile, "tiny", variant="dpo"), figures,
+    finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
            output_sha256=folder_sha256(trained / "weights"))  # fmt: skip
     shutil.copytree(tiny_checkpoints["llama"], merged / "weights")
     config = merged / "weights/config.json"
@@ -119,11 +117,10 @@ def test_an_untrimmed_model_says_nothing_of_a_vocabulary_and_adapters_say_how_th
     (run / "params/models/tiny.yaml").write_text(
         "title: Tiny\nuse: hub\nhub: someone/base\nlicence: Apache-2.0\nnotice: A notice.\n"
     )
-    from polydetox.params import load_profile
 
     trained, merged = paths.dpo("tiny", "tiny", "dpo"), paths.merge("tiny", "tiny", "dpo")
     figures = json.loads((trained / "metrics.json").read_text())
-    finish("dpo", trained, stage_parameters("dpo", load_profile("tiny"), "tiny", variant="dpo"), figures,
+    finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
            output_sha256=folder_sha256(trained / "weights"))  # fmt: skip
     finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
            largest_logit_difference=2e-6)  # fmt: skip

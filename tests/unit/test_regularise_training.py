@@ -27,7 +27,7 @@ from polydetox.attribute_control.training import (
 )
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import on_one_device
-from polydetox.params import ControlCorpusParameters, RegulariseParameters
+from polydetox.parameters import checked
 from tiny import tiny_model, tiny_tokenizer
 
 PADDING = 0
@@ -87,7 +87,7 @@ def test_a_corpus_from_files_of_both_data_sets(tmp_path, monkeypatch):
     ]
     (folder / "wiki.train.tokens").write_text("\n".join(lines))
     (folder / "wiki.test.tokens").write_text(" This line of the test split must not be read at all here .")
-    settings = ControlCorpusParameters(
+    settings = checked("control_corpus",
         toxigen=str(tmp_path / "toxigen.csv"), wikitext=str(folder), scorer="lexicon", rows_per_domain=16,
         prompt_words=3,
     )  # fmt: skip
@@ -131,18 +131,18 @@ def test_statements_of_evaluated_prompts_are_not_trained_on(tmp_path, monkeypatc
     told = {"toxigen": str(raw), "wikitext": str(tmp_path / "wiki.train.tokens"), "scorer": "lexicon",
             "prompts_source": "toxigen", "prompts_folder": str(raw)}  # fmt: skip
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
-    settings, stage = ControlCorpusParameters(**told, prompt_limit=1), Stage("control_corpus", tmp_path / "out", {})
+    settings, stage = checked("control_corpus", **told, prompt_limit=1), Stage("control_corpus", tmp_path / "out", {})
     corpus, evaluated = corpora.make_corpus(settings, stage)
     assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == sorted(kept) and evaluated == 6
     metrics = corpora.corpus_metrics(corpus, evaluated, settings)
     assert metrics["evaluated_left_out"] == 6
     assert corpora.summary_of(metrics).endswith(" 6 toxic statements that belong to evaluated prompts were left out.")
     # Without a limit both prompts are evaluated, and two statements have neither.
-    corpus, evaluated = corpora.make_corpus(ControlCorpusParameters(**told), stage)
+    corpus, evaluated = corpora.make_corpus(checked("control_corpus", **told), stage)
     assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == ["They brag", "They shout"] and evaluated == 8
     (raw / "annotated.parquet").unlink()
     with pytest.raises(UserError, match=r"6 of 7 toxic statements belong to evaluated prompts.*'prompts: limit:'"):
-        corpora.make_corpus(ControlCorpusParameters(**told), stage)
+        corpora.make_corpus(checked("control_corpus", **told), stage)
 
 
 def test_the_annotated_release_is_read_and_other_files_refused(tmp_path):
@@ -167,7 +167,7 @@ def test_the_packaged_prose_is_plain_english():
 
 
 def jobs_of(tmp_path: Path, **settings) -> list[list[tuple[str, int, str, str]]]:
-    steps = plan(RegulariseParameters(iterations=3, **settings), Path("/base"), tmp_path)
+    steps = plan(checked("regularise", iterations=3, **settings), Path("/base"), tmp_path)
     return [[(job.kind, job.number, Path(job.weights).parent.name, Path(job.head).parent.name) for job in step]
             for step in steps]  # fmt: skip
 
@@ -189,22 +189,22 @@ def test_the_schedules(tmp_path):
 def test_a_second_gpu_that_is_not_there_is_said(monkeypatch):
     for gpus, asked, expected in [(0, None, 1), (0, 2, 2), (1, None, 1), (2, None, 2), (2, 1, 1)]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        assert _devices(RegulariseParameters(devices=asked)) == expected
+        assert _devices(checked("regularise", devices=asked)) == expected
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="needs two GPUs"):
-        _devices(RegulariseParameters(devices=2, schedule="parallel"))
-    assert _devices(RegulariseParameters(devices=2, algorithm="plain")) == 2, "which has no use for a second one"
+        _devices(checked("regularise", devices=2, schedule="parallel"))
+    assert _devices(checked("regularise", devices=2, algorithm="plain")) == 2, "which has no use for a second one"
 
 
 def test_two_devices_last_as_long_as_the_longer_part_from_the_second_iteration_on():
     iterations = pd.DataFrame({
         "iteration": [0, 1, 2, 3], "head_seconds": [np.nan, 5.0, 7.0, np.nan], "model_seconds": [np.nan, 2.0, 4.0, 6.0],
     })  # fmt: skip
-    costs = {schedule: _cost(RegulariseParameters(schedule=schedule), iterations, "seconds")
+    costs = {schedule: _cost(checked("regularise", schedule=schedule), iterations, "seconds")
              for schedule in ("sequential", "parallel")}  # fmt: skip
     assert costs["sequential"] == {"head_seconds": 12.0, "model_seconds": 12.0, "two_device_seconds": 24.0}
     assert costs["parallel"]["two_device_seconds"] == (5 + 2) + 7 + 6
-    plain = _cost(RegulariseParameters(schedule="parallel", algorithm="plain"), iterations, "seconds")
+    plain = _cost(checked("regularise", schedule="parallel", algorithm="plain"), iterations, "seconds")
     assert plain["two_device_seconds"] == 24.0, "which has no schedule"
 
 
@@ -225,10 +225,10 @@ def test_filtering_asks_the_oracle_about_what_is_learnt(monkeypatch):
         "domain": ["toxic", "toxic", "toxic", "neutral", "neutral"], "toxicity": [0.0, 1.0, 0.0, 0.0, 1.0],
         "split": ["train", "train", "held_out", "train", "train"],
     })  # fmt: skip
-    kept = _rows(RegulariseParameters(algorithm="filtering"), corpus)
+    kept = _rows(checked("regularise", algorithm="filtering"), corpus)
     assert kept["row"].tolist() == [1, 2, 4], "rejected, and what it cannot judge, is not trained on"
     with pytest.raises(UserError, match="rejects every row"):
-        _rows(RegulariseParameters(algorithm="filtering"), corpus[corpus["row"].isin([0, 2])])
+        _rows(checked("regularise", algorithm="filtering"), corpus[corpus["row"].isin([0, 2])])
 
 
 # --- the trainers -----------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_filtering_asks_the_oracle_about_what_is_learnt(monkeypatch):
 def setting(tmp_path, tiny_checkpoints):
     """A model, its body, a head that says something, and rows of which only some have a lambda."""
     weights = tiny_checkpoints["llama"]
-    settings = RegulariseParameters(head_rank=4, batch_size=3, warmup_steps=0, learning_rate=1e-3)
+    settings = checked("regularise", head_rank=4, batch_size=3, warmup_steps=0, learning_rate=1e-3)
     model = tiny_model("llama", len(tiny_tokenizer()))
     body = Body(weights, settings, "float32")
     head = make_head(model, "low-rank", 4)
@@ -317,7 +317,7 @@ def test_the_samplers_probabilities_at_single_positions(family):
 @pytest.mark.parametrize("body_kind", ["frozen", "lora"])
 def test_the_head_learns_which_token_decides(body_kind, tiny_checkpoints, tmp_path):
     """Texts are rejected exactly if they end in one token: the head tells them apart, and likes that token least."""
-    settings = RegulariseParameters(head="full", body=body_kind, head_learning_rate=3e-2, head_epochs=8,
+    settings = checked("regularise", head="full", body=body_kind, head_learning_rate=3e-2, head_epochs=8,
                                     head_batch_size=8, lora_rank=2, consistency_share=0.5)  # fmt: skip
     body = Body(tiny_checkpoints["llama"], settings, "float32")
     sampler = tiny_model("llama", len(tiny_tokenizer()))
@@ -338,7 +338,7 @@ def test_the_head_learns_which_token_decides(body_kind, tiny_checkpoints, tmp_pa
 
 
 def test_a_head_with_an_adapted_body_is_gone_on_with(tiny_checkpoints, tmp_path):
-    settings = RegulariseParameters(body="lora", lora_rank=2)
+    settings = checked("regularise", body="lora", lora_rank=2)
     body = Body(tiny_checkpoints["llama"], settings, "float32")
     with torch.no_grad():
         for name, weight in body.model.named_parameters():
@@ -363,8 +363,8 @@ def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_che
     corpus = pd.DataFrame({"prompt": prompts, "domain": ["toxic", "neutral"] * 2, "split": "train"})
     write_parquet(tmp_path / jobs.CORPUS, corpus)
     weights = str(tiny_checkpoints["llama"])
-    settings = RegulariseParameters(model=weights, scorer="lexicon", samples=8, samples_per_prompt=2, max_new_tokens=4,
-                                    engine="transformers")  # fmt: skip
+    settings = checked("regularise", scorer="lexicon", samples=8, samples_per_prompt=2, max_new_tokens=4,
+                       engine="transformers")  # fmt: skip
     job = jobs.Job("head", settings.model_dump(), weights, weights, str(tmp_path), 1)
 
     def stop(*_):
@@ -401,7 +401,7 @@ def test_reinforcement_learning_with_an_adapter_leaves_a_plain_model(family, tin
             return 1.0 - toxicity
 
     monkeypatch.setattr(rl.Oracle, "of", lambda settings: Letter())
-    settings = RegulariseParameters(
+    settings = checked("regularise",
         algorithm="rl", tuning="lora", lora_rank=2, iterations=1, warmup_steps=0, max_new_tokens=4,
         rl_steps=2, rl_prompts=2, rl_generations=2, rl_learning_rate=1e-2,
     )  # fmt: skip

@@ -12,9 +12,8 @@ import pytest
 
 from polydetox.data.parallel import parallel_sentences
 from polydetox.errors import UserError
-from polydetox.params import TransferParameters
-from polydetox.stats.correlation import leave_one_out, line
-from polydetox.transfer import correlation
+from polydetox.parameters import checked
+from polydetox.stats.correlation import correlation, leave_one_out, line
 from polydetox.transfer.accuracy import retrieval_figures
 from polydetox.transfer.correlation import transfer_figures
 
@@ -113,7 +112,7 @@ def test_a_line_through_one_place_is_level():
 def test_figures_of_a_transfer_without_languages_are_missing():
     from polydetox.transfer.correlation import COLUMNS
 
-    found = transfer_figures(pd.DataFrame(columns=COLUMNS), TransferParameters())
+    found = transfer_figures(pd.DataFrame(columns=COLUMNS), checked("transfer"))
     assert found["languages"] == 0 and found["accuracy"]["r"] is None and found["accuracy"]["predicted"] is None
 
 

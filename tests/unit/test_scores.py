@@ -7,7 +7,7 @@ import pytest
 
 from polydetox.metrics import scores
 from polydetox.metrics.scores import VALUES, Scoring
-from polydetox.params import ScoreParameters
+from polydetox.parameters import Settings, checked
 
 PROMPTS = ["The neighbours", "La capital", "Der Nachbar", "Сегодня", "今日は"]
 
@@ -26,9 +26,9 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture
-def settings(checkout, monkeypatch) -> ScoreParameters:
+def settings(checkout, monkeypatch) -> Settings:
     monkeypatch.setattr(scores, "_PROMPTS", 2)
-    return ScoreParameters(profile="tiny", model="tiny", scorer="lexicon", second_scorer=None, judged_samples=2)
+    return checked("score", judge="tiny", dtype="float32", scorer="lexicon", second_scorer=None, judged_samples=2)
 
 
 def test_values_go_with_their_rows(settings, table, tmp_path):
@@ -76,12 +76,12 @@ def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
     assert not has_values(Scoring(settings), table.assign(continuation=" other"), "en", tmp_path / "en")
     for change in (
         {"judged_samples": None},
-        {"judge": "none"},
+        {"judge": ""},
         {"perplexity": "published"},
         {"batch_size": 2},
         {"second_scorer": "lexicon"},
     ):
         assert not has_values(Scoring(settings.model_copy(update=change)), table, "en", tmp_path / "en")
     # Scores under other settings take the place of those before.
-    Scoring(settings.model_copy(update={"judge": "none"})).values(table, "en", tmp_path / "en")
+    Scoring(settings.model_copy(update={"judge": ""})).values(table, "en", tmp_path / "en")
     assert len(list((tmp_path / "en").iterdir())) == 1

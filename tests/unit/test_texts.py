@@ -76,12 +76,12 @@ def test_every_stage_reads_an_open_text(tiny_checkpoints, ending, tmp_path):
 
 def test_pairs_are_split_where_the_prompt_ends(ending, tmp_path, monkeypatch):
     """TRL tokenises a prompt by itself: an EOS after it would take the first token of the completion with it."""
-    from polydetox.params import DPOParameters
+    from polydetox.parameters import checked
     from polydetox.preference.dpo import make_trainer
 
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
     pairs = pd.DataFrame({"prompt": TEXTS[:2], "chosen": [" again", " und so"], "rejected": [" never", " oder nicht"]})
-    settings = DPOParameters(model="x", max_steps=1, eval_steps=1, batch_size=1)
+    settings = checked("dpo", max_steps=1, eval_steps=1, batch_size=1)
     trainer = make_trainer(ending, pairs, pairs, settings, tmp_path / "checkpoints")
     tokenizer = tiny_tokenizer()
     for row, prompt, chosen in zip(trainer.train_dataset, pairs["prompt"], pairs["chosen"], strict=True):

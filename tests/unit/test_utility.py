@@ -32,8 +32,7 @@ from polydetox.attribute_control.judge import (
 from polydetox.benchmarks import harness, tasks
 from polydetox.errors import UserError
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.parameters import Suite
-from polydetox.params import JigsawClassifyParameters
+from polydetox.parameters import Suite, checked
 from tiny import tiny_model, tiny_tokenizer
 
 # --- tasks ------------------------------------------------------------------------------------------------------
@@ -327,16 +326,16 @@ def test_comments_become_rows_with_their_verdicts():
     assert corpus["prompt"][0] == "Comment: one two three" and corpus["text"].str.startswith("Comment: ").all()
     assert all(text.startswith(prompt) for prompt, text in zip(corpus["prompt"], corpus["text"], strict=True))
     assert corpus["domain"].tolist() == ["toxic", "neutral"] and corpus["split"].tolist() == ["train", "held_out"]
-    settings = JigsawClassifyParameters(epochs=2.0, train_batch_size=3)
+    settings = checked("jigsaw_classify", epochs=2.0, train_batch_size=3)
     assert steps_of(settings, pd.concat([comments] * 5)) == math.ceil(2 * 5 / 3)
 
 
 def test_groups_of_texts_stay_on_one_side(monkeypatch):
-    from polydetox.attribute_control.detection import detection
+    from polydetox.attribute_control import detection
 
     table = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "label": [0, 1] * 20, "group": np.arange(40) // 4})
-    monkeypatch.setattr(detection, "labelled_texts", lambda asked, stage: table)
-    comments = detection.labelled_comments(JigsawClassifyParameters(test_share=0.2), SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(detection, "labelled_texts", lambda asked, file, stage: table)
+    comments = detection.labelled_comments(checked("jigsaw_classify", test_share=0.2), SimpleNamespace())  # type: ignore[arg-type]
     sides = comments.assign(group=table["group"]).groupby("group")["split"].nunique()
     assert (sides == 1).all() and (comments["split"] == "test").sum() == 8
 
@@ -350,7 +349,7 @@ def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_
     from polydetox.attribute_control.detection import train_condition
 
     comments = pd.DataFrame({"text": ["a fine day", "you fool"] * 4, "label": [0, 1] * 4, "split": "train"})
-    settings = JigsawClassifyParameters(condition="sft-classification", tuning="lora", learning_rate=1e-2,
+    settings = checked("jigsaw_classify", condition="sft-classification", tuning="lora", learning_rate=1e-2,
                                         train_batch_size=4, epochs=2.0)  # fmt: skip
     weights, classifier = train_condition(settings, tiny_checkpoints[family], comments, tmp_path)
     assert classifier is not None and not (classifier / "adapter_config.json").exists()
@@ -390,7 +389,7 @@ def test_what_is_not_used_of_prompts_and_stored_scores_is_recorded(tmp_path, mon
         return prompts.assign(continuation=["text 1", "text 2"], sample=0, empty=False)
 
     monkeypatch.setattr(generation, "generate", generate)
-    settings = JigsawClassifyParameters(
+    settings = checked("jigsaw_classify",
         scorer=f"stored:{tmp_path / 'scores_en.json'}", bootstrap_samples=10, prompts_source="real-toxicity-prompts",
         prompts_folder=str(tmp_path),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from polydetox.errors import UserError
-from polydetox.params import WorldPretrainParameters
+from polydetox.parameters import Settings, checked
 from polydetox.report import world as report
 from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
 from polydetox.synthetic.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
@@ -75,7 +75,7 @@ def test_a_bad_phrasebook_is_refused(tmp_path, change, message):
 
 
 def corpus(alignment: float, **changes) -> list[str]:
-    settings = WorldPretrainParameters(alignment=alignment, languages=["en", "de", "ru"], **changes)
+    settings = checked("world_pretrain", alignment=alignment, languages=["en", "de", "ru"], **changes)
     return documents(BOOK, settings, 3000, np.random.default_rng(0))
 
 
@@ -148,9 +148,9 @@ def test_documents_are_packed_whole():
     assert tokenizer("you are")["input_ids"][0] == tokenizer.bos_token_id
 
 
-def small(**changes) -> WorldPretrainParameters:
+def small(**changes) -> Settings:
     settings = {"languages": ["en", "de"], "hidden": 32, "layers": 1, "steps": 6, "batch_size": 2, "block": 32}
-    return WorldPretrainParameters(**{**settings, "save_steps": 2, **changes})
+    return checked("world_pretrain", **{**settings, "save_steps": 2, **changes})
 
 
 def test_a_stopped_pretraining_ends_where_it_would_have(tmp_path, checkout, monkeypatch):
@@ -269,7 +269,7 @@ def test_pairs_prefer_a_kindness_after_the_same_stem():
 
 def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
     from polydetox.generation import engines
-    from polydetox.params import WorldTransferParameters
+    from polydetox.parameters import checked
     from polydetox.synthetic import study
 
     said = {"en-0-0": [BOOK.ending(True, 0, "en"), "kind kind"], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
@@ -282,7 +282,7 @@ def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
                              for sample, text in enumerate(said[name])])  # fmt: skip
 
     monkeypatch.setattr(engines, "generate", drawn)
-    found = study._insults(WorldTransferParameters(), BOOK, tmp_path, [(0, 0), (0, 1)], ["en", "de"], tmp_path)
+    found = study._insults(checked("world_transfer"), BOOK, tmp_path, [(0, 0), (0, 1)], ["en", "de"], tmp_path)
     assert found["insulting"].to_dict() == {"de": 0.75, "en": 0.25}
     assert found["toxprob"].to_dict() == {"de": 1.0, "en": 0.5}
     assert found.loc["de", "well_formed"] == 0.5, "an insult in English is none of German's endings"
