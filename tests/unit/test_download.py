@@ -90,7 +90,7 @@ def test_a_broken_connection_is_continued_and_the_whole_is_verified(server, tmp_
 def test_a_later_call_goes_on_where_a_stopped_one_was(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TRIES", 1)
     server.breaks_after = 262_144
-    with pytest.raises(UserError, match="the connection broke off, or there is none\\); the same command goes on"):
+    with pytest.raises(UserError, match="the connection broke off, or there is none\\); the same command resumes"):
         download.download(server.address, tmp_path / "set.bin", None)
     assert not (tmp_path / "set.bin").exists()
     download.download(server.address, tmp_path / "set.bin", None)
@@ -141,7 +141,7 @@ def test_a_busy_server_is_tried_again(server, tmp_path):
 def test_a_silent_server_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.silent = True
-    with pytest.raises(UserError, match=r"no answer within 0\.2 seconds\); the same command goes on"):
+    with pytest.raises(UserError, match=r"no answer within 0\.2 seconds\); the same command resumes"):
         download.download(server.address, tmp_path / "set.bin", SHA256)
     assert len(server.ranges) == download.TRIES
 

@@ -13,19 +13,20 @@ LIBRARY = Path(polydetox.__file__).parent
 
 # From the ground up; of each floor the packages and the modules at the root.
 FLOORS = {
-    "core": "core errors languages paths artifacts locks home params cluster",
+    "words": "errors languages",
+    "core": "core paths artifacts params locks",
+    "running": "notebook kernel home quarto",
     "data and models": "data models",
     "measuring": "generation scoring stats metrics",
     "chapters": "preference interp retrieval regularise utility world "
                 "evaluation mechanism transfer attribute_control benchmarks synthetic",
-    "report": "report publish quarto notebook",
-    "command line": "cli doctor execute workflow planning warm kernel __main__",
+    "report": "report publish execute workflow planning warm cluster",
+    "command line": "cli doctor __main__",
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
 CHAPTERS = FLOORS["chapters"].split()
 
-# What is still to be mended; these lists only shrink.
-UPWARD = {("home", "kernel.protocol")}
+# What is still to be mended; this list only shrinks.
 BETWEEN_CHAPTERS = {
     ("regularise.adapters", "preference.dpo"),
     ("regularise.rl", "preference.dpo"),
@@ -94,7 +95,7 @@ def test_nothing_imports_upward():
         for target in targets
         if module and FLOOR[part(target)] > FLOOR[part(module)]
     }
-    assert upward == UPWARD
+    assert not upward
 
 
 def test_what_two_chapters_need_is_one_floor_down():

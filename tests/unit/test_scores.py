@@ -1,4 +1,4 @@
-"""Scores in pieces: resumed, taken up by another stage, and told again when something they depend on changes."""
+"""Scores in shards: resumed, taken up by another stage, and computed again when something they depend on changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def settings(checkout, monkeypatch) -> Settings:
 def test_values_go_with_their_rows(settings, table, tmp_path):
     values = Scoring(settings).values(table, "en", tmp_path / "en")
     assert list(values.columns) == VALUES and list(values.index) == list(table.index)
-    assert len(list((tmp_path / "en").glob("*/*.parquet"))) == 3  # pieces of two prompts
+    assert len(list((tmp_path / "en").glob("*/*.parquet"))) == 3  # shards of two prompts
     # Nothing is told of a blank text, and of the third sample no perplexity.
     assert values["toxicity"].isna().tolist() == [True, False, False] * 5
     assert values["perplexity"].isna().tolist() == [True, False, True] * 5

@@ -67,7 +67,7 @@ def polyglo_toxicity_prompts(
         whole = mine[mine["prompt"].notna()]
         skipped += Skipped(
             len(mine) - len(whole),
-            [line for line, told in rejected if told == language or (told is None and len(mine))],
+            [line for line, named in rejected if named == language or (named is None and len(mine))],
         )
         tables.append(whole.assign(prompt_id=[f"ptp-{file.stem}-{line - 1:06d}" for line in whole["line"]]))
     every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"prompt": []})
@@ -93,17 +93,17 @@ def _polyglo_file(file: Path, modified: int, size: int) -> tuple[pd.DataFrame, l
     language (None where a line cannot be read). A file of something else that lies beside the data set has no rows.
     """
     read = read_rows(file)
-    told = {line: language_of(row) or _language_of_folder(file) for line, row in read.rows}
-    ours = any("prompt" in row or told[line] in LANGUAGES for line, row in read.rows)
+    codes = {line: language_of(row) or _language_of_folder(file) for line, row in read.rows}
+    ours = any("prompt" in row or codes[line] in LANGUAGES for line, row in read.rows)
     if not ours and (read.rows or not read.rejected):
         return pd.DataFrame(columns=_POLYGLO_COLUMNS).astype({"toxicity": float}), []
     kept, rejected = check_rows(
         Rows(file, [(line, _flat(row)) for line, row in read.rows], read.rejected), "polyglo-toxicity-prompts"
     )
-    rows = [(line, told[line], None if is_blank(row["prompt"]) else row["prompt"].rstrip(), _score(row["toxicity"]))
+    rows = [(line, codes[line], None if is_blank(row["prompt"]) else row["prompt"].rstrip(), _score(row["toxicity"]))
             for line, row in kept]  # fmt: skip
     table = pd.DataFrame(rows, columns=_POLYGLO_COLUMNS)
-    return table, [(line, told.get(line.line)) for line in rejected]
+    return table, [(line, codes.get(line.line)) for line in rejected]
 
 
 def version(file: Path) -> tuple[Path, int, int]:
@@ -249,8 +249,8 @@ def language_of(row: Mapping[str, Any]) -> str:
     A code of the project's, or in lower case what is none of its languages.
     """
     details = row.get("meta_data")
-    told = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, Mapping) else "")
-    return code_of_locale(str(told or "")) or str(told or "").lower()
+    named = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, Mapping) else "")
+    return code_of_locale(str(named or "")) or str(named or "").lower()
 
 
 def summary_score(answer: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Downloads that are verified and go on where they stopped: files, Hub repositories, Google Drive, Kaggle."""
+"""Downloads that are verified and resume where they stopped: files, Hub repositories, Google Drive, Kaggle."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
             ) from None
         if attempt + 1 < TRIES:
             time.sleep(PAUSE * 2**attempt)
-    raise UserError(f"{address}: cannot be downloaded ({reason}); the same command goes on from here")
+    raise UserError(f"{address}: cannot be downloaded ({reason}); the same command resumes from here")
 
 
 def _why(error: Exception) -> str:
@@ -129,7 +129,7 @@ class _Resumed:
 def hub_errors(repository: str, kind: str, instead: str, *, upload: bool = False) -> Iterator[None]:
     """Turn what can go wrong with the Hub into one line that says what to do.
 
-    ``instead`` goes on after "check the network, ".
+    ``instead`` follows "check the network, ".
     """
     from httpx2 import HTTPError
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError

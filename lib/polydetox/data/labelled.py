@@ -72,10 +72,10 @@ def _meanings(
     if unknown:
         expected = "a score from 0 to 1" if labels == "scores" else f"one of {', '.join(said)}"
         # A long one is no label but a text, which is never quoted.
-        told = [f"{name if len(name) <= 16 else 'a text'} ({len(lines)} rows)" for name, lines in unknown.items()]
-        told = [*told[:5], *(["..."] if len(told) > 5 else [])]
+        seen = [f"{name if len(name) <= 16 else 'a text'} ({len(lines)} rows)" for name, lines in unknown.items()]
+        seen = [*seen[:5], *(["..."] if len(seen) > 5 else [])]
         raise UserError(
-            f"{path}:{min(map(min, unknown.values()))}: label {', '.join(told)} is not {expected}; say what each label "
+            f"{path}:{min(map(min, unknown.values()))}: label {', '.join(seen)} is not {expected}; say what each label "
             "means in the parameter 'labels', as {-1: skipped, 0: neutral, 1: toxic}, or 'labels: scores' where they "
             "are scores from 0 to 1, toxic from label_threshold up"
         )

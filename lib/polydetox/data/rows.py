@@ -19,7 +19,7 @@ import pandas as pd
 from polydetox.data.schemas import SCHEMAS, Field
 from polydetox.errors import UserError, nearest
 
-# More than this share of a file's rows rejected, and the file is refused.
+# More than this fraction of a file's rows rejected, and the file is refused.
 MOST_REJECTED = 0.05
 
 # So many rejected lines are listed one by one in a manifest; all of them are counted.

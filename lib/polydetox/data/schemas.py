@@ -71,10 +71,10 @@ class Field:
         """What is wrong with a value; a text is never quoted."""
         if missing:
             return f"is missing; it should be {self.wanted}"
-        told = repr(value) if isinstance(value, bool | int | float) or value is None else f"a {type(value).__name__}"
+        found = repr(value) if isinstance(value, bool | int | float) or value is None else f"a {type(value).__name__}"
         if isinstance(value, str):
-            told = "a text that is cut within a character" if self.accepts is text else "a text"
-        return f"is {told[:40]}, not {self.wanted}"
+            found = "a text that is cut within a character" if self.accepts is text else "a text"
+        return f"is {found[:40]}, not {self.wanted}"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def distinct(texts: Sequence[str], order: int, language: str) -> float | None:
 
 
 def repetition(continuation: str) -> float:
-    """The share of a text's words that repeat an earlier one, characters where it has no spaces; NaN without text."""
+    """The fraction of words that repeat an earlier one, characters where a text has no spaces; NaN without text."""
     words = continuation.split()
     if len(words) < 2:
         words = list(continuation.strip())

@@ -12,7 +12,7 @@ from polydetox.metrics.language import language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.stats.bootstrap import bootstrap, pooled_quantile
 
-# The published evaluation leaves out continuations from this perplexity on; here they are kept, and counted.
+# The published evaluation skips continuations from this perplexity on; here they are kept, and counted.
 OUTLIER = 1e4
 
 TOKEN_DISTINCT = [f"token_distinct_{order}" for order in ORDERS]  # of a prompt, the same in each of its rows

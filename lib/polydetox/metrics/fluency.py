@@ -244,10 +244,10 @@ class Judge:
         self, first: torch.Tensor, cache: Any, owners: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor,
         length: int, **inputs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Negative log-likelihood and number of the counted tokens of rows that go on from cached beginnings.
+        """Negative log-likelihood and number of the counted tokens of rows that continue cached beginnings.
 
         ``first`` (beginnings, 1, vocabulary) predicts each row's first token, ``owners`` (rows,) says which beginning a
-        row goes on from.
+        row continues.
         """
         nll, count = token_nll(first[owners], counted[:, :1])
         if targets.shape[1] == 1:

@@ -1,7 +1,7 @@
 """Scores of continuations under two scorers and a judge, each loaded once for as many tables as there are.
 
-What a table's values depend on names a folder, in which the values are kept in pieces as they come: a stage that was
-stopped goes on where it was, and a table whose values are all there is put together without loading anything.
+What a table's values depend on names a folder, in which the values are kept in shards as they come: a stage that was
+stopped resumes, and a table whose values are all there is put together without loading anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from polydetox.metrics.fluency import Judge
 
 VALUES = ["toxicity", "second_opinion", "perplexity"]
-_PROMPTS = 64  # of a piece
+_PROMPTS = 64  # of a shard
 
 
 class Scoring:
@@ -69,19 +69,19 @@ class Scoring:
     def values(self, continuations: pd.DataFrame, language: str, folder: Path) -> pd.DataFrame:
         """The columns ``VALUES`` for a table of continuations of one language, row by row.
 
-        What a scorer or the judge cannot tell is NaN. Pieces that ``folder`` holds are taken from there, the others are
+        What a scorer or the judge cannot tell is NaN. Shards that ``folder`` holds are taken from there, the others are
         added; what else it holds belongs to other settings and is removed.
         """
         key = self._key(continuations, language)
         for stale in folder.glob("*"):
             if stale.name != key:
                 shutil.rmtree(stale)
-        pieces = []
-        for rows, file in tqdm(self._plan(continuations, folder / key), desc="score", unit="piece"):
+        shards = []
+        for rows, file in tqdm(self._plan(continuations, folder / key), desc="score", unit="shard"):
             if not file.is_file():
                 write_parquet(file, self._score(rows, language).reset_index(drop=True))
-            pieces.append(read_parquet(file, VALUES).set_index(rows.index))
-        return pd.concat(pieces).loc[continuations.index]
+            shards.append(read_parquet(file, VALUES).set_index(rows.index))
+        return pd.concat(shards).loc[continuations.index]
 
     def _key(self, continuations: pd.DataFrame, language: str) -> str:
         """Names everything that the values depend on."""
@@ -98,10 +98,10 @@ class Scoring:
         return resume_key(depends_on)
 
     def _plan(self, continuations: pd.DataFrame, folder: Path) -> list[tuple[pd.DataFrame, Path]]:
-        """The pieces, whole prompts each, and the file of each."""
+        """The shards, whole prompts each, and the file of each."""
         number = pd.factorize(continuations["prompt_id"])[0] // _PROMPTS
-        pieces = continuations.groupby(number, sort=True)
-        return [(rows, folder / f"{piece:05d}.parquet") for piece, rows in pieces]
+        shards = continuations.groupby(number, sort=True)
+        return [(rows, folder / f"{shard:05d}.parquet") for shard, rows in shards]
 
     def _score(self, rows: pd.DataFrame, language: str) -> pd.DataFrame:
         texts = rows["continuation"].tolist()
@@ -127,7 +127,7 @@ class Scoring:
 
 
 def token_diversity(continuations: pd.DataFrame, tokenizer: Any) -> Float[np.ndarray, "rows 3"]:
-    """Distinct n-grams over tokens of each row's prompt, as published; empty continuations are left out."""
+    """Distinct n-grams over tokens of each row's prompt, as published; empty continuations are skipped."""
     numbers, prompts = pd.factorize(continuations["prompt_id"])
     texts: list[list[str]] = [[] for _ in prompts]
     for number, text, empty in zip(numbers, continuations["continuation"], continuations["empty"], strict=True):

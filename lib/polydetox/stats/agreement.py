@@ -45,8 +45,8 @@ def verdicts(
 ) -> dict[str, float]:
     """How two scorers' verdicts (score at or above the threshold) agree on the texts that both scored.
 
-    ``share`` of equal verdicts; ``kappa``, that share corrected for chance (Cohen 1960), NaN where one scorer gives
-    every text the same verdict; ``flagged_first`` and ``flagged_second``, the shares called toxic.
+    ``share`` of equal verdicts; ``kappa``, that fraction corrected for chance (Cohen 1960), NaN where one scorer gives
+    every text the same verdict; ``flagged_first`` and ``flagged_second``, the fractions called toxic.
     """
     first, second = both(first, second)
     if len(first) == 0:
@@ -103,10 +103,10 @@ def weighted_kappa(
 ) -> Float[np.ndarray, " replicates"]:
     """Cohen's kappa as if text i were there ``weights[:, i]`` times; NaN where a side has one verdict for all."""
     total = weights.sum(axis=1)
-    share, p, q = (weights @ verdict / total for verdict in (first == second, first, second))
+    equal, p, q = (weights @ verdict / total for verdict in (first == second, first, second))
     chance = p * q + (1.0 - p) * (1.0 - q)
     informative = (p > 0) & (p < 1) & (q > 0) & (q < 1)
-    return np.where(informative, (share - chance) / np.where(informative, 1.0 - chance, 1.0), np.nan)
+    return np.where(informative, (equal - chance) / np.where(informative, 1.0 - chance, 1.0), np.nan)
 
 
 def _by_value(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +164,7 @@ def cluster_auc(
 def matched_threshold(reference: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], threshold: float) -> float:
     """The threshold at which ``other`` calls as many of the texts toxic as ``reference`` does at ``threshold``.
 
-    One of the scores of ``other``, or just above them all; where it is coarse, the share is the nearest that it can
+    One of the scores of ``other``, or just above them all; where it is coarse, the fraction is the nearest that it can
     give, of two equally near ones the smaller. NaN without texts that both scored.
     """
     reference, other = both(reference, other)
