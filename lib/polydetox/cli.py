@@ -1,4 +1,4 @@
-"""The command line: ``polydetox doctor | run | render | data | push | execute``."""
+"""The command line: ``polydetox doctor | run | render | data | push | open | execute``."""
 
 from __future__ import annotations
 
@@ -95,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--dry-run", action="store_true", help="write the folder only, upload nothing")
     push.set_defaults(function=_push)
 
+    opening = commands.add_parser("open", help="a job of a run in Jupyter, with its parameters filled in")
+    opening.add_argument("job", type=paths.expanded, help="its folder, or the notebook of one that failed")
+    opening.add_argument("--to", type=paths.expanded, metavar="FOLDER", help="for the copy and what it writes")
+    opening.add_argument("--no-start", action="store_true", help="write the notebook, and do not start Jupyter")
+    opening.set_defaults(function=_open)
+
     execute = commands.add_parser("execute", help="execute one notebook (what the workflow calls)")
     execute.add_argument("notebook", type=Path)
     execute.add_argument("output", type=Path)
@@ -123,6 +129,14 @@ def _execute(options: argparse.Namespace, rest: list[str]) -> int:
     with logged(options.log, stage_title(options.profile, options.output)):
         execute(options.notebook, options.output, parameters, profile=options.profile, threads=options.threads)
     return 0
+
+
+def _open(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.opening import opened, start
+
+    notebook = opened(options.job, options.to)
+    print(f"the notebook: {paths.relative(notebook)}", flush=True)
+    return 0 if options.no_start else start(notebook)
 
 
 def _render(options: argparse.Namespace, rest: list[str]) -> int:

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from tiny import CHECKOUT, TINY_PROFILE, make_checkout
 
 from polydetox import locks
 from polydetox.params import SECTIONS
+from tiny import CHECKOUT, make_checkout
 
 OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports
 EVALUATED = [(variant, language) for variant in ("base", "dpo", "dpo-lora") for language in ("de", "en", "ja")]
@@ -129,7 +129,9 @@ def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
     for variant, language in EVALUATED:
         neurons = pd.read_parquet(run / f"{variant}/activations/neurons.parquet")
         neurons = neurons[neurons["language"] == language]
-        groups = {group: set(zip(rows["layer"], rows["neuron"], strict=True)) for group, rows in neurons.groupby("group")}
+        groups = {
+            group: set(zip(rows["layer"], rows["neuron"], strict=True)) for group, rows in neurons.groupby("group")
+        }
         assert groups["sources"] == actual and len(groups["control"]) == len(actual)
         assert not groups["control"] & set(zip(sources["layer"], sources["neuron"], strict=True))
     # What is watched while English is continued is what made the sources actual.
@@ -261,8 +263,8 @@ def test_one_stage_by_hand_with_plain_papermill(finished):
     manifest = checkout / "runs/tiny/tiny/base/generate/manifest.json"
     before = manifest.read_bytes()
     command = [sys.executable, "-m", "papermill", "notebooks/generate.ipynb", "out.ipynb", "-p", "model", "tiny",
-               "-p", "languages", "de", "-p", "profile", "tiny", "-p", "prompts_source", "project", "-p", "prompt_limit", "2",
-               "-k", "python3"]  # fmt: skip
+               "-p", "languages", "de", "-p", "profile", "tiny", "-p", "prompts_source", "project",
+               "-p", "prompt_limit", "2", "-k", "python3"]  # fmt: skip
     done = subprocess.run(command, cwd=checkout, env=environment(checkout), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     table = pd.read_parquet(checkout / "runs/manual/tiny/base/generate/continuations.parquet")
@@ -276,6 +278,21 @@ def test_one_stage_by_hand_with_plain_papermill(finished):
     outside = subprocess.run([*command, "-p", "languages", "pl"], cwd=checkout, env=environment(checkout),
                              capture_output=True, text=True, timeout=300)  # fmt: skip
     assert "'languages' does not list 'pl'" in outside.stderr
+
+
+def test_a_job_of_the_run_is_opened_by_hand(finished):
+    checkout, _ = finished
+    job = checkout / "runs/tiny/tiny/dpo/evaluate/ja"
+    before = (job / "manifest.json").read_bytes()
+    done = polydetox(checkout, "open", str(job), "--no-start")
+    assert done.returncode == 0, done.stderr
+    copy = checkout / "runs/manual/tiny/tiny/dpo/evaluate/ja/evaluate.ipynb"
+    assert done.stdout.strip().endswith(str(copy.relative_to(checkout)))
+    command = [sys.executable, "-m", "papermill", str(copy), str(copy), "-k", "python3"]
+    by_hand = subprocess.run(command, cwd=copy.parent, env=environment(checkout), capture_output=True, text=True)
+    assert by_hand.returncode == 0, by_hand.stderr
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (job, copy.parent)]
+    assert metrics[0] == metrics[1] and (job / "manifest.json").read_bytes() == before
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import nbformat
 import psutil
 import pytest
 
-from polydetox import execute, paths
+from polydetox import execute, opening, paths
 from polydetox.cli import main
 from polydetox.errors import UserError
 
@@ -111,6 +111,35 @@ def test_a_kernel_ends_with_its_job(checkout, tmp_path, number):
     while psutil.pid_exists(kernel) and psutil.Process(kernel).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the kernel outlives its job"
         time.sleep(0.05)
+
+
+def test_a_job_is_opened_with_its_parameters(checkout, tmp_path, monkeypatch, capsys):
+    source = write_notebook(tmp_path / "stage.ipynb", "n = 1\noutput_folder = ''", "import os; print(n, os.getcwd())")
+    job = paths.profile_run("tiny") / "m" / "stage"
+    given = {"n": 4, "output_folder": str(job)}
+    execute.execute(source, job / "notebook.ipynb", given, profile="tiny")
+    ran = (job / "notebook.ipynb").read_bytes()
+    write_notebook(source, "n = 1\noutput_folder = ''", "print('mended')")
+    assert main(["open", str(job), "--no-start"]) == 0
+    copy = paths.runs() / "manual/tiny/m/stage/stage.ipynb"
+    assert capsys.readouterr().out == "the notebook: runs/manual/tiny/m/stage/stage.ipynb\n"
+    cells = nbformat.read(copy, as_version=4).cells
+    assert [cell.metadata.get("tags") for cell in cells[1:3]] == [["parameters"], ["injected-parameters"]]
+    assert "n = 4" in cells[2].source and str(copy.parent) in cells[2].source and "mended" in cells[3].source
+    assert not any(cell.outputs for cell in cells) and (job / "notebook.ipynb").read_bytes() == ran
+
+    write_notebook(source, "n = 1\noutput_folder = ''", "1 / 0")
+    with pytest.raises(UserError):
+        execute.execute(source, job / "notebook.ipynb", given, profile="tiny")
+    failed = opening.opened(paths.failed("tiny") / "m-stage.ipynb", tmp_path / "here")
+    assert failed == tmp_path / "here/stage.ipynb" and "n = 4" in failed.read_text()
+
+    assert main(["open", str(job.parent), "--no-start"]) == 2 and main(["open", str(source), "--no-start"]) == 2
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["open", str(job)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "no such notebook; name the folder of a job that has run" in lines[0]
+    assert "not executed by papermill" in lines[1] and "pip install jupyterlab" in lines[2]
 
 
 def test_command_line_errors_are_one_line(checkout, capsys):

@@ -20,7 +20,7 @@ FLOORS = {
     "measuring": "generation scoring stats metrics",
     "chapters": "preference interp retrieval regularise utility world "
                 "evaluation mechanism transfer attribute_control benchmarks synthetic",
-    "report": "report publish execute workflow planning warm cluster",
+    "report": "report publish execute opening preflight workflow planning cluster",
     "command line": "cli doctor __main__",
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
