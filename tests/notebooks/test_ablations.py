@@ -64,9 +64,9 @@ def test_an_ablation_runs_as_much_as_it_says(ran):
 def test_the_vocabulary_keeps_the_tokens_of_further_prompts(ran):
     runs, _ = ran
     parameters = json.loads((runs / "tiny/trim/manifest.json").read_text())["parameters"]
-    assert parameters["more_prompts"] == [
-        {"source": "project", "folder": "", "limit": 2, "languages": ["de"]}
-    ], "the notebook checks that each is tokenised as before"
+    assert parameters["more_prompts"] == [{"source": "project", "folder": "", "limit": 2, "languages": ["de"]}], (
+        "the notebook checks that each is tokenised as before"
+    )
 
 
 def test_further_prompts_have_folders_of_their_own(ran):

@@ -32,7 +32,8 @@ CONTROL = {
         "filtering": {"algorithm": "filtering", "regularise": {"iterations": 1}},
         "rl": {"algorithm": "rl"},
         "nado": {"algorithm": "nado", "regularise": {"head": "tied"}},
-        "regularised": {"algorithm": "regularised", "regularise": {"direction": "reverse", "body": "lora", "tuning": "lora"}},
+        "regularised": {"algorithm": "regularised", "regularise": {
+            "direction": "reverse", "body": "lora", "tuning": "lora"}},
         "adaptive": {"algorithm": "regularised", "regularise": {
             "schedule": "parallel", "iterations": 3, "regulariser_weight_neutral": 0.0}},
     },
@@ -54,7 +55,9 @@ def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_checkpoints) -> Path:
     """A checkout in which every method was trained and sampled."""
-    folder = make_checkout(tmp_path_factory.mktemp("control") / "checkout", tiny_checkpoints["llama"], control=CONTROL, trim=None)
+    folder = make_checkout(
+        tmp_path_factory.mktemp("control") / "checkout", tiny_checkpoints["llama"], control=CONTROL, trim=None
+    )
     done = polydetox(folder, "run", "--profile", "tiny", *TARGETS)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -161,8 +164,10 @@ def test_what_is_missing_is_said_before_the_run(finished, tmp_path):
     # What is there but has too little, before a model is fetched: once here, and again by the stage.
     pd.DataFrame({"generation": ["a", "b"], "prompt_label": [1, 0]}).to_parquet(tmp_path / "toxigen.parquet")
     (tmp_path / "wikitext.txt").write_text("a short line\n")
-    for texts, message in (({"toxigen": "toxigen.parquet"}, "toxigen.parquet: no two toxic statements there"),
-                           ({"toxigen": "two.parquet", "wikitext": "wikitext.txt"}, "no two paragraphs there")):  # fmt: skip
+    for texts, message in (
+        ({"toxigen": "toxigen.parquet"}, "toxigen.parquet: no two toxic statements there"),
+        ({"toxigen": "two.parquet", "wikitext": "wikitext.txt"}, "no two paragraphs there"),
+    ):
         pd.DataFrame({"generation": ["a", "b"], "prompt_label": [1, 1]}).to_parquet(tmp_path / "two.parquet")
         corpus = {name: str(tmp_path / file) for name, file in texts.items()}
         profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": CONTROL | {"corpus": corpus}}))

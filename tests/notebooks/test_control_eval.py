@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from tiny import make_checkout
 
 SMALL = {
@@ -17,7 +18,10 @@ SMALL = {
     "samples_per_prompt": 2, "max_new_tokens": 4, "head_epochs": 1, "head_batch_size": 4, "head_rank": 4,
     "scorer": "lexicon",
 }  # fmt: skip
-SUITES = {"knowledge": {"tasks": ["knowledge"], "shots": 1, "limit": 2}, "commonsense": {"tasks": ["commonsense"], "limit": 3}}
+SUITES = {
+    "knowledge": {"tasks": ["knowledge"], "shots": 1, "limit": 2},
+    "commonsense": {"tasks": ["commonsense"], "limit": 3},
+}
 CONTROL = {
     "languages": ["de", "en"],
     "corpus": {"source": "model", "n": 2, "max_new_tokens": 6, "rows_per_domain": 16, "threshold": 0.0},
@@ -28,7 +32,7 @@ CONTROL = {
     "jigsaw_classify": {
         "limit": 40, "label_threshold": 0.2, "epochs": 0.2, "max_length": 48, "n": 2, "max_new_tokens": 4,
         "prompt_limit": 2, "bootstrap_samples": 20, "scorer": "lexicon",
-        "regularise": {name: value for name, value in SMALL.items() if name not in ("steps", "max_length", "batch_size")},
+        "regularise": {name: SMALL[name] for name in SMALL if name not in ("steps", "max_length", "batch_size")},
     },
 }  # fmt: skip
 RUN = "runs/tiny/tiny/control"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import make_checkout
 
 from polydetox.cli import main
 from polydetox.errors import UserError
+from tiny import make_checkout
 
 ODD = 'it\'s & (b) $HOME `x` é ;#*?[a] "q" \\ ~'
 ONE_STAGE = {"languages": ["en"], "trim": None, "mechanism": None, "alignment": None, "capability": None,
@@ -178,7 +178,8 @@ def test_stages_run_without_a_home(checkout):
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="takes another user's place, as root can")
 def test_a_user_without_a_name_or_a_home():
-    code = "import getpass, os; from polydetox.home import provide; provide(); print(getpass.getuser(), os.environ['HOME'])"
+    code = "import getpass, os; from polydetox.home import provide; provide(); "
+    code += "print(getpass.getuser(), os.environ['HOME'])"
     kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
     command = ["setpriv", "--reuid", "54321", "--clear-groups", sys.executable, "-c"]
     if subprocess.run([*command, "import polydetox"], cwd="/", capture_output=True).returncode:

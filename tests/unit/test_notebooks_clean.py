@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 
 import nbformat
 import pytest
+import yaml
 
 from tiny import CHECKOUT
 
@@ -42,6 +45,24 @@ def test_a_notebook_reads_like_a_section(file):
     assert len(cells[0].source.split("\n\n")) >= 2, "a title and a paragraph on the question"
 
 
+def test_the_commit_hook_strips_outputs_and_nothing_else(tmp_path):
+    committed = CHECKOUT / "notebooks/evaluate.ipynb"
+    clean, executed = tmp_path / "clean.ipynb", tmp_path / "executed.ipynb"
+    clean.write_bytes(committed.read_bytes())
+    notebook = nbformat.read(committed, as_version=4)
+    for number, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.execution_count = number
+        cell.outputs = [nbformat.v4.new_output("stream", text="printed")]
+    nbformat.write(notebook, executed)
+    hook = [sys.executable, str(CHECKOUT / ".ci/strip_outputs.py")]
+    assert subprocess.run([*hook, str(clean)], capture_output=True).returncode == 0
+    done = subprocess.run([*hook, str(clean), str(executed)], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == f"{executed}: outputs removed\n"
+    assert clean.read_bytes() == committed.read_bytes() == executed.read_bytes()
+    hooks = yaml.safe_load((CHECKOUT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"][0]["hooks"]
+    assert all((CHECKOUT / word).is_file() for one in hooks for word in one["entry"].split() if "/" in word)
+
+
 def test_every_package_that_is_imported_is_declared():
     import tomllib
 
@@ -52,8 +73,6 @@ def test_every_package_that_is_imported_is_declared():
     names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "lingua": "lingua-language-detector",
              "profanity_check": "alt-profanity-check", "lm_eval": "lm-eval",
              "snakemake_interface_logger_plugins": "snakemake"}  # fmt: skip
-    import sys
-
     for file in (CHECKOUT / "lib").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             modules = ([alias.name for alias in node.names] if isinstance(node, ast.Import)

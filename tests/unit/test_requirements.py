@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from polydetox import __version__
 from tiny import CHECKOUT
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
@@ -145,3 +146,23 @@ def test_the_sets_are_what_make_requirements_writes(uv, tmp_path):
     resolve(["make", "-o", ".venv/.made", "CONDA=", f"BIN={Path(uv).parent}", "requirements"], tmp_path)
     for name in SETS:
         assert (tmp_path / name).read_text() == (CHECKOUT / name).read_text(), f"{name} is stale: make requirements"
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((CHECKOUT / "CITATION.cff").read_text("utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"].startswith(PROJECT["name"])
+    assert citation["version"] == __version__ and citation["license"] == PROJECT["license"]
+    (author,) = citation["authors"]
+    assert author["name"] in (CHECKOUT / "LICENSE").read_text("utf-8")
+    readme = (CHECKOUT / "README.md").read_text("utf-8")
+    for paper in citation["references"]:
+        assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in readme
+        assert all({"family-names", "given-names"} == set(author) for author in paper["authors"])
+    assert f"## {__version__}\n" in (CHECKOUT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_continuous_integration_runs_the_projects_own_command():
+    workflow = yaml.safe_load((CHECKOUT / ".github/workflows/ci.yml").read_text("utf-8"))
+    steps = workflow["jobs"]["test"]["steps"]
+    assert steps[-1] == {"run": "bash .ci/run"} and (CHECKOUT / ".ci/run").is_file()
+    assert {"python-version": "3.11"} in [step.get("with") for step in steps]
