@@ -74,6 +74,7 @@ rule control_corpus:
         parameters=lambda w: run.parameters("control_corpus", w),
         source=lambda w: run.source(w.model),
     log: f"{CONTROL_CORPUS}/log.txt",
+    benchmark: f"{CONTROL_CORPUS}/benchmark.tsv"
     priority: 3
     resources:
         gpu=gpu,
@@ -117,6 +118,7 @@ rule regularise:
         parameters=lambda w: run.parameters("regularise", w),
         source=lambda w: run.source(w.model),
     log: f"{REGULARISE}/log.txt",
+    benchmark: f"{REGULARISE}/benchmark.tsv"
     priority: 2
     resources:
         # Two where head and model train side by side.
@@ -161,6 +163,7 @@ rule constrained_decode:
         parameters=lambda w: run.parameters("constrained_decode", w),
         source=lambda w: run.source(w.model),
     log: f"{CONSTRAINED_DECODE}/log.txt",
+    benchmark: f"{CONSTRAINED_DECODE}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -205,6 +208,7 @@ rule attribute_eval:
         parameters=lambda w: run.parameters("attribute_eval", w),
         source=lambda w: run.source(w.model),
     log: f"{ATTRIBUTE_EVAL}/log.txt",
+    benchmark: f"{ATTRIBUTE_EVAL}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -248,6 +252,7 @@ rule win_rate:
         parameters=lambda w: run.parameters("win_rate", w),
         source=lambda w: run.source(w.model),
     log: f"{WIN_RATE}/log.txt",
+    benchmark: f"{WIN_RATE}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -289,6 +294,7 @@ rule jigsaw_classify:
         parameters=lambda w: run.parameters("jigsaw_classify", w),
         source=lambda w: run.source(w.model),
     log: f"{JIGSAW_CLASSIFY}/log.txt",
+    benchmark: f"{JIGSAW_CLASSIFY}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=lambda w: 3 * mem_mb(w),  # gradients and optimizer state

@@ -35,6 +35,7 @@ rule capability:
         parameters=lambda w: run.parameters("capability", w),
         source=lambda w: run.source(w.model),
     log: f"{CAPABILITY}/log.txt",
+    benchmark: f"{CAPABILITY}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,

@@ -44,6 +44,7 @@ rule generate:
         parameters=lambda w: run.parameters("generate", w),
         source=lambda w: run.source(w.model),
     log: f"{GENERATE}/log.txt",
+    benchmark: f"{GENERATE}/benchmark.tsv"
     priority: 1
     resources:
         gpu=gpu,
@@ -88,6 +89,7 @@ rule score:
         parameters=lambda w: run.parameters("score", w),
         source=lambda w: run.source(w.model),
     log: f"{SCORE}/log.txt",
+    benchmark: f"{SCORE}/benchmark.tsv"
     priority: 1
     resources:
         gpu=gpu,
@@ -127,6 +129,7 @@ rule evaluate:
     params:
         parameters=lambda w: run.parameters("evaluate", w),
     log: f"{EVALUATE}/log.txt",
+    benchmark: f"{EVALUATE}/benchmark.tsv"
     resources:
         mem_mb=2000,
     shell: EXECUTE
@@ -176,6 +179,7 @@ rule agreement:
     params:
         parameters=lambda w: run.parameters("agreement", w),
     log: f"{AGREEMENT}/log.txt",
+    benchmark: f"{AGREEMENT}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=4000,

@@ -48,6 +48,7 @@ rule probe:
         parameters=lambda w: run.parameters("probe", w),
         source=lambda w: run.source(w.model),
     log: f"{PROBE}/log.txt",
+    benchmark: f"{PROBE}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -87,6 +88,7 @@ rule value_vectors:
         parameters=lambda w: run.parameters("value_vectors", w),
         source=lambda w: run.source(w.model),
     log: f"{VALUE_VECTORS}/log.txt",
+    benchmark: f"{VALUE_VECTORS}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -125,6 +127,7 @@ rule activations:
         parameters=lambda w: run.parameters("activations", w),
         source=lambda w: run.source(w.model),
     log: f"{ACTIVATIONS}/log.txt",
+    benchmark: f"{ACTIVATIONS}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -164,6 +167,7 @@ rule intervene:
         parameters=lambda w: run.parameters("intervene", w),
         source=lambda w: run.source(w.model),
     log: f"{INTERVENE}/log.txt",
+    benchmark: f"{INTERVENE}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,

@@ -33,6 +33,7 @@ rule checkpoint:
         parameters=lambda w: run.parameters("checkpoint", w),
         source=lambda w: run.source(w.model),
     log: f"{CHECKPOINT}/log.txt",
+    benchmark: f"{CHECKPOINT}/benchmark.tsv"
     resources:
         mem_mb=mem_mb,
     shell: EXECUTE
@@ -73,6 +74,7 @@ rule trim:
         parameters=lambda w: run.parameters("trim", w),
         source=lambda w: run.source(w.model),
     log: f"{TRIM}/log.txt",
+    benchmark: f"{TRIM}/benchmark.tsv"
     threads: 2
     resources:
         gpu=gpu,
@@ -124,6 +126,7 @@ rule pairs:
     wildcard_constraints:
         kind=any_of(*run.profile.pairs),
     log: f"{PAIRS}/log.txt",
+    benchmark: f"{PAIRS}/benchmark.tsv"
     priority: 3  # the longest chain of stages begins here
     resources:
         gpu=gpu,
@@ -159,6 +162,7 @@ rule dpo:
     params:
         parameters=lambda w: run.parameters("dpo", w),
     log: f"{DPO}/log.txt",
+    benchmark: f"{DPO}/benchmark.tsv"
     priority: 2
     resources:
         gpu=gpu,
@@ -194,6 +198,7 @@ rule merge:
         parameters=lambda w: run.parameters("merge", w),
         source=lambda w: run.source(w.model),
     log: f"{MERGE}/log.txt",
+    benchmark: f"{MERGE}/benchmark.tsv"
     priority: 2
     resources:
         mem_mb=lambda w: 2 * mem_mb(w),  # before and after are compared

@@ -55,6 +55,7 @@ rule summary:
     wildcard_constraints:
         section=any_of(*SUMMARIES),
     log: f"{SUMMARY}/log.txt",
+    benchmark: f"{SUMMARY}/benchmark.tsv"
     resources:
         mem_mb=2000,
     shell: EXECUTE

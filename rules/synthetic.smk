@@ -31,6 +31,7 @@ rule world_pretrain:
     params:
         parameters=lambda w: run.parameters("world_pretrain", w),
     log: f"{WORLD_PRETRAIN}/log.txt",
+    benchmark: f"{WORLD_PRETRAIN}/benchmark.tsv"
     resources:
         mem_mb=2000,
     shell: EXECUTE
@@ -60,6 +61,7 @@ rule world_transfer:
     params:
         parameters=lambda w: run.parameters("world_transfer", w),
     log: f"{WORLD_TRANSFER}/log.txt",
+    benchmark: f"{WORLD_TRANSFER}/benchmark.tsv"
     resources:
         mem_mb=2000,
     shell: EXECUTE

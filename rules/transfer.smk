@@ -37,6 +37,7 @@ rule retrieval:
         parameters=lambda w: run.parameters("retrieval", w),
         source=lambda w: run.source(w.model),
     log: f"{RETRIEVAL}/log.txt",
+    benchmark: f"{RETRIEVAL}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -72,6 +73,7 @@ rule transfer:
     params:
         parameters=lambda w: run.parameters("transfer", w),
     log: f"{TRANSFER}/log.txt",
+    benchmark: f"{TRANSFER}/benchmark.tsv"
     resources:
         mem_mb=2000,
     shell: EXECUTE
