@@ -196,8 +196,6 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     from polydetox.quarto import failure_note
     from polydetox.workflow import load, run_lock
 
-    rest, targets = _split(rest)
-    targets += options.targets
     plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in rest)
     run = load(options.profile)
     if not plan_only:
@@ -218,14 +216,14 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         # Our own lock holds the profile; Snakemake's would have to be removed by hand after a kill.
         "--config", f"profile={options.profile}", "--nolock", *rest,
         *(["--slurm-jobname-prefix", cluster.job_prefix(options.profile)] if executor == "slurm" else []),
-        "--", *targets,
+        "--", *options.targets,
     ]  # fmt: skip
     # The stages find `polydetox` beside this Python, whether or not its environment is activated.
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         RUN: this_run(),
     }
-    targets += [word for word in rest if "/" in word and not word.startswith("-")]
+    targets = [*options.targets, *(word for word in rest if "/" in word and not word.startswith("-"))]
     if plan_only:
         missing = problems(run)
         status = subprocess.run(command, env=environment).returncode
@@ -249,23 +247,6 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         if note := failure_note(options.profile):
             print(note)
     return 0
-
-
-# Options of Snakemake that take a list of KEY=VALUE: a word without "=" after them can only be a target.
-_LISTS = ("--default-resources", "--default-res", "--set-resources", "--set-threads", "--set-resource-scopes",
-          "--resources", "--res", "--config", "-C", "--groups", "--group-components")  # fmt: skip
-
-
-def _split(rest: list[str]) -> tuple[list[str], list[str]]:
-    """Snakemake's options, and the targets that follow one of its lists, of which it would take them for a part."""
-    words: list[str] = []
-    targets: list[str] = []
-    in_list = False
-    for word in rest:
-        if word.startswith("-"):
-            in_list = word in _LISTS
-        (targets if in_list and not word.startswith("-") and "=" not in word else words).append(word)
-    return words, targets
 
 
 def _snakemake_profile(named: str) -> tuple[str, str]:

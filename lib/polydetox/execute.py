@@ -43,8 +43,12 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     A failure is a ``UserError`` with the notebook's last error and the path of the partially executed copy, which is
     kept under ``runs/<profile>/failed/``.
     """
-    with _without("pyarrow.fs"):
-        import papermill
+    # Arrow's Hadoop file system, for which papermill looks, is a third of its import and serves no local notebook.
+    hidden = sys.modules.setdefault("pyarrow.fs", None) is None  # type: ignore[arg-type]
+    import papermill
+
+    if hidden:
+        del sys.modules["pyarrow.fs"]
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
@@ -53,11 +57,14 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     os.environ["OMP_NUM_THREADS"] = str(threads)
     _choose_gpu()
     _end_with_run()
-    _remove_failed(profile, output)
+    for suffix in (".ipynb", ".json"):
+        failed_copy(profile, output).with_suffix(suffix).unlink(missing_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.part.ipynb")
+    usual = tempfile.gettempdir()
+    short = usual if len(os.fsencode(usual)) < 70 else "/tmp"  # a socket's address has some 100 bytes
     try:
-        with tempfile.TemporaryDirectory(prefix="polydetox-", dir=_short_folder()) as folder:
+        with tempfile.TemporaryDirectory(prefix="polydetox-", dir=short) as folder:
             papermill.execute_notebook(
                 str(notebook), str(partial), dict(parameters), cwd=str(paths.root()), progress_bar=False,
                 start_timeout=_START_SECONDS, kernel_name="python3", kernel_manager_class=_own_kernel(folder),
@@ -71,22 +78,6 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     os.replace(partial, output)
 
 
-@contextlib.contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Let an import find that an optional module is not there.
-
-    papermill looks for Arrow's Hadoop file system, which takes a third of its own import and serves no local notebook.
-    """
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-
-
 def stage_title(profile: str, output: Path) -> str:
     """A stage in a few words, by where it writes: ``gemma-3-270m base evaluate de``."""
     folder = Path(os.path.abspath(output.parent))
@@ -96,10 +87,7 @@ def stage_title(profile: str, output: Path) -> str:
 
 @contextlib.contextmanager
 def logged(log: Path | None, title: str) -> Iterator[None]:
-    """Send what this process and its children print to ``log``; say on the terminal how the stage ended.
-
-    Without a log nothing is redirected.
-    """
+    """Send what this process and its children print to ``log``, if given; say on the terminal how the stage ended."""
     if log is None:
         yield
         return
@@ -152,12 +140,6 @@ def _choose_gpu() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _short_folder() -> str:
-    """The temporary folder, unless a socket's address, of some 100 bytes, could not hold its name."""
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) < 70 else "/tmp"
-
-
 def _own_kernel(folder: str) -> type:
     """The class that starts this Python's ipykernel, whatever kernels are installed under its name.
 
@@ -195,8 +177,7 @@ def ends_with(parent: int, number: int) -> Callable[[], None]:
 
 
 def _first_line(text: str) -> str:
-    lines = [line for line in _ANSI.sub("", text).splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
+    return next((line for line in _ANSI.sub("", text).splitlines() if line.strip()), "no message")
 
 
 def failed_copy(profile: str, output: Path) -> Path:
@@ -205,12 +186,6 @@ def failed_copy(profile: str, output: Path) -> Path:
     stage = output.resolve().parent
     parts = stage.relative_to(run).parts if stage.is_relative_to(run) else stage.parts[-2:]
     return paths.failed(profile) / ("-".join(parts) + ".ipynb")
-
-
-def _remove_failed(profile: str, output: Path) -> None:
-    copy = failed_copy(profile, output)
-    copy.unlink(missing_ok=True)
-    copy.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _fail(profile: str, output: Path, partial: Path, reason: str) -> None:
@@ -242,10 +217,8 @@ def _end_with_run() -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
 
 

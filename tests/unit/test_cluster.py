@@ -102,12 +102,16 @@ def snakemakes(monkeypatch, *words: str) -> list[str]:
     return seen[0][seen[0].index("--snakefile") :]
 
 
-@pytest.mark.parametrize("words", [
-    ["--set-threads", "dpo=2", "--default-resources", "slurm_account=a", "runtime=5", "runs/x/manifest.json"],
-    ["--set-threads", "dpo=2", "--default-resources", "slurm_account=a", "runtime=5", "--", "runs/x/manifest.json"],
-    ["--set-threads", "dpo=2", "runs/x/manifest.json", "--default-resources", "slurm_account=a", "runtime=5"],
-])  # fmt: skip
-def test_a_target_may_follow_a_list_of_resources(checkout, monkeypatch, capsys, words):
+def test_targets_follow_snakemakes_options(checkout, monkeypatch, capsys):
+    words = [
+        "--set-threads",
+        "dpo=2",
+        "--default-resources",
+        "slurm_account=a",
+        "runtime=5",
+        "--",
+        "runs/x/manifest.json",
+    ]
     command = snakemakes(monkeypatch, *words)
     assert command[command.index("--default-resources") :][1:3] == ["slurm_account=a", "runtime=5"]
     assert command[-2:] == ["--", "runs/x/manifest.json"]
