@@ -32,15 +32,13 @@ def write_notebook(file, *cells):
     return file
 
 
-@pytest.mark.parametrize(("stage", "parameters", "title"), [
-    ("dpo", {"model": "m", "variant": "dpo", "method": "lora"}, "dpo m dpo"),
-    ("evaluate", {"model": "m", "variant": "base", "prompt_set": "rtp-lx", "lang": "de"}, "evaluate m base rtp-lx de"),
-    ("regularise", {"model": "m", "method": "plain"}, "regularise m plain"),
-    ("jigsaw_classify", {"model": "m", "condition": "sft-lm"}, "jigsaw_classify m sft-lm"),
-    ("world_transfer", {"cell": "small-a050-s0"}, "world_transfer small-a050-s0"),
+@pytest.mark.parametrize(("folder", "title"), [
+    ("runs/tiny/m/dpo/dpo", "m dpo dpo"),
+    ("runs/tiny/m/base/rtp-lx/evaluate/de", "m base rtp-lx evaluate de"),
+    ("runs/checkpoints/m", "m"),
 ])  # fmt: skip
-def test_a_stage_is_told_by_what_it_works_on(tmp_path, stage, parameters, title):
-    assert execute.stage_title(tmp_path / f"{stage}.ipynb", parameters) == title
+def test_a_stage_is_told_by_where_it_writes(checkout, folder, title):
+    assert execute.stage_title("tiny", checkout / folder / "notebook.ipynb") == title
 
 
 def test_success_writes_the_executed_copy(checkout, tmp_path):

@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from polydetox.mechanism.architectures import Family
-from polydetox.preference.ablations import MEAN, TAIL, means, set_title
+from polydetox.preference.ablations import MEAN, TAIL, Family, means, set_title
 from polydetox.report.collect import METRICS, Results
 from polydetox.report.figures import (
     AFTER,
