@@ -264,11 +264,13 @@ def _snakemake_profile(named: str) -> tuple[str, str]:
 
 def _estimate(profile: str, targets: list[str]) -> str:
     """What the stages that a run would start take, or why that cannot be told."""
+    from snakemake.exceptions import WorkflowError
+
     from polydetox.planning import jobs_of, table
 
     try:
         return table(jobs_of(profile, targets))
-    except UserError as error:
+    except (UserError, WorkflowError) as error:
         return str(error)
 
 

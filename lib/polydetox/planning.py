@@ -1,7 +1,4 @@
-"""What a run takes before it starts: GPU hours and disk of each stage, and the chain of jobs that takes longest.
-
-The jobs are those of Snakemake's graph. ``params/rates.yaml`` says what each computes, and how fast a device is.
-"""
+"""What a run takes, by what ``params/rates.yaml`` says of stages and devices: GPU hours, disk, the longest chain."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from typing import Any
 from polydetox import paths
 from polydetox.benchmarks.tasks import local_tasks
 from polydetox.errors import UserError
+from polydetox.parameters import declaration
 from polydetox.params import load_model, read_yaml
 
 
@@ -36,29 +34,27 @@ class Job:
 def jobs_of(profile: str, targets: Iterable[str] = ()) -> list[Job]:
     """The jobs of Snakemake's graph of a profile that would run now, each after those that it needs."""
     from snakemake.api import SnakemakeApi
-    from snakemake.exceptions import WorkflowError
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
     jobs: dict[Any, Job] = {}
-    try:
-        with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True, enable_file_logging=False)) as api:
-            workflow = api.workflow(
-                resource_settings=ResourceSettings(cores=1), snakefile=paths.root() / "Snakefile",
-                config_settings=ConfigSettings(config={"profile": profile}), workdir=paths.root(),
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True, enable_file_logging=False)) as api:
+        workflow = api.workflow(
+            resource_settings=ResourceSettings(cores=1), snakefile=paths.root() / "Snakefile",
+            config_settings=ConfigSettings(config={"profile": profile}), workdir=paths.root(),
+        )  # fmt: skip
+        graph = workflow.dag(DAGSettings(targets=set(targets)))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            graph.printrulegraph()  # which builds the graph of jobs
+        dag = workflow._workflow.dag
+        for job in TopologicalSorter({job: list(dag.dependencies[job]) for job in dag.jobs}).static_order():
+            given = json.loads(dict(job.params.items()).get("parameters") or "{}")
+            fields = declaration(Path(job.input.notebook).stem).model_fields if given else {}
+            jobs[job] = Job(
+                job.rule.name, " ".join([job.rule.name, *filter(None, job.wildcards_dict.values())]),
+                int(job.resources.get("gpu") or 0), job.threads, tuple(jobs[one] for one in dag.dependencies[job]),
+                {**{name: field.default for name, field in fields.items()}, **job.wildcards_dict, **given},
             )  # fmt: skip
-            graph = workflow.dag(DAGSettings(targets=set(targets)))
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                graph.printrulegraph()  # which builds the graph of jobs
-            dag = workflow._workflow.dag
-            for job in TopologicalSorter({job: list(dag.dependencies[job]) for job in dag.jobs}).static_order():
-                jobs[job] = Job(
-                    job.rule.name, " ".join([job.rule.name, *job.wildcards_dict.values()]),
-                    int(job.resources.get("gpu") or 0), job.threads, tuple(jobs[one] for one in dag.dependencies[job]),
-                    json.loads(dict(job.params.items()).get("parameters") or "{}"),
-                )  # fmt: skip
-            return [found for job, found in jobs.items() if dag.needrun(job) and found.stage != "site"]  # a target
-    except WorkflowError as error:
-        raise UserError(f"profile {profile!r}: Snakemake cannot make its graph: {error}") from None
+        return [found for job, found in jobs.items() if dag.needrun(job) and found.stage != "site"]  # a target
 
 
 def read_rates(content: Any = None, name: str = "params/rates.yaml: ") -> Any:
@@ -78,7 +74,7 @@ class _Names(dict[str, Any]):
 
     def __init__(self, job: Job, rates: Mapping[str, Any]):
         super().__init__(of=self._of, answers=self._answers, min=min, comb=math.comb, len=len)
-        self["jobs"] = lambda stage: sum(one.stage == stage for one in job.needs)
+        self["jobs"] = [one.stage for one in job.needs].count
         self._job, self._rates = job, rates
 
     def __missing__(self, name: str) -> Any:
@@ -86,24 +82,28 @@ class _Names(dict[str, Any]):
             return model_parameters(self["model"])
         near = [self._job]
         while near:
-            for job in near:
-                if name in job.settings:
-                    return job.settings[name]
+            if known := [job for job in near if name in job.settings]:
+                return known[0].settings[name]
             near = list(dict.fromkeys(other for job in near for other in job.needs))  # breadth first
         if name in self._rates:
             return self._rates[name]
         raise UserError(f"params/rates.yaml: stages.{self._job.stage}: {name!r} is neither a setting nor a rate")
 
     def _of(self, *names: str | None) -> float:
-        """Parameters of scorers and judges together; ``untuned`` is the job's own model."""
-        known = {None: 0.0, "": 0.0, "none": 0.0, **self._rates["parameters"]}
-        return sum(self["size"] if n == "untuned" else known[n] if n in known else model_parameters(n) for n in names)
+        """Parameters of scorers and judges together; a judge in a folder of the run is the job's own model."""
+        sizes = {None: 0.0, "": 0.0, **self._rates["parameters"]}
+        for name in set(names) - set(sizes):
+            sizes[name] = self["size"] if name.startswith(paths.relative(paths.runs())) else model_parameters(name)
+        return sum(sizes[name] for name in names)
 
     def _answers(self, suites: Mapping[str, Mapping[str, Any]]) -> float:
         """Answers of multiple-choice questions, each as often as a text is read for it."""
         whole = dict.fromkeys(local_tasks(), self._rates["own_answers"])
-        asked = [(task, suite["limit"], 1 + suite["shots"]) for suite in suites.values() for task in suite["tasks"]]
-        return sum((4 * limit if limit else whole.get(task, self["task_answers"])) * n for task, limit, n in asked)
+        asked = [(task, {"limit": None, "shots": 0} | suite) for suite in suites.values() for task in suite["tasks"]]
+        counts = (
+            (4 * (one["limit"] or 0) or whole.get(task, self["task_answers"]), one["shots"]) for task, one in asked
+        )
+        return sum(count * (1 + shots) for count, shots in counts)
 
 
 def model_parameters(model: str) -> float:
@@ -118,7 +118,7 @@ def model_parameters(model: str) -> float:
 
 def cost(job: Job, rates: Mapping[str, Any]) -> tuple[float, float]:
     """Seconds that a job takes on its device, and bytes that it leaves; without a word on its stage, its notebook's."""
-    names, said = _Names(job, rates), rates["stages"].get(job.stage.removesuffix("_more"), {})
+    names, said = _Names(job, rates), rates["stages"].get(job.stage, {})
     done = {key: float(eval(text, {"__builtins__": {}}, names)) for key, text in said.items()}
     device, cores = (rates["gpu"], 1) if job.gpus else (rates["cpu"], job.threads)
     work = sum(amount / device[key] for key, amount in done.items() if key in device) / cores
@@ -144,7 +144,7 @@ def table(jobs: Iterable[Job]) -> str:
     for stage in [*dict.fromkeys(job.stage for job in costs), "all"]:
         own = [(job, *found) for job, found in costs.items() if stage in (job.stage, "all")]
         gpu, core = (sum(row[1] * getattr(row[0], unit) for row in own) / 3600 for unit in ("gpus", "threads"))
-        name = stage if stage.removesuffix("_more") in [*rates["stages"], "all"] else f"{stage} (?)"
+        name = stage if stage in [*rates["stages"], "all"] else f"{stage} (?)"
         lines.append(f"{name:20}{len(own):6}{gpu:9.2f}{core:9.2f}{sum(disk for *_, disk in own) / 1e9:9.1f}")
     seconds, names = critical_path({job: found for job, (found, _) in costs.items()})
     return "\n".join([*lines, f"Critical path, {seconds / 3600:.2f} hours on any number of GPUs: {', '.join(names)}"])

@@ -97,7 +97,7 @@ def snakemakes(monkeypatch, *words: str) -> list[str]:
     """The command line of Snakemake that `polydetox run` makes of its own."""
     seen = []
     monkeypatch.setattr(cli, "_supervise", lambda command, environment: seen.append(command) or 0)
-    monkeypatch.setattr("polydetox.workflow.preflight", lambda profile: None)
+    monkeypatch.setattr("polydetox.preflight.preflight", lambda run: None)
     assert cli.main(["run", "--profile", "tiny", *words]) == 0
     return seen[0][seen[0].index("--snakefile") :]
 
@@ -135,7 +135,7 @@ def test_an_executor_brings_its_settings(checkout, monkeypatch, squeue):
 
 
 def test_a_run_on_slurm_without_the_plugin_says_where_it_is_described(checkout, monkeypatch, capsys):
-    monkeypatch.setattr("polydetox.workflow.preflight", lambda profile: None)
+    monkeypatch.setattr("polydetox.preflight.preflight", lambda run: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["run", "--profile", "tiny", "--executor", "slurm"]) == 2
     assert "plugin for it is not installed (README.md, 'On a cluster')" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def test_the_seconds_of_a_job_are_its_work_and_what_is_paid_once(checkout, rates
     before = Job("before", "before", settings={"n": 2})
     # 8 + 2 + 2 of work, 7 of the engine, 1 of the notebook
     assert cost(Job("s", "s", needs=(before,)), rates) == (20.0, 17.0)
-    assert cost(Job("s_more", "s", threads=2, needs=(before,)), rates) == (14.0, 17.0)
+    assert cost(Job("s", "s", threads=2, needs=(before,)), rates) == (14.0, 17.0)
     # With a model, its weights are read once, two bytes each.
     size = planning.model_parameters("tiny")
     assert cost(Job("s", "s", settings={"n": 2, "model": "tiny"}), rates)[0] == pytest.approx(20.0 + 2 * size / 50)
@@ -103,7 +103,7 @@ def test_every_rate_says_where_it_comes_from(checkout, rates):
 
 def test_what_is_not_known_is_named(rates):
     of = planning._Names(Job("s", "s"), rates)["of"]
-    assert of("embedded", "", "none") == rates["parameters"]["embedded"]
+    assert of("embedded", "", None) == rates["parameters"]["embedded"]
     with pytest.raises(UserError, match="'parameters' is not given"):
         of("owner/judge")
     rates["stages"] = yaml.safe_load("s: {decode: misspelt * 2}")
