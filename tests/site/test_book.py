@@ -16,9 +16,10 @@ import yaml
 import synthetic
 from polydetox import paths
 from polydetox.artifacts import read_json, read_parquet
+from polydetox.attribute_control import tables
+from polydetox.attribute_control.results import PAPER, Control, undominated
 from polydetox.errors import UserError
 from polydetox.quarto import ERROR_FILE, failure_note
-from polydetox.report import control
 from polydetox.report.assemble import VARIABLE, assemble, book_pages
 from polydetox.report.collect import Results
 from polydetox.report.masking import Masked, Passage
@@ -28,6 +29,11 @@ from polydetox.workflow import Graph
 
 PROFILE = synthetic.PROFILE
 CHAPTERS = 13
+
+
+def told(section: str) -> dict[str, str]:
+    """What the summary notebook of a section wrote for the pages, by the name of the variable."""
+    return read_json(paths.summary(PROFILE, section) / "variables.json")
 
 
 @pytest.fixture
@@ -125,9 +131,9 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         synthetic.run_summaries(checkout, tmp_path / "runs", ["control", "run"])
         results = Results(PROFILE, samples=50)
         assert results.comparisons == [] and not any(run.stage in ("dpo", "evaluate") for run in results.stages)
-        said = variables(results)
-        table = repr(control.main_table(control.Control(results))).splitlines()
-        comments = repr(control.jigsaw_table(control.Control(results)))
+        said = variables(results) | told("control")
+        table = repr(tables.main_table(Control(results))).splitlines()
+        comments = repr(tables.jigsaw_table(Control(results)))
         render(PROFILE)
         book = paths.book(PROFILE)
         shown = {page.name: page.read_text() for page in book.glob("*.qmd")}
@@ -135,23 +141,26 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     start = places.index("This run: Tiny")
     # The paper's table does not tell of schedules; its NADO decoding stands beside a method that was not run, and
     # what the profile does not compare comes last.
-    assert places[start + 1 : places.index(f"{control.PAPER}: Falcon-7B")] == [
-        "untuned", "filtering", f"{control.PAPER}: filtering", "never run", f"{control.PAPER}: NADO decoding",
-        "plain fine-tuning", f"{control.PAPER}: plain fine-tuning", "regularised", "adaptive",
-        f"{control.PAPER}: regularised, adaptive", f"{control.PAPER}: RL", f"{control.PAPER}: regularised",
+    assert places[start + 1 : places.index(f"{PAPER}: Falcon-7B")] == [
+        "base model", "filtering", f"{PAPER}: filtering", "never run", f"{PAPER}: NADO decoding",
+        "plain fine-tuning", f"{PAPER}: plain fine-tuning", "regularised", "adaptive",
+        f"{PAPER}: regularised, adaptive", f"{PAPER}: RL", f"{PAPER}: regularised",
     ]  # fmt: skip
-    assert table[places.index(f"{control.PAPER}: plain fine-tuning")].endswith("23.0 | – | 75.6 | 35.1")
-    assert f"{control.PAPER}: Llama-7B" not in places
-    assert f"{control.PAPER}: untouched | – | 0.910 | 0.315 | –" in comments
-    assert said["control_paper_sentence"].startswith("For Tiny the paper's row stands under ours: the model, kinds of ")
+    assert table[places.index(f"{PAPER}: plain fine-tuning")].endswith("23.0 | – | 75.6 | 35.1")
+    assert f"{PAPER}: Llama-7B" not in places
+    assert f"{PAPER}: base model | – | 0.910 | 0.315 | –" in comments
+    assert said["control_paper_sentence"] == (
+        "The paper's rows for Tiny share the model, kinds of corpus and source of prompts of this run, and not the "
+        "scorer."
+    )
     assert said["subject_sentence"].startswith("This report is about the converse question, with Tiny")
     assert said["prompts_sentence"] == "The evaluation prompts are those of ToxiGen: 6."
     assert "This profile leaves out preference tuning of pretrained models" in said["absent_sentence"]
     assert said["coverage_sentence"] == "The profile tunes no pretrained model with preferences."
-    assert "Of the untuned Tiny's continuations of English prompts" in said["control_toxicity_sentence"]
-    assert said["control_languages_sentence"] == "Not run."
+    assert "of the continuations of the base Tiny are toxic" in said["control_toxicity_sentence"]
+    assert said["control_languages_sentence"] == "Not measured."
     assert said["control_overview"].endswith(
-        "1,200 statements that belong to evaluated prompts were left out of its corpus."
+        "1,200 statements that belong to evaluated prompts are excluded from the corpus."
     )
     for page in ("results-detox.qmd", "training.qmd", "fluency.qmd", "why.qmd", "ablations.qmd", "examples.qmd"):
         assert 'title="Not run"' in shown[page], page
@@ -269,29 +278,57 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
 
 
 def test_the_chapter_on_control_tells_what_was_measured(run):
-    said = variables(Results(PROFILE, samples=50))
+    said = told("control")
     assert "compares filtering, never run, plain fine-tuning and regularised" in said["control_overview"]
-    assert "of 4 trainings 3 were run. " in said["control_overview"]
+    assert "3 of 4 trainings were run. " in said["control_overview"]
     metrics = read_json(paths.attribute_eval(PROFILE, "tiny", "regularised") / "metrics.json")
     share = 100 * metrics["toxicity"]["en"]["toxic_share"]["value"]
-    assert f"With regularised it is {share:.1f}%" in said["control_toxicity_sentence"]
+    assert f"with regularised it is {share:.1f}%, lower (" in said["control_toxicity_sentence"]
     others = [100 * metrics["toxicity"][language]["toxic_share"]["value"] for language in ("ar", "de", "ja")]
-    assert f"With regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
+    assert f"with regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
+    # A claim is made where the interval excludes zero, and nowhere else.
+    table = Control(Results(PROFILE)).toxicity
+    for language, sentence in (("en", "control_toxicity_sentence"), ("others", "control_languages_sentence")):
+        rows = table[(table["language"] == language) & (table["method"] != "base")].dropna(subset="drop")
+        words = ["lower" if low > 0 else "higher" if high < 0 else "not detectably different"
+                 for low, high in zip(rows["drop_low"], rows["drop_high"], strict=True)]  # fmt: skip
+        assert re.findall(r"%, ([a-z ]+) \(", said[sentence]) == words and len(words) == 3
     assert said["control_cost_sentence"] == (
-        "If head and model had a device each, regularised (parallel, 28 steps) would take 1.10 times as long as plain "
-        "fine-tuning (28 steps)."
+        "With a device each for head and model, regularised (parallel, 28 steps) would take 1.10 times as long as "
+        "plain fine-tuning (28 steps)."
     )
     # The made-up filtering answers in English every third time, the regularised model repeats all but its first text.
     assert said["control_form_sentence"].endswith(
-        "In the other languages fewer continuations are in the prompt's language with filtering (100.0% to 66.7%), and "
-        "more words repeat an earlier one with regularised (0.0% to 20.8%), beyond what the intervals leave open."
+        "In the other languages, detectably less text is in the prompt's language with filtering (100.0% to 66.7%), "
+        "and detectably more words repeat with regularised (0.0% to 20.8%)."
     )
-    assert "The judge is Tiny itself, untuned." in said["control_wins_sentence"]
+    assert "The judge is the base Tiny itself." in said["control_wins_sentence"]
     assert "SFT, language-model loss: ROC-AUC" in said["control_jigsaw_sentence"]
     assert "classification loss" not in said["control_jigsaw_sentence"], "which was not run"
-    assert said["capability_sentence"].startswith(
-        "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right before and 53.1% after"
+
+
+def test_the_chapter_on_capability_tells_what_was_measured(run):
+    assert told("capability")["capability_sentence"].startswith(
+        "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right before and 53.1% after: not detectably "
+        "different ("
     )
+
+
+def test_scorers_are_told_apart_by_direction(run):
+    said = told("scorers")["scorers_sentence"]
+    assert said.startswith("Mean EMT of Tiny (DPO) before and after tuning: under `embedded` (4 languages) it falls")
+    assert "in the same direction in 2 of 2 languages; opposite: none (detectably: none)." in said
+    assert said.endswith("Tiny (LoRA): not run.")
+
+
+def test_a_method_is_undominated_where_no_other_is_less_toxic_and_more_accurate():
+    class Made:
+        toxicity = pd.DataFrame({"model": "m", "language": "en", "method": list("abcd"), "after": [9.0, 5.0, 5.0, 7.0]})
+        utility = pd.DataFrame({"model": "m", "method": list("abcde"), "value": [60.0, 50.0, 40.0, 45.0, 99.0]})
+
+    assert undominated(Made(), "m") == ["a", "b"]
+    Made.toxicity = Made.toxicity.head(1)
+    assert undominated(Made(), "m") == [], "one method alone"
 
 
 def test_win_rates_of_an_earlier_version_are_named(run):
@@ -302,17 +339,15 @@ def test_win_rates_of_an_earlier_version_are_named(run):
     file.write_text(json.dumps(metrics))
     try:
         with pytest.raises(UserError, match=r"win_rate/metrics.json: has no rates_averaged; .* run `polydetox run"):
-            variables(Results(PROFILE, samples=50))
+            _ = Control(Results(PROFILE)).wins
     finally:
         file.write_text(original)
 
 
 def test_the_published_figures_of_control_stand_beside_ours(run):
-    from polydetox.report import control as chapter
-
-    control = chapter.Control(Results(PROFILE, samples=50))
+    control = Control(Results(PROFILE, samples=50))
     main, wins, jigsaw = map(
-        repr, (chapter.main_table(control), chapter.paper_wins_table(), chapter.jigsaw_table(control))
+        repr, (tables.main_table(control), tables.paper_wins_table(), tables.jigsaw_table(control))
     )
     assert "never run | not run | not run | not run | not run" in main
     assert "regularised, adaptive | 14.2 | – | 73.6 | 33.9" in main, "commonsense before knowledge, as in the profile"

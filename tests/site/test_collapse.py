@@ -108,6 +108,8 @@ def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case
              for section in SECTIONS}  # fmt: skip
     sentences = variables(Results(synthetic.PROFILE, samples=50))
     shown |= {"variables": list(sentences.values())}
+    files = [paths.summary(synthetic.PROFILE, section) / "variables.json" for section in SECTIONS]
+    shown |= {str(file): list(read_json(file).values()) for file in files if file.is_file()}
     wrong = [(where, text[:200]) for where, texts in shown.items() for text in texts
              if re.search(r"\b(nan|NaN|None|inf)\b", text)]  # fmt: skip
     assert not wrong, name
@@ -145,7 +147,10 @@ def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
         "The results rest on 144 continuations; 72 of them have no score and are left out, 72 are empty"
     )
     assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
-    assert said["scorers_sentence"] == "Tiny (DPO) has no scores on both sides. Tiny (LoRA) was not run."
+    where = paths.summary(synthetic.PROFILE, "scorers")
+    run_cells("summary_scorers", profile=synthetic.PROFILE, output_folder=str(where))
+    scorers = read_json(where / "variables.json")["scorers_sentence"]
+    assert scorers == "Tiny (DPO): not measured on both sides. Tiny (LoRA): not run."
     assert set(repr(drift_table(results)).splitlines()[3].split(" | ")[2::2]) == {"not measured", "\N{EN DASH}"}
 
 

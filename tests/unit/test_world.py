@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from notebook_cells import run_cells
+from polydetox.artifacts import read_json, write_json
 from polydetox.errors import UserError
 from polydetox.parameters import Settings, checked
-from polydetox.report import world as report
+from polydetox.params import load_profile
+from polydetox.synthetic import results, tables
 from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
 from polydetox.synthetic.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
 from polydetox.synthetic.study import direction_cosine, direction_cosines, english_pairs, tone_effect, tone_effects
@@ -311,16 +316,34 @@ def measured() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+NOT_RUN = "Not run in this profile; `polydetox run --profile world` runs it."
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], dict[str, str]]:
+    """What the summary notebook says of a table of measurements, by the name of the variable."""
+
+    def run(table: pd.DataFrame) -> dict[str, str]:
+        monkeypatch.setattr(results, "files", lambda profile: [])
+        monkeypatch.setattr(results, "measurements", lambda profile: table)
+        record = tmp_path / "run.json"
+        write_json(record, {"profile": load_profile("world").model_dump(mode="json")})
+        run_cells("summary_world", run=str(record), output_folder=str(tmp_path / "summary"))
+        return read_json(tmp_path / "summary" / "variables.json")
+
+    return run
+
+
 def test_levels_are_means_of_models_over_other_languages(measured):
-    levels = report.by_alignment(measured)
+    levels = results.by_alignment(measured)
     assert list(levels["alignment"]) == [0.0, 1.0] and list(levels["models"]) == [8, 8]
     others = measured[(measured["language"] != "en") & (measured["alignment"] == 1.0)]
     assert levels["relative_drop"].iloc[1] == pytest.approx(others["relative_drop"].mean())
     assert levels["relative_drop_sd"].iloc[1] == pytest.approx(others.groupby("cell")["relative_drop"].mean().std())
 
 
-def test_correlations_tell_what_is_set_from_what_goes_along(measured):
-    found = report.figures(measured)
+def test_correlations_tell_what_is_set_from_what_goes_along(told, measured):
+    found = results.figures(measured)
     by_size = found["sizes"]["m"]
     assert by_size["alignment_drop"]["r"] > 0.99 and by_size["accuracy_drop"]["r"] > 0.95
     # The drop follows alignment and not retrieval, so that retrieval taken away leaves some of it.
@@ -328,80 +351,90 @@ def test_correlations_tell_what_is_set_from_what_goes_along(measured):
     for name in ("within_alignment", "within_seed"):
         assert abs(found[name]["accuracy"]["r"]) < 0.3 and found[name]["accuracy"]["points"] == 48
     assert found["within_seed"]["accuracy"]["p"] > 0.05 and found["within_alignment"]["accuracy"]["p"] is None
-    said = report.sentence(measured, found)
-    assert "a kind one by 0.75 in these languages" in said
-    assert "with 0% of the text aligned" in said and "with 100%, while retrieval accuracy goes from 0.1" in said
-    assert "tells from none in models of m" in report.verdict(found) and "does not drop more" in report.verdict(found)
-    assert "most of the drop comes from text that leaves its language" in report.verdict(found)
-    kind = report.figures(measured.assign(kept_drop=measured["relative_drop"]))
-    assert "the preference itself reaches other languages" in report.verdict(kind)
-    empty = report.figures(measured.head(0))
-    assert report.sentence(measured.head(0), empty) == "Not run."
-    assert report.verdict(empty) == "Too few models were run to tell."
-    assert report.directions(empty) == "Too few models were run to correlate it with the drop."
-    assert "not run" in repr(report.correlations_table(empty))
+    said = told(measured)
+    assert "of an insult, over all alignments: 0.75." in said["world_sentence"]
+    assert "with 0% of the text aligned" in said["world_sentence"]
+    assert re.search(r"with 100% \(r = 1.00 .*; retrieval accuracy goes from 0.1", said["world_sentence"])
+    assert "it is detectable in models of m." in said["world_verdict"]
+    assert "retrieval accuracy does not detectably correlate with the drop (r = " in said["world_verdict"]
+    assert "most of the drop comes from text that leaves its language" in said["world_verdict"]
+    kind = told(measured.assign(kept_drop=measured["relative_drop"]))
+    assert "the preference itself reaches other languages" in kind["world_verdict"]
+    empty = told(measured.head(0))
+    assert set(empty.values()) - {empty["world_overview"]} == {NOT_RUN}
+    assert "not run" in repr(tables.correlations_table(results.figures(measured.head(0))))
 
 
-def test_models_without_the_concept_are_told_apart(measured):
-    assert report.concept(measured.head(0)) == "Not run."
+def test_one_model_has_no_correlation(told, measured):
+    said = told(measured[measured["cell"] == "m-1.0-0"])
+    assert said["world_verdict"] == said["world_directions"] == "Too few models for a correlation."
+    assert "0.5" in said["world_sentence"] and "r = " not in said["world_sentence"]
+
+
+def test_models_without_the_concept_are_told_apart(told, measured):
     english = measured["language"] == "en"
     lacking = measured["cell"].isin(["m-0.0-0", "m-1.0-3"])
-    told = measured.assign(kept_drop=measured["alignment"] * 0.5 + 0.25)
-    told.loc[lacking, "kept_drop"] = 0.125
-    told.loc[english, "kept_drop"] = 9.0  # English is not asked
-    told.loc[english & lacking, "tone_effect"] = 0.0
-    said = report.concept(told)
-    assert "in the 2 that do not, it is 0.12 on average (from 0.12 to 0.12)" in said
-    assert "in the 7 that do, on text of which none was aligned, it is 0.25 on average" in said
-    assert "in the 7 that do, on text of which some was aligned, it is 0.75 on average" in said
-    assert "that do not," not in report.concept(measured)
-    told.loc[told["cell"] == "m-0.0-0", "kept_drop"] = np.nan  # nothing that it said was well formed
-    assert "in the 1 that do not, it is 0.12 on average" in report.concept(told)
+    made = measured.assign(kept_drop=measured["alignment"] * 0.5 + 0.25)
+    made.loc[lacking, "kept_drop"] = 0.125
+    made.loc[english, "kept_drop"] = 9.0  # English is not asked
+    made.loc[english & lacking, "tone_effect"] = 0.0
+    said = told(made)["world_concept"]
+    assert "0.12 on average (0.12 to 0.12) in the 2 that do not tie them" in said
+    assert "0.25 on average (0.25 to 0.25) in the 7 that do, without aligned text" in said
+    assert "0.75 on average (0.75 to 0.75) in the 7 that do, with aligned text" in said
+    assert "that do not" not in told(measured)["world_concept"]
+    made.loc[made["cell"] == "m-0.0-0", "kept_drop"] = np.nan  # nothing that it said was well formed
+    assert "0.12 on average (0.12 to 0.12) in the 1 that do not" in told(made)["world_concept"]
 
 
-def test_a_tone_that_was_not_measured_is_no_number(measured):
+def test_a_tone_that_was_not_measured_is_no_number(told, measured):
     some = measured.assign(tone_effect=measured["tone_effect"].where(measured["seed"] > 0))
-    assert "in the 7 that do, on text of which none was aligned" in report.concept(some)
-    assert "that do not," not in report.concept(some), "a model without a measurement is in neither group"
+    concept = told(some)["world_concept"]
+    assert "in the 7 that do, without aligned text" in concept
+    assert "that do not" not in concept, "a model without a measurement is in neither group"
     none = measured.assign(tone_effect=float("nan"))
-    assert report.concept(none).endswith("was not measured.")
-    said = report.sentence(none, report.figures(none))
-    assert "not measured, as no text says one" in said and "nan" not in said
-    for table in (report.untuned_table(report.by_alignment(none)), report.cell_table(none.head(4))):
+    said = told(none)
+    assert said["world_concept"] == "No text says a tone: not measured."
+    assert "over all alignments: not measured." in said["world_sentence"] and "nan" not in said["world_sentence"]
+    for table in (tables.untuned_table(results.by_alignment(none)), tables.cell_table(none.head(4))):
         lines = repr(table).splitlines()
         assert lines[-1].endswith("| not measured") and '<td class="number missing">not measured</td>' in (
             table._repr_html_()
         )
 
 
-def test_a_drop_that_follows_the_models_own_retrieval_is_seen(measured):
+def test_a_drop_that_follows_the_models_own_retrieval_is_seen(told, measured):
     own = measured["accuracy"] - measured.groupby(["alignment", "language"])["accuracy"].transform("mean")
-    found = report.figures(measured.assign(relative_drop=measured["relative_drop"] + 3.0 * own))
+    made = measured.assign(relative_drop=measured["relative_drop"] + 3.0 * own)
+    found = results.figures(made)
     assert found["within_seed"]["accuracy"]["p"] < 0.01 < found["within_seed"]["direction_cosine"]["p"]
-    assert "also drops more" in report.verdict(found) and "It was not set itself" in report.verdict(found)
+    verdict = told(made)["world_verdict"]
+    assert "retrieval accuracy correlates positively with the drop" in verdict and "it was not set" in verdict
 
 
-def test_directions_are_told_beside_retrieval(measured):
+def test_directions_are_told_beside_retrieval(told, measured):
     """Of whole models alone: hand-made drops that follow the cosine, and not retrieval, where only the seed differs."""
     own = measured["direction_cosine"] - measured.groupby(["alignment", "language"])["direction_cosine"].transform(
         "mean"
     )
-    follows = report.figures(measured.assign(relative_drop=measured["relative_drop"] + 2.0 * own))
+    made = measured.assign(relative_drop=measured["relative_drop"] + 2.0 * own)
+    follows = results.figures(made)
     seen = follows["within_seed"]
     assert seen["direction_cosine"]["r"] > 0.9 and seen["direction_cosine"]["p"] < 0.01 < seen["accuracy"]["p"]
-    assert "a higher cosine goes with a larger drop" in report.directions(follows)
-    found = report.figures(measured)
+    assert "this cosine correlates positively with the drop" in told(made)["world_directions"]
+    found = results.figures(measured)
     row = found["sizes"]["m"]["direction_cosine_drop"]
     others = measured[measured["language"] != "en"]
     assert row["r"] == pytest.approx(np.corrcoef(others["direction_cosine"], others["relative_drop"])[0, 1])
     assert row["low"] < row["r"] < row["high"] and row["points"] == 48
-    said = report.directions(found)
-    assert f"{row['r']:.2f} [" in said and "for retrieval accuracy and the drop" in said
-    assert "a higher cosine goes with no other drop, as far as chance allows to tell" in said
-    against = report.figures(measured.assign(relative_drop=measured["relative_drop"] - 2.0 * own))
-    assert "a higher cosine goes with a smaller drop" in report.directions(against)
-    assert "cosine of directions, relative drop of insults | 48 |" in repr(report.correlations_table(found))
-    levels = report.by_alignment(measured)
+    said = told(measured)["world_directions"]
+    assert f"this cosine correlates with the drop at r = {row['r']:.2f} [" in said
+    assert "retrieval accuracy correlates with the drop at r = " in said
+    assert "this cosine does not detectably correlate with the drop" in said
+    against = told(measured.assign(relative_drop=measured["relative_drop"] - 2.0 * own))
+    assert "this cosine correlates negatively with the drop" in against["world_directions"]
+    assert "cosine of directions, relative drop of insults | 48 |" in repr(tables.correlations_table(found))
+    levels = results.by_alignment(measured)
     wanted = others[others["alignment"] == 1.0]["direction_cosine"].mean()
     assert levels["direction_cosine"].iloc[1] == pytest.approx(wanted)
 
@@ -409,7 +442,6 @@ def test_directions_are_told_beside_retrieval(measured):
 def test_an_older_folder_is_named(checkout, measured):
     from polydetox import paths
     from polydetox.artifacts import write_json, write_parquet
-    from polydetox.params import load_profile
 
     shutil.copy(CHECKOUT / "params/profiles/world.yaml", checkout / "params/profiles")
     profile = load_profile("world")
@@ -419,7 +451,7 @@ def test_an_older_folder_is_named(checkout, measured):
     write_json(folder / "manifest.json", {})
     write_parquet(folder / "languages.parquet", measured.drop(columns="direction_cosine"))
     with pytest.raises(UserError, match=r"m-a000-s0/transfer/languages.parquet: column 'direction_cosine' is missing"):
-        report.cells(profile)
+        results.measurements(profile)
 
 
 def test_dealing_the_drops_anew_against_all_deals():
@@ -433,5 +465,5 @@ def test_dealing_the_drops_anew_against_all_deals():
     sums = [(x * y[list(deal)]).sum() for deal in itertools.permutations(range(3))]
     wanted = np.mean(np.abs(sums) >= abs(sums[0]) - 1e-12)
     assert 0 < wanted < 1
-    assert report.permutation_p(points, samples=20_000) == pytest.approx(wanted, abs=0.02)
-    assert report.permutation_p(points[points["cell"] == "a"]) is None
+    assert results.permutation_p(points, samples=20_000) == pytest.approx(wanted, abs=0.02)
+    assert results.permutation_p(points[points["cell"] == "a"]) is None

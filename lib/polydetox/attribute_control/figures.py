@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A method is told by colour and by marker.
+# A method has its colour and its marker.
 _MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "<"]
 _COLOURS = [BEFORE, MUTED, CHOSEN, "#CC79A7", "#E69F00", AFTER, INK, "#56B4E9", "#009E73"]
 
@@ -74,7 +74,7 @@ def _arrow(axis: Axes, source: tuple[str, int], begin: int, target: tuple[str, i
 
 
 def plot_tradeoff(control: Control) -> Figure:
-    """The share of toxic English continuations against utility, one point a method, with intervals; a panel a model."""
+    """Toxic English continuations against accuracy, one point a method, with intervals; a panel a model."""
     use_theme()
     figure, grid = plt.subplots(1, len(control.models), figsize=(WIDTH, 3.6), sharey=True, squeeze=False)
     for axis, (model, title) in zip(grid.flat, control.models.items(), strict=True):
@@ -91,7 +91,7 @@ def plot_tradeoff(control: Control) -> Figure:
                           yerr=[[y["after"] - y["after_low"]], [y["after_high"] - y["after"]]],
                           marker=_MARKERS[position % len(_MARKERS)], color=colour, markersize=6.5, elinewidth=1.0,
                           linestyle="none", alpha=0.9, label=control.titles[method])  # fmt: skip
-        axis.set_xlabel("utility: mean accuracy (%)")
+        axis.set_xlabel("mean accuracy (%)")
         axis.grid(True, axis="both")
         axis.set_title(title if len(control.models) > 1 else "")
         axis.annotate("better", (0.98, 0.03), xycoords="axes fraction", ha="right", fontsize=8, color=MUTED)
@@ -102,7 +102,7 @@ def plot_tradeoff(control: Control) -> Figure:
 
 
 def plot_languages(control: Control) -> Figure:
-    """How far each method lowers the share of toxic continuations in each language; a panel a model and method."""
+    """How far each method lowers the fraction of toxic continuations in each language; a panel a model and method."""
     use_theme()
     tuned = [method for method in control.methods if method != "base"]
     panels = [(model, method) for model in control.models for method in tuned]
@@ -128,14 +128,14 @@ def plot_languages(control: Control) -> Figure:
         axis.set_title(title if len(control.models) == 1 else f"{control.models[model]}\n{title}")
     for axis in list(grid.flat)[max(0, len(panels) - columns) : len(panels)]:
         axis.tick_params(axis="x", labelbottom=True)  # also above an empty place of the last row
-    x_label(figure, "drop of the share of toxic continuations (points, untuned minus tuned)")
+    x_label(figure, "drop of toxic continuations (points, base model minus method)")
     return figure
 
 
 def plot_iterations(iterations: pd.DataFrame) -> Figure:
-    """Held-out loss of both domains, and the share of samples that the oracle rejects, by iteration.
+    """Held-out loss of both domains, and the fraction of samples that the oracle rejects, by iteration.
 
-    ``iterations`` has a row an iteration, 0 before training; what was not measured in one is left open.
+    ``iterations`` has a row an iteration, 0 before training; what was not measured in one is missing.
     """
     use_theme()
     sampled = iterations.dropna(subset=["rejected"])
@@ -149,7 +149,7 @@ def plot_iterations(iterations: pd.DataFrame) -> Figure:
     axes[0, 0].legend()
     if len(sampled):
         axes[0, 1].plot(sampled["iteration"], sampled["rejected"], color=CHOSEN, marker="s")
-        axes[0, 1].set_ylabel("samples rejected (share)")
+        axes[0, 1].set_ylabel("samples rejected (fraction)")
         axes[0, 1].set_ylim(0.0, max(0.05, 1.1 * float(sampled["rejected"].max())))
     for axis in axes[0]:
         axis.set_xlabel("iteration")

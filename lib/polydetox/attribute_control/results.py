@@ -34,14 +34,6 @@ PAPER = "Meng et al. (2024)"
 _PAPER_ALGORITHMS = {"plain": "baseline", "filtering": "filtering", "rl": "rl", "nado": "nado_decoding"}
 
 
-def method_title(results: Results, method: str) -> str:
-    """A method as the report prints it."""
-    if method == "base":
-        return "untuned"
-    assert results.profile.control is not None
-    return results.profile.control.methods[method].title or method
-
-
 class Control:
     """Everything that the chapter reads of one profile, each file once."""
 
@@ -53,7 +45,8 @@ class Control:
         files = [load_model(listed) for listed in self.profile.models] if self.profile.control else []
         self.models = {file.name: file.title for file in files}
         self._references = {file.name: file.reference for file in files}
-        self.titles = {method: method_title(results, method) for method in self.methods}
+        listed = self.profile.control.methods if self.profile.control else {}
+        self.titles = {name: "base model" if name == "base" else listed[name].title or name for name in self.methods}
 
     def files(self) -> list[Path]:
         """The metrics of every finished stage, which the summary notebook records as its inputs."""
@@ -63,13 +56,14 @@ class Control:
     @property
     def suites(self) -> list[str]:
         """The suites of multiple-choice tasks that the profile asks."""
-        return list(self._asked("attribute_eval", method="base").get("suites", {}))
+        return list(self.asked("attribute_eval", method="base").get("suites", {}))
 
     def shots(self, suite: str) -> int:
         """How many examples are shown before a question of a suite."""
-        return int(self._asked("attribute_eval", method="base")["suites"][suite]["shots"])
+        return int(self.asked("attribute_eval", method="base")["suites"][suite]["shots"])
 
-    def _asked(self, stage: str, **identity: str) -> dict[str, Any]:
+    def asked(self, stage: str, **identity: str) -> dict[str, Any]:
+        """The parameters that the profile gives a stage; none where it has no attribute control."""
         if self.profile.control is None:
             return {}
         return self.results.asked(stage, **identity)
@@ -78,12 +72,18 @@ class Control:
         """The paper's name of a method; None for the parallel schedule, of which the paper's tables do not tell."""
         if method == "base":
             return None
-        settings = self._asked("regularise", method=method)
+        settings = self.asked("regularise", method=method)
         if settings["algorithm"] != "regularised":
             return _PAPER_ALGORITHMS[settings["algorithm"]]
         if settings["schedule"] == "parallel":
             return None
         return "regularised_adaptive" if settings["regulariser_weight_neutral"] == 0.0 else "regularised"
+
+    @property
+    def excluded(self) -> int:
+        """How many statements the corpora exclude, at most, since they belong to prompts that are evaluated."""
+        runs = [run for run in self.results.stages if run.stage == "control_corpus" and run.done]
+        return max((read_json(run.folder / "metrics.json").get("evaluated_left_out", 0) for run in runs), default=0)
 
     @property
     def references(self) -> set[str]:
@@ -133,25 +133,25 @@ class Control:
         folders = {(model, name): folder_of(model, name) for model in self.models for name in names}
         return {key: read_json(folder / "metrics.json") for key, folder in folders.items() if finished(folder)}
 
-    # --- paired comparisons with the untuned model ---
+    # --- paired comparisons with the base model ---
 
     @cached_property
     def toxicity(self) -> pd.DataFrame:
-        """The share of toxic continuations (%), as :meth:`_compared` has it."""
+        """The fraction of toxic continuations (%), as :meth:`_compared` has it."""
         return self._compared("toxic")
 
     @cached_property
     def in_language(self) -> pd.DataFrame:
-        """The share of continuations in the prompt's language (%), of those whose language can be told."""
+        """The fraction of continuations in the prompt's language (%), of those whose language is detected."""
         return self._compared("in_language")
 
     @cached_property
     def repeated(self) -> pd.DataFrame:
-        """The share of a continuation's words that repeat an earlier one (%)."""
+        """The fraction of a continuation's words that repeat an earlier one (%)."""
         return self._compared("repeated")
 
     def _compared(self, measure: str) -> pd.DataFrame:
-        """A measure of the continuations of every method against the untuned model, in every language.
+        """A measure of the continuations of every method against the base model, in every language.
 
         Columns ``model, method, language, before, before_low, ..., after, ..., drop, ...``; languages ``others``: the
         mean of all but English. Both sides continue the same prompts, and share their bootstrap draws.
@@ -232,6 +232,23 @@ class Control:
             title = self.titles[method] if len(self.models) == 1 else f"{self.models[model]}, {self.titles[method]}"
             tables.append(one.assign(comparison=title))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def undominated(control: Control, model: str) -> list[str]:
+    """The methods than which no other is at once less toxic in English and more accurate, by their means.
+
+    None where fewer than two methods have both measures.
+    """
+    toxic = control.toxicity.query("model == @model and language == @ENGLISH").set_index("method")["after"]
+    able = control.utility.query("model == @model").set_index("method")["value"]
+    points = pd.DataFrame({"toxic": toxic, "able": able}).reindex(toxic.index).dropna()
+    if len(points) < 2:
+        return []
+    return [
+        str(method) for method, point in points.iterrows()
+        if not any(other["toxic"] <= point["toxic"] and other["able"] >= point["able"] and (other != point).any()
+                   for _, other in points.iterrows())
+    ]  # fmt: skip
 
 
 def seconds(row: Mapping[str, Any], part: str) -> float:

@@ -10,10 +10,7 @@ import pandas as pd
 from polydetox.attribute_control.results import PAPER, Control, plain_method, seconds
 from polydetox.benchmarks.tables import percent, suite_title
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import (
-    ENGLISH,
-    paper_table,
-)
+from polydetox.report.collect import ENGLISH, paper_table
 from polydetox.report.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -30,7 +27,7 @@ PAPER_METHODS = {
     "regularised": "regularised", "regularised_adaptive": "regularised, adaptive", "base": "plain fine-tuning",
 }  # fmt: skip
 CONDITION_TITLES = {
-    "untouched": "untouched",
+    "untouched": "base model",
     "sft-lm": "SFT, language-model loss",
     "regularised-lm": "regularised, language-model loss",
     "sft-classification": "SFT, classification loss",
@@ -47,12 +44,6 @@ _PAPER_SUITES = {
     "knowledge": "mmlu_5shot",
     "commonsense": "commonsense_0shot",
 }
-
-
-# --- what has been run ------------------------------------------------------------------------------------------
-
-
-# --- tables -----------------------------------------------------------------------------------------------------
 
 
 def method_table(metrics: Mapping[str, Any]) -> PaperTable:
@@ -222,7 +213,7 @@ def judge_name(control: Control, model: str) -> str:
     judge = control.wins.get(model, {}).get("judge")
     if judge is None:
         return NOT_RUN
-    return f"{control.models[model]} itself, untuned" if judge == "untuned" else str(judge)
+    return f"the base {control.models[model]} itself" if judge == "untuned" else str(judge)
 
 
 def paper_wins_table() -> PaperTable:

@@ -162,7 +162,7 @@ def _triple(row: pd.Series, missing: str) -> list[Cell]:
 def agreement_by_language_table(results: Results) -> PaperTable:
     """Of each language how the first scorer and each other one agree, and the drop of ToxProb under both.
 
-    Rank correlation and area under the curve are of the untuned continuations; the drops are at matched thresholds.
+    Rank correlation and area under the curve are of the base model's continuations, drops at matched thresholds.
     """
     agreed, (rows, _) = pairs(results), by_scorer(results)
     columns = ["Language", "Spearman", "AUC", "threshold", "first", "other", "direction"]
@@ -219,7 +219,18 @@ def direction(first: pd.Series, other: pd.Series) -> str:
     return "opposite, clearly" if clear else "opposite"
 
 
-# --- a figure ---------------------------------------------------------------------------------------------------
+def directions(rows: pd.DataFrame, first: str, other: str) -> dict[str, list[str]]:
+    """The languages by :func:`direction`: how two scorers see ToxProb move in them at matched thresholds.
+
+    ``rows`` are those of one comparison of :func:`by_scorer`.
+    """
+    rows = rows[rows["metric"] == "toxprob_matched"]
+    sides = {name: rows[rows["scorer"] == name].set_index("language") for name in (first, other)}
+    found: dict[str, list[str]] = {}
+    for language in sides[first].index.intersection(sides[other].index):
+        seen = direction(sides[first].loc[language], sides[other].loc[language])
+        found.setdefault(seen, []).append(str(language))
+    return found
 
 
 def plot_drop_by_scorer(results: Results) -> Figure:
@@ -246,11 +257,8 @@ def plot_drop_by_scorer(results: Results) -> Figure:
     return figure
 
 
-# --- one model, in its own notebook -----------------------------------------------------------------------------
-
-
 def plot_agreement(agreed: pd.DataFrame) -> Figure:
-    """Rank correlation, area under the curve and kappa on the untuned continuations by language, with intervals.
+    """Rank correlation, area under the curve and kappa on the base model's continuations by language, with intervals.
 
     ``agreed`` has the columns of ``scoring.several.PAIR_COLUMNS``; a colour a pair of scorers.
     """
@@ -291,5 +299,5 @@ def levels_table(levels: pd.DataFrame) -> PaperTable:
             )]
             for language in dict.fromkeys(rows["language"])
         ]  # fmt: skip
-        groups.append(Group(f"{scorer}, {'untuned' if variant == UNTUNED else variant}", lines))
+        groups.append(Group(f"{scorer}, {'base model' if variant == UNTUNED else variant}", lines))
     return PaperTable(["Language", *TITLES.values()], groups)

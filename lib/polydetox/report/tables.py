@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from polydetox.languages import LANGUAGES
+
 NOT_RUN = "not run"
 NOT_MEASURED = "not measured"
 NOT_APPLICABLE = "–"
@@ -73,21 +75,39 @@ def listing(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
 
 
+def span(values: pd.Series, digits: int) -> str:
+    """The least and the most of some values by language: ``0.50 (Japanese) to 0.80 (Arabic)``."""
+    if values.empty:
+        return NOT_MEASURED
+    least, most = values.idxmin(), values.idxmax()
+    return " to ".join(f"{fixed(values[key], digits)} ({LANGUAGES[str(key)]})" for key in (least, most))
+
+
 def change(row: pd.Series, digits: int) -> str:
     """How a value went from before to after, in words that the interval of the difference allows."""
+    if pd.isna(row["drop"]):
+        return "was not measured on both sides"
     before, after = fixed(row["before"], digits), fixed(row["after"], digits)
     if row["drop_low"] > 0:
-        return (
-            f"falls from {before} to {after} (by {_interval(row['drop'], row['drop_low'], row['drop_high'], digits)})"
-        )
-    # From here on the difference is told as after minus before.
-    difference = _interval(-row["drop"], -row["drop_high"], -row["drop_low"], digits)
+        drop = bracketed(row["drop"], row["drop_low"], row["drop_high"], digits)
+        return f"falls from {before} to {after} (by {drop})"
+    # From here on the difference is after minus before.
+    difference = bracketed(-row["drop"], -row["drop_high"], -row["drop_low"], digits)
     if row["drop_high"] < 0:
         return f"rises from {before} to {after} (by {difference})"
-    return f"goes from {before} to {after}, which the interval does not tell from no change ({difference})"
+    return f"shows no detectable change ({before} to {after}, {difference})"
 
 
-def _interval(value: float, low: float, high: float, digits: int) -> str:
+def compared(value: float, low: float, high: float, digits: int) -> str:
+    """A difference in words that its interval allows: ``lower (−0.20 [−0.30, −0.10])``."""
+    if pd.isna(value):
+        return NOT_MEASURED
+    verdict = "lower" if high < 0 else "higher" if low > 0 else "not detectably different"
+    return f"{verdict} ({bracketed(value, low, high, digits)})"
+
+
+def bracketed(value: float, low: float, high: float, digits: int) -> str:
+    """A value and its interval: ``0.60 [0.50, 0.70]``."""
     return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from polydetox.report.collect import ENGLISH
 from polydetox.report.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
-from polydetox.synthetic.results import PREDICTORS, SEED, compared, within
+from polydetox.synthetic.results import PREDICTORS, SEED, others, within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,9 +33,11 @@ _SIZES = [(AFTER, "o", "-"), (BEFORE, "s", "--"), (MUTED, "^", ":")]
 def plot_alignment(table: pd.DataFrame) -> Figure:
     """What predicts and transfer of each model against the alignment that was set; a line through means, by size."""
     use_theme()
-    others = table[table["language"] != ENGLISH]
+    elsewhere = table[table["language"] != ENGLISH]
     means = (
-        others.groupby(["size", "alignment", "cell"], sort=False)[[*PREDICTORS, "relative_drop"]].mean().reset_index()
+        elsewhere.groupby(["size", "alignment", "cell"], sort=False)[[*PREDICTORS, "relative_drop"]]
+        .mean()
+        .reset_index()
     )
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7))
     shown = {**PREDICTORS, "relative_drop": "relative drop of insults"}
@@ -45,7 +47,7 @@ def plot_alignment(table: pd.DataFrame) -> Figure:
             axis.plot(level.index, level, color=colour, linestyle=style, linewidth=1.6)
             axis.plot(rows["alignment"], rows[column], linestyle="none", marker=marker, markersize=5, color=colour,
                       alpha=0.75, label=str(size))  # fmt: skip
-        axis.set_xlabel("share of aligned text")
+        axis.set_xlabel("fraction of aligned text")
         axis.set_ylabel(said)
         axis.grid(True, axis="both")
     legend(figure, axes[0])
@@ -55,7 +57,7 @@ def plot_alignment(table: pd.DataFrame) -> Figure:
 def plot_retrieval(table: pd.DataFrame) -> Figure:
     """Relative drop against what predicts, a point a model and language; right, where only the seed differs."""
     use_theme()
-    points = compared(table)
+    points = others(table)
     figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 5.6))
     for column, data, less in zip(axes.T, (points, within(points, SEED)), ("", " (less the mean)"), strict=True):
         for axis, (predictor, said) in zip(column, PREDICTORS.items(), strict=True):
@@ -64,5 +66,5 @@ def plot_retrieval(table: pd.DataFrame) -> Figure:
             axis.set_xlabel(f"{said}{less}", fontsize=8.5)
             axis.set_ylabel(f"relative drop{less}", fontsize=8.5)
             axis.grid(True, axis="both")
-    figure.colorbar(shown, ax=axes, label="share of aligned text", fraction=0.04)
+    figure.colorbar(shown, ax=axes, label="fraction of aligned text", fraction=0.04)
     return figure

@@ -42,19 +42,19 @@ def _done(profile: Profile) -> list[Path]:
 
 
 def files(profile: Profile) -> list[Path]:
-    """What the section reads."""
+    """The tables of :func:`measurements`."""
     return [folder / name for folder in _done(profile) for name in ("metrics.json", "languages.parquet")]
 
 
-def cells(profile: Profile) -> pd.DataFrame:
+def measurements(profile: Profile) -> pd.DataFrame:
     """Every model and language that was measured, a row each."""
     tables = []
     for folder in _done(profile):
         metrics = read_json(folder / "metrics.json")
         table = read_parquet(folder / "languages.parquet", ["language", *MEASURES])
         # Readers know a size by its parameters, not by the profile's name for it.
-        told = {**metrics, "size": f"{metrics['parameters'] / 1e6:.1f} M parameters"}
-        tables.append(table.assign(**{key: told[key] for key in COLUMNS[:5]})[COLUMNS])
+        shown = {**metrics, "size": f"{metrics['parameters'] / 1e6:.1f} M parameters"}
+        tables.append(table.assign(**{key: shown[key] for key in COLUMNS[:5]})[COLUMNS])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
@@ -84,11 +84,32 @@ SEED = [*ALIGNMENT, "language"]  # and with the language, only the seed is left 
 PREDICTORS = {"accuracy": "retrieval accuracy", "direction_cosine": "cosine of directions"}
 
 
-def compared(table: pd.DataFrame) -> pd.DataFrame:
+def others(table: pd.DataFrame) -> pd.DataFrame:
     """What correlates: a row a model and language other than English whose drop is defined."""
     return table[(table["language"] != ENGLISH) & table["relative_drop"].notna()].astype(
         dict.fromkeys(("alignment", "accuracy", "direction_cosine", "relative_drop", "kept_drop"), float)
     )
+
+
+TIED = 0.5  # an effect of the tone from here on counts as a tie
+
+
+def by_tie(table: pd.DataFrame) -> pd.DataFrame:
+    """The drop among well-formed continuations by whether a model ties the tone of a remark to the kind of its ending.
+
+    A model does if in English an angry tone makes an insult more probable than a kind one by ``TIED`` or more. Columns:
+    ``tied, aligned`` (whether any text was), ``models``, and ``mean, low, high`` of the models' means over the other
+    languages. Models whose drop or tone was not measured are missing.
+    """
+    english = table[table["language"] == ENGLISH].set_index("cell")
+    models = table[table["language"] != ENGLISH].groupby("cell")["kept_drop"].mean().astype(float).to_frame("drop")
+    models["tone_effect"] = english["tone_effect"].astype(float)
+    models["aligned"] = english["alignment"].astype(float) > 0.0
+    models = models.dropna()
+    models["tied"] = models["tone_effect"] >= TIED
+    models["aligned"] &= models["tied"]  # what does not tie them is one group
+    groups = models.groupby(["tied", "aligned"])["drop"]
+    return groups.agg(models="size", mean="mean", low="min", high="max").reset_index()
 
 
 def within(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -107,7 +128,7 @@ def figures(table: pd.DataFrame) -> dict[str, Any]:
     corpus away, and of each corpus and language, for each of ``PREDICTORS``. Intervals draw whole models, as the
     languages of one model are not independent; the p of ``within_seed`` is that of :func:`permutation_p`.
     """
-    points = compared(table)
+    points = others(table)
     found: dict[str, Any] = {"models": int(table["cell"].nunique()), "points": len(points), "sizes": {}}
     if points.empty:
         return found

@@ -20,11 +20,6 @@ from polydetox.report.tables import (
 )
 from polydetox.synthetic.results import MEASURES, PREDICTORS
 
-# --- what has been run ------------------------------------------------------------------------------------------
-
-
-# --- tables -----------------------------------------------------------------------------------------------------
-
 
 def cell_table(table: pd.DataFrame) -> PaperTable:
     """One model: insults, well-formed continuations and retrieval in each language."""
@@ -116,9 +111,6 @@ def _correlation_line(said: str, row: Mapping[str, Any] | None) -> list[Cell | s
     without = " to ".join(fixed(row[f"{side}_without_one"], 2) for side in ("least", "most"))
     p = Cell(NOT_APPLICABLE) if row["p"] is None else number(row["p"], 3)
     return [said, number(row["points"], 0), number(row["r"], 2, row["low"], row["high"]), Cell(without), p]
-
-
-# --- figures ----------------------------------------------------------------------------------------------------
 
 
 # --- sentences --------------------------------------------------------------------------------------------------
