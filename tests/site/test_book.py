@@ -20,11 +20,11 @@ from polydetox.attribute_control import tables
 from polydetox.attribute_control.results import PAPER, Control, undominated
 from polydetox.errors import UserError
 from polydetox.quarto import ERROR_FILE, failure_note
-from polydetox.report.assemble import VARIABLE, assemble, book_pages
+from polydetox.report.assemble import VARIABLE, assemble, book_pages, read_variables
 from polydetox.report.collect import Results
 from polydetox.report.masking import Masked, Passage
-from polydetox.report.prose import variables
 from polydetox.report.rendering import render
+from polydetox.report.sections import stages_table
 from polydetox.workflow import Graph
 
 PROFILE = synthetic.PROFILE
@@ -39,6 +39,11 @@ def told(section: str) -> dict[str, str]:
 @pytest.fixture
 def book(run) -> Path:
     return assemble(PROFILE)
+
+
+def report_variables() -> dict[str, str]:
+    """What the summary notebooks say of the made-up run."""
+    return read_variables(PROFILE, paths.root() / "book")
 
 
 def test_summaries_leave_tables_metrics_and_a_manifest(run):
@@ -131,7 +136,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         synthetic.run_summaries(checkout, tmp_path / "runs", ["control", "run"])
         results = Results(PROFILE, samples=50)
         assert results.comparisons == [] and not any(run.stage in ("dpo", "evaluate") for run in results.stages)
-        said = variables(results) | told("control")
+        said = read_variables(PROFILE, paths.root() / "book")
         table = repr(tables.main_table(Control(results))).splitlines()
         comments = repr(tables.jigsaw_table(Control(results)))
         render(PROFILE)
@@ -153,10 +158,9 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         "The paper's rows for Tiny share the model, kinds of corpus and source of prompts of this run, and not the "
         "scorer."
     )
-    assert said["subject_sentence"].startswith("This report is about the converse question, with Tiny")
-    assert said["prompts_sentence"] == "The evaluation prompts are those of ToxiGen: 6."
-    assert "This profile leaves out preference tuning of pretrained models" in said["absent_sentence"]
-    assert said["coverage_sentence"] == "The profile tunes no pretrained model with preferences."
+    assert (said["model_titles"], said["prompt_source"], said["prompt_counts"]) == ("Tiny", "ToxiGen", "6")
+    assert (said["evaluations_asked"], said["dpo_method"], said["abstract_sentence"]) == ("0", "not run", "Not run.")
+    assert said["setting_scorer"] == "embedded" and said["setting_n"] != "not run", "those of attribute control"
     assert "of the continuations of the base Tiny are toxic" in said["control_toxicity_sentence"]
     assert said["control_languages_sentence"] == "Not measured."
     assert said["control_overview"].endswith(
@@ -200,34 +204,25 @@ def test_notebooks_are_clean_and_labels_unique(book, run):
 
 
 def test_sentences_tell_the_results_and_what_is_missing(run):
-    said = variables(Results(PROFILE, samples=50))
+    said = report_variables()
     assert said["toxicity_sentence"].startswith("For Tiny (DPO), over 4 languages, the mean ToxProb falls from ")
-    assert "Not run: Tiny (LoRA)." in said["toxicity_sentence"]
+    assert "Not run, or not measured on both sides: Tiny (LoRA)." in said["toxicity_sentence"]
     assert "in the other 3 languages" in said["transfer_sentence"]
-    assert said["coverage_sentence"] == (
-        "Of the 29 evaluations that the profile asks for, 21 were run; what is missing is marked as not run."
-    )
+    assert (said["evaluations_done"], said["evaluations_asked"]) == ("21", "29")
     assert "4 of them have no score" in said["scored_sentence"]
     assert synthetic.NOTICE in said["notices"]
     assert "5 of them are actual ones; 5 of these promote tokens of more than one script" in said["sources_sentence"]
-    assert (
-        "lower after tuning in 4 of 4 languages, in 4 of them by more than the interval" in said["activations_sentence"]
-    )
-    assert (
-        "from 0.400 to 0.100; shifting as many random neurons as far leaves it at 0.380"
-        in said["intervention_sentence"]
-    )
-    assert "from 0.50 in Japanese to 0.80 in Arabic" in said["retrieval_sentence"]
-    assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
-    absent = said["absent_sentence"]
-    assert absent.startswith("This profile leaves out the controlled world. Of ")
-    assert "Of multiple-choice questions before and after tuning, 2 of 3 notebooks were run." in absent
-    assert "Of attribute-controlled fine-tuning [@meng2024attribute], 15 of 19 notebooks were run." in absent
-    assert (
-        "Of preference tuning of pretrained models and its effect on toxicity, 21 of 29 notebooks were run." in absent
-    )
-    assert "Of the toxicity probe, value vectors, activations and interventions, 5 of 6 notebooks were run." in absent
+    assert "lower after tuning in 4 of 4 languages, in 4 of them beyond the interval" in said["activations_sentence"]
+    assert "takes the average toxicity over languages from 0.400 to 0.100" in said["intervention_sentence"]
+    assert "random neurons gives an average toxicity of 0.380." in said["intervention_sentence"]
+    assert "from 0.50 (Japanese) to 0.80 (Arabic)" in said["retrieval_sentence"]
+    assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 3 languages."
     assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
+    stages = {
+        line.split(" | ")[0]: line.split(" | ")[1:3] for line in repr(stages_table(Results(PROFILE))).splitlines()
+    }
+    assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["21", "13"]
+    assert stages["Activations"] == ["3", "2"] and "Pretraining in the controlled world" not in stages
 
 
 def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
@@ -263,12 +258,15 @@ def test_a_probe_is_tried_on_what_was_evaluated(run):
 
 
 def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
-    said = variables(results := Results(PROFILE, samples=50))
+    said, results = report_variables(), Results(PROFILE, samples=50)
     assert said["ablation_seed_sentence"].startswith("Over 2 seeds of Tiny (DPO) the drop of EMT lies between")
     assert said["ablation_method_sentence"] == said["ablation_pairs_sentence"] == "Not run."
-    assert "Tiny (LoRA) on the prompts of Further: not run." in said["ablation_prompts_sentence"]
-    assert said["prompts_sentence"].endswith("never pooled with them, stand those of Further (in 4 languages).")
-    assert "seed 1" not in said["toxicity_sentence"] + said["training_sentence"] + said["dpo_sentence"]
+    assert said["ablation_prompts_sentence"].startswith("Languages in which both were measured for Tiny (DPO): 4. ")
+    assert "Tiny (LoRA)" not in said["ablation_prompts_sentence"], "which was not run"
+    assert said["further_prompts"] == "Further"
+    assert (
+        "seed 1" not in said["toxicity_sentence"] + said["training_sentence"] and said["dpo_learning_rate"] == "2e-06"
+    )
     families = read_parquet(paths.summary(PROFILE, "ablations") / "families.parquet")
     rows = families[(families["metric"] == "emt") & (families["language"] == "mean")].set_index(["kind", "variant"])
     measured = [read_json(paths.evaluate(PROFILE, "tiny", "dpo-seed-1", language) / "metrics.json")["emt"]["value"]
@@ -365,7 +363,7 @@ def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
     index = render("never")
     text = (index.parent / "results-detox.html").read_text()
     assert "which was not run" in text and "(not run)" in text and "<img" not in text
-    assert "Not run: Tiny (DPO) and Tiny (LoRA)." in index.read_text()
+    assert "Not run." in index.read_text()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------

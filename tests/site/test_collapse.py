@@ -21,8 +21,8 @@ from polydetox import paths
 from polydetox.artifacts import read_json
 from polydetox.evaluation.tables import MAIN_METRICS, drift_table, language_table, main_table
 from polydetox.params import SECTIONS
+from polydetox.report.assemble import read_variables
 from polydetox.report.collect import Results
-from polydetox.report.prose import variables
 
 Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
 LANGUAGES = ["ar", "de", "en", "ja"]
@@ -101,15 +101,17 @@ def case(request, tmp_path_factory):
         yield request.param, folder
 
 
+def summary_shows(section: str) -> list[str]:
+    """Run a summary notebook where the report looks for it; returns what its cells show."""
+    folder = paths.summary(synthetic.PROFILE, section)
+    return run_cells(f"summary_{section}", profile=synthetic.PROFILE, output_folder=str(folder))["shown"]
+
+
 def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case):
     name, _ = case
-    shown = {section: run_cells(f"summary_{section}", profile=synthetic.PROFILE,
-                                output_folder=str(paths.summary(synthetic.PROFILE, section)))["shown"]
-             for section in SECTIONS}  # fmt: skip
-    sentences = variables(Results(synthetic.PROFILE, samples=50))
+    shown = {section: summary_shows(section) for section in SECTIONS}
+    sentences = read_variables(synthetic.PROFILE, paths.root() / "book")
     shown |= {"variables": list(sentences.values())}
-    files = [paths.summary(synthetic.PROFILE, section) / "variables.json" for section in SECTIONS]
-    shown |= {str(file): list(read_json(file).values()) for file in files if file.is_file()}
     wrong = [(where, text[:200]) for where, texts in shown.items() for text in texts
              if re.search(r"\b(nan|NaN|None|inf)\b", text)]  # fmt: skip
     assert not wrong, name
@@ -138,19 +140,16 @@ def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
     lines = repr(main_table(results)).splitlines()
     assert lines[3].split(" | ") == ["after", *["not measured"] * len(MAIN_METRICS)]
     assert lines[7].split(" | ") == ["after", *["not run"] * len(MAIN_METRICS)], "the variant that was never run"
-    said = variables(results)
-    assert said["toxicity_sentence"] == (
-        "For Tiny (DPO) before and after cannot be compared: of 72 continuations before tuning 0 are empty and 72 have "
-        "a score; of 72 continuations after tuning 72 are empty and 0 have a score. Not run: Tiny (LoRA)."
-    )
+    for section in ("detox", "transfer", "scorers"):
+        summary_shows(section)
+    said = read_variables(synthetic.PROFILE, paths.root() / "book")
+    assert said["toxicity_sentence"] == "Not run, or not measured on both sides: Tiny (DPO) and Tiny (LoRA)."
+    assert said["transfer_sentence"] == said["abstract_sentence"] == "Not run."
     assert said["scored_sentence"].startswith(
-        "The results rest on 144 continuations; 72 of them have no score and are left out, 72 are empty"
+        "The results rest on 144 continuations: 72 of them have no score and are skipped, 72 are empty (72 of them "
     )
-    assert said["correlation_sentence"] == "For Tiny (DPO) there are too few languages for a correlation."
-    where = paths.summary(synthetic.PROFILE, "scorers")
-    run_cells("summary_scorers", profile=synthetic.PROFILE, output_folder=str(where))
-    scorers = read_json(where / "variables.json")["scorers_sentence"]
-    assert scorers == "Tiny (DPO): not measured on both sides. Tiny (LoRA): not run."
+    assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 0 languages."
+    assert said["scorers_sentence"] == "Tiny (DPO): not measured on both sides. Tiny (LoRA): not run."
     assert set(repr(drift_table(results)).splitlines()[3].split(" | ")[2::2]) == {"not measured", "\N{EN DASH}"}
 
 

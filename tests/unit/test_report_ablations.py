@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from polydetox.mechanism.architectures import Family
+from notebook_cells import run_cells
+from polydetox.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
 from polydetox.preference import ablations
-from polydetox.preference.ablations import COLUMNS, MEAN, Member
+from polydetox.preference.ablations import COLUMNS, MEAN
 from polydetox.report.collect import Results, comparisons, stage_runs
 
 VARIANTS = {
@@ -99,7 +101,13 @@ def write_evaluation(results: Results, variant: str, language: str, table: pd.Da
     (folder / "manifest.json").write_text("{}")
 
 
-def test_a_family_is_measured_where_all_of_it_was_run(results):
+def sentences(folder: Path) -> dict[str, str]:
+    """What the chapter's notebook says of the run of the tests' profile."""
+    run_cells("summary_ablations", profile="tiny", output_folder=str(folder / "summary"))
+    return read_json(folder / "summary/variables.json")
+
+
+def test_a_family_is_measured_where_all_of_it_was_run(results, tmp_path):
     for language in ("de", "en", "ja"):
         write_evaluation(results, "base", language, scored("abcd", 4, 0.6))
         write_evaluation(results, "dpo", language, scored("abcd", 4, 0.3))
@@ -114,33 +122,34 @@ def test_a_family_is_measured_where_all_of_it_was_run(results):
     assert emt.loc["lr", ["difference", "difference_low", "difference_high"]].tolist() == pytest.approx([0.2] * 3)
     assert emt.loc["dpo", "difference"] == 0.0
     assert (emt.loc["lr", "prompts"], emt.loc["lr", "continuations"], emt.loc["lr", "languages"]) == (3, 2, 1)
-    said = ablations.sentences(results, {**{kind: [] for kind in ablations.KINDS}, "learning-rate": [(family, table)]},
-                               ablations.prompt_sets(results), {})  # fmt: skip
-    assert "EMT of Tiny (dpo) after the tuning goes from 0.60 to 0.40 (untuned: 0.70)" in said["ablation_rate_sentence"]
+    said = sentences(tmp_path)
+    assert said["ablation_rate_sentence"].startswith(
+        "EMT of Tiny (dpo) after tuning is 0.60 at a learning rate of 1e-7 and 0.40 at 1e-3 (base model: 0.70). It is "
+        "lowest at 1e-3, 0.40, "
+    )
     assert said["ablation_method_sentence"] == "Not run."
 
 
-def test_what_was_not_run_has_no_number(results):
+def test_what_was_not_run_has_no_number(results, tmp_path):
     found = ablations.measured(results)
     for families in found.values():
         for _, table in families:
             assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
             assert set(table["language"]) == {MEAN}
-    said = ablations.sentences(results, found, ablations.prompt_sets(results), ablations.perplexities(results))
-    assert said["ablation_seed_sentence"] == "For Tiny (dpo), not run: seed 0, seed 1 and seed 2."
-    assert "Tiny (dpo) on the prompts of more: not run." in said["ablation_prompts_sentence"]
-    assert said["ablation_perplexity_sentence"] == "Not run."
+    said = sentences(tmp_path)
+    assert len(said) == 6 and set(said.values()) == {"Not run."}
     assert "not run" in repr(ablations.family_table(found["seed"]))
 
 
-def test_a_family_that_was_not_run_names_what_is_missing_and_measures_the_rest(results):
+def test_of_a_family_that_was_not_run_whole_the_rest_is_measured(results, tmp_path):
     for variant, level in (("base", 0.6), ("dpo", 0.3), ("s1", 0.35)):
         for language in ("de", "en", "ja"):
             write_evaluation(results, variant, language, scored("abcd", 3, level))
     (family,) = ablations.families(results, "seed")
     table = ablations.measure(results, family)
-    said = ablations._seeds(family, table)
-    assert said.startswith("For Tiny (dpo), not run: seed 2. Over 2 seeds of Tiny (dpo) the drop of EMT lies between")
+    assert "seed 2 | not run" in repr(ablations.family_table([(family, table)]))
+    said = sentences(tmp_path)["ablation_seed_sentence"]
+    assert said.startswith("Over 2 seeds of Tiny (dpo) the drop of EMT lies between 0.250 and 0.300, with a standard ")
     spread = ablations.seed_spread(table, "emt")
     assert (spread["seeds"], spread["range"]) == (2.0, pytest.approx(0.05))
     assert spread["deviation"] == pytest.approx(0.05 / math.sqrt(2))
@@ -156,7 +165,7 @@ def test_the_spread_of_seeds_by_hand():
     assert math.isnan(alone["deviation"]) and alone["seeds"] == 1.0
 
 
-def test_sets_of_prompts_are_compared_in_the_languages_of_both(results):
+def test_sets_of_prompts_are_compared_in_the_languages_of_both(results, tmp_path):
     for variant, level in (("base", 0.6), ("dpo", 0.3)):
         for language in ("de", "en"):
             write_evaluation(results, variant, language, scored("abcd", 2, level))
@@ -165,9 +174,11 @@ def test_sets_of_prompts_are_compared_in_the_languages_of_both(results):
     mine = table[(table["comparison"] == "Tiny (dpo)") & (table["metric"] == "emt") & (table["language"] == MEAN)]
     assert mine["languages"].tolist() == [1, 1] and mine["prompts"].tolist() == [4, 2]
     assert mine["before"].tolist() == pytest.approx([0.7, 0.8])
-    said = ablations._sets(results, table)
-    assert said[0].startswith("EMT of Tiny (dpo), over the 1 language of both sets, goes from 0.70 to 0.40 on")
-    assert said[-1] == "Not run on further prompts: English and Japanese."
+    said = sentences(tmp_path)["ablation_prompts_sentence"]
+    assert said.startswith(
+        "Languages in which both were measured for Tiny (dpo): 1. There EMT drops by 0.30 [0.30, 0.30]"
+    )
+    assert said.endswith("the drop has the same sign in 1 of them.")
 
 
 def test_percentiles_and_tail_of_the_perplexity():
@@ -177,18 +188,11 @@ def test_percentiles_and_tail_of_the_perplexity():
     assert "50.0%" in repr(table) and "0.0%" in repr(table)
 
 
-def test_a_difference_is_told_as_its_interval_allows():
-    family = Family("tiny", "Tiny", "method", "dpo", (Member("dpo", "full fine-tuning", "full"),
-                                                     Member("lora", "LoRA", "lora")))  # fmt: skip
-    rows = [
-        {"metric": metric, "language": MEAN, "variant": variant, "after": 0.5, "difference": value,
-         "difference_low": low, "difference_high": high}
-        for metric, variant, value, low, high in (
-            ("emt", "dpo", 0.0, 0.0, 0.0), ("emt", "lora", 0.1, 0.05, 0.15),
-            ("perplexity", "dpo", 0.0, 0.0, 0.0), ("perplexity", "lora", 0.1, -0.5, 0.7))
-    ]  # fmt: skip
-    said = ablations._differences(family, pd.DataFrame(rows))
-    assert said == (
-        "With LoRA instead of full fine-tuning, Tiny's EMT after the tuning is higher (difference 0.10 [0.05, 0.15]) "
-        "and perplexity after the tuning is not told apart by the interval (difference 0.1 [\N{MINUS SIGN}0.5, 0.7])."
+def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):
+    for language in ("de", "en", "ja"):
+        for variant, level in (("base", 0.6), ("dpo", 0.3), ("lora", 0.4)):
+            write_evaluation(results, variant, language, scored("abcd", 2, level))
+    assert sentences(tmp_path)["ablation_method_sentence"] == (
+        "With LoRA instead of full fine-tuning, EMT of Tiny (dpo) after tuning is higher (0.10 [0.10, 0.10]) and its "
+        "median perplexity not detectably different (0.0 [0.0, 0.0])."
     )

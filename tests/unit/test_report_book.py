@@ -267,9 +267,7 @@ def test_variables_are_those_of_every_summary_notebook(book, tmp_path, monkeypat
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
     write_variables("detox", said="It falls.")
     write_variables("run", title="Tiny")
-    assert assemble.read_variables("x", book, {"said": "old", "other": "kept"}) == {
-        "said": "It falls.", "other": "kept", "title": "Tiny",
-    }  # fmt: skip
+    assert assemble.read_variables("x", book) == {"said": "It falls.", "title": "Tiny"}
 
 
 def test_a_variable_of_a_notebook_that_was_not_run_says_so(book, tmp_path, monkeypatch):
@@ -281,7 +279,7 @@ def test_a_variable_of_a_notebook_that_was_not_run_says_so(book, tmp_path, monke
         nbformat.write(new_notebook(cells=[cell]), tmp_path / f"notebooks/summary_{section}.ipynb")
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     (book / "one.qmd").write_text("# One\n\n{{< var of_fluency >}} {{< var of_detox >}} {{< var wrong >}}\n")
-    assert assemble.read_variables("x", book, {}) == {"of_fluency": "Not run."}
+    assert assemble.read_variables("x", book) == {"of_fluency": "Not run."}
 
 
 def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeypatch):
@@ -289,7 +287,7 @@ def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeyp
     write_variables("detox", said="a")
     write_variables("fluency", said="b")
     with pytest.raises(UserError, match=r"summary_fluency.ipynb: variable 'said' is written by .*summary_detox.ipynb"):
-        assemble.read_variables("x", book, {})
+        assemble.read_variables("x", book)
 
 
 def test_an_embed_of_a_notebook_that_was_not_run_says_so():

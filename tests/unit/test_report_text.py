@@ -11,10 +11,20 @@ import pandas as pd
 import pytest
 
 from polydetox.errors import UserError
-from polydetox.report import prose
 from polydetox.report.masking import escape, masked_extremes, masked_table, masked_vectors
 from polydetox.report.sections import duration
-from polydetox.report.tables import Cell, Group, PaperTable, fixed, number, significance
+from polydetox.report.tables import (
+    Cell,
+    Group,
+    PaperTable,
+    change,
+    compared,
+    fixed,
+    listing,
+    number,
+    significance,
+    span,
+)
 
 
 def test_the_report_loads_no_model_library():
@@ -195,33 +205,30 @@ def difference(before, after, low, high) -> pd.Series:
     [
         (difference(0.8, 0.2, 0.5, 0.7), "falls from 0.80 to 0.20 (by 0.60 [0.50, 0.70])"),
         (difference(0.2, 0.8, -0.7, -0.5), "rises from 0.20 to 0.80 (by 0.60 [0.50, 0.70])"),
-        (difference(0.5, 0.4, -0.1, 0.3), "goes from 0.50 to 0.40, which the interval does not tell from no change "
-         "(−0.10 [−0.30, 0.10])"),
+        (difference(0.5, 0.4, -0.1, 0.3), "shows no detectable change (0.50 to 0.40, −0.10 [−0.30, 0.10])"),
+        (difference(float("nan"), 0.4, -0.1, 0.3), "was not measured on both sides"),
     ],
 )  # fmt: skip
 def test_the_interval_decides_the_verb(row, said):
-    assert prose.change(row, 2) == said
+    assert change(row, 2) == said
 
 
 def test_listing():
-    assert [prose.listing(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+    assert [listing(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
         "none", "a", "a and b", "a, b and c",
     ]  # fmt: skip
 
 
-def test_scorer_quality_says_what_its_file_records(tmp_path):
-    head = tmp_path / "head.json"
-    assert "was not measured" in prose.scorer_quality(head, ["en"])
-    head.write_text(
-        '{"auc": [{"language": "en", "task": "completion", "scorer": "embedded", "auc": 0.91},'
-        '{"language": "de", "task": "completion", "scorer": "embedded", "auc": 0.75},'
-        '{"language": "de", "task": "prompt", "scorer": "embedded", "auc": 0.5},'
-        '{"language": "fr", "task": "completion", "scorer": "embedded", "auc": 0.6}],'
-        '"second_person": [{"language": "en", "auc": 1.0, "neutral_flagged": 0.25}]}'
-    )
-    said = prose.scorer_quality(head, ["de", "en"])
-    assert "0.75 (German) to 0.91 (English): German 0.75 and English 0.91." in said
-    assert "the area is 1.00; of the neutral ones it calls a share of 0.25 toxic" in said
+def test_a_difference_is_told_as_its_interval_allows():
+    assert compared(0.1, 0.05, 0.15, 2) == "higher (0.10 [0.05, 0.15])"
+    assert compared(-0.1, -0.15, -0.05, 2) == "lower (−0.10 [−0.15, −0.05])"
+    assert compared(0.1, -0.5, 0.7, 1) == "not detectably different (0.1 [−0.5, 0.7])"
+    assert compared(float("nan"), 0.0, 0.0, 1) == "not measured"
+
+
+def test_a_range_names_its_languages():
+    assert span(pd.Series({"de": 0.75, "en": 0.91, "fr": 0.8}), 2) == "0.75 (German) to 0.91 (English)"
+    assert span(pd.Series({}, dtype=float), 2) == "not measured"
 
 
 def test_a_small_p_is_not_printed_as_zero():

@@ -126,11 +126,6 @@ def _triples(rows: pd.DataFrame, metrics: Iterable[str]) -> list[Cell]:
     return cells
 
 
-def fluency_table(results: Results) -> PaperTable:
-    """Perplexity, distinct n-grams and language before and after, with the paper's models beside them."""
-    return main_table(results, FLUENCY_METRICS)
-
-
 def fluency_by_language_table(results: Results) -> PaperTable:
     """Perplexity, distinct word pairs and language before and after, in every language."""
     metrics = ["perplexity", "distinct_2", "language_share"]

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _OUTCOMES = {"toxicity": "average toxicity (0 to 1)", "repeated": "share of repeated words"}
 
-_RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
-
 # Sources are told from the control by colour and by line.
 _STYLES = {"sources": (BEFORE, "-", "o"), "control": (MUTED, "--", "s")}
 
@@ -179,7 +177,3 @@ def plot_intervention(table: pd.DataFrame) -> Figure:
         axes[0].set_title(title, loc="left")
     legend(figure, grid[0, 0])
     return figure
-
-
-# Where a name may stand beside its point, in points, best first.
-_PLACES = [(5, 3, "left"), (-5, 3, "right"), (5, -9, "left"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center")]

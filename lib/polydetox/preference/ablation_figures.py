@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from polydetox.preference.ablations import MEAN, TAIL, Family, means, set_title
+from polydetox.mechanism.architectures import Family
+from polydetox.preference import ablations
+from polydetox.preference.ablations import BASE, MEAN, TAIL, means, set_title
 from polydetox.report.collect import METRICS, Results
 from polydetox.report.figures import (
     AFTER,
@@ -28,7 +30,6 @@ from polydetox.report.figures import (
     use_theme,
     x_label,
 )
-from polydetox.scoring.several import UNTUNED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ _MEMBERS = [(AFTER, "D"), (CHOSEN, "s"), (REJECTED, "^"), (BEFORE, "v"), (MUTED,
 
 def was_run(found: Found) -> bool:
     """Whether at least two members of some family were run, so that there is something to draw."""
-    return any(means(table, "emt")["after"].notna().sum() > 1 for _, table in found)
+    return any(ablations.was_run(table) for _, table in found)
 
 
 def plot_seeds(found: Found, metric: str = "emt") -> Figure:
@@ -91,7 +92,7 @@ def _against_perplexity(axis: Axes, table: pd.DataFrame, metric: str) -> None:
     toxicity, fluency = (means(table, name).set_index("variant") for name in (metric, "perplexity"))
     both = [variant for variant in toxicity.index
             if pd.notna(toxicity.loc[variant, "after"]) and pd.notna(fluency.loc[variant, "after"])]  # fmt: skip
-    points = [("before", both[0], UNTUNED)] + [("after", variant, toxicity.loc[variant, "label"]) for variant in both]
+    points = [("before", both[0], BASE)] + [("after", variant, toxicity.loc[variant, "label"]) for variant in both]
     xs, ys = [], []
     for side, variant, label in points:
         x, y = fluency.loc[variant], toxicity.loc[variant]

@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from polydetox import paths
-from polydetox.artifacts import finished, read_json
+from polydetox.artifacts import finished
 from polydetox.data.catalogue import sources
-from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model
 from polydetox.report.collect import METRICS, Results, compared_variants, variant_title
@@ -29,8 +28,6 @@ from polydetox.report.tables import (
     Cell,
     Group,
     PaperTable,
-    fixed,
-    listing,
     number,
 )
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
@@ -39,12 +36,12 @@ Kind = Literal["seed", "method", "learning-rate", "pairs"]
 KINDS: tuple[Kind, ...] = ("seed", "method", "learning-rate", "pairs")
 SHOWN = ["emt", "toxprob", "perplexity", "distinct_2", "language_share"]
 MEAN = "mean"  # stands where a row is a mean over languages
-UNTUNED = "untuned"
+BASE = "base model"
 
 _SIDES = [f"{side}{end}" for side in ("before", "after", "drop") for end in ("", "_low", "_high")]
-_DIFFERENCE = ["difference", "difference_low", "difference_high"]  # of a member from the reference, after tuning
+DIFFERENCE = ["difference", "difference_low", "difference_high"]  # of a member from the reference, after tuning
 COLUMNS = ["family", "kind", "variant", "label", "setting", "language", "metric", "languages", "prompts",
-           "continuations", *_SIDES, *_DIFFERENCE]  # fmt: skip
+           "continuations", *_SIDES, *DIFFERENCE]  # fmt: skip
 
 
 # --- which tunings differ in what -------------------------------------------------------------------------------
@@ -68,6 +65,10 @@ class Family:
     kind: Kind
     reference: str  # the variant of the main tables
     members: tuple[Member, ...]  # the reference among them, in the order of the setting where it is a number
+
+    def label(self, variant: str) -> str:
+        """The label of one member."""
+        return next(member.label for member in self.members if member.variant == variant)
 
 
 METHODS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
@@ -230,7 +231,7 @@ def _row(
     counts: Mapping[str, int],
 ) -> dict[str, Any]:
     from_reference = comparison_row(*sides[family.reference], results.confidence)
-    difference = dict(zip(_DIFFERENCE, (-from_reference["drop"], -from_reference["drop_high"],
+    difference = dict(zip(DIFFERENCE, (-from_reference["drop"], -from_reference["drop_high"],
                                         -from_reference["drop_low"]), strict=True))  # fmt: skip
     return {"family": family.title, "kind": family.kind, "variant": member.variant, "label": member.label,
             "setting": str(member.setting), "language": language, "metric": metric, **counts,
@@ -250,6 +251,11 @@ def measured(results: Results) -> dict[Kind, list[tuple[Family, pd.DataFrame]]]:
 def means(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The means over languages of one metric, a row a member."""
     return table[(table["language"] == MEAN) & (table["metric"] == metric)].reset_index(drop=True)
+
+
+def was_run(table: pd.DataFrame) -> bool:
+    """Whether at least two members of a family were measured, so that there is something to compare."""
+    return bool(means(table, "emt")["after"].notna().sum() > 1)
 
 
 def seed_spread(table: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -383,9 +389,9 @@ def _family_lines(family: Family, table: pd.DataFrame) -> list[list[Cell | str]]
     by_metric = {metric: means(table, metric).set_index("variant") for metric in SHOWN}
     told = next((member for member in family.members
                  if pd.notna(by_metric["emt"].loc[member.variant, "before"])), family.members[0])  # fmt: skip
-    run = _measured(table)
+    run = set(table.loc[table["language"] != MEAN, "variant"])  # where there was something to measure or not
     lines: list[list[Cell | str]] = [
-        [UNTUNED, *(_side(by_metric[m].loc[told.variant], "before", m, bool(run)) for m in SHOWN)]
+        [BASE, *(_side(by_metric[m].loc[told.variant], "before", m, bool(run)) for m in SHOWN)]
     ]
     for member in family.members:
         cells = [_side(by_metric[m].loc[member.variant], "after", m, member.variant in run) for m in SHOWN]
@@ -394,7 +400,7 @@ def _family_lines(family: Family, table: pd.DataFrame) -> list[list[Cell | str]]
         lines.append(["deviation of the drop", *(_spread(table, m, "deviation") for m in SHOWN)])
         lines.append(["half its interval", *(_spread(table, m, "half_width") for m in SHOWN)])
     if family.kind in ("method", "pairs"):
-        reference = next(member.label for member in family.members if member.variant == family.reference)
+        reference = family.label(family.reference)
         for member in family.members:
             if member.variant != family.reference:
                 both = {member.variant, family.reference} <= run
@@ -450,160 +456,3 @@ def perplexity_table(found: Mapping[str, Mapping[str, np.ndarray]]) -> PaperTabl
             lines.append([side, number(row["continuations"], 0), *quantiles, Cell(f"{row['above']:.1%}")])
         groups.append(Group(title, lines))
     return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * (len(columns) - 1)]])])
-
-
-# --- sentences --------------------------------------------------------------------------------------------------
-
-_SENTENCES = ("ablation_seed_sentence", "ablation_method_sentence", "ablation_rate_sentence", "ablation_pairs_sentence",
-              "ablation_prompts_sentence", "ablation_perplexity_sentence")  # fmt: skip
-
-
-def stored_sentences(results: Results) -> dict[str, str]:
-    """The chapter's sentences as its notebook has written them; ``Not run.`` where it was not run."""
-    folder = paths.summary(results.profile.name, "ablations")
-    stored = read_json(folder / "metrics.json")["sentences"] if finished(folder) else {}
-    return {name: stored.get(name, "Not run.") for name in _SENTENCES}
-
-
-def sentences(
-    results: Results,
-    found: Mapping[Kind, list[tuple[Family, pd.DataFrame]]],
-    sets: pd.DataFrame,
-    distributions: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, str]:
-    """What came of each ablation, chosen by the numbers; where one was not run its sentence says so."""
-    said = {
-        "ablation_seed_sentence": [_seeds(family, table) for family, table in found["seed"]],
-        "ablation_method_sentence": [_differences(family, table) for family, table in found["method"]],
-        "ablation_rate_sentence": [_rates(family, table) for family, table in found["learning-rate"]],
-        "ablation_pairs_sentence": [_differences(family, table) for family, table in found["pairs"]],
-        "ablation_prompts_sentence": _sets(results, sets),
-        "ablation_perplexity_sentence": [_distribution(title, sides) for title, sides in distributions.items()],
-    }
-    return {name: " ".join(lines) or "Not run." for name, lines in said.items()}
-
-
-def _measured(table: pd.DataFrame) -> set[str]:
-    """The variants that were run: they have rows of languages, with values where there was something to measure."""
-    return set(table.loc[table["language"] != MEAN, "variant"])
-
-
-def _beginning(family: Family, table: pd.DataFrame) -> str:
-    """Names the members that were not run, and those whose continuations have no scores."""
-    rows, run = means(table, "emt").set_index("variant"), _measured(table)
-    missing = [member for member in family.members if pd.isna(rows.loc[member.variant, "after"])]
-    said = ""
-    for words, chosen in (("not run", False), ("without scores after the tuning", True)):
-        labels = [member.label for member in missing if (member.variant in run) == chosen]
-        said += f"For {family.title}, {words}: {listing(labels)}. " if labels else ""
-    return said
-
-
-def _seeds(family: Family, table: pd.DataFrame) -> str:
-    spread = seed_spread(table, "emt")
-    begin = _beginning(family, table)
-    if np.isnan(spread["deviation"]):
-        return begin.rstrip()
-    drops = means(table, "emt").dropna(subset=["drop"])["drop"]
-    wider = "less than" if spread["deviation"] < spread["half_width"] else "no less than"
-    return (
-        f"{begin}Over {int(spread['seeds'])} seeds of {family.title} the drop of EMT lies between "
-        f"{fixed(drops.min(), 3)} and {fixed(drops.max(), 3)}, with a standard deviation of "
-        f"{fixed(spread['deviation'], 3)}: {wider} half the bootstrap interval of one training, "
-        f"{fixed(spread['half_width'], 3)}, which comes from drawing prompts again, not trainings."
-    )
-
-
-def _differences(family: Family, table: pd.DataFrame) -> str:
-    """How the other members differ from the reference, in words that the interval of the difference allows."""
-    reference = next(member for member in family.members if member.variant == family.reference)
-    said = [_beginning(family, table).rstrip()]
-    for member in family.members:
-        if member.variant == family.reference:
-            continue
-        words = []
-        for metric in ("emt", "perplexity"):
-            row = means(table, metric).set_index("variant").loc[member.variant]
-            if pd.isna(row["difference"]):
-                continue
-            digits = METRICS[metric].digits
-            low, high = row["difference_low"], row["difference_high"]
-            verdict = "lower" if high < 0 else "higher" if low > 0 else "not told apart by the interval"
-            words.append(
-                f"{_inside(METRICS[metric].title)} after the tuning is {verdict} "
-                f"(difference {fixed(row['difference'], digits)} [{fixed(low, digits)}, {fixed(high, digits)}])"
-            )
-        if words:
-            said.append(f"With {member.label} instead of {reference.label}, {family.title}'s {listing(words)}.")
-    return " ".join(filter(None, said))
-
-
-def _inside(title: str) -> str:
-    """A title within a sentence: small, unless it is an abbreviation."""
-    return title if title[1:2].isupper() else title[0].lower() + title[1:]
-
-
-def _rates(family: Family, table: pd.DataFrame) -> str:
-    toxicity, fluency = (means(table, metric).dropna(subset=["after"]) for metric in ("emt", "perplexity"))
-    begin = _beginning(family, table)
-    if toxicity.empty:
-        return begin.rstrip()
-    least = toxicity.sort_values("after").iloc[0]
-    said = (
-        f"{begin}From a learning rate of {toxicity.iloc[0]['label']} to {toxicity.iloc[-1]['label']}, EMT of "
-        f"{family.title} after the tuning goes from {fixed(toxicity.iloc[0]['after'], 2)} to "
-        f"{fixed(toxicity.iloc[-1]['after'], 2)} (untuned: {fixed(least['before'], 2)}); it is lowest at "
-        f"{least['label']}, {fixed(least['after'], 2)}"
-    )
-    if fluency.empty:
-        return f"{said}."
-    there = fluency[fluency["variant"] == least["variant"]]
-    cost = (
-        f", where the median perplexity is {fixed(there.iloc[0]['after'], 1)} (untuned: "
-        f"{fixed(there.iloc[0]['before'], 1)})"
-    )
-    return f"{said}{cost if len(there) else ''}."
-
-
-def _sets(results: Results, table: pd.DataFrame) -> list[str]:
-    said = []
-    rows = table[(table["language"] == MEAN) & (table["metric"] == "emt")]
-    for (title, further), mine in rows.groupby(["comparison", "beside"], sort=False):
-        if mine["drop"].isna().any():
-            why = "not measured" if mine["languages"].max() else "not run"
-            said.append(f"{title} on {_prompts_of(results, str(further))}: {why}.")
-            continue
-        parts = [
-            f"from {fixed(row.before, 2)} to {fixed(row.after, 2)} on {_prompts_of(results, str(row.set))}"
-            for row in mine.itertuples()
-        ]
-        both = table[(table["comparison"] == title) & (table["beside"] == further) & (table["metric"] == "emt")]
-        drops = both[both["language"] != MEAN].pivot(index="language", columns="set", values="drop").dropna()
-        same = int(((drops[""] > 0) == (drops[further] > 0)).sum())
-        shared = f"{len(drops)} language{'' if len(drops) == 1 else 's'}"
-        text = f"EMT of {title}, over the {shared} of both sets, goes {listing(parts)}"
-        said.append(f"{text}; its direction is the same on both in {same} of them.")
-    missing = [
-        LANGUAGES[language] for language in results.profile.languages
-        if results.profile.more_prompts and language not in set(table["language"])
-    ]  # fmt: skip
-    if said and missing and len(missing) < len(results.profile.languages):
-        said.append(f"Not run on further prompts: {listing(missing)}.")
-    return said
-
-
-def _prompts_of(results: Results, name: str) -> str:
-    title = set_title(results, name)
-    return f"{title} prompts" if title.endswith("'s") else f"the prompts of {title}"
-
-
-def _distribution(title: str, sides: Mapping[str, np.ndarray]) -> str:
-    before, after = (perplexity_figures(sides[side]) for side in ("before", "after"))
-    parts = [
-        f"{words} from {fixed(before[name], 1)} to {fixed(after[name], 1)}"
-        for name, words in (("q05", "the 5th percentile"), ("q50", "the median"), ("q95", "the 95th percentile"))
-    ]
-    return (
-        f"For {title}, over all judged continuations, {listing(parts)}; the share above {TAIL:g} goes from "
-        f"{before['above']:.1%} to {after['above']:.1%}."
-    )

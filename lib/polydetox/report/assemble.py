@@ -24,7 +24,6 @@ from polydetox.params import read_yaml
 from polydetox.report.appendices import html_block, write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
 from polydetox.report.collect import Results
-from polydetox.report.prose import variables
 
 CONFIGURATION = "_quarto.yml"
 RECORD = "run.json"  # what a run is made of, as the workflow writes it
@@ -52,7 +51,7 @@ def assemble(profile: str) -> Path:
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         summaries = _write_summaries(results, folder)
         appendices = write_appendices(results, folder)
-        (folder / VARIABLES).write_text(_dump(read_variables(results, folder, variables(results))), "utf-8")
+        (folder / VARIABLES).write_text(_dump(read_variables(results, folder)), "utf-8")
         for page in sorted(folder.rglob("*.qmd")):
             page.write_text(resolve_missing(page.read_text("utf-8"), page, summaries), "utf-8")
         configuration = read_yaml(paths.root() / CONFIGURATION)
@@ -82,11 +81,10 @@ def _write_summaries(results: Results, folder: Path) -> dict[str, nbformat.Noteb
     return written
 
 
-def read_variables(results: Results, folder: Path, others: dict[str, str]) -> dict[str, str]:
+def read_variables(results: Results, folder: Path) -> dict[str, str]:
     """What the summary notebooks wrote for the pages in ``folder``, by the name of the variable.
 
-    A variable of a notebook that was not run is ``Not run.``: its name stands in the notebook's source. ``others`` are
-    used where no notebook wrote the name.
+    A variable of a notebook that was not run is ``Not run.``: its name stands in the notebook's source.
     """
     found: dict[str, str] = {}
     writers: dict[str, str] = {}
@@ -103,7 +101,6 @@ def read_variables(results: Results, folder: Path, others: dict[str, str]) -> di
                 raise UserError(f"{name}: variable {variable!r} is written by {writers[variable]} already; rename one")
             writers[variable] = name
         found |= written
-    found = others | found
     used = {name for page in folder.rglob("*.qmd") for name in VARIABLE.findall(page_prose(page))}
     for variable in sorted(used - set(found)):
         if any(f'"{variable}"' in source for source in sources.values()):

@@ -6,6 +6,7 @@ What was not run is missing (NaN), never a number.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -293,6 +294,15 @@ class Results:
                              **{key: content[key] for key in COUNTS}})  # fmt: skip
         return pd.DataFrame(rows, columns=["model", "variant", "language", *COUNTS])
 
+    def prompt_counts(self) -> list[int]:
+        """The numbers of prompts that evaluations have: one, or several where languages or stages differ."""
+        found = set(self.counts()["prompts"])
+        for run in self.stages:
+            if run.stage == "attribute_eval" and run.done:
+                measured = read_json(run.folder / "metrics.json")["toxicity"]
+                found |= {each["prompts"] for each in measured.values()}
+        return sorted(found)
+
     @cached_property
     def _pairs(self) -> dict[tuple[str, str, str], tuple[Side, Side, int]]:
         """Before and after by comparison, language and metric."""
@@ -370,6 +380,13 @@ class Results:
                                  "languages": count, **comparison_row(before, after, self.confidence),
                                  **ran})  # fmt: skip
         return pd.DataFrame(rows)
+
+    def measured(self) -> Iterator[tuple[Comparison, pd.DataFrame]]:
+        """Each comparison that has toxicity on both sides, with its :attr:`means` by scope and metric."""
+        for comparison in self.comparisons:
+            rows = self.means[self.means["comparison"] == comparison.name].set_index(["scope", "metric"])
+            if pd.notna(rows.loc[("all", "emt"), "drop"]):
+                yield comparison, rows
 
     @cached_property
     def agreement(self) -> pd.DataFrame:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
+
+# Where a name may stand beside its point, in points, best first.
+_PLACES = [(5, 3, "left"), (-5, 3, "right"), (5, -9, "left"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center")]
+
 
 _RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
 

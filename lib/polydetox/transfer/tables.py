@@ -17,14 +17,14 @@ from polydetox.stats.correlation import line
 
 
 def retrievals(results: Results) -> list[tuple[str, dict[str, pd.DataFrame], int]]:
-    """Of each model the figures of every layer, by the name of the language, and the number of sentences."""
+    """Of each model the figures of every layer, by language, and the number of sentences."""
     found = []
     for name, title in results.models.items():
         folder = paths.retrieval(results.profile.name, name)
         if not finished(folder):
             continue
         layers = read_parquet(folder / "layers.parquet", ["language", "layer", "accuracy"])
-        tables = {LANGUAGES[language]: rows for language, rows in layers.groupby("language", sort=False)
+        tables = {str(language): rows for language, rows in layers.groupby("language", sort=False)
                   if language != ENGLISH and language in results.profile.languages}  # fmt: skip
         if tables:
             found.append((title, tables, int(read_json(folder / "metrics.json")["sentences"])))
