@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import synthetic
+from notebook_cells import run_cells
 from polydetox import paths
 from polydetox.artifacts import read_json, read_parquet
 from polydetox.attribute_control import tables
@@ -160,7 +161,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     )
     assert (said["model_titles"], said["prompt_source"], said["prompt_counts"]) == ("Tiny", "ToxiGen", "6")
     assert (said["evaluations_asked"], said["dpo_method"], said["abstract_sentence"]) == ("0", "not run", "Not run.")
-    assert said["setting_scorer"] == "embedded" and said["setting_n"] != "not run", "those of attribute control"
+    assert said["setting_judge"] == said["dpo_beta"] == said["pairs_scorer"] == "not run"
     assert "of the continuations of the base Tiny are toxic" in said["control_toxicity_sentence"]
     assert said["control_languages_sentence"] == "Not measured."
     assert said["control_overview"].endswith(
@@ -221,7 +222,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     stages = {
         line.split(" | ")[0]: line.split(" | ")[1:3] for line in repr(stages_table(Results(PROFILE))).splitlines()
     }
-    assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["21", "13"]
+    assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["17", "13"]
     assert stages["Activations"] == ["3", "2"] and "Pretraining in the controlled world" not in stages
 
 
@@ -385,13 +386,13 @@ def test_an_unexecuted_notebook_is_refused_and_the_old_site_stays(run, site):
     assert not list(site.parent.glob(".*.part"))
 
 
-def test_a_corrupt_table_is_named(run):
+def test_a_corrupt_table_is_named(run, tmp_path):
     file = paths.score(PROFILE, "tiny", "dpo") / "scores.parquet"
     original = file.read_bytes()
     file.write_bytes(original[:100])
     try:
         with pytest.raises(UserError, match=r"dpo/score/scores.parquet: not a readable Parquet file"):
-            assemble(PROFILE)
+            run_cells("summary_detox", profile=PROFILE, output_folder=str(tmp_path / "summary"))
     finally:
         file.write_bytes(original)
 
