@@ -51,10 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files private; an artefact gets the permissions that open() would give.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        _open_to_others(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -71,14 +68,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
     try:
         yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
+        for entry in (temporary, *temporary.rglob("*")):
+            _open_to_others(entry)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_to_others(path: Path) -> None:
+    """Add the permissions that open() or mkdir() gives; tempfile and safetensors make what its owner alone can read."""
+    if not path.is_symlink():
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def write_json(path: Path, value: Any) -> None:

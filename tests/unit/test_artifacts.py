@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from polydetox import artifacts, paths
 from polydetox.data import catalogue
@@ -36,6 +38,24 @@ def test_a_failed_folder_leaves_the_old_folder(tmp_path):
         raise RuntimeError
     assert (folder / "x").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_others_read_what_the_umask_lets_them(tmp_path):
+    """Also what safetensors writes, as a file of its owner alone, and links stay as they are."""
+    aside = tmp_path / "aside"
+    aside.touch(mode=0o600)
+    before = os.umask(0o027)
+    try:
+        artifacts.write_json(tmp_path / "a.json", {})
+        with artifacts.atomic_folder(tmp_path / "weights") as temporary:
+            (temporary / "below").mkdir(mode=0o700)
+            save_file({"a": np.zeros(2)}, temporary / "below/model.safetensors")
+            (temporary / "link").symlink_to(aside)
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*") if not path.is_symlink()}
+    assert modes == {"aside": "0o600", "a.json": "0o640", "weights": "0o750", "below": "0o750",
+                     "model.safetensors": "0o640"}  # fmt: skip
 
 
 def test_json_holds_no_nan(tmp_path):
