@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from recorded import SECTIONS
 
 from polydetox import locks
-from polydetox.params import SECTIONS
 from tiny import CHECKOUT, make_checkout
 
 OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports

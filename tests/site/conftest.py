@@ -20,13 +20,11 @@ QUARTO = os.environ.get("QUARTO")
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory) -> Path:
     """A checkout and its runs: every stage's artefacts, and the summary notebooks, executed."""
-    from polydetox.params import SECTIONS
-
     folder = tmp_path_factory.mktemp("synthetic")
     synthetic.make_checkout(folder / "checkout", LANGUAGES)
     with inside(folder):
         synthetic.make_run(folder / "runs", LANGUAGES)
-        synthetic.run_summaries(folder / "checkout", folder / "runs", SECTIONS)
+        synthetic.run_summaries(folder / "checkout", folder / "runs")
     return folder
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,9 @@ import pytest
 import synthetic_control
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from recorded import write_record
+
+from polydetox.report.collect import Results
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +66,7 @@ def inside(folder: Path) -> Iterator[None]:
 def make_checkout(folder: Path, languages: list[str]) -> Path:
     """A checkout with this one's notebooks and book, and a profile of one tiny model."""
     folder.mkdir(parents=True)
-    for name in ("notebooks", "book", "_quarto.yml"):
+    for name in ("notebooks", "book", "rules", "Snakefile", "_quarto.yml"):
         (folder / name).symlink_to(CHECKOUT / name)
     model = {
         "title": "Tiny",
@@ -338,7 +341,6 @@ def _shifted(language: str, prompts: int) -> pd.DataFrame:
 
 def _alignment(run: Path, languages: list[str]) -> None:
     """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
-    from polydetox.artifacts import Stage
     from polydetox.parameters import checked
     from polydetox.transfer.correlation import transfer_figures, transfer_table
 
@@ -352,9 +354,16 @@ def _alignment(run: Path, languages: list[str]) -> None:
         metrics[language] = {"layers": 2, **means, "best_layer": 2, "best_accuracy": accuracy + 0.1}
     _table(folder / "layers.parquet", pd.concat(tables, ignore_index=True))
     _stage(folder, "retrieval", {}, metrics={"sentences": 32, "languages": metrics})
-    settings = checked("transfer", profile=PROFILE, model=MODEL, variant=TRAINED, bootstrap_samples=100)
+    settings = checked("transfer", bootstrap_samples=100)
     folder = run / TRAINED / "transfer"
-    table = transfer_table(settings, Stage("transfer", folder, {}))
+    before, after = (
+        {
+            language: json.loads((run / variant / "evaluate" / language / "metrics.json").read_text())
+            for language in languages
+        }
+        for variant in ("base", TRAINED)
+    )
+    table = transfer_table(before, after, metrics)
     _table(folder / "languages.parquet", table)
     _stage(folder, "transfer", {"variant": TRAINED}, metrics=transfer_figures(table, settings))
 
@@ -437,20 +446,21 @@ def _histogram() -> nbformat.NotebookNode:
     return _output({"image/svg+xml": stream.getvalue(), "text/plain": "<Figure>"})
 
 
-def run_summaries(checkout: Path, runs: Path, sections: list[str]) -> None:
+def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = ()) -> None:
     """Execute the summary notebooks, one after the other in one kernel, which saves importing everything anew."""
     from jupyter_client.manager import KernelManager
     from nbclient import NotebookClient
 
     from polydetox import paths
 
+    record = write_record(PROFILE)
     manager = KernelManager(kernel_name="python3")
     try:
-        for section in sections:
+        for section in sections or Results(record).record["sections"]:
             notebook = nbformat.read(CHECKOUT / "notebooks" / f"summary_{section}.ipynb", as_version=4)
             folder = paths.summary(PROFILE, section)
             position = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-            injected = new_code_cell(f'profile = "{PROFILE}"\noutput_folder = "{folder}"')
+            injected = new_code_cell(f'run = "{record}"\noutput_folder = "{folder}"')
             injected.metadata["tags"] = ["injected-parameters"]
             notebook.cells.insert(position + 1, injected)
             notebook.cells.append(new_code_cell("%reset -f"))

@@ -12,6 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from recorded import SECTIONS, recorded, write_record
 
 import synthetic
 from notebook_cells import run_cells
@@ -22,11 +23,10 @@ from polydetox.attribute_control.results import PAPER, Control, undominated
 from polydetox.errors import UserError
 from polydetox.quarto import ERROR_FILE, failure_note
 from polydetox.report.assemble import VARIABLE, assemble, book_pages, read_variables
-from polydetox.report.collect import Results
 from polydetox.report.masking import Masked, Passage
 from polydetox.report.rendering import render
 from polydetox.report.sections import stages_table
-from polydetox.workflow import Graph
+from polydetox.workflow import load
 
 PROFILE = synthetic.PROFILE
 CHAPTERS = 13
@@ -44,7 +44,7 @@ def book(run) -> Path:
 
 def report_variables() -> dict[str, str]:
     """What the summary notebooks say of the made-up run."""
-    return read_variables(PROFILE, paths.root() / "book")
+    return read_variables(recorded(PROFILE), paths.root() / "book")
 
 
 def test_summaries_leave_tables_metrics_and_a_manifest(run):
@@ -64,7 +64,7 @@ def test_summaries_leave_tables_metrics_and_a_manifest(run):
 
 def test_means_are_the_means_of_the_evaluations(run):
     """The report's averages against each evaluation's own metrics."""
-    results = Results(PROFILE, samples=50)
+    results = recorded(PROFILE, samples=50)
     means = results.means[(results.means["scope"] == "all") & (results.means["comparison"] == "tiny/dpo")]
     by_metric = means.set_index("metric")
     for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "language_share"):
@@ -85,7 +85,7 @@ def test_the_book_is_a_quarto_project(book):
     assert [item["part"] for item in configuration["book"]["appendices"][1:]] == ["Tiny"]
     pages = book_pages(book)
     assert all(page.is_file() for page in pages) and len(set(pages)) == len(pages)
-    stages = {run.stage for run in Results(PROFILE).stages if run.done}
+    stages = {run.stage for run in recorded(PROFILE).stages if run.done}
     assert len(pages) == CHAPTERS + 1 + len(stages)
     assert not any("summary" in page.parts for page in pages), "an embedded notebook must be no chapter"
 
@@ -107,9 +107,9 @@ def test_the_configuration_has_the_shape_of_quartos_schema(book):
 def test_the_list_of_notebooks_leads_to_every_run(book):
     text = (book / "notebooks.qmd").read_text()
     links = re.findall(r'<a href="([^"#]*)\.html(?:#run-([^"]*))?"', text)
-    done = [run for run in Results(PROFILE).stages if run.done]
+    done = [run for run in recorded(PROFILE).stages if run.done]
     assert len(links) == len(set(links)) == len(done)
-    assert text.count('class="missing"') == len(Results(PROFILE).stages) - len(done) > 0
+    assert text.count('class="missing"') == len(recorded(PROFILE).stages) - len(done) > 0
     for page, name in links:
         shown = (book / f"{page}.qmd").read_text()
         assert f'<option value="{name}"' in shown and f'{{.run data-run="{name}"' in shown if name else True
@@ -132,12 +132,12 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     model = checkout / "params/models" / f"{synthetic.MODEL}.yaml"
     model.write_text(model.read_text().replace("mGPT", "Llama-7B"))
     with synthetic.inside(tmp_path):
-        assert Graph(PROFILE).sections() == ["control", "run"]
+        assert list(load(PROFILE).sections) == ["control", "run"]
         synthetic.make_run_of_control(tmp_path / "runs", ["en"])
         synthetic.run_summaries(checkout, tmp_path / "runs", ["control", "run"])
-        results = Results(PROFILE, samples=50)
+        results = recorded(PROFILE, samples=50)
         assert results.comparisons == [] and not any(run.stage in ("dpo", "evaluate") for run in results.stages)
-        said = read_variables(PROFILE, paths.root() / "book")
+        said = read_variables(recorded(PROFILE), paths.root() / "book")
         table = repr(tables.main_table(Control(results))).splitlines()
         comments = repr(tables.jigsaw_table(Control(results)))
         render(PROFILE)
@@ -220,7 +220,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 3 languages."
     assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
     stages = {
-        line.split(" | ")[0]: line.split(" | ")[1:3] for line in repr(stages_table(Results(PROFILE))).splitlines()
+        line.split(" | ")[0]: line.split(" | ")[1:3] for line in repr(stages_table(recorded(PROFILE))).splitlines()
     }
     assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["17", "13"]
     assert stages["Activations"] == ["3", "2"] and "Pretraining in the controlled world" not in stages
@@ -259,7 +259,7 @@ def test_a_probe_is_tried_on_what_was_evaluated(run):
 
 
 def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
-    said, results = report_variables(), Results(PROFILE, samples=50)
+    said, results = report_variables(), recorded(PROFILE, samples=50)
     assert said["ablation_seed_sentence"].startswith("Over 2 seeds of Tiny (DPO) the drop of EMT lies between")
     assert said["ablation_method_sentence"] == said["ablation_pairs_sentence"] == "Not run."
     assert said["ablation_prompts_sentence"].startswith("Languages in which both were measured for Tiny (DPO): 4. ")
@@ -286,7 +286,7 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
     others = [100 * metrics["toxicity"][language]["toxic_share"]["value"] for language in ("ar", "de", "ja")]
     assert f"with regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
     # A claim is made where the interval excludes zero, and nowhere else.
-    table = Control(Results(PROFILE)).toxicity
+    table = Control(recorded(PROFILE)).toxicity
     for language, sentence in (("en", "control_toxicity_sentence"), ("others", "control_languages_sentence")):
         rows = table[(table["language"] == language) & (table["method"] != "base")].dropna(subset="drop")
         words = ["lower" if low > 0 else "higher" if high < 0 else "not detectably different"
@@ -338,13 +338,13 @@ def test_win_rates_of_an_earlier_version_are_named(run):
     file.write_text(json.dumps(metrics))
     try:
         with pytest.raises(UserError, match=r"win_rate/metrics.json: has no rates_averaged; .* run `polydetox run"):
-            _ = Control(Results(PROFILE)).wins
+            _ = Control(recorded(PROFILE)).wins
     finally:
         file.write_text(original)
 
 
 def test_the_published_figures_of_control_stand_beside_ours(run):
-    control = Control(Results(PROFILE, samples=50))
+    control = Control(recorded(PROFILE, samples=50))
     main, wins, jigsaw = map(
         repr, (tables.main_table(control), tables.paper_wins_table(), tables.jigsaw_table(control))
     )
@@ -392,7 +392,7 @@ def test_a_corrupt_table_is_named(run, tmp_path):
     file.write_bytes(original[:100])
     try:
         with pytest.raises(UserError, match=r"dpo/score/scores.parquet: not a readable Parquet file"):
-            run_cells("summary_detox", profile=PROFILE, output_folder=str(tmp_path / "summary"))
+            run_cells("summary_detox", run=str(write_record(PROFILE)), output_folder=str(tmp_path / "summary"))
     finally:
         file.write_bytes(original)
 

@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_control
+from recorded import SECTIONS, recorded, write_record
 
 import synthetic
 from notebook_cells import run_cells
 from polydetox import paths
 from polydetox.artifacts import read_json
 from polydetox.evaluation.tables import MAIN_METRICS, drift_table, language_table, main_table
-from polydetox.params import SECTIONS
 from polydetox.report.assemble import read_variables
-from polydetox.report.collect import Results
 
 Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
 LANGUAGES = ["ar", "de", "en", "ja"]
@@ -104,13 +103,13 @@ def case(request, tmp_path_factory):
 def summary_shows(section: str) -> list[str]:
     """Run a summary notebook where the report looks for it; returns what its cells show."""
     folder = paths.summary(synthetic.PROFILE, section)
-    return run_cells(f"summary_{section}", profile=synthetic.PROFILE, output_folder=str(folder))["shown"]
+    return run_cells(f"summary_{section}", run=str(write_record(synthetic.PROFILE)), output_folder=str(folder))["shown"]
 
 
 def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case):
     name, _ = case
     shown = {section: summary_shows(section) for section in SECTIONS}
-    sentences = read_variables(synthetic.PROFILE, paths.root() / "book")
+    sentences = read_variables(recorded(synthetic.PROFILE), paths.root() / "book")
     shown |= {"variables": list(sentences.values())}
     wrong = [(where, text[:200]) for where, texts in shown.items() for text in texts
              if re.search(r"\b(nan|NaN|None|inf)\b", text)]  # fmt: skip
@@ -130,7 +129,7 @@ def test_the_correlation_of_what_is_left_is_told_or_not_defined(case, tmp_path):
 
 @pytest.mark.parametrize("case", ["tuned writes nothing"], indirect=True)
 def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
-    results = Results(synthetic.PROFILE, samples=50)
+    results = recorded(synthetic.PROFILE, samples=50)
     tiny = results.means[(results.means["comparison"] == "tiny/dpo") & (results.means["scope"] == "all")]
     for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "token_distinct_2", "language_share"):
         row = tiny.set_index("metric").loc[metric]
@@ -142,7 +141,7 @@ def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
     assert lines[7].split(" | ") == ["after", *["not run"] * len(MAIN_METRICS)], "the variant that was never run"
     for section in ("detox", "transfer", "scorers"):
         summary_shows(section)
-    said = read_variables(synthetic.PROFILE, paths.root() / "book")
+    said = read_variables(recorded(synthetic.PROFILE), paths.root() / "book")
     assert said["toxicity_sentence"] == "Not run, or not measured on both sides: Tiny (DPO) and Tiny (LoRA)."
     assert said["transfer_sentence"] == said["abstract_sentence"] == "Not run."
     assert said["scored_sentence"].startswith(
@@ -155,7 +154,7 @@ def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
 
 @pytest.mark.parametrize("case", ["one language collapses"], indirect=True)
 def test_a_language_in_which_nothing_is_written_is_left_out_of_the_means(case):
-    results = Results(synthetic.PROFILE, samples=50)
+    results = recorded(synthetic.PROFILE, samples=50)
     assert "This run: Tiny (DPO), mean over 3 of 4 languages" in repr(main_table(results))
     lines = repr(language_table(results)).splitlines()
     german = next(line for line in lines if line.startswith("German")).split(" | ")

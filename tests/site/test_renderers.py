@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 
+from recorded import recorded
+
 import synthetic
 from browser import Served
 
@@ -51,9 +53,7 @@ def test_every_executed_notebook_is_reached_from_the_list(served, browser):
     browser.open(f"{served.address}/notebooks.html")
     links = browser.evaluate("[...document.querySelectorAll('td.runs a')].map(link => link.href)")
     with synthetic.inside(served.folder.parents[2]):
-        from polydetox.report.collect import Results
-
-        assert len(set(links)) == len(links) == sum(run.done for run in Results(synthetic.PROFILE).stages)
+        assert len(set(links)) == len(links) == sum(run.done for run in recorded(synthetic.PROFILE).stages)
     names: dict[str, set[str]] = {}
     for link in links:
         page, _, name = link.partition("#")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from recorded import recorded, write_record
 
 from notebook_cells import run_cells
 from polydetox.artifacts import read_json
@@ -34,7 +35,7 @@ def results(checkout) -> Results:
     content |= {"pairs": {"on-policy": {}, "rtp-lx": {"folder": "$RTP_LX"}}, "variants": VARIANTS,
                 "more_prompts": {"more": {"source": "project", "limit": 2}}}  # fmt: skip
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    return Results("tiny", samples=200)
+    return recorded("tiny", samples=200)
 
 
 def scored(prompts, samples: int, toxicity: float = 0.5) -> pd.DataFrame:
@@ -103,7 +104,7 @@ def write_evaluation(results: Results, variant: str, language: str, table: pd.Da
 
 def sentences(folder: Path) -> dict[str, str]:
     """What the chapter's notebook says of the run of the tests' profile."""
-    run_cells("summary_ablations", profile="tiny", output_folder=str(folder / "summary"))
+    run_cells("summary_ablations", run=str(write_record("tiny")), output_folder=str(folder / "summary"))
     return read_json(folder / "summary/variables.json")
 
 

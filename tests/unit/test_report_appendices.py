@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from recorded import recorded
 
 from polydetox import paths
 from polydetox.errors import UserError
@@ -56,7 +57,7 @@ def chosen(results: Results, stage: str, **about) -> list[StageRun]:
 
 
 def test_a_page_has_prose_and_code_once_and_the_outputs_of_each_run(runs):
-    results = Results("offline")
+    results = recorded("offline")
     for run in chosen(results, "evaluate", language=["de", "en"]):
         leave(run, variant=run.variant)
     parts = appendices.write_appendices(results, runs / "book")
@@ -86,7 +87,7 @@ def test_a_page_has_prose_and_code_once_and_the_outputs_of_each_run(runs):
 
 
 def test_one_run_needs_no_choice(runs):
-    results = Results("offline")
+    results = recorded("offline")
     (run,) = chosen(results, "dpo")
     leave(run, languages=["a", "b|c"])
     appendices.write_appendices(results, runs / "book")
@@ -99,7 +100,7 @@ def test_one_run_needs_no_choice(runs):
 
 
 def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
-    results = Results("offline")
+    results = recorded("offline")
     german, english = chosen(results, "evaluate", variant=["base"], language=["de", "en"])
     leave(english)
     leave(german, "measure(more=True)")
@@ -115,7 +116,7 @@ def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
 
 
 def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
-    results = Results("offline")
+    results = recorded("offline")
     for run in chosen(results, "evaluate", variant=["base"], language=["de", "fr"]):
         leave(run)
     appendices.write_appendices(results, runs / "book")
@@ -135,7 +136,7 @@ def test_the_small_models_of_the_world_share_two_pages(runs):
     for cell in (first, last):
         leave(StageRun("world_pretrain", paths.world_pretrain("world", cell), cell))
         leave(StageRun("world_transfer", paths.world_transfer("world", cell), cell))
-    parts = appendices.write_appendices(Results("world"), runs / "book")
+    parts = appendices.write_appendices(recorded("world"), runs / "book")
     assert parts[-1] == {"part": "Controlled world", "chapters": [
         "notebooks/controlled-world-world-pretrain.qmd", "notebooks/controlled-world-world-transfer.qmd"
     ]}  # fmt: skip
@@ -148,10 +149,10 @@ def test_the_small_models_of_the_world_share_two_pages(runs):
 def test_a_book_without_a_place_for_the_list_is_refused(runs):
     (runs / "book/notebooks.qmd").write_text("# Notebooks\n")
     with pytest.raises(UserError, match=r"book/notebooks.qmd: needs one `::: {#runs}` block"):
-        appendices.write_appendices(Results("offline"), runs / "book")
+        appendices.write_appendices(recorded("offline"), runs / "book")
     (runs / "book/notebooks.qmd").unlink()
     with pytest.raises(UserError, match=r"book/notebooks.qmd: no such file"):
-        appendices.write_appendices(Results("offline"), runs / "book")
+        appendices.write_appendices(recorded("offline"), runs / "book")
 
 
 def test_no_output_can_leave_its_fence(runs):

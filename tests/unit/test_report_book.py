@@ -9,10 +9,10 @@ import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from recorded import SECTIONS, recorded
 
 from polydetox import paths
 from polydetox.errors import UserError
-from polydetox.params import SECTIONS
 from polydetox.report import assemble, clean, preview, rendering
 from polydetox.report.citations import Bibliography
 
@@ -257,7 +257,7 @@ def test_what_leads_nowhere_is_an_error(book, file, text, said):
 
 
 def write_variables(section: str, **content: str) -> None:
-    folder = paths.summary("x", section)
+    folder = paths.summary("offline", section)
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     (folder / "variables.json").write_text(json.dumps(content))
@@ -267,7 +267,7 @@ def test_variables_are_those_of_every_summary_notebook(book, tmp_path, monkeypat
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
     write_variables("detox", said="It falls.")
     write_variables("run", title="Tiny")
-    assert assemble.read_variables("x", book) == {"said": "It falls.", "title": "Tiny"}
+    assert assemble.read_variables(recorded("offline"), book) == {"said": "It falls.", "title": "Tiny"}
 
 
 def test_a_variable_of_a_notebook_that_was_not_run_says_so(book, tmp_path, monkeypatch):
@@ -277,9 +277,10 @@ def test_a_variable_of_a_notebook_that_was_not_run_says_so(book, tmp_path, monke
     for section in SECTIONS:
         cell = new_code_cell(f'write_json(file, {{"of_{section}": text}})')
         nbformat.write(new_notebook(cells=[cell]), tmp_path / f"notebooks/summary_{section}.ipynb")
+    results = recorded("offline")
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     (book / "one.qmd").write_text("# One\n\n{{< var of_fluency >}} {{< var of_detox >}} {{< var wrong >}}\n")
-    assert assemble.read_variables("x", book) == {"of_fluency": "Not run."}
+    assert assemble.read_variables(results, book) == {"of_fluency": "Not run."}
 
 
 def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeypatch):
@@ -287,7 +288,7 @@ def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeyp
     write_variables("detox", said="a")
     write_variables("fluency", said="b")
     with pytest.raises(UserError, match=r"summary_fluency.ipynb: variable 'said' is written by .*summary_detox.ipynb"):
-        assemble.read_variables("x", book)
+        assemble.read_variables(recorded("offline"), book)
 
 
 def test_an_embed_of_a_notebook_that_was_not_run_says_so():

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded import recorded
 
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.report import collect
-from polydetox.report.collect import Results, example_rows, paper_model
+from polydetox.report.collect import example_rows, paper_model
 from polydetox.stats.paired import (
     Side,
     compare_prompts,
@@ -160,7 +161,7 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     from polydetox.artifacts import Stage, read_json
     from polydetox.data.rows import Rejected, Skipped
 
-    assert set(Results("tiny").left_out().values()) == {0}
+    assert set(recorded("tiny").left_out().values()) == {0}
     for variant in ("base", "dpo"):
         stage = Stage("generate", paths.generate("tiny", "tiny", variant), {})
         stage.leaves_out(Skipped(2, [Rejected("RTP_LX_DE.json", 3, "Prompt", "is a list, not text")]))
@@ -169,7 +170,7 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     assert manifest["left_out"] == {"blank": 2, "rejected": 1, "rejected_lines": [line]}
     assert read_json(stage.folder / "manifest.json")["left_out"] == manifest["left_out"]
     assert "2 rows without text skipped, 1 malformed lines skipped (RTP_LX_DE.json:3" in capsys.readouterr().out
-    assert Results("tiny").left_out() == {"blank": 2, "repeated": 0, "skipped": 0, "rejected": 1}, "once"
+    assert recorded("tiny").left_out() == {"blank": 2, "repeated": 0, "skipped": 0, "rejected": 1}, "once"
     # Every method of attribute control continues the same prompts, and every way of training reads the same comments.
     reads = [
         collect._read_by(collect.StageRun("constrained_decode", Path("anywhere"), "tiny", kind=method))

@@ -89,10 +89,10 @@ def read_variables(results: Results, folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     writers: dict[str, str] = {}
     sources = {}
-    for section, place in results.record["sections"].items():
-        name, summary = f"notebooks/summary_{section}.ipynb", paths.given(place)
-        if not finished(summary):
-            sources[name] = "\n".join(cell.source for cell in read_notebook(paths.root() / name).cells)
+    for notebook in sorted(paths.notebooks().rglob("summary_*.ipynb")):
+        name, place = paths.relative(notebook), results.record["sections"].get(notebook.stem.removeprefix("summary_"))
+        if place is None or not finished(summary := paths.given(place)):
+            sources[name] = "\n".join(cell.source for cell in read_notebook(notebook).cells)
             continue
         file = summary / "variables.json"
         written = read_json(file) if file.is_file() else {}
