@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import re
 import signal
@@ -52,6 +53,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # its warning of an unknown parameter; ours is an error
     if not notebook.is_file():
         raise UserError(f"{paths.relative(notebook)}: no such notebook")
     os.environ["OMP_NUM_THREADS"] = str(threads)
