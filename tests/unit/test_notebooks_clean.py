@@ -70,8 +70,8 @@ def test_every_package_that_is_imported_is_declared():
     declared = {re.split(r"[<>=\[ ]", line)[0].lower().replace("_", "-")
                 for group in [project["dependencies"], *project["optional-dependencies"].values()]
                 for line in group}  # fmt: skip
-    names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "lingua": "lingua-language-detector",
-             "profanity_check": "alt-profanity-check", "lm_eval": "lm-eval", "pydantic_core": "pydantic",
+    names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "pydantic_core": "pydantic",
+             "lingua": "lingua-language-detector", "profanity_check": "alt-profanity-check", "lm_eval": "lm-eval",
              "snakemake_interface_logger_plugins": "snakemake"}  # fmt: skip
     for file in (CHECKOUT / "lib").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):

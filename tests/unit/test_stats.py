@@ -12,8 +12,8 @@ from polydetox.metrics.evaluate import prompt_values, summarise
 from polydetox.metrics.language import language_rate
 from polydetox.stats.agreement import by_prompt, cluster_auc, weighted_spearman
 from polydetox.stats.bootstrap import bootstrap, pooled_quantile
+from polydetox.stats.correlation import correlation
 from polydetox.stats.paired import comparison_row, paired_means, paired_medians
-from polydetox.transfer import correlation
 
 OPTIONS = {"samples": 200, "confidence": 0.9, "seed": 7}
 X, Y = np.sin(np.arange(24.0)), np.cos(0.7 * np.arange(24.0))

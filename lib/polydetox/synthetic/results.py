@@ -13,8 +13,7 @@ from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.params import Profile
 from polydetox.report.collect import ENGLISH
-from polydetox.stats.correlation import line
-from polydetox.transfer import correlation
+from polydetox.stats.correlation import correlation, line
 
 MEASURES = [
     "before",
