@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from polydetox import paths
-from polydetox.report.collect import Results
+from polydetox.results.collect import Results
 from polydetox.workflow import load
 from tiny import CHECKOUT
 

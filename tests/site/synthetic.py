@@ -24,7 +24,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from recorded import write_record
 
-from polydetox.report.collect import Results
+from polydetox.results.collect import Results
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -13,11 +13,10 @@ LIBRARY = Path(polydetox.__file__).parent
 
 # From the ground up; of each floor the packages and the modules at the root.
 FLOORS = {
-    "words": "errors languages",
-    "core": "core paths artifacts parameters params locks",
-    "running": "notebook home quarto",
+    "core": "errors languages paths artifacts parameters params locks notebook home quarto",
     "data and models": "data models",
     "measuring": "generation scoring stats metrics",
+    "results": "results",
     "chapters": "preference evaluation mechanism transfer attribute_control benchmarks synthetic scorer",
     "report": "report publish execute opening workflow planning preflight cluster",
     "command line": "cli doctor __main__",
@@ -25,9 +24,7 @@ FLOORS = {
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
 CHAPTERS = FLOORS["chapters"].split()
 
-# What is still to be mended; these lists only shrink. The first: what the chapters import of the report, and what
-# belongs on a floor below them.
-BELOW_THE_CHAPTERS = {"report.collect", "report.figures", "report.tables"}
+# What is still to be mended; this list only shrinks.
 BETWEEN_CHAPTERS = {
     ("attribute_control.adapters", "preference.dpo"),
     ("attribute_control.detection", "mechanism.probe"),
@@ -96,8 +93,7 @@ def test_nothing_imports_upward():
         for target in targets
         if module and FLOOR[part(target)] > FLOOR[part(module)]
     }
-    assert not {(module, target) for module, target in upward if part(module) not in CHAPTERS}
-    assert {target for _, target in upward} == BELOW_THE_CHAPTERS
+    assert not upward
 
 
 def test_what_two_chapters_need_is_one_floor_down():

@@ -16,7 +16,7 @@ from polydetox.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
 from polydetox.preference import ablations
 from polydetox.preference.ablations import COLUMNS, MEAN
-from polydetox.report.collect import Results, comparisons, stage_runs
+from polydetox.results.collect import Results, comparisons
 
 VARIANTS = {
     "dpo": {"pairs": "on-policy"},
@@ -66,13 +66,14 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
 def test_ablations_stay_out_of_the_main_tables(results):
     assert [item.variant for item in results.comparisons] == ["dpo", "other"]
     assert [item.variant for item in comparisons(results.profile, ablations=True)] == list(VARIANTS)
-    assert {run.variant for run in results.main_stages} == {None, "base", "dpo", "other"}
-    evaluated = [(run.variant, run.language) for run in stage_runs(results.profile) if run.stage == "evaluate"]
+    # The pairs of `other` are not available, so that it is no part of the run; the tables say that it was not run.
+    assert {run.variant for run in results.main_stages} == {None, "base", "dpo"}
+    evaluated = [(run.variant, run.language) for run in results.stages if run.stage == "evaluate"]
     assert [language for variant, language in evaluated if variant == "lr"] == ["de"]
-    further = {run.variant for run in stage_runs(results.profile) if run.stage == "evaluate_more"}
-    assert further == {"base", "dpo", "other"}, "further prompts are for the main tables' variants"
-    activations = {run.variant for run in stage_runs(results.profile) if run.stage == "activations"}
-    assert activations == {"base", "dpo", "other"}
+    further = {run.variant for run in results.stages if run.stage == "evaluate" and run.prompt_set}
+    assert further == {"base", "dpo"}, "further prompts are for the main tables' variants"
+    activations = {run.variant for run in results.stages if run.stage == "activations"}
+    assert activations == {"base", "dpo"}
 
 
 def test_common_ground_has_the_same_prompts_and_as_many_continuations():

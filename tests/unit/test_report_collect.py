@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from recorded import recorded
 
 from polydetox.metrics.evaluate import prompt_values
-from polydetox.report import collect
-from polydetox.report.collect import example_rows, paper_model
+from polydetox.results import collect
+from polydetox.results.collect import example_rows, paper_model
 from polydetox.stats.paired import (
     Side,
     compare_prompts,

@@ -14,7 +14,7 @@ from polydetox.report import rendering
 from polydetox.report.assemble import html_as_markdown
 from polydetox.report.masking import masked_table
 from polydetox.report.pdf import without_covers
-from polydetox.report.tables import Cell, Group, PaperTable, number
+from polydetox.results.tables import Cell, Group, PaperTable, number
 
 
 def notebook(*shown):

@@ -13,7 +13,7 @@ import pytest
 from polydetox.errors import UserError
 from polydetox.report.masking import escape, masked_extremes, masked_table, masked_vectors
 from polydetox.report.sections import duration
-from polydetox.report.tables import (
+from polydetox.results.tables import (
     Cell,
     Group,
     PaperTable,

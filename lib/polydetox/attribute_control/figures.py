@@ -11,8 +11,8 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from polydetox.attribute_control.results import Control
-from polydetox.report.collect import ENGLISH
-from polydetox.report.figures import AFTER, BEFORE, CHOSEN, INK, MUTED, ROW, WIDTH, language_axis, use_theme, x_label
+from polydetox.results.collect import ENGLISH
+from polydetox.results.figures import AFTER, BEFORE, CHOSEN, INK, MUTED, ROW, WIDTH, language_axis, use_theme, x_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ import pandas as pd
 from polydetox.attribute_control.results import PAPER, Control, plain_method, seconds
 from polydetox.benchmarks.tables import percent, suite_title
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import ENGLISH, paper_table
-from polydetox.report.tables import (
+from polydetox.results.collect import ENGLISH, paper_table
+from polydetox.results.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     NOT_RUN,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from polydetox.benchmarks.tables import language_name, suite_title
-from polydetox.report.figures import AFTER, BEFORE, WIDTH, legend, points, use_theme
+from polydetox.results.figures import AFTER, BEFORE, WIDTH, legend, points, use_theme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,8 +11,8 @@ from polydetox import paths
 from polydetox.artifacts import finished, read_parquet
 from polydetox.benchmarks.harness import ITEM_COLUMNS, accuracies, accuracy_change
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import Results, paper_table
-from polydetox.report.tables import NOT_RUN, Cell, Group, PaperTable, number
+from polydetox.results.collect import Results, paper_table
+from polydetox.results.tables import NOT_RUN, Cell, Group, PaperTable, number
 
 PAPER = "Li, Yong and Bach (2024)"
 

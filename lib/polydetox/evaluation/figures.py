@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from polydetox.report.collect import METRICS, Comparison, Results
-from polydetox.report.figures import INK, MUTED, SIDES, WIDTH, legend, panels, points, use_theme, x_label
-from polydetox.report.tables import NOT_MEASURED, NOT_RUN
+from polydetox.results.collect import METRICS, Comparison, Results
+from polydetox.results.figures import INK, MUTED, SIDES, WIDTH, legend, panels, points, use_theme, x_label
+from polydetox.results.tables import NOT_MEASURED, NOT_RUN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

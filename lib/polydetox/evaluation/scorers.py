@@ -1,6 +1,6 @@
 """Before and after under every available scorer, and where they disagree.
 
-The differences are measured as in :mod:`polydetox.report.collect`: prompt by prompt, with the same draws for every
+The differences are measured as in :mod:`polydetox.results.collect`: prompt by prompt, with the same draws for every
 scorer, so that two scorers differ by what they say of the same prompts.
 """
 
@@ -16,8 +16,8 @@ from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.report.collect import Comparison, Results
-from polydetox.report.tables import (
+from polydetox.results.collect import Comparison, Results
+from polydetox.results.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     NOT_RUN,
@@ -237,7 +237,7 @@ def plot_drop_by_scorer(results: Results) -> Figure:
     """The drop of ToxProb in each language under every scorer, at matched thresholds; a panel a comparison."""
     import seaborn as sns
 
-    from polydetox.report.figures import INK, MUTED, legend, panels, points, x_label
+    from polydetox.results.figures import INK, MUTED, legend, panels, points, x_label
 
     rows, _ = by_scorer(results)
     rows = rows[rows["metric"] == "toxprob_matched"]
@@ -265,7 +265,7 @@ def plot_agreement(agreed: pd.DataFrame) -> Figure:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    from polydetox.report.figures import ROW, WIDTH, language_axis, legend, points, use_theme
+    from polydetox.results.figures import ROW, WIDTH, language_axis, legend, points, use_theme
 
     use_theme()
     untuned = agreed[agreed["variant"] == UNTUNED]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import (
+from polydetox.results.collect import (
     ENGLISH,
     METRICS,
     PAPER,
@@ -17,7 +17,7 @@ from polydetox.report.collect import (
     paper_model,
     paper_models,
 )
-from polydetox.report.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
+from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
 if TYPE_CHECKING:
     pass

@@ -1,4 +1,4 @@
-"""The figures of the chapter *Why it transfers*, on the theme of :mod:`polydetox.report.figures`."""
+"""The figures of the chapter *Why it transfers*, on the theme of :mod:`polydetox.results.figures`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from polydetox.languages import LANGUAGES
 from polydetox.mechanism.tables import GROUPS
-from polydetox.report.collect import paper_table
-from polydetox.report.figures import (
+from polydetox.results.collect import paper_table
+from polydetox.results.figures import (
     AFTER,
     BEFORE,
     INK,

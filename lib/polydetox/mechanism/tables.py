@@ -15,8 +15,8 @@ import pandas as pd
 from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import PAPER, Results, metrics_by_language, paper_table
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
+from polydetox.results.collect import PAPER, Results, metrics_by_language, paper_table
+from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
 from polydetox.stats.paired import Side, comparison_row, paired_means
 
 GROUPS = {"sources": "actual sources", "control": "random neurons of the same layers"}

@@ -14,8 +14,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from polydetox.mechanism.architectures import Family
 from polydetox.preference import ablations
 from polydetox.preference.ablations import BASE, MEAN, TAIL, means, set_title
-from polydetox.report.collect import METRICS, Results
-from polydetox.report.figures import (
+from polydetox.results.collect import METRICS, Results
+from polydetox.results.figures import (
     AFTER,
     BEFORE,
     CHOSEN,

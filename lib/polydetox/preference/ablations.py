@@ -19,9 +19,10 @@ from polydetox import paths
 from polydetox.artifacts import finished
 from polydetox.data.catalogue import sources
 from polydetox.metrics.evaluate import prompt_values
+from polydetox.parameters import checked
 from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model
-from polydetox.report.collect import METRICS, Results, compared_variants, variant_title
-from polydetox.report.tables import (
+from polydetox.results.collect import METRICS, Results, compared_variants, variant_title
+from polydetox.results.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     NOT_RUN,
@@ -107,8 +108,9 @@ def _ablated(results: Results, listed: str, kind: Kind, reference: str) -> dict[
         if variant.ablation == kind and profile.ablated_from(variant) == reference
     ]
     setting = ABLATED_SETTING[kind]  # type: ignore[index]
+    shared = load_model(listed).dpo | profile.dpo
     return {
-        variant: results.asked("dpo", model=load_model(listed).name, variant=variant)[setting]
+        variant: getattr(checked("dpo", **(shared | profile.variants[variant].dpo)), setting)
         for variant in (reference, *ablations)
     }
 

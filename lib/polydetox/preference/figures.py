@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from polydetox.report.figures import CHOSEN, INK, MUTED, REJECTED, WIDTH, legend, use_theme
+from polydetox.results.figures import CHOSEN, INK, MUTED, REJECTED, WIDTH, legend, use_theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

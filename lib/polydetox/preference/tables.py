@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydetox.report.collect import (
+from polydetox.results.collect import (
     Results,
     comparisons,
 )
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
+from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
 
 if TYPE_CHECKING:
     pass

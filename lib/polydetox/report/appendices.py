@@ -22,8 +22,8 @@ from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.params import Profile, load_model
 from polydetox.report.clean import REMOVED, cell_options, clean, labels, read_notebook, without_machine_paths
-from polydetox.report.collect import Results, StageRun, variant_title
 from polydetox.report.masking import COVER, WARNING, WARNING_TITLE
+from polydetox.results.collect import Results, StageRun, variant_title
 
 FOLDER = "notebooks"
 LIST = "notebooks.qmd"

@@ -23,7 +23,7 @@ from polydetox.errors import UserError, nearest
 from polydetox.params import read_yaml
 from polydetox.report.appendices import html_block, write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
-from polydetox.report.collect import Results
+from polydetox.results.collect import Results
 
 CONFIGURATION = "_quarto.yml"
 RECORD = "run.json"  # what a run is made of, as the workflow writes it

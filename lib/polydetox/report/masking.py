@@ -17,7 +17,7 @@ import pandas as pd
 
 from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES, check_language
-from polydetox.report.tables import NOT_APPLICABLE, fixed
+from polydetox.results.tables import NOT_APPLICABLE, fixed
 
 WARNING_TITLE = "Content warning"
 WARNING = (

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
-from polydetox.report.collect import Results, variant_title
-from polydetox.report.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
+from polydetox.results.collect import Results, variant_title
+from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
 
 if TYPE_CHECKING:
     from IPython.display import Markdown

@@ -20,7 +20,7 @@ def plot_candidates(auc: pd.DataFrame) -> Figure:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    from polydetox.report.figures import MUTED, ROW, WIDTH, language_axis, legend, use_theme
+    from polydetox.results.figures import MUTED, ROW, WIDTH, language_axis, legend, use_theme
 
     use_theme()
     languages = [language for language in LANGUAGES if language in set(auc["language"])]

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from polydetox.languages import LANGUAGES
-from polydetox.report.tables import NOT_APPLICABLE, Cell, Group, PaperTable, number
+from polydetox.results.tables import NOT_APPLICABLE, Cell, Group, PaperTable, number
 
 
 def candidates_table(recorded: dict[str, Any]) -> PaperTable:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from polydetox.report.collect import ENGLISH
-from polydetox.report.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
+from polydetox.results.collect import ENGLISH
+from polydetox.results.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
 from polydetox.synthetic.results import PREDICTORS, SEED, others, within
 
 if TYPE_CHECKING:

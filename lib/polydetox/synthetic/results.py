@@ -12,7 +12,7 @@ import pandas as pd
 from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.params import Profile
-from polydetox.report.collect import ENGLISH
+from polydetox.results.collect import ENGLISH
 from polydetox.stats.correlation import correlation, line
 
 MEASURES = [

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from polydetox.languages import LANGUAGES
-from polydetox.report.tables import (
+from polydetox.results.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     NOT_RUN,

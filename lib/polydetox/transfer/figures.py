@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from polydetox.languages import LANGUAGES
-from polydetox.report.figures import (
+from polydetox.results.figures import (
     AFTER,
     BEFORE,
     MUTED,

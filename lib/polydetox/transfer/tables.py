@@ -11,8 +11,8 @@ import pandas as pd
 from polydetox import paths
 from polydetox.artifacts import finished, read_json, read_parquet
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import ENGLISH, PAPER, Results, metrics_by_language, paper_table
-from polydetox.report.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
+from polydetox.results.collect import ENGLISH, PAPER, Results, metrics_by_language, paper_table
+from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 from polydetox.stats.correlation import line
 
 

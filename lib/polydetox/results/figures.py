@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from polydetox.languages import LANGUAGES
-from polydetox.report.collect import ENGLISH, Results
-from polydetox.report.tables import NOT_RUN
+from polydetox.results.collect import ENGLISH, Results
+from polydetox.results.tables import NOT_RUN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
