@@ -12,7 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from polydetox import paths
@@ -64,12 +67,12 @@ def run_quarto(quarto: str, book: Path, to: str, log: Path) -> Path:
 
     A ``UserError`` with its first error where it does not start or fails.
     """
-    command = [quarto, "render", str(book), "--to", to]
     try:
-        with open(log, "w", encoding="utf-8") as stream:
+        with _plainly_named(book) as folder, open(log, "w", encoding="utf-8") as stream:
             status = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
-            ).returncode
+                [quarto, "render", str(folder), "--to", to],
+                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+            ).returncode  # fmt: skip
     except OSError as error:
         raise UserError(f"{quarto} does not start: {error.strerror}") from None
     if status:
@@ -78,6 +81,18 @@ def run_quarto(quarto: str, book: Path, to: str, log: Path) -> Path:
         errors = [line for line in lines if "ERROR" in line.upper()] or lines[-1:] or ["no message"]
         raise UserError(f"status {status}: {errors[0].strip()}")
     return book / "_site"
+
+
+@contextmanager
+def _plainly_named(book: Path) -> Iterator[Path]:
+    """The folder, or a link to it where Quarto takes its name for a pattern or, for a backslash, loses references."""
+    if not re.search(r"[\[\]\\]", str(book)):
+        yield book
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "book"
+        link.symlink_to(book.resolve())
+        yield link
 
 
 def install(again: bool = False) -> str | None:

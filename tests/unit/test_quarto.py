@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -107,6 +108,22 @@ def test_quarto_is_found_by_its_variable(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="no such command"):
         quarto.find_quarto()
     assert "no such command" in report()
+
+
+def test_a_folder_whose_name_quarto_cannot_have_is_rendered_through_a_link(tmp_path):
+    """Real ones: `No valid input files` for ``[x]``, and no references between chapters for a backslash."""
+    command = tmp_path / "quarto"
+    command.write_text('#!/bin/sh\necho "<$2>"\nls "$2"\nmkdir "$2/_site"\n')
+    command.chmod(0o755)
+    for name in ("it's (b) #?", "[x]", "a\\b"):
+        book = tmp_path / name
+        book.mkdir()
+        assert quarto.run_quarto(str(command), book, "html", book / "quarto.log") == book / "_site"
+        assert (book / "_site").is_dir()
+        given, *listed = (book / "quarto.log").read_text().splitlines()
+        assert listed == ["quarto.log"]
+        assert not re.search(r"[\[\]\\]", given)
+        assert (given == f"<{book}>") == (name == "it's (b) #?")
 
 
 def test_the_extra_names_the_same_version():
