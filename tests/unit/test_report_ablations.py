@@ -14,7 +14,7 @@ from recorded import recorded, write_record
 from notebook_cells import run_cells
 from polydetox.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
-from polydetox.preference import ablations
+from polydetox.preference import ablation_tables, ablations
 from polydetox.preference.ablations import COLUMNS, MEAN
 from polydetox.results.collect import Results, comparisons
 
@@ -140,7 +140,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
             assert set(table["language"]) == {MEAN}
     said = sentences(tmp_path)
     assert len(said) == 6 and set(said.values()) == {"Not run."}
-    assert "not run" in repr(ablations.family_table(found["seed"]))
+    assert "not run" in repr(ablation_tables.family_table(found["seed"]))
 
 
 def test_of_a_family_that_was_not_run_whole_the_rest_is_measured(results, tmp_path):
@@ -149,7 +149,7 @@ def test_of_a_family_that_was_not_run_whole_the_rest_is_measured(results, tmp_pa
             write_evaluation(results, variant, language, scored("abcd", 3, level))
     (family,) = ablations.families(results, "seed")
     table = ablations.measure(results, family)
-    assert "seed 2 | not run" in repr(ablations.family_table([(family, table)]))
+    assert "seed 2 | not run" in repr(ablation_tables.family_table([(family, table)]))
     said = sentences(tmp_path)["ablation_seed_sentence"]
     assert said.startswith("Over 2 seeds of Tiny (dpo) the drop of EMT lies between 0.250 and 0.300, with a standard ")
     spread = ablations.seed_spread(table, "emt")
@@ -186,7 +186,9 @@ def test_sets_of_prompts_are_compared_in_the_languages_of_both(results, tmp_path
 def test_percentiles_and_tail_of_the_perplexity():
     figures = ablations.perplexity_figures(np.array([1.0, 2.0, 3.0, 4.0, 500.0]))
     assert (figures["q50"], figures["q25"], figures["above"]) == (3.0, 2.0, 0.2)
-    table = ablations.perplexity_table({"Tiny": {"before": np.array([2.0, 200.0]), "after": np.array([2.0, 2.0])}})
+    table = ablation_tables.perplexity_table(
+        {"Tiny": {"before": np.array([2.0, 200.0]), "after": np.array([2.0, 2.0])}}
+    )
     assert "50.0%" in repr(table) and "0.0%" in repr(table)
 
 
