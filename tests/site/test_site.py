@@ -145,7 +145,7 @@ def test_the_first_page_warns_and_says_that_it_is_a_preview(site, browser):
     text = browser.evaluate("document.body.innerText")
     assert "This is a preview" in text and "Content warning" in text
     assert "Preference tuning for toxicity mitigation" in browser.evaluate("document.querySelector('h1').innerText")
-    assert "For Tiny (DPO), the share of prompts with a toxic continuation goes from" in text
+    assert "Tiny (DPO): ToxProb 1.00 → 0.33 in English and" in text
     browser.open(site / "reproducibility.html")
     assert synthetic.NOTICE in browser.evaluate("document.body.innerText")
 
