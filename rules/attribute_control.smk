@@ -54,7 +54,6 @@ CONTROL_CORPUS = run.stage(
     section="control: corpus",
     jobs=each(model=CONTROLLED),
     inputs=corpus_inputs,
-    table="corpus.parquet",
 )
 
 
@@ -98,7 +97,6 @@ REGULARISE = run.stage(
         "algorithm": CONTROL.methods[method].algorithm,
         "corpus": CONTROL_CORPUS.format(model=model) + "/corpus.parquet",
     },
-    table="metrics.json",
 )
 
 
@@ -186,7 +184,6 @@ ATTRIBUTE_EVAL = run.stage(
         "corpus": CONTROL_CORPUS.format(model=model) + "/corpus.parquet",
         "continuations": continuations_of(model, method),
     },
-    table="scores.parquet",
 )
 
 
@@ -233,7 +230,6 @@ WIN_RATE = run.stage(
         "continuations": {method: continuations_of(model, method) for method in METHODS},
         "lang": "en" if "en" in CONTROL_LANGUAGES else CONTROL_LANGUAGES[0],
     },
-    table="pairs.parquet",
 )
 
 
@@ -275,7 +271,6 @@ JIGSAW_CLASSIFY = run.stage(
         "condition": condition,
         "labelled": comments_of(model),
     },
-    table="metrics.json",
 )
 
 

@@ -55,7 +55,6 @@ TRIM = run.stage(
         ],
         **run.prompt_parameters(),
     },
-    table="metrics.json",
 )
 
 

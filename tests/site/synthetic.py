@@ -206,7 +206,11 @@ def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samp
     _table(folder / "generate" / "continuations.parquet", scores[columns])
     _stage(folder / "generate", "generate", shared | generated, metrics=None,
            cells=[("masked_table(continuations)", [shown])])  # fmt: skip
-    scored = {"scorer": "embedded", "second_scorer": "lexicon", "judge": "untuned"}
+    scored = {
+        "scorer": "embedded",
+        "second_scorer": "lexicon",
+        "judge": synthetic_control.base_checkpoint(folder.parent),
+    }
     _table(folder / "score" / "scores.parquet", scores)
     _stage(folder / "score", "score", shared | scored, metrics=scored, cells=[("masked_table(scores)", [shown])])
     cell = '#| label: fig-toxicity\n#| fig-cap: "Toxicity of the continuations."\n#| fig-alt: "Two histograms."\nplot()'

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from polydetox import paths
+
 METHODS = {
     "plain": {"title": "plain fine-tuning", "algorithm": "plain"},
     "filtering": {"title": "filtering", "algorithm": "filtering"},
@@ -26,6 +28,13 @@ PROFILE = {
         "jigsaw_classify": {},
     },
 }
+
+
+def base_checkpoint(model: Path) -> str:
+    """The stage that holds the base checkpoint of a model, as the workflow names it."""
+    trimmed = model / "trim"
+    return paths.relative(trimmed if trimmed.is_dir() else model.parents[1] / "checkpoints" / model.name)
+
 
 # The share of toxic continuations of each method, and the share of questions that it answers.
 _LEVELS = {"base": (0.5, 0.6), "plain": (0.7, 0.6), "filtering": (0.45, 0.55), "regularised": (0.2, 0.5)}
@@ -97,7 +106,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     forward, backward = pairs["forward"].to_numpy(), pairs["backward"].to_numpy()
     pairs["outcome"] = outcomes(forward, backward)
     metrics = {
-        "judge": "untuned",
+        "judge": base_checkpoint(control.parent),
         "rates": win_rates(pairs, **options),
         "rates_averaged": win_rates(pairs, averaged_outcomes, **options),
         "ties": float((pairs["outcome"] == 0.5).mean()),

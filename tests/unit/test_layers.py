@@ -34,7 +34,6 @@ BETWEEN_CHAPTERS = {
     ("attribute_control.rows", "preference.buckets"),
     ("attribute_control.tables", "benchmarks.tables"),
     ("attribute_control.training", "preference.dpo"),
-    ("preference.ablation_figures", "mechanism.architectures"),
     ("synthetic.study", "mechanism.representations"),
     ("synthetic.study", "preference.dpo"),
     ("synthetic.study", "transfer.accuracy"),

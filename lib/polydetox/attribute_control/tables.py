@@ -213,7 +213,7 @@ def judge_name(control: Control, model: str) -> str:
     judge = control.wins.get(model, {}).get("judge")
     if judge is None:
         return NOT_RUN
-    return f"the base {control.models[model]} itself" if judge == "untuned" else str(judge)
+    return control.results.checkpoint_title(judge)
 
 
 def paper_wins_table() -> PaperTable:

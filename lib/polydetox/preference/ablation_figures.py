@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullLocator
 
-from polydetox.mechanism.architectures import Family
 from polydetox.preference import ablations
-from polydetox.preference.ablations import BASE, MEAN, TAIL, means, set_title
+from polydetox.preference.ablations import BASE, MEAN, TAIL, Family, means, set_title
 from polydetox.results.collect import METRICS, Results
 from polydetox.results.figures import (
     AFTER,

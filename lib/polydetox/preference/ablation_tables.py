@@ -7,12 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from polydetox.mechanism.architectures import Family
 from polydetox.preference import ablations
-from polydetox.preference.ablations import BASE, MEAN, QUANTILES, SHOWN, TAIL, means, perplexity_figures, set_title
-from polydetox.report.tables import Cell, number
+from polydetox.preference.ablations import (
+    BASE,
+    MEAN,
+    QUANTILES,
+    SHOWN,
+    TAIL,
+    Family,
+    means,
+    perplexity_figures,
+    set_title,
+)
 from polydetox.results.collect import METRICS, Results
-from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Group, PaperTable
+from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, number
 
 
 def family_table(found: list[tuple[Family, pd.DataFrame]]) -> PaperTable:

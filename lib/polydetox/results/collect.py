@@ -212,6 +212,13 @@ class Results:
                 return checked(Path(job["notebook"]).stem, **job["parameters"]).model_dump()
         raise KeyError(stage, wildcards)
 
+    def checkpoint_title(self, checkpoint: str) -> str:
+        """A checkpoint that another model is measured by, in words: the base model itself, another one, or none."""
+        bases = {job["parameters"]["checkpoint"] for job in self.record["jobs"]
+                 if "base" in (job["wildcards"].get("variant"), job["wildcards"].get("method"))
+                 and "checkpoint" in job["parameters"]}  # fmt: skip
+        return "the base model" if checkpoint in bases else checkpoint or "none"
+
     def title(self, stage: str) -> str:
         """A stage as the report prints it."""
         return str(self.record["stages"][stage]["title"])
