@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from polydetox import paths
 from polydetox.results.collect import Results
-from polydetox.workflow import load
+from polydetox.workflow import write_record
 from tiny import CHECKOUT
 
 SECTIONS = sorted(file.stem.removeprefix("summary_") for file in (CHECKOUT / "notebooks").rglob("summary_*.ipynb"))
-
-
-def write_record(profile: str) -> Path:
-    """Write ``run.json`` of a profile as it stands; returns its path."""
-    file = paths.profile_run(profile) / "run.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(load(profile).record(), "utf-8")
-    return file
 
 
 def recorded(profile: str, **options: Any) -> Results:

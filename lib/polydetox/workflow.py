@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polydetox import locks, paths
-from polydetox.artifacts import MANIFEST
+from polydetox.artifacts import MANIFEST, atomic_path
 from polydetox.data.catalogue import is_available
 from polydetox.data.prompts import languages_available
 from polydetox.errors import UserError
@@ -34,6 +34,7 @@ from polydetox.params import (
 )
 
 Wildcards = Mapping[str, str]
+RECORD = "run.json"  # in the folder of a run: what it is made of
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,14 @@ def load(profile: str) -> Run:
         except WorkflowError as error:
             raise UserError(str(error)) from None
     return run
+
+
+def write_record(profile: str) -> Path:
+    """Write :meth:`Run.record` of a profile that the workflow has not run; returns its path."""
+    file = paths.profile_run(profile) / RECORD
+    with atomic_path(file) as temporary:
+        temporary.write_text(load(profile).record() + "\n", "utf-8")
+    return file
 
 
 @contextlib.contextmanager

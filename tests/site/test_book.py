@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from recorded import SECTIONS, recorded, write_record
+from recorded import recorded, write_record
 
 import synthetic
 from notebook_cells import run_cells
@@ -48,7 +48,7 @@ def report_variables() -> dict[str, str]:
 
 
 def test_summaries_leave_tables_metrics_and_a_manifest(run):
-    for section in SECTIONS:
+    for section in recorded(PROFILE).record["sections"]:
         folder = paths.summary(PROFILE, section)
         assert {"manifest.json", "metrics.json", "notebook.ipynb"} <= {file.name for file in folder.iterdir()}
         assert read_json(folder / "manifest.json")["stage"] == f"summary_{section}"
@@ -113,10 +113,7 @@ def test_the_list_of_notebooks_leads_to_every_run(book):
     for page, name in links:
         shown = (book / f"{page}.qmd").read_text()
         assert f'<option value="{name}"' in shown and f'{{.run data-run="{name}"' in shown if name else True
-    assert ("notebooks/tiny-evaluate", "dpo-lr-ar") in links and (
-        "notebooks/tiny-evaluate-more",
-        "base-further-de",
-    ) in links
+    assert {("notebooks/tiny-evaluate", "dpo-lr-ar"), ("notebooks/tiny-evaluate", "base-further-de")} <= set(links)
 
 
 def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp_path):
@@ -222,7 +219,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     stages = {
         line.split(" | ")[0]: line.split(" | ")[1:3] for line in repr(stages_table(recorded(PROFILE))).splitlines()
     }
-    assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["17", "13"]
+    assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["29", "21"]
     assert stages["Activations"] == ["3", "2"] and "Pretraining in the controlled world" not in stages
 
 
@@ -247,7 +244,8 @@ def test_a_probe_is_tried_on_what_was_evaluated(run):
     from polydetox.mechanism.probe import zero_shot_texts
     from polydetox.parameters import checked
 
-    settings = checked("probe", profile=PROFILE, model="tiny", texts_per_language=7, label_threshold=0.6)
+    settings = checked("probe", scores=str(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet"),
+                       languages=["ar", "de", "en", "ja"], texts_per_language=7, label_threshold=0.6)  # fmt: skip
     texts = zero_shot_texts(settings, Stage("probe", run / "probe", {}))
     assert texts.groupby("language").size().to_dict() == dict.fromkeys(["ar", "de", "en", "ja"], 7)
     scores = pd.read_parquet(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet").query("language == 'de'")
@@ -301,7 +299,7 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
         "In the other languages, detectably less text is in the prompt's language with filtering (100.0% to 66.7%), "
         "and detectably more words repeat with regularised (0.0% to 20.8%)."
     )
-    assert "The judge is the base Tiny itself." in said["control_wins_sentence"]
+    assert "The judge is the base model." in said["control_wins_sentence"]
     assert "SFT, language-model loss: ROC-AUC" in said["control_jigsaw_sentence"]
     assert "classification loss" not in said["control_jigsaw_sentence"], "which was not run"
 

@@ -24,9 +24,9 @@ from polydetox.params import read_yaml
 from polydetox.report.appendices import html_block, write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
 from polydetox.results.collect import Results
+from polydetox.workflow import RECORD, write_record
 
 CONFIGURATION = "_quarto.yml"
-RECORD = "run.json"  # what a run is made of, as the workflow writes it
 VARIABLES = "_variables.yml"
 
 EMBED = re.compile(r"^\{\{<\s*embed\s+(\S+?\.ipynb)#([\w-]+)\s*>\}\}[ \t]*$", re.MULTILINE)
@@ -43,7 +43,8 @@ def assemble(profile: str) -> Path:
 
     Sections and appendices whose artefacts are not there say that they were not run.
     """
-    results = Results(paths.profile_run(profile) / RECORD)
+    record = paths.profile_run(profile) / RECORD
+    results = Results(record if record.is_file() else write_record(profile))
     with atomic_folder(paths.book(profile)) as folder:
         sources = paths.root() / "book"
         if not (sources / "index.qmd").is_file():
