@@ -169,7 +169,7 @@ class WorldSize(Strict):
 
 
 class World(Strict):
-    """The controlled world: one small model for each size, alignment and seed."""
+    """The synthetic multilingual setting: one small model for each size, alignment and seed."""
 
     sizes: dict[str, WorldSize] = Field(min_length=1)
     alignments: list[float] = Field(min_length=1)

@@ -194,12 +194,12 @@ def transfer(profile: str, model: str, variant: str) -> Path:
 
 
 def world_pretrain(profile: str, cell: str) -> Path:
-    """A small model of the controlled world; ``cell`` names its size, alignment and seed."""
+    """A small model of the synthetic setting; ``cell`` names its size, alignment and seed."""
     return profile_run(profile) / "world" / cell / "pretrain"
 
 
 def world_transfer(profile: str, cell: str) -> Path:
-    """What English pairs do to a small model of the controlled world."""
+    """What English pairs do to a small model of the synthetic setting."""
     return profile_run(profile) / "world" / cell / "transfer"
 
 

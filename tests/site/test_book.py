@@ -220,7 +220,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
         line.split(" | ")[0]: line.split(" | ")[1:3] for line in repr(stages_table(recorded(PROFILE))).splitlines()
     }
     assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["29", "21"]
-    assert stages["Activations"] == ["3", "2"] and "Pretraining in the controlled world" not in stages
+    assert stages["Activations"] == ["3", "2"] and "Pretraining in the synthetic setting" not in stages
 
 
 def test_the_drop_is_relative_to_what_was_there_before_tuning(run):

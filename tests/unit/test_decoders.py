@@ -174,13 +174,14 @@ def test_a_run_refuses_by_name_before_it_starts(checkout, tmp_path):
     import yaml
     from peft import PromptTuningConfig
 
-    from polydetox import workflow
+    from polydetox import preflight
+    from polydetox.workflow import load
 
     def problems(configured, **changes):
         configured.save_pretrained(tmp_path / "model")
         file = checkout / "params/models/tiny.yaml"
         file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"path": str(tmp_path / "model")} | changes))
-        return workflow.problems("tiny")
+        return preflight.problems(load("tiny"))
 
     assert problems(transformers.LlamaConfig()) == []
     assert "tiny: model type 't5' is an encoder-decoder" in problems(transformers.T5Config())[0]

@@ -137,10 +137,10 @@ def test_the_small_models_of_the_world_share_two_pages(runs):
         leave(StageRun("world_pretrain", paths.world_pretrain("world", cell), cell))
         leave(StageRun("world_transfer", paths.world_transfer("world", cell), cell))
     parts = appendices.write_appendices(recorded("world"), runs / "book")
-    assert parts[-1] == {"part": "Controlled world", "chapters": [
-        "notebooks/controlled-world-world-pretrain.qmd", "notebooks/controlled-world-world-transfer.qmd"
+    assert parts[-1] == {"part": "Synthetic setting", "chapters": [
+        "notebooks/synthetic-setting-world-pretrain.qmd", "notebooks/controlled-world-world-transfer.qmd"
     ]}  # fmt: skip
-    text = (runs / "book/notebooks/controlled-world-world-transfer.qmd").read_text()
+    text = (runs / "book/notebooks/synthetic-setting-world-transfer.qmd").read_text()
     assert re.findall(r'<option value="([^"]*)"', text) == [first, last]
     listed = (runs / "book/notebooks.qmd").read_text()
     assert listed.count("<a href=") == 4 and f">{last}</a>" in listed

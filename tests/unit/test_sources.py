@@ -126,7 +126,7 @@ def test_a_fetch_that_stopped_goes_on(listed, server):
     listed({"RTP_LX_DE.json": b'{"Prompt": "a", "Index": 0}', "RTP_LX_EN.json": b'{"Prompt": "b", "Index": 0}'},
            RTP_LX_DE=hashlib.sha256(b'{"Prompt": "a", "Index": 0}').hexdigest())  # fmt: skip
     server.failing = {"RTP_LX_EN.json"}
-    with pytest.raises(UserError, match=r"RTP_LX_EN.json: cannot be downloaded .* the same command goes on"):
+    with pytest.raises(UserError, match=r"RTP_LX_EN.json: cannot be downloaded .* the same command resumes"):
         fetching.fetch("rtp-lx")
     assert catalogue.fetched_folder("rtp-lx") is None, "half a source is none"
     server.failing = set()

@@ -1,4 +1,4 @@
-"""The controlled world: what the phrasebook says, what the corpus holds, and that a stopped pretraining goes on."""
+"""The synthetic setting: what the phrasebook says, what the corpus holds, and that a stopped pretraining resumes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from polydetox.results.collect import Results, StageRun, variant_title
 
 FOLDER = "notebooks"
 LIST = "notebooks.qmd"
-WORLD = "Controlled world"  # its many small models share their pages
+WORLD = "Synthetic setting"  # its many small models share their pages
 
 _LIST_PLACE = re.compile(r"^:::\s*\{#runs\}\s*^:::[ \t]*$", re.MULTILINE)
 _FIRST_HEADING = re.compile(r"\A\s*# .*\n*")

@@ -1,4 +1,4 @@
-"""The phrasebook of the controlled world: parallel sentences, of which it is known whether they insult.
+"""The phrasebook of the synthetic setting: parallel sentences, of which it is known whether they insult.
 
 A sentence is a speaker who says what *you are* (an insult or a kindness), or a speaker who does something everyday. It
 may be said how: angrily before an insult, kindly before a kindness. Words are separated by spaces, so that the

@@ -1,4 +1,4 @@
-"""Pretraining of the small models of the controlled world on a corpus whose alignment of languages is set."""
+"""Pretraining of the small models of the synthetic setting on a corpus whose alignment of languages is set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One small model of the controlled world: tuned on English alone, and measured in every language, before and after."""
+"""One small model of the synthetic setting, tuned on English alone and measured in every language, before and after."""
 
 from __future__ import annotations
 
