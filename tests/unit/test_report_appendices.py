@@ -138,7 +138,7 @@ def test_the_small_models_of_the_world_share_two_pages(runs):
         leave(StageRun("world_transfer", paths.world_transfer("world", cell), cell))
     parts = appendices.write_appendices(recorded("world"), runs / "book")
     assert parts[-1] == {"part": "Synthetic setting", "chapters": [
-        "notebooks/synthetic-setting-world-pretrain.qmd", "notebooks/controlled-world-world-transfer.qmd"
+        "notebooks/synthetic-setting-world-pretrain.qmd", "notebooks/synthetic-setting-world-transfer.qmd"
     ]}  # fmt: skip
     text = (runs / "book/notebooks/synthetic-setting-world-transfer.qmd").read_text()
     assert re.findall(r'<option value="([^"]*)"', text) == [first, last]
