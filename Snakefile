@@ -16,6 +16,7 @@ from snakemake.exceptions import WorkflowError
 
 from polydetox import paths
 from polydetox.errors import UserError
+from polydetox.parameters import notebook_file
 from polydetox.workflow import Run, each, local
 
 try:

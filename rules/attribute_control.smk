@@ -60,7 +60,7 @@ CONTROL_CORPUS = run.stage(
 rule control_corpus:
     message: "corpus of attribute control: {wildcards.model}"
     input:
-        notebook="notebooks/control_corpus.ipynb",
+        notebook="notebooks/attribute_control/control_corpus.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         prompts="params/prompts/training.yaml",
         evaluated=run.prompt_files() if CONTROL and CONTROL.corpus.get("source") != "model" else [],
@@ -103,7 +103,7 @@ REGULARISE = run.stage(
 rule regularise:
     message: "attribute control: {wildcards.model}, {wildcards.method}"
     input:
-        notebook="notebooks/regularise.ipynb",
+        notebook="notebooks/attribute_control/regularise.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",
         made=f"{CONTROL_CORPUS}/manifest.json",
@@ -150,7 +150,7 @@ CONSTRAINED_DECODE = run.stage(
 rule constrained_decode:
     message: "continuations under control: {wildcards.model}, {wildcards.method}"
     input:
-        notebook="notebooks/generate.ipynb",
+        notebook="notebooks/evaluation/generate.ipynb",
         checkpoint=lambda w: f"{controlled(w.model, w.method)}/manifest.json",
         prompts=run.prompt_files(),
     output:
@@ -190,7 +190,7 @@ ATTRIBUTE_EVAL = run.stage(
 rule attribute_eval:
     message: "evaluation of attribute control: {wildcards.model}, {wildcards.method}"
     input:
-        notebook="notebooks/attribute_eval.ipynb",
+        notebook="notebooks/attribute_control/attribute_eval.ipynb",
         checkpoint=lambda w: f"{controlled(w.model, w.method)}/manifest.json",
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",
         continuations=f"{CONSTRAINED_DECODE}/continuations.parquet",
@@ -236,7 +236,7 @@ WIN_RATE = run.stage(
 rule win_rate:
     message: "win rates: {wildcards.model}"
     input:
-        notebook="notebooks/win_rate.ipynb",
+        notebook="notebooks/attribute_control/win_rate.ipynb",
         judge=lambda w: f"{base(w.model)}/manifest.json",
         continuations=lambda w: [continuations_of(w.model, method) for method in METHODS],
     output:
@@ -277,7 +277,7 @@ JIGSAW_CLASSIFY = run.stage(
 rule jigsaw_classify:
     message: "labelled comments: {wildcards.model}, {wildcards.condition}"
     input:
-        notebook="notebooks/jigsaw_classify.ipynb",
+        notebook="notebooks/attribute_control/jigsaw_classify.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         labelled=lambda w: PAIRS.format(model=w.model, kind="on-policy") + "/manifest.json" if comments_of(w.model) else [],
         prompts=run.prompt_files(),

@@ -23,7 +23,7 @@ CAPABILITY = run.stage(
 rule capability:
     message: "capability: {wildcards.model}, {wildcards.variant}"
     input:
-        notebook="notebooks/capability.ipynb",
+        notebook="notebooks/benchmarks/capability.ipynb",
         checkpoint=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
         tasks=TASKS,
     output:

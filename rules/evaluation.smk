@@ -33,7 +33,7 @@ GENERATE = run.stage(
 rule generate:
     message: "continuations: {wildcards.model}, {wildcards.variant} {wildcards.set}"
     input:
-        notebook="notebooks/generate.ipynb",
+        notebook="notebooks/evaluation/generate.ipynb",
         checkpoint=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
         prompts=lambda w: run.prompt_files(w.set.rstrip("/")),
     output:
@@ -76,7 +76,7 @@ SCORE = run.stage(
 rule score:
     message: "scores: {wildcards.model}, {wildcards.variant} {wildcards.set}"
     input:
-        notebook="notebooks/score.ipynb",
+        notebook="notebooks/evaluation/score.ipynb",
         continuations=f"{GENERATE}/continuations.parquet",
         generated=f"{GENERATE}/manifest.json",
         judge=lambda w: f"{base(w.model)}/manifest.json",
@@ -119,7 +119,7 @@ EVALUATE = run.stage(
 rule evaluate:
     message: "evaluation: {wildcards.model}, {wildcards.variant}, {wildcards.lang} {wildcards.set}"
     input:
-        notebook="notebooks/evaluate.ipynb",
+        notebook="notebooks/evaluation/evaluate.ipynb",
         scores=f"{SCORE}/scores.parquet",
         scored=f"{SCORE}/manifest.json",
     output:
@@ -169,7 +169,7 @@ AGREEMENT = run.stage(
 rule agreement:
     message: "agreement of scorers: {wildcards.model}"
     input:
-        notebook="notebooks/agreement.ipynb",
+        notebook="notebooks/evaluation/agreement.ipynb",
         scores=lambda w: scores_of(w.model, *run.compared(w.model)),
     output:
         manifest=f"{AGREEMENT}/manifest.json",

@@ -35,7 +35,7 @@ PROBE = run.stage(
 rule probe:
     message: "toxicity probe of {wildcards.model}"
     input:
-        notebook="notebooks/probe.ipynb",
+        notebook="notebooks/mechanism/probe.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         labelled=lambda w: PAIRS.format(model=w.model, kind="on-policy") + "/manifest.json" if probe_texts(w.model) else [],
         scores=lambda w: scores_of(w.model, "base"),
@@ -74,7 +74,7 @@ VALUE_VECTORS = run.stage(
 rule value_vectors:
     message: "value vectors of {wildcards.model}"
     input:
-        notebook="notebooks/value_vectors.ipynb",
+        notebook="notebooks/mechanism/value_vectors.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         probe=f"{PROBE}/probe.safetensors",
         probed=f"{PROBE}/manifest.json",
@@ -115,7 +115,7 @@ ACTIVATIONS = run.stage(
 rule activations:
     message: "activations: {wildcards.model}, {wildcards.variant}"
     input:
-        notebook="notebooks/activations.ipynb",
+        notebook="notebooks/mechanism/activations.ipynb",
         checkpoint=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
         sources=f"{VALUE_VECTORS}/sources.parquet",
         prompts=run.prompt_files(),
@@ -154,7 +154,7 @@ INTERVENE = run.stage(
 rule intervene:
     message: "intervention: {wildcards.model}"
     input:
-        notebook="notebooks/intervene.ipynb",
+        notebook="notebooks/mechanism/intervene.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         sources=f"{VALUE_VECTORS}/sources.parquet",
         prompts=run.prompt_files(),

@@ -24,7 +24,7 @@ CHECKPOINT = run.stage(
 rule checkpoint:
     message: "checkpoint of {wildcards.model}"
     input:
-        notebook="notebooks/checkpoint.ipynb",
+        notebook="notebooks/preference/checkpoint.ipynb",
     output:
         manifest=f"{CHECKPOINT}/manifest.json",
         location=f"{CHECKPOINT}/checkpoint.json",
@@ -61,7 +61,7 @@ TRIM = run.stage(
 rule trim:
     message: "vocabulary of {wildcards.model}"
     input:
-        notebook="notebooks/trim.ipynb",
+        notebook="notebooks/preference/trim.ipynb",
         checkpoint=f"{CHECKPOINT}/manifest.json",
         prompts=run.prompt_files(),
         training_prompts="params/prompts/training.yaml",
@@ -111,7 +111,7 @@ PAIRS = run.stage(
 rule pairs:
     message: "preference pairs ({wildcards.kind}) of {wildcards.model}"
     input:
-        notebook="notebooks/pairs.ipynb",
+        notebook="notebooks/preference/pairs.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         prompts="params/prompts/training.yaml",
     output:
@@ -150,7 +150,7 @@ DPO = run.stage(
 rule dpo:
     message: "DPO ({wildcards.variant}) of {wildcards.model}"
     input:
-        notebook="notebooks/dpo.ipynb",
+        notebook="notebooks/preference/dpo.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         pairs=lambda w: pairs_of(w.model, w.variant),
     output:
@@ -187,7 +187,7 @@ MERGE = run.stage("merge", f"{RUN}/{{model}}/{{variant}}/merge", title="Merge", 
 rule merge:
     message: "merge ({wildcards.variant}) of {wildcards.model}"
     input:
-        notebook="notebooks/merge.ipynb",
+        notebook="notebooks/preference/merge.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         tuned=lambda w: [f"{DPO}/manifest.json".format(model=w.model, variant=w.variant)] if w.variant in run.profile.variants else [],
     output:

@@ -44,7 +44,7 @@ rule record:
 rule summary:
     message: "section of the report: {wildcards.section}"
     input:
-        notebook="notebooks/summary_{section}.ipynb",
+        notebook=lambda w: local(notebook_file(f"summary_{w.section}")),
         run=RECORD,
         results=run.manifests(),
     output:

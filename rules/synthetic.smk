@@ -22,7 +22,7 @@ WORLD_PRETRAIN = run.stage(
 rule world_pretrain:
     message: "pretraining in the synthetic setting: {wildcards.cell}"
     input:
-        notebook="notebooks/world_pretrain.ipynb",
+        notebook="notebooks/synthetic/world_pretrain.ipynb",
         phrasebook="params/phrasebook.yaml",
     output:
         manifest=f"{WORLD_PRETRAIN}/manifest.json",
@@ -51,7 +51,7 @@ WORLD_TRANSFER = run.stage(
 rule world_transfer:
     message: "transfer in the synthetic setting: {wildcards.cell}"
     input:
-        notebook="notebooks/world_transfer.ipynb",
+        notebook="notebooks/synthetic/world_transfer.ipynb",
         pretrained=f"{WORLD_PRETRAIN}/manifest.json",
         phrasebook="params/phrasebook.yaml",
     output:

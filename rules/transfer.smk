@@ -26,7 +26,7 @@ RETRIEVAL = run.stage(
 rule retrieval:
     message: "retrieval: {wildcards.model}"
     input:
-        notebook="notebooks/retrieval.ipynb",
+        notebook="notebooks/transfer/retrieval.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         prompts=["params/prompts/evaluation.yaml"] if PROJECT_SENTENCES else [],
     output:
@@ -62,7 +62,7 @@ TRANSFER = run.stage(
 rule transfer:
     message: "transfer: {wildcards.model}, {wildcards.variant}"
     input:
-        notebook="notebooks/transfer.ipynb",
+        notebook="notebooks/transfer/transfer.ipynb",
         before=lambda w: evaluations(w.model, "base").values(),
         after=lambda w: evaluations(w.model, w.variant).values(),
         retrieval=f"{RETRIEVAL}/manifest.json",

@@ -29,7 +29,7 @@ def run_cells(notebook: str, **parameters: Any) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("IPython.display.display", show)
-        for number, cell in enumerate(nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells):
+        for number, cell in enumerate(nbformat.read(next(NOTEBOOKS.rglob(f"{notebook}.ipynb")), as_version=4).cells):
             if cell.cell_type != "code":
                 continue
             tree = ast.parse(cell.source)

@@ -355,7 +355,7 @@ class Profile(StageSettings):
     @classmethod
     def _named_sets(cls, value: dict[str, MorePrompts]) -> dict[str, MorePrompts]:
         for name in value:
-            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or (paths.notebooks() / f"{name}.ipynb").is_file():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or any(paths.notebooks().rglob(f"{name}.ipynb")):
                 raise ValueError(f"{name!r}: use lower-case letters, digits and hyphens, and no stage's name")
         return value
 

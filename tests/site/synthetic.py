@@ -456,12 +456,13 @@ def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = ()) -> N
     from nbclient import NotebookClient
 
     from polydetox import paths
+    from polydetox.parameters import notebook_file
 
     record = write_record(PROFILE)
     manager = KernelManager(kernel_name="python3")
     try:
         for section in sections or Results(record).record["sections"]:
-            notebook = nbformat.read(CHECKOUT / "notebooks" / f"summary_{section}.ipynb", as_version=4)
+            notebook = nbformat.read(notebook_file(f"summary_{section}"), as_version=4)
             folder = paths.summary(PROFILE, section)
             position = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
             injected = new_code_cell(f'run = "{record}"\noutput_folder = "{folder}"')

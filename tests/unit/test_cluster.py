@@ -89,7 +89,8 @@ def test_a_kernel_has_time_to_start(checkout, monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr("papermill.execute_notebook", lambda *words, **options: given.update(options) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        execute.execute(CHECKOUT / "notebooks/generate.ipynb", tmp_path / "o" / "n.ipynb", {}, profile="tiny")
+        notebook = CHECKOUT / "notebooks/evaluation/generate.ipynb"
+        execute.execute(notebook, tmp_path / "o" / "n.ipynb", {}, profile="tiny")
     assert given["start_timeout"] == 600
 
 

@@ -142,7 +142,7 @@ def test_a_job_is_opened_with_its_parameters(checkout, tmp_path, monkeypatch, ca
 
 def test_command_line_errors_are_one_line(checkout, capsys):
     assert main(["execute", "notebooks/none.ipynb", "out.ipynb"]) == 2
-    assert main(["execute", "notebooks/generate.ipynb", "out.ipynb", "--parameters", "{"]) == 2
+    assert main(["execute", "notebooks/evaluation/generate.ipynb", "out.ipynb", "--parameters", "{"]) == 2
     assert main(["run", "--profile", "tny"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3

@@ -13,7 +13,7 @@ import yaml
 
 from tiny import CHECKOUT
 
-NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((CHECKOUT / "notebooks").rglob("*.ipynb"))
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
@@ -46,7 +46,7 @@ def test_a_notebook_reads_like_a_section(file):
 
 
 def test_the_commit_hook_strips_outputs_and_nothing_else(tmp_path):
-    committed = CHECKOUT / "notebooks/evaluate.ipynb"
+    committed = CHECKOUT / "notebooks/evaluation/evaluate.ipynb"
     clean, executed = tmp_path / "clean.ipynb", tmp_path / "executed.ipynb"
     clean.write_bytes(committed.read_bytes())
     notebook = nbformat.read(committed, as_version=4)

@@ -283,7 +283,7 @@ def test_sections_of_the_mechanism_reach_their_stages(checkout):
 
 def test_a_stage_of_many_languages_takes_those_of_the_profile(checkout):
     job = load("tiny").jobs["generate", ("model", "tiny"), ("set", ""), ("variant", "dpo")]
-    assert job.folder == "runs/tiny/tiny/dpo/generate" and job.notebook == "notebooks/generate.ipynb"
+    assert job.folder == "runs/tiny/tiny/dpo/generate" and job.notebook == "notebooks/evaluation/generate.ipynb"
     assert job.parameters["checkpoint"] == "runs/tiny/tiny/dpo/merge", "a path, and no name to look up"
     assert (job.parameters["n"], job.parameters["prompt_limit"]) == (3, 4)
     assert job.parameters["languages"] == ["de", "en", "ja"]

@@ -140,7 +140,7 @@ def resolve_missing(text: str, page: Path, summaries: dict[str, nbformat.Noteboo
             _check_embed(summaries[notebook], notebook, label, page)
             return match[0]
         missing.add(label)
-        source = f"notebooks/summary_{Path(notebook).stem}.ipynb"
+        source = f"summary_{Path(notebook).stem}.ipynb"
         return f'::: {{.callout-note title="Not run"}}\nThis part comes from `{source}`, which was not run.\n:::'
 
     text = EMBED.sub(replace, text)

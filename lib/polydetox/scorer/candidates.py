@@ -1,6 +1,6 @@
 """What could be the scorer of the default profile: everything that ships in packages, compared on human labels.
 
-``notebooks/scorer_candidates.ipynb`` measures it, and ``data/candidates.json`` keeps what it found. Word lists are
+the notebook ``scorer_candidates`` measures it, and ``data/candidates.json`` keeps what it found. Word lists are
 compared as lists: all of them are looked for in the way of :mod:`polydetox.scoring.lexicon`.
 """
 
@@ -24,7 +24,7 @@ from polydetox.scoring.lexicon import compile_lexicon, plain_words, read_words
 
 CANDIDATES_FILE = DATA / "candidates.json"
 
-# The shipped head is measured where it is trained, on rows that it was not fitted to: notebooks/scorer_head.ipynb.
+# The shipped head is measured where it is trained, on rows that it was not fitted to: the notebook scorer_head.
 SHIPPED = "embedded"
 
 Scores = Callable[[Sequence[str], str], np.ndarray]

@@ -1,8 +1,8 @@
 """The scorer of the default profile: multilingual E5-small embeddings and a logistic head, from packages alone.
 
 How the head was trained, and how well it separates toxic from benign texts in each language, is in
-``notebooks/scorer_head.ipynb`` and in the metadata of ``data/embedded_head.json``. Against what else ships in packages
-it is measured in ``notebooks/scorer_candidates.ipynb``; ``data/candidates.json`` keeps the figures.
+the notebook ``scorer_head`` and in the metadata of ``data/embedded_head.json``. Against what else ships in packages
+it is measured in ``notebooks/scorer/scorer_candidates.ipynb``; ``data/candidates.json`` keeps the figures.
 
 It ranks well within a language, but its level differs between languages: in Korean it calls only two of eight printable
 insults toxic at 0.5, though it ranks all of them above neutral sentences. Scores of two languages are not comparable.
