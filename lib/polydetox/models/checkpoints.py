@@ -196,9 +196,7 @@ def open_checkpoint(
 
 def check_vocabulary(weights: Path, languages: Iterable[str]) -> None:
     """Refuse languages whose tokens were trimmed away."""
-    from transformers import AutoConfig
-
-    kept = getattr(AutoConfig.from_pretrained(weights), KEPT_LANGUAGES, None)
+    kept = read_json(weights / "config.json").get(KEPT_LANGUAGES)
     for language in languages if kept else ():
         if language not in kept:
             raise UserError(
