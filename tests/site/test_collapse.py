@@ -22,6 +22,7 @@ from polydetox import paths
 from polydetox.artifacts import read_json
 from polydetox.evaluation.tables import MAIN_METRICS, drift_table, language_table, main_table
 from polydetox.report.assemble import read_variables
+from polydetox.workflow import load
 
 Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
 LANGUAGES = ["ar", "de", "en", "ja"]
@@ -118,8 +119,9 @@ def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case
 
 def test_the_correlation_of_what_is_left_is_told_or_not_defined(case, tmp_path):
     name, _ = case
-    where = {"profile": synthetic.PROFILE, "model": synthetic.MODEL, "variant": synthetic.TRAINED}
-    shown = run_cells("transfer", **where, bootstrap_samples=50, output_folder=str(tmp_path))["shown"]
+    where = load(synthetic.PROFILE).resolved("transfer", model=synthetic.MODEL, variant=synthetic.TRAINED)
+    read = {name: where[name] for name in ("before", "after", "retrieval")}
+    shown = run_cells("transfer", **read, bootstrap_samples=50, output_folder=str(tmp_path))["shown"]
     found = read_json(tmp_path / "metrics.json")
     left = {"one language collapses": 2, "one language stays": 1, "all scores are equal": 3}
     languages = left.get(name, 0)
