@@ -60,7 +60,9 @@ def train_step(model: torch.nn.Module) -> Callable[[], None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", nargs="?", type=Path, default=paths.trim("offline", "gemma-3-270m") / "weights")
+    parser.add_argument(
+        "weights", nargs="?", type=Path, default=paths.profile_run("offline") / "gemma-3-270m/trim/weights"
+    )
     parser.add_argument("--prompts", type=int, default=8, help="prompts that are continued and judged (8)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds, of which the best counts (2)")
     options = parser.parse_args()

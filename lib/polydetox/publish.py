@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from polydetox import __version__, paths
-from polydetox.artifacts import MANIFEST, atomic_folder, finished, folder_sha256, read_json
+from polydetox.artifacts import MANIFEST, atomic_folder, folder_sha256, read_json
 from polydetox.data.catalogue import source
 from polydetox.data.download import hub_errors
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES
 from polydetox.models.checkpoints import LOCATION
 from polydetox.params import ModelFile, Profile, load_model, load_profile, variants_of
+from polydetox.results.collect import Results
+from polydetox.workflow import record_file
 
 # What a checkpoint consists of; anything else beside it, pickles above all, stays here.
 _WEIGHTS = (".safetensors",)
@@ -59,19 +61,20 @@ class TunedRun:
     model: ModelFile
     listed: str  # the model as the profile lists it
     variant: str
+    results: Results
+    merged: Path  # the folder of the stage that wrote the plain checkpoint
 
-    @property
-    def merged(self) -> Path:
-        """The folder of the stage that wrote the plain checkpoint."""
-        return paths.merge(self.profile.name, self.model.name, self.variant)
+    def manifest(self, stage: str, **wildcards: str) -> dict[str, Any]:
+        """The manifest of a stage of the model; empty where it was not run."""
+        return self._read(MANIFEST, stage, wildcards)
 
-    def manifest(self, folder: Path) -> dict[str, Any]:
-        """A stage's manifest; empty where it was not run."""
-        return read_json(folder / MANIFEST) if finished(folder) else {}
+    def metrics(self, stage: str, **wildcards: str) -> dict[str, Any]:
+        """The figures of a stage of the model; empty where it was not run."""
+        return self._read("metrics.json", stage, wildcards)
 
-    def metrics(self, folder: Path) -> dict[str, Any]:
-        """A stage's figures; empty where it was not run."""
-        return read_json(folder / "metrics.json") if finished(folder) else {}
+    def _read(self, name: str, stage: str, wildcards: dict[str, str]) -> dict[str, Any]:
+        folder = self.results.folder(stage, model=self.model.name, **wildcards)
+        return dict(read_json(folder / name)) if folder else {}
 
 
 def find_run(model: str, profile: str, variant: str | None) -> TunedRun:
@@ -85,38 +88,42 @@ def find_run(model: str, profile: str, variant: str | None) -> TunedRun:
     trained = [name for name in variants_of(settings, listed) if name in settings.variants]
     if not trained:
         raise UserError(f"{model}: profile {profile!r} trains no variant of it; there is nothing of yours to upload")
-    done = [name for name in trained if finished(paths.merge(profile, model_file.name, name))]
+    results = Results(record_file(profile))
+    merges = {run.variant: run for run in results.stages if run.stage == "merge" and run.model == model_file.name}
+    done = [name for name in trained if name in merges and merges[name].done]
     if variant is None:
         if len(done) > 1:
             raise UserError(f"{model}: {', '.join(done)} are trained; say which with --variant")
         variant = done[0] if done else trained[0]
     if variant not in trained:
         raise UserError(f"{model}: no variant {variant!r}{nearest(variant, trained)}")
-    run = TunedRun(settings, model_file, listed, variant)
     if variant not in done:
-        raise UserError(f"{paths.relative(run.merged)}: variant {variant!r} of {model} is not trained and merged yet; "
+        where = paths.relative(merges[variant].folder) if variant in merges else model
+        raise UserError(f"{where}: variant {variant!r} of {model} is not trained and merged yet; "
                         f"run `polydetox run --profile {profile}` first")  # fmt: skip
+    run = TunedRun(settings, model_file, listed, variant, results, merges[variant].folder)
     _check_whole(run)
     return run
 
 
 def _check_whole(run: TunedRun) -> None:
     """Refuse a checkpoint that was changed, or is not what its training left and its evaluation measured."""
-    merged = run.manifest(run.merged)
+    merged = run.manifest("merge", variant=run.variant)
     again = f"run `polydetox run --profile {run.profile.name}` again"
     if folder_sha256(run.merged / "weights") != merged["output_sha256"]:
         raise UserError(f"{paths.relative(run.merged / 'weights')}: changed since it was merged; {again}")
-    trained = run.manifest(paths.dpo(run.profile.name, run.model.name, run.variant)).get("output_sha256")
+    trained = run.manifest("dpo", variant=run.variant).get("output_sha256")
     if trained not in merged["inputs"].values():
         raise UserError(f"{paths.relative(run.merged)}: merged before the last training; {again}")
     if any(_evaluated(run, run.variant, language) for language in run.profile.languages):
-        folder = paths.generate(run.profile.name, run.model.name, run.variant)
-        if merged["output_sha256"] not in run.manifest(folder).get("inputs", {}).values():
-            raise UserError(f"{paths.relative(folder)}: the continuations are another checkpoint's; {again}")
+        folder = run.results.folder("generate", model=run.model.name, variant=run.variant)
+        if folder is None or merged["output_sha256"] not in read_json(folder / MANIFEST).get("inputs", {}).values():
+            where = paths.relative(folder or run.merged)
+            raise UserError(f"{where}: the continuations are another checkpoint's; {again}")
 
 
 def _evaluated(run: TunedRun, variant: str, language: str) -> dict[str, Any]:
-    return run.metrics(paths.evaluate(run.profile.name, run.model.name, variant, language))
+    return run.metrics("evaluate", variant=variant, lang=language)
 
 
 # --- the card ---------------------------------------------------------------------------------------------------
@@ -173,7 +180,7 @@ def _summary(run: TunedRun, repository: str | None) -> str:
             "The weights that it was trained from are 4-bit weights out of a Python package, dequantised: they are "
             f"not those of {model.hub or 'the original'} to the last digit."
         )
-    trim = run.metrics(paths.trim(run.profile.name, model.name)) if run.profile.trim else {}
+    trim = run.metrics("trim") if run.profile.trim else {}
     if trim:
         sentences.append(
             f"\n\n**The vocabulary is trimmed** to {trim['vocabulary_kept']:,} of {trim['vocabulary_full']:,} tokens "
@@ -204,7 +211,7 @@ def _languages(run: TunedRun) -> str:
 
 def _results(run: TunedRun, evaluated: list[str]) -> str:
     first = _evaluated(run, run.variant, evaluated[0])
-    manifest = run.manifest(paths.score(run.profile.name, run.model.name, run.variant))
+    manifest = run.manifest("score", variant=run.variant)
     rows = ["| language | EMT | ToxProb | average toxicity | median perplexity | in language |",
             "|---|---|---|---|---|---|"]  # fmt: skip
     columns = (("emt", 3), ("toxprob", 3), ("avgtox", 3), ("perplexity", 1), ("language_share", 3))
@@ -235,20 +242,20 @@ def _value(metrics: dict[str, Any], name: str, digits: int) -> str:
 
 
 def _confidence(run: TunedRun, language: str) -> float:
-    manifest = run.manifest(paths.evaluate(run.profile.name, run.model.name, run.variant, language))
+    manifest = run.manifest("evaluate", variant=run.variant, lang=language)
     return float(manifest["parameters"]["confidence"])
 
 
 def _parameters(run: TunedRun) -> dict[str, Any]:
-    return dict(run.manifest(paths.dpo(run.profile.name, run.model.name, run.variant)).get("parameters", {}))
+    return dict(run.manifest("dpo", variant=run.variant).get("parameters", {}))
 
 
 def _training(run: TunedRun) -> str:
     settings = _parameters(run)
-    figures = run.metrics(paths.dpo(run.profile.name, run.model.name, run.variant))
+    figures = run.metrics("dpo", variant=run.variant)
     names = _SETTINGS if settings.get("method") == "full" else _SETTINGS + _LORA_SETTINGS
     rows = [f"| {name} | {settings[name]} |" for name in names if settings.get(name) is not None]
-    difference = run.manifest(run.merged).get("largest_logit_difference", 0.0)
+    difference = run.manifest("merge", variant=run.variant).get("largest_logit_difference", 0.0)
     merged = (
         f" The adapter was merged in float32; logits before and after differ by {difference:.2g} at most."
         if settings.get("method") != "full"
@@ -264,7 +271,7 @@ def _training(run: TunedRun) -> str:
 
 def _data(run: TunedRun) -> str:
     kind = run.profile.variants[run.variant].pairs
-    pairs = run.metrics(paths.pairs(run.profile.name, run.model.name, kind))
+    pairs = run.metrics("pairs", kind=kind)
     made = source(_PAIR_SOURCES[kind])
     asked = run.profile.prompts.source
     prompts = source("project-prompts" if asked == "project" else asked)
@@ -285,9 +292,9 @@ def _data(run: TunedRun) -> str:
 
 
 def _reproduction(run: TunedRun) -> str:
-    trained = run.manifest(paths.dpo(run.profile.name, run.model.name, run.variant))
+    trained, merged = (run.manifest(stage, variant=run.variant) for stage in ("dpo", "merge"))
     untuned = paths.checkpoint(run.model.name)
-    revision = run.manifest(untuned).get("revision") or (
+    revision = run.manifest("checkpoint").get("revision") or (
         (read_json(untuned / LOCATION).get("source") or {}).get("revision") if (untuned / LOCATION).is_file() else None
     )
     packages = ("python", "torch", "transformers", "trl", "peft", "bitsandbytes")
@@ -297,7 +304,7 @@ def _reproduction(run: TunedRun) -> str:
         f"commit `{trained.get('git_commit') or 'unknown'}`",
         f"- base model's revision: {f'`{revision}`' if revision else 'not pinned, or not from the Hub'}",
         f"- sha256 over the merged checkpoint's files, as its run records it: "
-        f"`{run.manifest(run.merged)['output_sha256']}`",
+        f"`{merged['output_sha256']}`",
         f"- {', '.join(versions)}",
     ])  # fmt: skip
 

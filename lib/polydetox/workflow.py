@@ -271,6 +271,12 @@ def write_record(profile: str) -> Path:
     return file
 
 
+def record_file(profile: str) -> Path:
+    """The record of a profile's run, written now where the workflow has not run it."""
+    file = paths.profile_run(profile) / RECORD
+    return file if file.is_file() else write_record(profile)
+
+
 @contextlib.contextmanager
 def run_lock(profile: str) -> Iterator[None]:
     """Let one run at a time work on a profile, whichever host it is on; a lock that a killed run left does not hold."""

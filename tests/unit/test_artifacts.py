@@ -110,7 +110,7 @@ def runs_place(request, tmp_path, monkeypatch):
 
 
 def test_every_input_is_in_the_manifest_wherever_runs_lies(runs_place, tmp_path):
-    files = [paths.evaluate("p", "m", variant, language) / "metrics.json"
+    files = [paths.profile_run("p") / "m" / variant / "evaluate" / language / "metrics.json"
              for variant in ("base", "dpo") for language in ("de", "en")]  # fmt: skip
     files.append(runs_place / "params/x.yaml")
     further = [tmp_path / "data" / name for name in ("a/train.csv", "b/train.csv", "b/c/train.csv", "other.csv")]
@@ -118,7 +118,7 @@ def test_every_input_is_in_the_manifest_wherever_runs_lies(runs_place, tmp_path)
     further.append(tmp_path / "data/runs/p/m/base/evaluate/de/metrics.json")
     for file in files + further:
         artifacts.write_json(file, {"of": str(file)})
-    stage = artifacts.Stage("summary", paths.summary("p", "detox"), {})
+    stage = artifacts.Stage("summary", paths.profile_run("p") / "summary/detox", {})
     for file in [*files, *further, files[0]]:
         assert stage.reads(file) == file
     stage.reads(files[1].resolve())  # the same file by another way

@@ -33,6 +33,10 @@ def evaluation(emt):
             "perplexity": {"median": interval(12.5)}, "language_share": interval(0.9)}  # fmt: skip
 
 
+def tiny(folder):
+    return paths.profile_run("tiny") / "tiny" / folder
+
+
 def finish(name, folder, parameters=None, metrics=None, reads=(), **results):
     stage = Stage(name, folder, parameters or {})
     for path in reads:
@@ -52,13 +56,13 @@ def run(checkout, tiny_checkpoints, monkeypatch):
     content = yaml.safe_load(file.read_text())
     content["variants"] = {"dpo": content["variants"]["dpo"]}
     file.write_text(yaml.safe_dump(content))
-    checkpoint, merged = paths.checkpoint("tiny"), paths.merge("tiny", "tiny", "dpo")
+    checkpoint, merged = paths.checkpoint("tiny"), tiny("dpo/merge")
     finish("checkpoint", checkpoint, revision=None, output_sha256="0" * 64)
     trim = {"vocabulary_kept": 512, "vocabulary_full": 900, "share_kept": 512 / 900, "probability_mass_kept": 0.97,
             "measured_on_unseen_prompts": True}  # fmt: skip
-    finish("trim", paths.trim("tiny", "tiny"), metrics=trim, output_sha256="1" * 64)
-    finish("pairs", paths.pairs("tiny", "tiny", "on-policy"), metrics={"pairs": 40, "scorer": "embedded"})
-    trained = paths.dpo("tiny", "tiny", "dpo")
+    finish("trim", tiny("trim"), metrics=trim, output_sha256="1" * 64)
+    finish("pairs", tiny("pairs/on-policy"), metrics={"pairs": 40, "scorer": "embedded"})
+    trained = tiny("dpo/dpo")
     shutil.copytree(tiny_checkpoints["llama"], trained / "weights")
     figures = {"pairs_train": 36, "pairs_held_out": 4, "best_step": 2, "steps": 4, "held_out_loss": 0.654}
     finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
@@ -70,12 +74,12 @@ def run(checkout, tiny_checkpoints, monkeypatch):
     finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
            largest_logit_difference=0.0)  # fmt: skip
     for variant, emt in (("base", 0.6), ("dpo", 0.4)):
-        generated = paths.generate("tiny", "tiny", variant)
+        generated = tiny(f"{variant}/generate")
         write_parquet(generated / "continuations.parquet", pd.DataFrame({"prompt": [TOXIC], "continuation": [TOXIC]}))
         finish("generate", generated, reads=[merged] if variant == "dpo" else [])
-        finish("score", paths.score("tiny", "tiny", variant), scorer_revision="r1")
+        finish("score", tiny(f"{variant}/score"), scorer_revision="r1")
         for language in ("de", "en"):  # Japanese was not evaluated
-            folder = paths.evaluate("tiny", "tiny", variant, language)
+            folder = tiny(f"{variant}/evaluate/{language}")
             finish("evaluate", folder, {"confidence": 0.95}, evaluation(emt))
     return checkout
 
@@ -118,7 +122,7 @@ def test_an_untrimmed_model_says_nothing_of_a_vocabulary_and_adapters_say_how_th
         "title: Tiny\nuse: hub\nhub: someone/base\nlicence: Apache-2.0\nnotice: A notice.\n"
     )
 
-    trained, merged = paths.dpo("tiny", "tiny", "dpo"), paths.merge("tiny", "tiny", "dpo")
+    trained, merged = tiny("dpo/dpo"), tiny("dpo/merge")
     figures = json.loads((trained / "metrics.json").read_text())
     finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
            output_sha256=folder_sha256(trained / "weights"))  # fmt: skip
@@ -132,16 +136,16 @@ def test_an_untrimmed_model_says_nothing_of_a_vocabulary_and_adapters_say_how_th
 
 
 def test_what_was_not_measured_on_this_checkpoint_is_refused(run):
-    weights = paths.merge("tiny", "tiny", "dpo") / "weights/model.safetensors"
+    weights = tiny("dpo/merge/weights/model.safetensors")
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"x")
     with pytest.raises(UserError, match=r"merge/weights: changed since it was merged; run `polydetox run"):
         publish.find_run("tiny", "tiny", None)
     weights.write_bytes(whole)
-    finish("generate", paths.generate("tiny", "tiny", "dpo"))
+    finish("generate", tiny("dpo/generate"))
     with pytest.raises(UserError, match=r"dpo/generate: the continuations are another checkpoint's"):
         publish.find_run("tiny", "tiny", None)
-    finish("dpo", paths.dpo("tiny", "tiny", "dpo"), output_sha256="9" * 64)
+    finish("dpo", tiny("dpo/dpo"), output_sha256="9" * 64)
     with pytest.raises(UserError, match="merged before the last training"):
         publish.find_run("tiny", "tiny", None)
 
@@ -159,7 +163,7 @@ def test_mistakes_are_named(run, monkeypatch):
     with pytest.raises(UserError, match="--to 'model': use owner/name"):
         publish.push("tiny", "tiny", None, "model", dry_run=False, private=True)
     assert not paths.push("tiny", "tiny", "dpo").exists(), "refused before anything is written"
-    shutil.rmtree(paths.merge("tiny", "tiny", "dpo"))
+    shutil.rmtree(tiny("dpo/merge"))
     with pytest.raises(
         UserError, match="'dpo' of tiny is not trained and merged yet; run `polydetox run --profile tiny`"
     ):

@@ -91,13 +91,13 @@ def write_evaluation(results: Results, variant: str, language: str, table: pd.Da
 
     from polydetox import paths
 
-    scored = paths.score("tiny", "tiny", variant, prompt_set)
+    scored = paths.profile_run("tiny") / "tiny" / variant / prompt_set / "score"
     scored.mkdir(parents=True, exist_ok=True)
     file = scored / "scores.parquet"
     before = [pd.read_parquet(file)] if file.is_file() else []
     pd.concat([*before, table.assign(language=language)]).to_parquet(file)
     (scored / "manifest.json").write_text("{}")
-    folder = paths.evaluate("tiny", "tiny", variant, language, prompt_set)
+    folder = scored.with_name("evaluate") / language
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps({"threshold": 0.5}))
     (folder / "manifest.json").write_text("{}")

@@ -134,8 +134,8 @@ def test_the_small_models_of_the_world_share_two_pages(runs):
     profile = load_profile("world")
     first, *_, last = profile.world.cells()
     for cell in (first, last):
-        leave(StageRun("world_pretrain", paths.world_pretrain("world", cell), cell))
-        leave(StageRun("world_transfer", paths.world_transfer("world", cell), cell))
+        for part in ("pretrain", "transfer"):
+            leave(StageRun(f"world_{part}", paths.profile_run("world") / "world" / cell / part, cell))
     parts = appendices.write_appendices(recorded("world"), runs / "book")
     assert parts[-1] == {"part": "Synthetic setting", "chapters": [
         "notebooks/synthetic-setting-world-pretrain.qmd", "notebooks/synthetic-setting-world-transfer.qmd"

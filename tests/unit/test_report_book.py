@@ -257,7 +257,7 @@ def test_what_leads_nowhere_is_an_error(book, file, text, said):
 
 
 def write_variables(section: str, **content: str) -> None:
-    folder = paths.summary("offline", section)
+    folder = paths.profile_run("offline") / "summary" / section
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
     (folder / "variables.json").write_text(json.dumps(content))

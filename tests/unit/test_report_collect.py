@@ -163,7 +163,7 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
 
     assert set(recorded("tiny").left_out().values()) == {0}
     for variant in ("base", "dpo"):
-        stage = Stage("generate", paths.generate("tiny", "tiny", variant), {})
+        stage = Stage("generate", paths.profile_run("tiny") / "tiny" / variant / "generate", {})
         stage.leaves_out(Skipped(2, [Rejected("RTP_LX_DE.json", 3, "Prompt", "is a list, not text")]))
         manifest = stage.finish()
     line = "RTP_LX_DE.json:3: field 'Prompt' is a list, not text"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from recorded import recorded
 
 from notebook_cells import run_cells
 from polydetox.artifacts import read_json, write_json
@@ -444,14 +445,13 @@ def test_an_older_folder_is_named(checkout, measured):
     from polydetox.artifacts import write_json, write_parquet
 
     shutil.copy(CHECKOUT / "params/profiles/world.yaml", checkout / "params/profiles")
-    profile = load_profile("world")
-    folder = paths.world_transfer("world", "m-a000-s0")
+    folder = paths.profile_run("world") / "world/m-a000-s0/transfer"
     folder.mkdir(parents=True)
     write_json(folder / "metrics.json", {})
     write_json(folder / "manifest.json", {})
     write_parquet(folder / "languages.parquet", measured.drop(columns="direction_cosine"))
     with pytest.raises(UserError, match=r"m-a000-s0/transfer/languages.parquet: column 'direction_cosine' is missing"):
-        results.measurements(profile)
+        results.measurements(recorded("world"))
 
 
 def test_dealing_the_drops_anew_against_all_deals():

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from polydetox import paths
-from polydetox.artifacts import MANIFEST, finished, read_json, read_parquet
+from polydetox.artifacts import MANIFEST, read_json, read_parquet
 from polydetox.attribute_control.attributes import SCORE_COLUMNS
 from polydetox.benchmarks.harness import ITEM_COLUMNS, by_task, suite_replicates
 from polydetox.errors import UserError
@@ -98,22 +98,22 @@ class Control:
     @cached_property
     def evaluations(self) -> dict[tuple[str, str], dict[str, Any]]:
         """``metrics.json`` of every evaluation that was run, by model and method."""
-        return self._metrics(lambda model, method: paths.attribute_eval(self.profile.name, model, method), self.methods)
+        return self._metrics("attribute_eval", method=self.methods)
 
     @cached_property
     def trainings(self) -> dict[tuple[str, str], dict[str, Any]]:
         """``metrics.json`` of every method that was trained, with the wall time of its stage."""
-        found = self._metrics(lambda model, method: paths.regularise(self.profile.name, model, method), self.methods)
+        found = self._metrics("regularise", method=self.methods)
         for (model, method), metrics in found.items():
-            manifest = read_json(paths.regularise(self.profile.name, model, method) / MANIFEST)
+            manifest = read_json(self._folder("regularise", model, method) / MANIFEST)
             metrics["wall_seconds"] = manifest["wall_seconds"]
         return found
 
     @cached_property
     def wins(self) -> dict[str, dict[str, Any]]:
         """``metrics.json`` of the win rates of each model."""
-        folders = {model: paths.win_rate(self.profile.name, model) for model in self.models}
-        found = {model: read_json(folder / "metrics.json") for model, folder in folders.items() if finished(folder)}
+        folders = {model: folder for model in self.models if (folder := self.results.folder("win_rate", model=model))}
+        found = {model: read_json(folder / "metrics.json") for model, folder in folders.items()}
         for model, metrics in found.items():
             if missing := {"rates", "rates_averaged"} - set(metrics):
                 raise UserError(
@@ -125,13 +125,22 @@ class Control:
     @cached_property
     def comments(self) -> dict[tuple[str, str], dict[str, Any]]:
         """``metrics.json`` of every training on labelled comments, by model and condition."""
-        return self._metrics(
-            lambda model, condition: paths.jigsaw_classify(self.profile.name, model, condition), JIGSAW_CONDITIONS
-        )
+        return self._metrics("jigsaw_classify", condition=JIGSAW_CONDITIONS)
 
-    def _metrics(self, folder_of: Any, names: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
-        folders = {(model, name): folder_of(model, name) for model in self.models for name in names}
-        return {key: read_json(folder / "metrics.json") for key, folder in folders.items() if finished(folder)}
+    def _metrics(self, stage: str, **wildcard: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
+        ((wildcard_name, values),) = wildcard.items()
+        return {
+            (model, value): read_json(folder / "metrics.json")
+            for model in self.models
+            for value in values
+            if (folder := self.results.folder(stage, model=model, **{wildcard_name: value}))
+        }
+
+    def _folder(self, stage: str, model: str, method: str) -> Path:
+        """The folder of a stage that was run."""
+        folder = self.results.folder(stage, model=model, method=method)
+        assert folder is not None
+        return folder
 
     # --- paired comparisons with the base model ---
 
@@ -190,7 +199,7 @@ class Control:
         """
         found = {}
         for (model, method), metrics in self.evaluations.items():
-            folder = paths.attribute_eval(self.profile.name, model, method)
+            folder = self._folder("attribute_eval", model, method)
             scores = read_parquet(folder / "scores.parquet", SCORE_COLUMNS)
             measures: dict[str, dict[str, pd.Series]] = {"toxic": {}, "in_language": {}, "repeated": {}}
             for language, rows in scores.groupby("language", sort=False):
@@ -206,7 +215,7 @@ class Control:
         """The mean accuracy over suites of each method (%), with its interval: ``model, method, value, low, high``."""
         rows = []
         for model, method in self.evaluations:
-            items = read_parquet(paths.attribute_eval(self.profile.name, model, method) / "items.parquet", ITEM_COLUMNS)
+            items = read_parquet(self._folder("attribute_eval", model, method) / "items.parquet", ITEM_COLUMNS)
             parts = [
                 suite_replicates(by_task(items, suite), samples=self.results.samples, seed=self.results.seed + number)
                 for number, suite in enumerate(dict.fromkeys(items["suite"]))
@@ -222,7 +231,7 @@ class Control:
         """Of one random English prompt of each model one continuation of every method, to be masked."""
         tables = []
         for model, method in self.evaluations:
-            folder = paths.attribute_eval(self.profile.name, model, method)
+            folder = self._folder("attribute_eval", model, method)
             scores = read_parquet(folder / "scores.parquet", SCORE_COLUMNS)
             language = ENGLISH if ENGLISH in self.languages else self.languages[0]
             mine = scores[scores["language"] == language]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import finished, read_parquet
+from polydetox.artifacts import read_parquet
 from polydetox.benchmarks.harness import ITEM_COLUMNS, accuracies, accuracy_change
 from polydetox.languages import LANGUAGES
 from polydetox.results.collect import Results, paper_table
@@ -71,9 +70,9 @@ def changes(results: Results) -> pd.DataFrame:
     options = {"samples": results.samples, "confidence": results.confidence, "seed": results.seed}
     for comparison in results.comparisons:
         sides = [
-            read_parquet(folder / "items.parquet", ITEM_COLUMNS) if finished(folder) else None
+            read_parquet(folder / "items.parquet", ITEM_COLUMNS) if folder else None
             for variant in ("base", comparison.variant)
-            for folder in [paths.capability(results.profile.name, comparison.model, variant)]
+            for folder in [results.folder("capability", model=comparison.model, variant=variant)]
         ]
         known = next((side for side in sides if side is not None), None)
         if known is None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import finished, read_json, read_parquet
+from polydetox.artifacts import read_json, read_parquet
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.results.collect import Comparison, Results
@@ -48,7 +47,7 @@ def agreement_folders(results: Results) -> dict[str, Any]:
 @lru_cache(maxsize=8)
 def _read(results: Results, model: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Scores and scales of a model, and its scorers, the first of which is the reference."""
-    folder = paths.agreement(results.profile.name, model)
+    folder = agreement_folders(results)[model]
     names = read_json(folder / "metrics.json")["scorers"]
     scores = read_parquet(folder / "scores.parquet", [*KEYS, *names])
     return scores, read_parquet(folder / "scales.parquet", ["language", "scorer", "own", "matched"]), names
@@ -72,7 +71,7 @@ def by_scorer(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     rows, means = [], []
     for comparison in results.comparisons:
-        if not finished(paths.agreement(results.profile.name, comparison.model)):
+        if not results.folder("agreement", model=comparison.model):
             continue
         scores, scales, names = _read(results, comparison.model)
         carried = linked(scores, names)

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import finished, read_json, read_parquet
+from polydetox.artifacts import read_json, read_parquet
 from polydetox.languages import LANGUAGES
-from polydetox.results.collect import PAPER, Results, metrics_by_language, paper_table
+from polydetox.results.collect import PAPER, Results, paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
 from polydetox.stats.paired import Side, comparison_row, paired_means
 
@@ -39,8 +38,7 @@ def probe_quality(results: Results) -> dict[str, pd.DataFrame]:
     """Of each model the quality of its probe: a row a classifier and part of the texts."""
     found = {}
     for name, title in results.models.items():
-        folder = paths.probe(results.profile.name, name)
-        if finished(folder):
+        if folder := results.folder("probe", model=name):
             found[title] = read_parquet(
                 folder / "quality.parquet", ["classifier", "texts_of", "roc_auc", "roc_auc_low"]
             )
@@ -51,8 +49,7 @@ def sources(results: Results) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     """Of each model its potential sources, and the figures of that stage."""
     found = {}
     for name, title in results.models.items():
-        folder = paths.value_vectors(results.profile.name, name)
-        if finished(folder):
+        if folder := results.folder("value_vectors", model=name):
             table = read_parquet(folder / "sources.parquet", ["layer", "neuron", "cosine", "actual", "tokens"])
             found[title] = (table, read_json(folder / "metrics.json"))
     return found
@@ -65,7 +62,7 @@ def activations(results: Results) -> pd.DataFrame:
     """
     rows = []
     for comparison in results.comparisons:
-        sides = [metrics_by_language(paths.activations(results.profile.name, comparison.model, variant))
+        sides = [results.by_language_of("activations", model=comparison.model, variant=variant)
                  for variant in ("base", comparison.variant)]  # fmt: skip
         for language in results.profile.languages:
             if not all(language in side for side in sides):
@@ -86,7 +83,7 @@ def interventions(results: Results) -> pd.DataFrame:
     """Average toxicity at every offset: ``model, unit, language, group, offset, added, toxicity, repeated``, ..."""
     rows = []
     for name, title in results.models.items():
-        measured = metrics_by_language(paths.intervene(results.profile.name, name))
+        measured = results.by_language_of("intervene", model=name)
         for language in results.profile.languages:
             if metrics := measured.get(language):
                 rows += [{"model": title, "unit": metrics["unit"], "language": language, **row}
@@ -105,8 +102,8 @@ def neutral_examples(results: Results) -> pd.DataFrame:
     """Neutral prompts with the continuation of the untuned model as it is and with the sources switched on."""
     tables = []
     for name, title in results.models.items():
-        folder = paths.intervene(results.profile.name, name)
-        if not finished(folder):
+        folder = results.folder("intervene", model=name)
+        if folder is None:
             continue
         table = read_parquet(folder / "continuations.parquet", ["prompt_id", "prompt", "group", "offset", "toxicity"])
         table = table[table["group"] == "neutral"]

@@ -15,8 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import finished
 from polydetox.data.catalogue import sources
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.parameters import checked
@@ -123,7 +121,7 @@ def _label(kind: Kind, value: Any) -> str:
 
 
 def _evaluated(results: Results, model: str, variant: str, language: str) -> bool:
-    return finished(paths.evaluate(results.profile.name, model, variant, language))
+    return results.folder("evaluate", model=model, variant=variant, lang=language) is not None
 
 
 def ran(results: Results, family: Family) -> list[Member]:
@@ -294,7 +292,7 @@ def prompt_sets(results: Results) -> pd.DataFrame:
         for further in results.profile.more_prompts:
             languages = [
                 language for language in results.profile.languages
-                if all(finished(paths.evaluate(results.profile.name, comparison.model, variant, language, name))
+                if all(results.folder("evaluate", model=comparison.model, variant=variant, lang=language, set=name)
                        for variant in ("base", comparison.variant) for name in ("", further))
             ]  # fmt: skip
             for name in ("", further):

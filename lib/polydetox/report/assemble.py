@@ -24,7 +24,7 @@ from polydetox.params import read_yaml
 from polydetox.report.appendices import html_block, write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
 from polydetox.results.collect import Results
-from polydetox.workflow import RECORD, write_record
+from polydetox.workflow import record_file
 
 CONFIGURATION = "_quarto.yml"
 VARIABLES = "_variables.yml"
@@ -43,8 +43,7 @@ def assemble(profile: str) -> Path:
 
     Sections and appendices whose artefacts are not there say that they were not run.
     """
-    record = paths.profile_run(profile) / RECORD
-    results = Results(record if record.is_file() else write_record(profile))
+    results = Results(record_file(profile))
     with atomic_folder(paths.book(profile)) as folder:
         sources = paths.root() / "book"
         if not (sources / "index.qmd").is_file():

@@ -233,6 +233,20 @@ class Results:
         """Those of them that the main tables are about: no ablation, no further set of prompts."""
         return [run for run in self.stages if not is_ablation(self.profile, run.variant) and not run.prompt_set]
 
+    @cached_property
+    def _folders(self) -> dict[tuple[str, frozenset[tuple[str, str]]], Path]:
+        """The folder of every stage of the profile by its wildcards, of which an empty one is none."""
+        return {
+            (job["stage"], frozenset((name, value.rstrip("/")) for name, value in job["wildcards"].items() if value)):
+            paths.given(job["folder"]) for job in self.record["jobs"]
+        }  # fmt: skip
+
+    def folder(self, stage: str, **wildcards: str) -> Path | None:
+        """The folder of one finished stage, by its wildcards (``set`` is "" for the first prompts); None if not run."""
+        named = frozenset((name, value) for name, value in wildcards.items() if value)
+        folder = self._folders.get((stage, named))
+        return folder if folder is not None and finished(folder) else None
+
     def metrics_files(self) -> list[Path]:
         """The metrics and scores of every evaluation that has run; a summary notebook records them as its inputs."""
         written = {"score": "scores.parquet", "evaluate": "metrics.json"}
@@ -240,8 +254,8 @@ class Results:
 
     def evaluation(self, model: str, variant: str, language: str, prompt_set: str = "") -> dict[str, Any] | None:
         """``metrics.json`` of one model, variant and language; None where it was not run."""
-        folder = paths.evaluate(self.profile.name, model, variant, language, prompt_set)
-        return read_json(folder / "metrics.json") if finished(folder) else None
+        folder = self.folder("evaluate", model=model, variant=variant, lang=language, set=prompt_set)
+        return read_json(folder / "metrics.json") if folder else None
 
     def scores(self, model: str, variant: str, language: str, prompt_set: str = "") -> pd.DataFrame | None:
         """The scored continuations of one model, variant and language; None where they were not run."""
@@ -253,16 +267,21 @@ class Results:
     @lru_cache(maxsize=8)  # noqa: B019 - read by report and notebooks, language by language, from one object a process
     def _scores(self, model: str, variant: str, prompt_set: str) -> pd.DataFrame | None:
         """The scored continuations of one model and variant, by language."""
-        folder = paths.score(self.profile.name, model, variant, prompt_set)
-        if not finished(folder):
+        folder = self.folder("score", model=model, variant=variant, set=prompt_set)
+        if folder is None:
             return None
         return read_parquet(folder / "scores.parquet", ["language", *SCORE_COLUMNS]).set_index("language")
 
     def training_log(self, model: str, variant: str) -> pd.DataFrame | None:
         """The training log of one model and variant, in long form; None where it was not trained."""
-        folder = paths.dpo(self.profile.name, model, variant)
+        folder = self.folder("dpo", model=model, variant=variant)
         columns = ["step", "split", "metric", "value"]
-        return read_parquet(folder / "training_log.parquet", columns) if finished(folder) else None
+        return read_parquet(folder / "training_log.parquet", columns) if folder else None
+
+    def by_language_of(self, stage: str, **wildcards: str) -> dict[str, dict[str, Any]]:
+        """The metrics of each language of a stage that takes all of them; none where it was not run."""
+        folder = self.folder(stage, **wildcards)
+        return dict(read_json(folder / "metrics.json")["languages"]) if folder else {}
 
     def stage_metrics(self, stage: str, key: str) -> dict[tuple[str, str | None], dict[str, Any]]:
         """``metrics.json`` of the runs of a stage, by model and by ``key`` (``variant`` or ``kind``)."""
@@ -358,7 +377,7 @@ class Results:
         """Which sides were evaluated in any of some languages: a value that is missing there could not be measured."""
         return {
             f"{side}_run": any(
-                finished(paths.evaluate(self.profile.name, comparison.model, variant, each)) for each in languages
+                self.folder("evaluate", model=comparison.model, variant=variant, lang=each) for each in languages
             )
             for side, variant in (("before", "base"), ("after", comparison.variant))
         }
@@ -506,11 +525,6 @@ def _rows_of(record: dict[str, Any]) -> int:
 
 COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "judged", "outliers"]
 _FROM_MANIFEST = ["wall_seconds", "finished", "git_commit", "seed"]
-
-
-def metrics_by_language(folder: Path) -> dict[str, dict[str, Any]]:
-    """The metrics of each language of a stage that takes all of them; none where it was not run."""
-    return read_json(folder / "metrics.json")["languages"] if finished(folder) else {}
 
 
 def flat_metrics(content: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:

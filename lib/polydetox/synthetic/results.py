@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import finished, read_json, read_parquet
-from polydetox.params import Profile
-from polydetox.results.collect import ENGLISH
+from polydetox.artifacts import read_json, read_parquet
+from polydetox.results.collect import ENGLISH, Results
 from polydetox.stats.correlation import correlation, line
 
 MEASURES = [
@@ -34,21 +32,19 @@ MEASURES = [
 COLUMNS = ["cell", "size", "alignment", "seed", "parameters", "language", *MEASURES]
 
 
-def _done(profile: Profile) -> list[Path]:
-    names = profile.world.cells() if profile.world else {}
-    folders = [paths.world_transfer(profile.name, cell) for cell in names]
-    return [folder for folder in folders if finished(folder)]
+def _done(results: Results) -> list[Path]:
+    return [run.folder for run in results.stages if run.stage == "world_transfer" and run.done]
 
 
-def files(profile: Profile) -> list[Path]:
+def files(results: Results) -> list[Path]:
     """The tables of :func:`measurements`."""
-    return [folder / name for folder in _done(profile) for name in ("metrics.json", "languages.parquet")]
+    return [folder / name for folder in _done(results) for name in ("metrics.json", "languages.parquet")]
 
 
-def measurements(profile: Profile) -> pd.DataFrame:
+def measurements(results: Results) -> pd.DataFrame:
     """Every model and language that was measured, a row each."""
     tables = []
-    for folder in _done(profile):
+    for folder in _done(results):
         metrics = read_json(folder / "metrics.json")
         table = read_parquet(folder / "languages.parquet", ["language", *MEASURES])
         # Readers know a size by its parameters, not by the profile's name for it.

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import finished, read_json, read_parquet
+from polydetox.artifacts import read_json, read_parquet
 from polydetox.languages import LANGUAGES
-from polydetox.results.collect import ENGLISH, PAPER, Results, metrics_by_language, paper_table
+from polydetox.results.collect import ENGLISH, PAPER, Results, paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 from polydetox.stats.correlation import line
 
@@ -20,8 +19,8 @@ def retrievals(results: Results) -> list[tuple[str, dict[str, pd.DataFrame], int
     """Of each model the figures of every layer, by language, and the number of sentences."""
     found = []
     for name, title in results.models.items():
-        folder = paths.retrieval(results.profile.name, name)
-        if not finished(folder):
+        folder = results.folder("retrieval", model=name)
+        if folder is None:
             continue
         layers = read_parquet(folder / "layers.parquet", ["language", "layer", "accuracy"])
         tables = {str(language): rows for language, rows in layers.groupby("language", sort=False)
@@ -35,8 +34,7 @@ def transfers(results: Results) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]
     """Of each comparison the drop and retrieval of every language, and their correlation and prediction."""
     found = {}
     for comparison in results.comparisons:
-        folder = paths.transfer(results.profile.name, comparison.model, comparison.variant)
-        if finished(folder):
+        if folder := results.folder("transfer", model=comparison.model, variant=comparison.variant):
             table = read_parquet(folder / "languages.parquet", ["language", "relative_drop", "accuracy"])
             found[comparison.title] = (table, read_json(folder / "metrics.json"))
     return found
@@ -81,7 +79,7 @@ def forecasts(results: Results, measured: Mapping[str, tuple[pd.DataFrame, dict[
 
 def _accuracies(results: Results, model: str) -> pd.Series:
     """Retrieval accuracy, averaged over layers, of every language but English that was run."""
-    measured = metrics_by_language(paths.retrieval(results.profile.name, model))
+    measured = results.by_language_of("retrieval", model=model)
     return pd.Series({language: measured[language]["accuracy"] for language in results.profile.languages
                       if language != ENGLISH and language in measured}, dtype=float)  # fmt: skip
 
@@ -93,7 +91,7 @@ def retrieval_table(results: Results) -> PaperTable:
     groups = []
     for name, title in results.models.items():
         lines: list[list[Cell | str]] = []
-        measured = metrics_by_language(paths.retrieval(results.profile.name, name))
+        measured = results.by_language_of("retrieval", model=name)
         for language in results.profile.languages:
             if language == ENGLISH:
                 continue
