@@ -78,9 +78,10 @@ test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (
 rehearsal: $(STAMP) ## the papers' profiles with random models and little data, before they cost GPU hours
 	@$(BIN)/python -m tests.rehearsal $(if $(JOBS),--jobs $(JOBS))
 
-lint: $(STAMP) ## style of the library, the tests and the workflow
+lint: $(STAMP) ## style of the library, the tests and the workflow, and the library's types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check lib tests bench
+	@$(BIN)/python -m mypy
 
 clean: ## remove every artefact (runs/), keep the environment
 	rm -rf runs .snakemake

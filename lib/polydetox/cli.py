@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from polydetox import __version__, paths
 from polydetox.errors import UserError
@@ -101,17 +102,22 @@ def _parser() -> argparse.ArgumentParser:
     opening.add_argument("--no-start", action="store_true", help="write the notebook, and do not start Jupyter")
     opening.set_defaults(function=_open)
 
-    execute = commands.add_parser("execute", help="execute one notebook (what the workflow calls)")
+    for command in (render, _add_execute(commands)):
+        command.add_argument("--log", type=Path, help="write what is printed to this file, and one line at the end")
+    return parser
+
+
+def _add_execute(commands: Any) -> argparse.ArgumentParser:
+    execute: argparse.ArgumentParser = commands.add_parser(
+        "execute", help="execute one notebook (what the workflow calls)"
+    )
     execute.add_argument("notebook", type=Path)
     execute.add_argument("output", type=Path)
     execute.add_argument("--profile", default="offline")
     execute.add_argument("--parameters", default="{}", help="a JSON object")
     execute.add_argument("--threads", type=int, default=1)
     execute.set_defaults(function=_execute)
-
-    for command in (render, execute):
-        command.add_argument("--log", type=Path, help="write what is printed to this file, and one line at the end")
-    return parser
+    return execute
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> int:
@@ -311,5 +317,5 @@ def _supervise(command: list[str], environment: dict[str, str]) -> int:
         process.wait()  # the terminal has sent it the same signal
         raise
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -6,22 +6,20 @@ wins: the notebook's default, model file, profile, variant.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
-from collections.abc import Hashable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES
-from polydetox.parameters import Dtype, PromptSource, Strict, declaration, explain, problem
+from polydetox.parameters import Dtype, PromptSource, Strict, declaration, problem
+from polydetox.yaml_files import check_name, load_checked
 
 Section = dict[str, Any]
 
@@ -363,60 +361,6 @@ class Profile(StageSettings):
 # `base` is the untuned model, `published` a tuned checkpoint of the model file, the rest are folder names.
 RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint", "control")
 
-_Checked = TypeVar("_Checked", bound=Strict)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice; PyYAML itself silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, whose keys may be given again
-                continue
-            key = self.construct_object(key_node, deep=deep)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file; what is wrong with it is a ``UserError`` that names file and line."""
-    try:
-        status = path.stat()
-        # The workflow asks for the same model file thousands of times; a parse takes milliseconds, a copy nothing.
-        return copy.deepcopy(_parsed(path.resolve(), status.st_mtime_ns, status.st_size))
-    except FileNotFoundError:
-        raise UserError(f"{paths.relative(path)}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{paths.relative(path)}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{paths.relative(path)}{line}: not valid YAML: {problem}") from None
-
-
-@lru_cache(maxsize=256)
-def _parsed(path: Path, modified: int, size: int) -> Any:
-    """The content of a file as it is at this time and size."""
-    return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
-
-
-def load_checked(kind: type[_Checked], path: Path, named: str) -> _Checked:
-    """Read a YAML file into a checked class with the key ``name``; a mistake is a ``UserError`` naming the file."""
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{paths.relative(path)}: expected keys and values, see the other files in its folder")
-    content = {"name": named, **content}
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise explain(error, paths.relative(path)) from None
-
 
 def model_names() -> list[str]:
     """The models that have a file."""
@@ -428,20 +372,11 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in paths.profile_files().glob("*.yaml"))
 
 
-def _check_name(kind: str, name: str, path: Path) -> None:
-    """Refuse a name that could not stand in every path, address and shell line."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(
-            f"{paths.relative(path)}: the name of a {kind} has letters, digits, '_', '-' and '.' only, and begins with "
-            "none of the last two; rename the file"
-        )
-
-
 def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
     path = paths.model_files() / f"{model}.yaml"
     if path.is_file():
-        _check_name("model", model, path)
+        check_name("model", model, path)
         return load_checked(ModelFile, path, model)
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -465,7 +400,7 @@ def load_profile(profile: str) -> Profile:
     if not path.is_file():
         raise UserError(f"profile {profile!r}: no such file params/profiles/{profile}.yaml"
                         f"{nearest(profile, profile_names())}")  # fmt: skip
-    _check_name("profile", profile, path)
+    check_name("profile", profile, path)
     loaded = load_checked(Profile, path, profile)
     for model in loaded.models:
         try:

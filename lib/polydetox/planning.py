@@ -16,7 +16,8 @@ from polydetox import paths
 from polydetox.benchmarks.tasks import local_tasks
 from polydetox.errors import UserError
 from polydetox.parameters import declaration
-from polydetox.params import load_model, read_yaml
+from polydetox.params import load_model
+from polydetox.yaml_files import read_yaml
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +92,15 @@ class _Names(dict[str, Any]):
 
     def _of(self, *names: str | None) -> float:
         """Parameters of scorers and judges together; a judge in a folder of the run is the job's own model."""
-        sizes = {None: 0.0, "": 0.0, **self._rates["parameters"]}
-        for name in set(names) - set(sizes):
+        sizes: dict[str | None, float] = {None: 0.0, "": 0.0, **self._rates["parameters"]}
+        for name in {name for name in names if name} - set(sizes):
             sizes[name] = self["size"] if name.startswith(paths.relative(paths.runs())) else model_parameters(name)
         return sum(sizes[name] for name in names)
 
     def _answers(self, suites: Mapping[str, Mapping[str, Any]]) -> float:
         """Answers of multiple-choice questions, each as often as a text is read for it."""
         whole = dict.fromkeys(local_tasks(), self._rates["own_answers"])
-        asked = [(task, {"limit": None, "shots": 0} | suite) for suite in suites.values() for task in suite["tasks"]]
+        asked = [(task, {"limit": None, "shots": 0, **suite}) for suite in suites.values() for task in suite["tasks"]]
         counts = (
             (4 * (one["limit"] or 0) or whole.get(task, self["task_answers"]), one["shots"]) for task, one in asked
         )

@@ -135,8 +135,8 @@ def _job_checks(run: Run, job: Job) -> Iterator[partial[Any]]:
     if "suites" in settings:
         yield partial(_check_suites, settings["suites"], f"{where}: suites")
     if "sentences" in settings and "folder" in settings:
-        asked = settings["sentences"], settings["languages"], settings["folder"], settings["limit"]
-        yield partial(_check_sentences, run.profile.name, *asked)
+        given = [settings[name] for name in ("sentences", "languages", "folder", "limit")]
+        yield partial(_check_sentences, run.profile.name, *given)
     if job.stage == "intervene":
         yield partial(neutral_prompts)
     if settings.get("source") == "toxigen-wikitext":

@@ -13,7 +13,7 @@ LIBRARY = Path(polydetox.__file__).parent
 
 # From the ground up; of each floor the packages and the modules at the root.
 FLOORS = {
-    "core": "errors languages paths artifacts parameters params locks notebook home quarto",
+    "core": "errors languages paths artifacts parameters yaml_files params locks notebook home quarto",
     "data and models": "data models",
     "measuring": "generation scoring stats metrics",
     "results": "results",
@@ -38,6 +38,10 @@ BETWEEN_CHAPTERS = {
     ("synthetic.study", "preference.dpo"),
     ("synthetic.study", "transfer.accuracy"),
 }
+
+
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 450, 60
+LONG_FUNCTIONS = {"preference.dpo: make_trainer"}
 
 
 def modules() -> dict[str, Path]:
@@ -103,6 +107,19 @@ def test_what_two_chapters_need_is_one_floor_down():
         if part(module) != part(target) and {part(module), part(target)} <= set(CHAPTERS)
     }
     assert between == BETWEEN_CHAPTERS
+
+
+def test_no_file_and_no_function_is_long():
+    trees = {module: (text := file.read_text("utf-8"), ast.parse(text)) for module, file in modules().items()}
+    assert not [module for module, (text, _) in trees.items() if len(text.splitlines()) > LINES_OF_A_FILE]
+    long = {
+        f"{module}: {node.name}"
+        for module, (_, tree) in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= LINES_OF_A_FUNCTION
+    }
+    assert long == LONG_FUNCTIONS
 
 
 def test_no_modules_import_one_another_in_a_circle():

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from polydetox import params, preflight
+from polydetox import params, preflight, yaml_files
 from polydetox.errors import UserError, nearest
 from polydetox.notebook import begin
 from polydetox.parameters import declaration, notebook_file, parameters_cell
@@ -323,7 +323,7 @@ def test_yaml_syntax_and_double_keys_name_the_line(checkout):
     with pytest.raises(UserError, match=r"tiny.yaml:2: .*'title' is given twice"):
         params.load_profile("tiny")
     file.write_text("a: &a {title: x}\nb: {<<: *a, title: y}\n")
-    assert params.read_yaml(file)["b"] == {"title": "y"}, "what an anchor brings may be given again"
+    assert yaml_files.read_yaml(file)["b"] == {"title": "y"}, "what an anchor brings may be given again"
     file.write_text("title: [a\nmodels: b\n")
     with pytest.raises(UserError, match=r"tiny.yaml:\d+: not valid YAML"):
         params.load_profile("tiny")

@@ -16,7 +16,8 @@ from polydetox.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
 from polydetox.preference import ablation_tables, ablations
 from polydetox.preference.ablations import COLUMNS, MEAN
-from polydetox.results.collect import Results, comparisons
+from polydetox.results.collect import Results
+from polydetox.results.stages import comparisons
 
 VARIANTS = {
     "dpo": {"pairs": "on-policy"},

@@ -15,7 +15,8 @@ from polydetox import paths
 from polydetox.errors import UserError
 from polydetox.params import load_profile
 from polydetox.report import appendices
-from polydetox.results.collect import Results, StageRun
+from polydetox.results.collect import Results
+from polydetox.results.stages import StageRun
 
 LIST = "# Notebooks {.unnumbered}\n\nAll of them.\n\n::: {#runs}\n:::\n"
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from recorded import recorded
 
 from polydetox.metrics.evaluate import prompt_values
-from polydetox.results import collect
-from polydetox.results.collect import example_rows, paper_model
+from polydetox.results import stages
+from polydetox.results.collect import example_rows
+from polydetox.results.published import paper_model
 from polydetox.stats.paired import (
     Side,
     compare_prompts,
@@ -173,11 +174,11 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     assert recorded("tiny").left_out() == {"blank": 2, "repeated": 0, "skipped": 0, "rejected": 1}, "once"
     # Every method of attribute control continues the same prompts, and every way of training reads the same comments.
     reads = [
-        collect._read_by(collect.StageRun("constrained_decode", Path("anywhere"), "tiny", kind=method))
+        stages.read_by(stages.StageRun("constrained_decode", Path("anywhere"), "tiny", kind=method))
         for method in ("base", "plain")
     ]
-    assert set(reads) == {collect._read_by(collect.StageRun("generate", Path("anywhere"), "tiny", "dpo"))}
+    assert set(reads) == {stages.read_by(stages.StageRun("generate", Path("anywhere"), "tiny", "dpo"))}
     comments = [
-        collect.StageRun("jigsaw_classify", Path("anywhere"), "tiny", kind=kind) for kind in ("untouched", "sft-lm")
+        stages.StageRun("jigsaw_classify", Path("anywhere"), "tiny", kind=kind) for kind in ("untouched", "sft-lm")
     ]
-    assert len({collect._read_by(run) for run in comments}) == 1
+    assert len({stages.read_by(run) for run in comments}) == 1

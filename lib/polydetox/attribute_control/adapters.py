@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polydetox.parameters import Settings
 
@@ -17,5 +17,6 @@ def adapter_options(model: PreTrainedModel, settings: Settings, task: str = "CAU
 
     from polydetox.preference.dpo import linear_layers
 
+    backbone: Any = model.base_model
     return LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, task_type=task,
-                      target_modules=linear_layers(model.base_model, embeddings=False))  # fmt: skip
+                      target_modules=linear_layers(backbone, embeddings=False))  # fmt: skip

@@ -51,7 +51,7 @@ def toxicity_by_language(
     scores: pd.DataFrame, threshold: float, *, samples: int, confidence: float, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Each measure of each language with its bootstrap interval over prompts."""
-    options = {"samples": samples, "confidence": confidence, "seed": seed}
+    options: dict[str, Any] = {"samples": samples, "confidence": confidence, "seed": seed}
     return {
         str(language): {
             "prompts": rows["prompt_id"].nunique(),
@@ -73,7 +73,7 @@ def form_by_language(scores: pd.DataFrame, *, samples: int, confidence: float, s
     the share of continuations in the prompt's language, of those whose language can be told, and ``repeated`` the mean
     share of a continuation's words that repeat an earlier one.
     """
-    options = {"samples": samples, "confidence": confidence, "seed": seed}
+    options: dict[str, Any] = {"samples": samples, "confidence": confidence, "seed": seed}
     found = {}
     for language, rows in scores.groupby("language", sort=False):
         found[str(language)] = {
@@ -113,7 +113,7 @@ def corpus_losses(
 
     rows = encode(tokenizer, list(corpus["prompt"]), list(corpus["text"]), [0.0] * len(corpus), max_length)
     rows.sort(key=lambda row: len(row.ids))  # so that little is padded
-    found = []
+    found: list[tuple[int, float, int]] = []  # row, negative log-likelihood and tokens
     with torch.inference_mode():
         for begin in tqdm(range(0, len(rows), batch_size), desc="held-out text", unit="batch"):
             batch = rows[begin : begin + batch_size]

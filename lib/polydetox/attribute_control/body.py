@@ -35,7 +35,7 @@ class Body(torch.nn.Module):
     def __init__(self, weights: Path, settings: Settings, dtype: str, adapter: Path | None = None):
         super().__init__()
         self.adapted = settings.body == "lora"
-        model = load_causal_lm(weights, torch.float32 if self.adapted else inference_dtype(dtype))
+        model: Any = load_causal_lm(weights, torch.float32 if self.adapted else inference_dtype(dtype))
         self.embedding = model.get_output_embeddings().weight
         if self.adapted:
             from peft import PeftModel, get_peft_model
@@ -46,7 +46,7 @@ class Body(torch.nn.Module):
                 model = get_peft_model(model, adapter_options(model, settings))
         else:
             model.requires_grad_(False)
-        self.model = model
+        self.model: Any = model
 
     def hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
         """The last hidden state (rows, tokens, hidden)."""
@@ -66,10 +66,10 @@ class Features:
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[Row], padding: int, batch_size: int,
                  file: Path | None = None):  # fmt: skip
+        self._states: dict[int, torch.Tensor] = {}
         if file and file.is_file():
             self._states = {int(name): state for name, state in load_file(file).items()}
             return
-        self._states: dict[int, torch.Tensor] = {}
         ordered = sorted(rows, key=lambda row: len(row.ids))
         with torch.no_grad():
             for first in range(0, len(ordered), batch_size):

@@ -45,6 +45,7 @@ class NadoHead(torch.nn.Module):
         self.kind = kind
         # Typical length of an output embedding, by which a tied head's vectors are made of unit length: families differ
         # in it, and a step of training changes a logit in proportion to it.
+        self.scale: torch.Tensor
         self.register_buffer("scale", torch.ones(()))
         self.prefix = torch.nn.Linear(hidden, 1)
         self.token_bias = torch.nn.Parameter(torch.zeros(vocabulary))
@@ -115,7 +116,8 @@ class NadoHead(torch.nn.Module):
 
 def make_head(model: PreTrainedModel, kind: str, rank: int) -> NadoHead:
     """An untrained head for the last hidden state of a causal language model."""
-    weight = model.get_output_embeddings().weight.detach()
+    output: Any = model.get_output_embeddings()
+    weight = output.weight.detach()
     head = NadoHead(kind, model.config.get_text_config().hidden_size, weight.shape[0], rank, weight.shape[1])
     if kind == "tied":
         head.scale.copy_(weight.float().square().sum(dim=-1).mean().sqrt())
@@ -128,7 +130,7 @@ class NadoConfig(PreTrainedConfig):
     model_type = "polydetox_nado"
 
     def __init__(
-        self, language_model: dict | None = None, head: dict | None = None, alpha: float = 1.0,
+        self, language_model: dict[str, Any] | None = None, head: dict[str, Any] | None = None, alpha: float = 1.0,
         separate_body: bool = False, **named: Any,
     ):  # fmt: skip
         self.language_model = language_model or {}
@@ -162,7 +164,7 @@ class _TwoCaches(DynamicCache):
         super().batch_select_indices(indices)
         self.body.batch_select_indices(indices)
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         self.body.reorder_cache(beam_idx)
 
@@ -248,7 +250,8 @@ class NadoForCausalLM(PreTrainedModel, GenerationMixin):
             hidden = self.body(**inputs, past_key_values=cache).last_hidden_state
         hidden = hidden[:, -output.logits.shape[1] :]
         head_logits = self.head(hidden, self.get_output_embeddings().weight)
-        log_q = target_log_probabilities(output.logits.float().log_softmax(-1), head_logits.float(), self.config.alpha)
+        log_p = output.logits.float().log_softmax(-1)
+        log_q: Any = target_log_probabilities(log_p, head_logits.float(), self.config.alpha)
         loss = self.loss_function(log_q, labels, log_q.shape[-1]) if labels is not None else None
         return CausalLMOutputWithPast(loss=loss, logits=log_q, past_key_values=getattr(output, "past_key_values", None))
 

@@ -23,7 +23,8 @@ from polydetox.metrics.evaluate import mean_by_prompt
 from polydetox.metrics.language import language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods, load_model
-from polydetox.results.collect import ENGLISH, Results, paper_table
+from polydetox.results.collect import ENGLISH, Results
+from polydetox.results.published import paper_table
 from polydetox.stats.bootstrap import percentile_interval
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 

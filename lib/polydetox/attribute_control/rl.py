@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,6 +16,9 @@ from polydetox.attribute_control.rows import encode
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device, use_threads
 from polydetox.parameters import Settings
 from polydetox.preference.dpo import _last_checkpoint, mixed_precision
+
+if TYPE_CHECKING:
+    from trl import RLOOConfig
 
 
 def train_rl(settings: Settings, weights: Path, state: Path) -> None:
@@ -30,7 +33,7 @@ def train_rl(settings: Settings, weights: Path, state: Path) -> None:
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
-    from trl import RLOOConfig, RLOOTrainer
+    from trl import RLOOTrainer
 
     use_threads()
     set_seed(settings.seed)
@@ -45,25 +48,15 @@ def train_rl(settings: Settings, weights: Path, state: Path) -> None:
         )
     oracle = Oracle.of(settings)
 
-    def reward(completions: list[str], **_: Any) -> list[float]:
+    def reward(completions: list[str], **_: Any) -> list[float | None]:
         satisfied = oracle.satisfied(oracle.toxicity(completions))
         return [0.0 if value != value else float(value) for value in satisfied]  # NaN: nothing to judge
 
     prompts = list(dict.fromkeys(corpus.loc[corpus["split"] == "train", "prompt"]))
-    on_cpu = device().type == "cpu"
-    arguments = RLOOConfig(
-        output_dir=str(folder / "checkpoints"), max_steps=settings.rl_steps, learning_rate=settings.rl_learning_rate,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=min(settings.warmup_steps, settings.rl_steps),
-        beta=settings.rl_beta, num_generations=settings.rl_generations,
-        per_device_train_batch_size=min(settings.rl_prompts, len(prompts)) * settings.rl_generations,
-        max_completion_length=settings.max_new_tokens, max_grad_norm=settings.max_grad_norm, temperature=1.0, top_p=1.0,
-        logging_steps=1, save_strategy="steps", save_steps=max(1, settings.rl_steps // settings.iterations),
-        save_total_limit=1, seed=settings.seed, data_seed=settings.seed, use_cpu=on_cpu, bf16=mixed_precision(),
-        gradient_checkpointing=not on_cpu, dataloader_pin_memory=not on_cpu, disable_tqdm=True, report_to="none",
-    )  # fmt: skip
+    arguments = _arguments(settings, len(prompts), folder)
     # With an adapter the untuned model, from which the KL is taken, is the same one without it.
     adapter = adapter_options(model, settings) if settings.tuning == "lora" else None
-    trainer = RLOOTrainer(model=model, reward_funcs=reward, args=on_one_device(arguments), processing_class=tokenizer,
+    trainer = RLOOTrainer(model=model, reward_funcs=reward, args=arguments, processing_class=tokenizer,
                           train_dataset=Dataset.from_dict({"prompt": prompts}), peft_config=adapter)  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
@@ -82,3 +75,20 @@ def train_rl(settings: Settings, weights: Path, state: Path) -> None:
         "steps": trainer.state.global_step, "rejected": 1.0 - float(quarter.mean()), **figures,
         "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu,
     })  # fmt: skip
+
+
+def _arguments(settings: Settings, prompts: int, folder: Path) -> RLOOConfig:
+    """TRL's options, for a corpus of so many prompts."""
+    from trl import RLOOConfig
+
+    on_cpu = device().type == "cpu"
+    return on_one_device(RLOOConfig(
+        output_dir=str(folder / "checkpoints"), max_steps=settings.rl_steps, learning_rate=settings.rl_learning_rate,
+        lr_scheduler_type="constant_with_warmup", warmup_steps=min(settings.warmup_steps, settings.rl_steps),
+        beta=settings.rl_beta, num_generations=settings.rl_generations,
+        per_device_train_batch_size=min(settings.rl_prompts, prompts) * settings.rl_generations,
+        max_completion_length=settings.max_new_tokens, max_grad_norm=settings.max_grad_norm, temperature=1.0, top_p=1.0,
+        logging_steps=1, save_strategy="steps", save_steps=max(1, settings.rl_steps // settings.iterations),
+        save_total_limit=1, seed=settings.seed, data_seed=settings.seed, use_cpu=on_cpu, bf16=mixed_precision(),
+        gradient_checkpointing=not on_cpu, dataloader_pin_memory=not on_cpu, disable_tqdm=True, report_to="none",
+    ))  # fmt: skip

@@ -10,7 +10,8 @@ import pandas as pd
 from polydetox.attribute_control.results import PAPER, Control, plain_method, seconds
 from polydetox.benchmarks.tables import percent, suite_title
 from polydetox.languages import LANGUAGES
-from polydetox.results.collect import ENGLISH, paper_table
+from polydetox.results.collect import ENGLISH
+from polydetox.results.published import paper_table
 from polydetox.results.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -80,9 +81,9 @@ def main_table(control: Control) -> PaperTable:
     groups = []
     for model, title in control.models.items():
         paper = control.of_paper(model, "regularised_finetuning")
-        told = {name: [f"{PAPER}: {PAPER_METHODS[str(name)]}", *_paper_cells(control, row)]
+        told: dict[Any, list[Cell | str]] = {name: [f"{PAPER}: {PAPER_METHODS[str(name)]}", *_paper_cells(control, row)]
                 for name, row in paper.iterrows()}  # fmt: skip
-        lines = []
+        lines: list[list[Cell | str]] = []
         for method in control.methods:
             lines.append(_main_line(control, model, method))
             if (name := control.paper_method(method)) in told:

@@ -44,13 +44,13 @@ class _Bar(TrainerCallback):
     def __init__(self, title: str):
         self._title = title
 
-    def on_train_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(total=state.max_steps, desc=self._title, unit="step")
 
-    def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update()
 
-    def on_train_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()
 
 
@@ -66,7 +66,8 @@ class _RowTrainer(Trainer):
         self._parts: dict[str, list[float]] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        return torch.utils.data.SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return torch.utils.data.SequentialSampler(rows)
 
     def _note(self, **parts: torch.Tensor) -> None:
         for name, value in parts.items():
@@ -116,7 +117,9 @@ class RegularisedTrainer(_RowTrainer):
         super().__init__(**named)
         self._regulariser = regulariser
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         positions = learnt(inputs)
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         log_p = output.logits[:, :-1][positions].float().log_softmax(dim=-1)  # (positions, vocabulary)
@@ -147,21 +150,22 @@ def train_model(
     folder: Path,
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Train a model on batches of rows in their order; returns it, an adapter merged, and the log of its steps."""
+    tuned: Any = model
     if settings.tuning == "lora":
         from peft import get_peft_model
 
-        model = get_peft_model(model, adapter_options(model, settings))
+        tuned = get_peft_model(model, adapter_options(model, settings))
     arguments = _arguments(
         folder, settings.seed, learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
         per_device_train_batch_size=min(settings.batch_size, len(rows)), num_train_epochs=1,
     )  # fmt: skip
-    trainer = RegularisedTrainer(regulariser=regulariser, model=model, rows=rows, padding=padding, arguments=arguments)
+    trainer = RegularisedTrainer(regulariser=regulariser, model=tuned, rows=rows, padding=padding, arguments=arguments)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "next_token" in entry]
     if settings.tuning == "lora":
-        model = model.merge_and_unload()
-    return model.eval(), log
+        tuned = tuned.merge_and_unload()
+    return tuned.eval(), log
 
 
 @torch.inference_mode()
@@ -214,7 +218,9 @@ class HeadTrainer(_RowTrainer):
         super().__init__(model=_HeadOnBody(head, body), **named)
         self._body, self._features, self._sampler, self._settings = body, features, sampler, settings
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         head, embedding = model.head, self._body.embedding
         positions = learnt(inputs)
         states = self._features.of(inputs) if self._features else self._body.hidden(inputs)
@@ -283,8 +289,9 @@ def train_head(
     size = min(settings.head_batch_size, len(rows))
     features = None if body.adapted else Features(body.model, everything, padding, settings.head_batch_size)
     # In the first iteration the untuned model, which is the head's body, is also what was sampled.
-    shared = features is not None and sampler is body.model
-    drawn_from = features if shared else Features(sampler, everything, padding, settings.head_batch_size)
+    drawn_from = features if sampler is body.model else None
+    if drawn_from is None:
+        drawn_from = Features(sampler, everything, padding, settings.head_batch_size)
     next_token = NextToken(sampler, drawn_from, everything[0], padding)
     arguments = _arguments(
         folder, settings.seed, learning_rate=settings.head_learning_rate, weight_decay=settings.head_weight_decay,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pandas as pd
 from polydetox.artifacts import read_parquet
 from polydetox.benchmarks.harness import ITEM_COLUMNS, accuracies, accuracy_change
 from polydetox.languages import LANGUAGES
-from polydetox.results.collect import Results, paper_table
+from polydetox.results.collect import Results
+from polydetox.results.published import paper_table
 from polydetox.results.tables import NOT_RUN, Cell, Group, PaperTable, number
 
 PAPER = "Li, Yong and Bach (2024)"
@@ -33,7 +35,7 @@ def suite_title(suite: str) -> str:
     return SUITE_TITLES.get(suite, suite)
 
 
-def percent(row: dict[str, float] | None) -> Cell:
+def percent(row: Mapping[str, Any] | None) -> Cell:
     """An accuracy in percent with its interval; ``not run`` where there is none."""
     if row is None:
         return Cell(NOT_RUN)
@@ -67,7 +69,7 @@ def changes(results: Results) -> pd.DataFrame:
     language ``mean`` stands for the mean over a suite's tasks. What was not run is NaN.
     """
     rows = []
-    options = {"samples": results.samples, "confidence": results.confidence, "seed": results.seed}
+    options: dict[str, Any] = {"samples": results.samples, "confidence": results.confidence, "seed": results.seed}
     for comparison in results.comparisons:
         sides = [
             read_parquet(folder / "items.parquet", ITEM_COLUMNS) if folder else None

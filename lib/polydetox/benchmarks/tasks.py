@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from pydantic import Field, ValidationError, field_validator
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.languages import LANGUAGES
-from polydetox.parameters import Strict, declaration, explain
-from polydetox.params import read_yaml
+from polydetox.parameters import Strict, checked, explain
+from polydetox.yaml_files import read_yaml
 
 # Multilingual families of the harness, whose task names end in a language.
 _HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")
@@ -96,7 +97,7 @@ def read_questions(file: Path, language: str | None = None) -> list[dict[str, An
 def _problem(row: Any) -> str | None:
     if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
         return "'question' must be a text"
-    choices = row.get("choices")
+    choices: Any = row.get("choices")
     texts = isinstance(choices, list) and all(isinstance(choice, str) and choice.strip() for choice in choices)
     if not texts or len(set(choices)) != len(choices) or len(choices) < 2:
         return "'choices' must list two or more different texts"
@@ -149,13 +150,13 @@ def _datasets(splits: dict[str, list[dict[str, Any]]], **_: Any) -> Any:
 # The papers' tasks, which need no look through thousands of files.
 _PAPERS = frozenset(
     task
-    for stage in (declaration("capability")(), declaration("attribute_eval")())
-    for suite in stage.suites.values()
+    for stage in ("capability", "attribute_eval")
+    for suite in checked(stage).suites.values()
     for task in suite.tasks
 )
 
 
-def check_suites(suites: dict[str, Any], where: str) -> None:
+def check_suites(suites: Mapping[str, Any], where: str) -> None:
     """Refuse a task that neither this project nor the harness has, and examples that a task has not.
 
     ``suites`` are checked ``params.Suite`` or their plain values. The harness is asked only where a name is not ours,

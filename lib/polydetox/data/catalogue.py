@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from polydetox import paths
 from polydetox.errors import UserError, nearest
 from polydetox.parameters import Strict, explain
-from polydetox.params import read_yaml
+from polydetox.yaml_files import read_yaml
 
 RECORD = "fetched.json"  # what came, with its sha256: written last, so that its presence means that all is there
 

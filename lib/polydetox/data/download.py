@@ -39,6 +39,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
                            downloader=_Resumed(target, sha256 is not None))  # fmt: skip
             return
         except requests.HTTPError as error:
+            assert error.response is not None
             status = error.response.status_code
             reason = f"the server says {status}"
             if status < 500 and status not in (408, 416, 429):  # 416: what was kept is another file's, and gone now
@@ -147,7 +148,8 @@ def hub_errors(repository: str, kind: str, instead: str, *, upload: bool = False
         hidden = "HF_TOKEN may not write there" if upload else "it is private and HF_TOKEN is not set"
         raise UserError(f"{repository}: no such repository on the Hub, or {hidden}") from None
     except (HTTPError, OSError) as error:  # of the network, of the Hub, or of its cache
-        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        refused = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if isinstance(error, OSError) and refused and error.filename:
             raise UserError(
                 f"{repository}: {error.filename} cannot be written to ({error.strerror}); set HF_HOME to another folder"
             ) from None

@@ -36,7 +36,9 @@ def fetch(name: str, given: Path | None = None) -> Path:
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     known = read_json(record) if record.is_file() else {"sha256": {}}
     try:
-        revision = _take(entry, given, place / "downloads") if given else _download(entry, place / "downloads", known)
+        if given:
+            _take(entry, given, place / "downloads")
+        revision = None if given else _download(entry, place / "downloads", known)
     except UserError as error:
         own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
         raise UserError(f"{error}. What you have already: {own}") from None
@@ -83,9 +85,9 @@ def _take(entry: Source, given: Path, folder: Path) -> None:
     if not given.exists():
         raise UserError(f"{given}: no such file or folder")
     with atomic_folder(folder) as temporary:
-        for file in [given.name] if given.is_file() else _files_below(given):
-            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(given if given.is_file() else given / file, temporary / file)
+        for name in [given.name] if given.is_file() else _files_below(given):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(given if given.is_file() else given / name, temporary / name)
         for file in entry.files:
             if file.sha256 and (temporary / file.name).is_file() and file_sha256(temporary / file.name) != file.sha256:
                 raise UserError(f"{given}: {file.name} has another sha256 than params/data.yaml says")

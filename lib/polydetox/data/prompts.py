@@ -17,7 +17,7 @@ from polydetox.data.schemas import SCHEMAS
 from polydetox.errors import DataNotFound, UserError
 from polydetox.languages import LANGUAGES, check_language, rtp_lx_locales
 from polydetox.parameters import PROMPT_SOURCES
-from polydetox.params import read_yaml
+from polydetox.yaml_files import read_yaml
 
 
 def load_prompts(

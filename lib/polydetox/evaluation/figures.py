@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from polydetox.results.collect import METRICS, Comparison, Results
+from polydetox.results.collect import METRICS, Results
 from polydetox.results.figures import INK, MUTED, SIDES, WIDTH, legend, panels, points, use_theme, x_label
+from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_MEASURED, NOT_RUN
 
 if TYPE_CHECKING:

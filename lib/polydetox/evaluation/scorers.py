@@ -15,7 +15,8 @@ import pandas as pd
 from polydetox.artifacts import read_json, read_parquet
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.results.collect import Comparison, Results
+from polydetox.results.collect import Results
+from polydetox.results.stages import Comparison
 from polydetox.results.tables import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -176,7 +177,7 @@ def agreement_by_language_table(results: Results) -> PaperTable:
                 for language in results.profile.languages
             ]
             groups.append(Group(f"{comparison.title}: {names[0]} and {other}", lines))
-    empty = [["", *[number(None, 2)] * (len(columns) - 1)]]
+    empty: list[list[Cell | str]] = [["", *[number(None, 2)] * (len(columns) - 1)]]
     return PaperTable(columns, groups or [Group(None, empty)], spans)
 
 

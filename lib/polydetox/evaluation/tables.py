@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from polydetox.languages import LANGUAGES
-from polydetox.results.collect import (
-    ENGLISH,
-    METRICS,
-    PAPER,
-    Comparison,
-    Results,
-    paper_model,
-    paper_models,
-)
+from polydetox.results.collect import ENGLISH, METRICS, Results
+from polydetox.results.published import PAPER, paper_model, paper_models
+from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
 if TYPE_CHECKING:
@@ -84,7 +78,7 @@ def transfer_table(results: Results) -> PaperTable:
     groups = []
     for comparison in results.comparisons:
         mine = results.means[results.means["comparison"] == comparison.name]
-        lines = []
+        lines: list[list[Cell | str]] = []
         for scope, said in (("english", "English"), ("others", "other languages")):
             rows = mine[mine["scope"] == scope].set_index("metric")
             lines.append([said, *_triples(rows, ["emt", "toxprob"])])

@@ -49,10 +49,12 @@ class SharedPrompts(Cache):
         super().__init__(layers=prompt.layers)
         self.n = n
         # bfloat16 pays for weights; on a CPU these small products are faster, and more exact, in float32.
-        dtype = torch.float32 if mask.device.type == "cpu" else prompt.layers[0].keys.dtype
-        self._prompt_keys = [layer.keys.to(dtype) for layer in prompt.layers]  # (prompts, key heads, tokens, size)
-        self._prompt_values = [layer.values.to(dtype) for layer in prompt.layers]
-        self.prompts, self._heads, self.prompt_tokens, self._size = self._prompt_keys[0].shape
+        layers: list[Any] = prompt.layers  # that of a linear attention has no keys, and is not supported here
+        dtype = torch.float32 if mask.device.type == "cpu" else layers[0].keys.dtype
+        # (prompts, key heads, tokens, size)
+        self._prompt_keys: list[torch.Tensor] = [layer.keys.to(dtype) for layer in layers]
+        self._prompt_values: list[torch.Tensor] = [layer.values.to(dtype) for layer in layers]
+        self.prompts, self._heads, self.prompt_tokens, self._size = map(int, self._prompt_keys[0].shape)
         room = (self.prompts * n, self._heads, steps, self._size)
         self._keys = [torch.empty(room, dtype=dtype, device=mask.device) for _ in prompt.layers]
         self._values = [torch.empty(room, dtype=dtype, device=mask.device) for _ in prompt.layers]
@@ -131,7 +133,7 @@ class SharedPrompts(Cache):
 
 
 def _attention(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -185,8 +187,9 @@ def prepare(model: PreTrainedModel) -> None:
 
     for module in model.modules():
         if isinstance(module, BloomAttention):
-            module.alibi_slopes = alibi_slopes(module.num_heads).to(model.device)
-            module.forward = types.MethodType(_bloom_attention, module)
+            attention: Any = module
+            attention.alibi_slopes = alibi_slopes(module.num_heads).to(model.device)
+            attention.forward = types.MethodType(_bloom_attention, module)
 
 
 @contextmanager
@@ -198,3 +201,50 @@ def shared_prompts(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+class DecodingShared:
+    """Decoding that keeps the cache of each prompt once, for the architectures that ``attention`` knows."""
+
+    def __init__(self, model: PreTrainedModel, cache: Any, mask: torch.Tensor, n: int, steps: int):
+        self._model = model
+        self._cache = SharedPrompts(cache, mask, n, steps)
+        self._positions = self._cache.lengths.repeat_interleave(n)
+        # BLOOM's attention is told of the cache by itself, and takes no positions.
+        self._bloom = model.config.model_type == "bloom"
+
+    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
+        self._cache.slots = slots
+        self._positions = self._positions[going]
+
+    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
+        extra: dict[str, Any] = {}
+        if not self._bloom:
+            extra = {"position_ids": self._positions.unsqueeze(-1), "shared_prompts": self._cache}
+        with shared_prompts(self._model):
+            output = self._model(input_ids=token.unsqueeze(-1), attention_mask=token.new_ones(len(token), 1),
+                                 past_key_values=self._cache, use_cache=True, logits_to_keep=1, **extra)  # fmt: skip
+        self._cache.written += 1
+        self._positions = self._positions + 1
+        return output.logits[:, -1]
+
+
+class DecodingRepeated:
+    """Decoding with transformers' own attention, each prompt's cache repeated for its continuations."""
+
+    def __init__(self, forward: Any, cache: Any, mask: torch.Tensor, n: int):
+        self._forward = forward
+        self._cache = cache
+        self._cache.batch_repeat_interleave(n)
+        self._mask = mask.repeat_interleave(n, dim=0)
+
+    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
+        self._cache.batch_select_indices(going)
+        self._mask = self._mask[going]
+
+    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=-1)
+        logits, self._cache = self._forward(token.unsqueeze(-1), self._mask, self._cache)
+        return logits

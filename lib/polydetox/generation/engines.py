@@ -31,7 +31,9 @@ from polydetox.models.texts import context_length, context_length_of, encode_pro
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+    from polydetox.generation.attention import DecodingRepeated, DecodingShared
 
 COLUMNS = ["prompt_id", "prompt", "sample", "continuation", "tokens", "empty", "truncated"]
 
@@ -199,59 +201,8 @@ def continuation_text(tokenizer: PreTrainedTokenizerBase, prefix: list[int], tok
     bytes that the token limit cut in two is left out.
     """
     before = tokenizer.decode(prefix, skip_special_tokens=True)
-    after = tokenizer.decode([*prefix, *tokens], skip_special_tokens=True)
+    after = str(tokenizer.decode([*prefix, *tokens], skip_special_tokens=True))
     return after[len(before) :].rstrip("\ufffd")
-
-
-class _SharedPrompts:
-    """Decoding that keeps the cache of each prompt once, for the architectures that ``attention`` knows."""
-
-    def __init__(self, model: PreTrainedModel, cache: Any, mask: torch.Tensor, n: int, steps: int):
-        from polydetox.generation.attention import SharedPrompts
-
-        self._model = model
-        self._cache = SharedPrompts(cache, mask, n, steps)
-        self._positions = self._cache.lengths.repeat_interleave(n)
-        # BLOOM's attention is told of the cache by itself, and takes no positions.
-        self._bloom = model.config.model_type == "bloom"
-
-    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
-        self._cache.slots = slots
-        self._positions = self._positions[going]
-
-    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
-        from polydetox.generation.attention import shared_prompts
-
-        extra: dict[str, Any] = {}
-        if not self._bloom:
-            extra = {"position_ids": self._positions.unsqueeze(-1), "shared_prompts": self._cache}
-        with shared_prompts(self._model):
-            output = self._model(input_ids=token.unsqueeze(-1), attention_mask=token.new_ones(len(token), 1),
-                                 past_key_values=self._cache, use_cache=True, logits_to_keep=1, **extra)  # fmt: skip
-        self._cache.written += 1
-        self._positions = self._positions + 1
-        return output.logits[:, -1]
-
-
-class _RepeatedPrompts:
-    """Decoding with transformers' own attention, each prompt's cache repeated for its continuations."""
-
-    def __init__(self, forward: Any, cache: Any, mask: torch.Tensor, n: int):
-        self._forward = forward
-        self._cache = cache
-        self._cache.batch_repeat_interleave(n)
-        self._mask = mask.repeat_interleave(n, dim=0)
-
-    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
-        self._cache.batch_select_indices(going)
-        self._mask = self._mask[going]
-
-    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=-1)
-        logits, self._cache = self._forward(token.unsqueeze(-1), self._mask, self._cache)
-        return logits
 
 
 # Texts of different length, on which a way of decoding is tried.
@@ -289,7 +240,7 @@ class TransformersEngine:
         self.model.generation_config = GenerationConfig()  # what a checkpoint suggests (penalties ...) is not sampled
         # BLOOM derives positions from the attention mask and takes no position ids.
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
-        ways = {
+        ways: dict[str, Callable[..., torch.Tensor]] = {
             "in padded batches": self._together,
             "through generate": partial(self._alone, use_cache=True),
             "through generate without a cache": partial(self._alone, use_cache=False),
@@ -329,12 +280,12 @@ class TransformersEngine:
                             logits_to_keep=1, **extra)  # fmt: skip
         return output.logits[:, -1], output.past_key_values
 
-    def _decoder(self, cache: Any, mask: torch.Tensor, n: int, steps: int) -> _SharedPrompts | _RepeatedPrompts:
-        from polydetox.generation.attention import supports
+    def _decoder(self, cache: Any, mask: torch.Tensor, n: int, steps: int) -> DecodingShared | DecodingRepeated:
+        from polydetox.generation.attention import DecodingRepeated, DecodingShared, supports
 
         if supports(self.model, mask.shape[-1] + steps):
-            return _SharedPrompts(self.model, cache, mask, n, steps)
-        return _RepeatedPrompts(self._forward, cache, mask, n)
+            return DecodingShared(self.model, cache, mask, n, steps)
+        return DecodingRepeated(self._forward, cache, mask, n)
 
     def _together(self, rows: list[list[int]], n: int, steps: int, choose: Choose) -> torch.Tensor:
         """New tokens (rows * n, steps) of ``n`` continuations of each row; -1 after a stop token."""
@@ -375,11 +326,14 @@ class TransformersEngine:
             slots = (numbers.unsqueeze(-1) * n + torch.arange(n)).flatten().to(self.model.device)
             ids = torch.tensor([rows[number] for number in numbers], device=self.model.device).repeat_interleave(n, 0)
 
-            def only(written: torch.Tensor, logits: torch.Tensor, slots=slots, length=length) -> torch.Tensor:
+            def only(
+                written: torch.Tensor, logits: torch.Tensor, slots: torch.Tensor = slots, length: int = length
+            ) -> torch.Tensor:
                 chosen = choose(logits, slots, written.shape[1] - length).unsqueeze(-1)
                 return torch.full_like(logits, float("-inf")).scatter(-1, chosen, 0.0)
 
-            written = self.model.generate(
+            model: Any = self.model  # every causal one has `generate`, which their base class does not say
+            written = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False,
                 use_cache=use_cache, logits_processor=[only], eos_token_id=sorted(self._stop) or None,
                 pad_token_id=self.tokenizer.pad_token_id,

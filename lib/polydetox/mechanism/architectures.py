@@ -74,7 +74,9 @@ class MLPs:
         check_known(model.config)
         family = FAMILIES[str(model.config.model_type)]
         self.model = model
-        self.layers: list[torch.nn.Module] = list(model.get_submodule(family.layers))  # type: ignore[arg-type]
+        layers = model.get_submodule(family.layers)
+        assert isinstance(layers, torch.nn.ModuleList)
+        self.layers = list(layers)
         self._outputs = [layer.get_submodule(family.output) for layer in self.layers]
         self._after = [layer.get_submodule(family.after) if family.after else None for layer in self.layers]
         self.final_norm: torch.nn.Module = model.get_submodule(family.norm)
@@ -92,7 +94,7 @@ class MLPs:
 
     def matrix(self, layer: int) -> Float[torch.Tensor, "neurons hidden"]:
         """The value vectors as the MLP's last linear layer holds them, before any norm that follows."""
-        module = self._outputs[layer]
+        module: Any = self._outputs[layer]
         weight: Any = module.weight.detach()
         return weight if isinstance(module, Conv1D) else weight.T  # Conv1D keeps its weight as (in, out)
 
@@ -113,7 +115,7 @@ class MLPs:
         Their sum over neurons plus the bias's part is exactly what the layer's MLP adds. In float32, or in float64
         where the activations are.
         """
-        module = self._outputs[layer]
+        module: Any = self._outputs[layer]
         values = _wide(activations).unsqueeze(-1) * _wide(self.matrix(layer))
         bias = _wide(module.bias.detach()) if module.bias is not None else values.new_zeros(values.shape[-1])
         gain, norm = self._gain(layer), self._after[layer]

@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 
 from polydetox.languages import LANGUAGES
 from polydetox.mechanism.tables import GROUPS
-from polydetox.results.collect import paper_table
 from polydetox.results.figures import (
     AFTER,
     BEFORE,
@@ -27,6 +26,7 @@ from polydetox.results.figures import (
     use_theme,
     x_label,
 )
+from polydetox.results.published import paper_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

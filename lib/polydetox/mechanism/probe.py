@@ -107,8 +107,8 @@ def zero_shot_texts(settings: Settings, stage: Stage) -> pd.DataFrame:
     """
     tables = []
     columns = ["language", "prompt_id", "sample", "continuation", "toxicity"]
-    everything = read_parquet(stage.reads(settings.scores), columns) if settings.scores else None
-    for language in settings.languages if everything is not None else ():
+    everything = read_parquet(stage.reads(settings.scores), columns) if settings.scores else pd.DataFrame()
+    for language in settings.languages if settings.scores else ():
         scores = everything[everything["language"] == language]
         scores = scores[scores["continuation"].str.strip() != ""].dropna(subset=["toxicity"])
         chosen = scores.sort_values(["sample", "prompt_id"], kind="stable").head(settings.texts_per_language)
@@ -156,8 +156,8 @@ def train_probe(
     x = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     y = torch.from_numpy(labels.astype(np.float32))
     layer = torch.nn.Linear(x.shape[1], 1)
-    optimizer = torch.optim.Adam([{"params": [layer.weight], "weight_decay": weight_decay}, {"params": [layer.bias]}],
-                                 lr=learning_rate)  # fmt: skip
+    groups: list[dict[str, Any]] = [{"params": [layer.weight], "weight_decay": weight_decay}, {"params": [layer.bias]}]
+    optimizer = torch.optim.Adam(groups, lr=learning_rate)
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=order).split(batch_size):

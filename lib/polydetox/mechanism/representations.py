@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -69,7 +69,8 @@ def pooled(
     hooks = [module.register_forward_pre_hook(_keep(streams, number), with_kwargs=True)
              for number, module in enumerate(modules)]  # fmt: skip
     order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
-    result = np.empty((len(texts), len(modules), int(model.get_input_embeddings().weight.shape[1])), dtype=np.float32)
+    embedding: Any = model.get_input_embeddings()
+    result = np.empty((len(texts), len(modules), int(embedding.weight.shape[1])), dtype=np.float32)
     try:
         with torch.inference_mode():
             for start in tqdm(range(0, len(order), batch_size), desc="representations", unit="batch"):
@@ -88,8 +89,8 @@ def pooled(
     return result
 
 
-def _keep(streams: dict, number: int):  # type: ignore[no-untyped-def]
-    def hook(_module, inputs, named):  # type: ignore[no-untyped-def]
+def _keep(streams: dict[int, torch.Tensor], number: int) -> Callable[..., None]:
+    def hook(_module: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         streams[number] = inputs[0] if inputs else named["hidden_states"]
 
     return hook

@@ -14,7 +14,8 @@ import pandas as pd
 
 from polydetox.artifacts import read_json, read_parquet
 from polydetox.languages import LANGUAGES
-from polydetox.results.collect import PAPER, Results, paper_table
+from polydetox.results.collect import Results
+from polydetox.results.published import PAPER, paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
 from polydetox.stats.paired import Side, comparison_row, paired_means
 

@@ -54,7 +54,7 @@ def tokens_promoted_by(
     with torch.inference_mode():
         logits = mlps.before_unembedding(vectors) @ mlps.unembedding().T  # (neurons, vocabulary)
     best = logits.topk(min(count, logits.shape[-1]), dim=-1).indices
-    return [[tokenizer.decode([token]) for token in row] for row in best.tolist()]
+    return [[str(tokenizer.decode([token])) for token in row] for row in best.tolist()]
 
 
 def script(token: str) -> str | None:

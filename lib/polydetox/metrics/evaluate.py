@@ -61,7 +61,7 @@ def summarise(
     ``scores`` has the columns ``SCORE_COLUMNS``. Each metric is ``{"value", "low", "high"}``, all None where there
     is nothing to measure it on.
     """
-    options = {"samples": samples, "confidence": confidence, "seed": seed}
+    options: dict[str, Any] = {"samples": samples, "confidence": confidence, "seed": seed}
     values = prompt_values(scores, threshold, language)
     perplexities = list(values.pop("perplexity"))
     means = {name: bootstrap(series.dropna().to_numpy(dtype=float), **options) for name, series in values.items()}

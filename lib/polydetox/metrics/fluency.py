@@ -168,10 +168,10 @@ class Judge:
                     targets[row, : tasks[number][1] - 1] = -100
                 nll[chunk] = token_nll(logits[:, :-1], targets)[0].cpu().numpy()
         result = np.full(len(prompts), np.nan)
-        for position, (text, prompt) in enumerate(shares):
-            tokens = count[text] - (0 if prompt is None else count[prompt])
-            if tokens > 0:
-                result[position] = (nll[text] - (0.0 if prompt is None else nll[prompt])) / tokens
+        for position, (whole, opening) in enumerate(shares):
+            counted = count[whole] - (0 if opening is None else count[opening])
+            if counted > 0:
+                result[position] = (nll[whole] - (0.0 if opening is None else nll[opening])) / counted
         done(len(prompts))
         return result
 

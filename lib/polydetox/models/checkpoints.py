@@ -273,10 +273,11 @@ def load_causal_lm(weights: Path, dtype: torch.dtype, **options: Any) -> PreTrai
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_decoder(AutoConfig.from_pretrained(weights), weights)
-    model = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, **options)
     if "device_map" not in options:
         model = model.to(device())
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def use_threads() -> int:

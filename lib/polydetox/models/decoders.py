@@ -50,7 +50,7 @@ def listed_configuration(model: ModelFile) -> PreTrainedConfig | None:
         if not (Path(source) / "config.json").is_file():
             raise UserError(f"model {model.name!r}: path {source}: no config.json there, so it is not a checkpoint")
     try:
-        return AutoConfig.from_pretrained(source, **options)
+        return AutoConfig.from_pretrained(str(source), **options)
     except OSError:  # not in the cache, and no network, no such repository, or no access: the download says which
         return None
     except ValueError as error:

@@ -192,8 +192,9 @@ def trim_model(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     """Keep the given rows of the embedding and of the output layer, in place, and renumber the special tokens."""
     rows = torch.tensor(keep)
     new = {old: position for position, old in enumerate(keep)}
-    embedding = model.get_input_embeddings()
-    output = model.get_output_embeddings()
+    # Of a module's attributes torch only says that they are tensors or modules.
+    embedding: Any = model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
     tied = output is not None and output.weight is embedding.weight
     # Only the weight is replaced: some families scale their embedding in a class of their own.
     embedding.weight = torch.nn.Parameter(embedding.weight.detach()[rows].clone())  # (kept, d_model)

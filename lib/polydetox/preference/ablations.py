@@ -19,7 +19,8 @@ from polydetox.data.catalogue import sources
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.parameters import checked
 from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model
-from polydetox.results.collect import METRICS, Results, compared_variants, variant_title
+from polydetox.results.collect import METRICS, Results
+from polydetox.results.stages import compared_variants, variant_title
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 
 Kind = Literal["seed", "method", "learning-rate", "pairs"]

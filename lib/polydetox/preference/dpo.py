@@ -75,6 +75,7 @@ def train_dpo(
     best = _best_step(log)
     with atomic_folder(folder / "weights") as temporary:
         trainer.save_model(str(temporary))
+        assert trainer.processing_class is not None
         trainer.processing_class.save_pretrained(temporary)
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
     figures = {
@@ -119,7 +120,7 @@ def make_trainer(
     arguments = DPOConfig(
         output_dir=str(checkpoints),
         beta=settings.beta,
-        loss_type="sigmoid",
+        loss_type=["sigmoid"],
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=settings.warmup_steps,
@@ -165,6 +166,7 @@ def make_trainer(
         reference_cache=_reference_cache(weights, settings),
     )
     # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
+    assert trainer.model is not None
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -409,7 +411,8 @@ def check_mergeable(adapter: Path) -> None:
         kind = str(PeftConfig.from_pretrained(str(adapter)).peft_type).removeprefix("PeftType.")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{adapter / 'adapter_config.json'}: no adapter that PEFT knows ({error})") from None
-    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+    tuners: dict[Any, type] = PEFT_TYPE_TO_TUNER_MAPPING  # whose keys are names as well
+    tuner = tuners.get(kind)
     if not (isinstance(tuner, type) and issubclass(tuner, BaseTuner)):
         raise UserError(
             f"{adapter.name}: an adapter of type {kind} changes no weights and cannot be merged; "

@@ -64,7 +64,7 @@ def plot_pair_toxicity(pairs: pd.DataFrame) -> Figure:
     """
     use_theme()
     figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
-    bins = np.linspace(0.0, 1.0, 26)
+    bins = np.linspace(0.0, 1.0, 26).tolist()
     for side, colour, hatch in (("chosen", CHOSEN, ""), ("rejected", REJECTED, "///")):
         axis.hist(pairs[f"{side}_toxicity"], bins, color=colour, alpha=0.65, label=side, hatch=hatch, edgecolor="white")
     axis.set_xlabel("toxicity (0 to 1)")

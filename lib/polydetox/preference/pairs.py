@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,12 @@ def make_pairs(settings: Settings, stage: Stage) -> pd.DataFrame:
     Returns ``prompt_id, prompt, chosen, rejected``, and for on-policy pairs the toxicity of both sides.
     """
     if settings.kind != "on-policy":
-        read = {"rtp-lx": partial(rtp_lx_pairs, held_out_prompts=settings.held_out_prompts),
-                "toxicity-pairwise": toxicity_pairwise}[settings.kind]  # fmt: skip
-        pairs, skipped = read(settings.folder, limit=settings.limit)
+        if settings.kind == "rtp-lx":
+            pairs, skipped = rtp_lx_pairs(
+                settings.folder, limit=settings.limit, held_out_prompts=settings.held_out_prompts
+            )
+        else:
+            pairs, skipped = toxicity_pairwise(settings.folder, limit=settings.limit)
         stage.leaves_out(skipped)
         return pairs
     from polydetox.generation import Sampling, generate

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from polydetox.results.collect import (
-    Results,
-    comparisons,
-)
+from polydetox.results.collect import Results
+from polydetox.results.stages import comparisons
 from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from polydetox.languages import LANGUAGES
 from polydetox.params import Profile, load_model
 from polydetox.report.clean import REMOVED, cell_options, clean, labels, read_notebook, without_machine_paths
 from polydetox.report.masking import COVER, WARNING, WARNING_TITLE
-from polydetox.results.collect import Results, StageRun, variant_title
+from polydetox.results.collect import Results
+from polydetox.results.stages import StageRun, variant_title
 
 FOLDER = "notebooks"
 LIST = "notebooks.qmd"

@@ -10,16 +10,17 @@ import shutil
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import nbformat
 import yaml
 
 from polydetox.errors import UserError
-from polydetox.params import read_yaml
 from polydetox.quarto import run_quarto
 from polydetox.report.appendices import FOLDER, LIST
 from polydetox.report.assemble import CONFIGURATION
 from polydetox.report.masking import BODY
+from polydetox.yaml_files import read_yaml
 
 FILE = "report.pdf"
 
@@ -60,7 +61,7 @@ def _link_within(book: Path, link: re.Match[str]) -> str:
     return link[0] if (book / link[2]).is_file() else link[1]
 
 
-def _write(folder: Path, configuration: dict) -> None:
+def _write(folder: Path, configuration: dict[str, Any]) -> None:
     (folder / CONFIGURATION).write_text(yaml.safe_dump(configuration, allow_unicode=True, sort_keys=False), "utf-8")
 
 

@@ -46,9 +46,9 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
     """
     book = assemble(profile)
     quarto = None if preview else find_quarto()
-    if pdf and quarto is None:
-        raise UserError(f"a PDF needs Quarto, and there is none: {why_none()}")
     if pdf:
+        if quarto is None:
+            raise UserError(f"a PDF needs Quarto, and there is none: {why_none()}")
         make_pdf(quarto, book)
     failure = _with_quarto(quarto, book, profile) if quarto else None
     if quarto and failure is None:

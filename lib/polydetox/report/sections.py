@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from polydetox.languages import LANGUAGES
 from polydetox.params import load_model
-from polydetox.results.collect import Results, variant_title
+from polydetox.results.collect import Results
+from polydetox.results.stages import variant_title
 from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def stages_table(results: Results) -> PaperTable:
 def artefacts_table(results: Results) -> PaperTable:
     """Every finished run of a stage: its time, seed and commit, and the hash of what it wrote."""
     columns = ["Stage", "What", "Seed", "Time", "Commit", "sha256"]
-    rows = [
+    rows: list[list[Cell | str]] = [
         [results.title(row.stage), _subject(results, row), Cell(str(row.seed)), Cell(duration(row.wall_seconds)),
          str(row.git_commit or NOT_APPLICABLE)[:10], str(row.sha256 or NOT_APPLICABLE)[:12]]
         for row in results.manifests().itertuples()

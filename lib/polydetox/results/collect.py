@@ -5,7 +5,6 @@ What was not run is missing (NaN), never a number.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,7 +16,6 @@ import pandas as pd
 
 from polydetox import paths
 from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read_parquet
-from polydetox.errors import UserError
 from polydetox.languages import LANGUAGES
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.parameters import checked
@@ -25,13 +23,12 @@ from polydetox.params import (
     Profile,
     is_ablation,
     load_model,
-    variants_of,
 )
+from polydetox.results.stages import Comparison, StageRun, comparisons, read_by, stage_runs
 from polydetox.stats.agreement import verdicts
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
 
 ENGLISH = "en"
-PAPER = "Li, Yong and Bach (2024)"
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,6 @@ METRICS: dict[str, Metric] = {
     "token_distinct_3": Metric("Dist-3, tokens", "distinct token triples over tokens", False),
     "language_share": Metric("In language", "share of continuations in the prompt's language", False),
     "second_opinion": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
-}
-
-# The paper's table has these of them, under the same names or its own.
-PAPER_COLUMNS = {
-    "emt": "emt",
-    "toxprob": "toxprob",
-    "avgtox": "avgtox",
-    "perplexity": "ppl",
-    "token_distinct_1": "dist1",
-    "token_distinct_2": "dist2",
-    "token_distinct_3": "dist3",
 }
 
 SCORE_COLUMNS = [
@@ -109,87 +95,6 @@ def long_logs(logs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     tables = [log.assign(training=title) for title, log in logs.items()]
     columns = ["training", "step", "split", "metric", "value"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
-
-
-# --- what a profile has left behind -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One model before and after one way of tuning."""
-
-    model: str  # folder name
-    variant: str  # of the tuned side; the other is `base`
-    title: str  # as tables and figures print it
-    reference: str | None = None  # row of this model in the paper's tables
-
-    @property
-    def name(self) -> str:
-        """A key for tables: model and variant."""
-        return f"{self.model}/{self.variant}"
-
-
-def variant_title(profile: Profile, variant: str) -> str:
-    """A variant as the report prints it."""
-    if variant == "base":
-        return "untuned"
-    if variant == "published":
-        return "published checkpoint"
-    return profile.variants[variant].title or variant
-
-
-def compared_variants(profile: Profile, listed: str) -> list[str]:
-    """``base`` and the variants of a model that the main tables compare: all but the ablations."""
-    return [variant for variant in variants_of(profile, listed) if not is_ablation(profile, variant)]
-
-
-def comparisons(profile: Profile, *, ablations: bool = False) -> list[Comparison]:
-    """Every model before and after every way of tuning of the main tables, in the profile's order; or all of them."""
-    found = []
-    for listed in profile.models:
-        model = load_model(listed)
-        tuned = (variants_of(profile, listed) if ablations else compared_variants(profile, listed))[1:]
-        for variant in tuned:
-            title = model.title if len(tuned) == 1 else f"{model.title} ({variant_title(profile, variant)})"
-            found.append(Comparison(model.name, variant, title, model.reference))
-    return found
-
-
-@dataclass(frozen=True)
-class StageRun:
-    """One stage of a profile: where it writes, and whether it has run."""
-
-    stage: str
-    folder: Path
-    model: str
-    variant: str | None = None
-    language: str | None = None
-    kind: str | None = None
-    prompt_set: str | None = None  # one of the profile's further sets of prompts
-
-    @property
-    def done(self) -> bool:
-        """Whether the stage has succeeded."""
-        return finished(self.folder)
-
-
-def stage_runs(record: dict[str, Any]) -> list[StageRun]:
-    """Every stage of a run, in the order of the workflow, done or not."""
-    runs = []
-    for job in record["jobs"]:
-        of = job["wildcards"]
-        runs.append(StageRun(
-            job["stage"], paths.given(job["folder"]), of.get("model") or of["cell"], of.get("variant"), of.get("lang"),
-            of.get("kind") or of.get("method") or of.get("condition"), of.get("set", "").rstrip("/") or None,
-        ))  # fmt: skip
-    return runs
-
-
-def _read_by(run: StageRun) -> tuple[str | None, ...]:
-    """What a stage reads from outside, the same for every variant, method and condition that reads it."""
-    if run.stage in ("generate", "constrained_decode"):
-        return ("prompts", run.prompt_set)
-    return ("comments",) if run.stage in ("probe", "jigsaw_classify") else (run.stage, run.kind)
 
 
 class Results:
@@ -493,7 +398,7 @@ class Results:
         for run in self.stages:
             if run.done and (record := read_json(run.folder / MANIFEST).get("left_out")):
                 # An ablation reads fewer languages: the stage that read most counts.
-                found[_read_by(run)] = max(found.get(_read_by(run), {}), record, key=_rows_of)
+                found[read_by(run)] = max(found.get(read_by(run), {}), record, key=_rows_of)
         return {kind: sum(record.get(kind, 0) for record in found.values()) for kind in _LEFT_OUT}
 
     def versions(self) -> dict[str, list[str]]:
@@ -537,42 +442,3 @@ def flat_metrics(content: dict[str, Any] | None) -> dict[str, dict[str, float | 
     quartiles = content["perplexity"]
     flat |= {"perplexity": quartiles["median"], "perplexity_q1": quartiles["q1"], "perplexity_q3": quartiles["q3"]}
     return flat
-
-
-# --- the paper's figures ----------------------------------------------------------------------------------------
-
-
-def paper_table(name: str) -> pd.DataFrame:
-    """One table of the papers, as ``book/reference/<name>.csv`` holds it."""
-    file = paths.root() / "book" / "reference" / f"{name}.csv"
-    if not file.is_file():
-        raise UserError(f"{paths.relative(file)}: no such file; restore it from the repository")
-    return pd.read_csv(file)
-
-
-def paper_models() -> list[dict[str, Any]]:
-    """The models of the paper's Table 2: ``title``, and ``before`` and ``after`` by metric."""
-    table = paper_table("table2_detox")
-    models = []
-    for (model, size), rows in table.groupby(["model", "params_b"], sort=False):
-        sides = rows.set_index("dpo")
-        models.append({
-            "title": f"{model} {size:g}B",
-            "keys": {_key(str(model)), _key(f"{model}{size:g}B")},
-            **{side: {metric: float(sides.loc[side, column]) for metric, column in PAPER_COLUMNS.items()}
-               for side in ("before", "after")},
-        })  # fmt: skip
-    return models
-
-
-def paper_model(reference: str | None) -> dict[str, Any] | None:
-    """The row of the paper's Table 2 that a model file's ``reference`` names; None where there is none."""
-    if reference is None:
-        return None
-    matches = [model for model in paper_models() if _key(reference) in model["keys"]]
-    # A family's bare name stands for a model only where the table has one of that family.
-    return matches[0] if len(matches) == 1 else None
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

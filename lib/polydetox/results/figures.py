@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,7 +79,7 @@ _THEME = {
 @cache
 def use_theme() -> None:
     """Set the shared theme; in a notebook also store figures as SVG."""
-    plt.rcParams.update(_THEME)
+    plt.rcParams.update(cast(Any, _THEME))  # matplotlib's type lists every name
     from IPython import get_ipython
 
     if get_ipython() is not None:
@@ -128,7 +128,7 @@ def panels(results: Results) -> tuple[Figure, list[Axes]]:
     rows = math.ceil(count / columns)
     height = rows * (1.1 + ROW * max(len(languages), 3))
     figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height), sharex=True, sharey=True, squeeze=False)
-    figure.get_layout_engine().set(wspace=0.05)
+    figure.set_layout_engine("constrained", wspace=0.05)
     axes = list(grid.flat)
     for unused in axes[count:]:
         unused.set_visible(False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from polydetox.data.rows import Skipped
 from polydetox.errors import UserError
 
 NO_TEXT = "no text"
+Item = TypeVar("Item")
 
 # The paper's languages, for the scorers that know them all. They are written out here: a language that is added to the
 # project is not one that a scorer has been made for.
@@ -108,6 +109,6 @@ def check_supported(scorer: Scorer, language: str) -> None:
         )
 
 
-def chunks(items: Sequence, size: int) -> Iterable[Sequence]:
+def chunks(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
     """Consecutive slices of at most ``size`` items."""
     return (items[start : start + size] for start in range(0, len(items), size))

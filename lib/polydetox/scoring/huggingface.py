@@ -135,7 +135,7 @@ class HuggingFaceScorer(Scorer):
         return Path(file).parent.name  # a snapshot's folder is named by its commit; transformers no longer tells it
 
     @cached_property
-    def _config(self):
+    def _config(self) -> Any:
         from transformers import AutoConfig
 
         return self._from_pretrained(AutoConfig)
@@ -153,13 +153,13 @@ class HuggingFaceScorer(Scorer):
         )
 
     @cached_property
-    def _tokenizer(self):
+    def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         return self._from_pretrained(AutoTokenizer)
 
     @cached_property
-    def _model(self) -> torch.nn.Module:
+    def _model(self) -> Any:
         import torch
         from transformers import AutoModelForSequenceClassification
 
@@ -169,7 +169,7 @@ class HuggingFaceScorer(Scorer):
             dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return self._from_pretrained(AutoModelForSequenceClassification, dtype=dtype).to(self._device).eval()
 
-    def _from_pretrained(self, kind, **options):
+    def _from_pretrained(self, kind: Any, **options: Any) -> Any:
         folder = expanded(self.checkpoint.source)
         source = str(folder) if folder.is_dir() else self.checkpoint.source
         return self._explained(lambda: kind.from_pretrained(source, revision=self._commit, **options))

@@ -7,6 +7,7 @@ numbers or a generator, as ``numpy.random.default_rng`` takes it; a generator go
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -88,9 +89,9 @@ def bootstrap(
 def pooled_replicates(
     groups: list[np.ndarray],
     times: Int[np.ndarray, "samples groups"],
-    places: Callable[[int], int | list[int]],
+    places: Callable[[int], float | list[int]],
     *,
-    side: str = "left",
+    side: Literal["left", "right"] = "left",
 ) -> Float[np.ndarray, " samples"]:
     """A quantile over all values of all groups, of replicates that repeat group g ``times[:, g]`` times.
 

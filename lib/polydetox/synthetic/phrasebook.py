@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from polydetox import paths
 from polydetox.errors import UserError, nearest
-from polydetox.params import read_yaml
+from polydetox.yaml_files import read_yaml
 
 _HABIT = 0.8  # how often a speaker keeps to what is usual
 
@@ -69,7 +70,7 @@ class Phrasebook:
         if not isinstance(content, dict) or not isinstance(content.get("you_are"), dict):
             raise UserError(f"{name}: you_are: is needed, a phrase in each language")
         languages = set(content["you_are"])
-        tones = content.get("tones")
+        tones: Any = content.get("tones")
         for kind in _TONES:
             if missing := _missing(languages, tones.get(kind) if isinstance(tones, dict) else None):
                 raise UserError(f"{name}: tones: {kind}: is missing in {', '.join(missing)}")

@@ -67,15 +67,10 @@ def study(settings: Settings, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any
     pairs = english_pairs(phrasebook, paired, rng)
     held_out = max(2, len(pairs) // 8)
     tuning = checked(
-        "dpo",
-        learning_rate=settings.dpo_learning_rate,
-        max_steps=settings.dpo_steps,
-        eval_steps=max(1, settings.dpo_steps // 2),
-        warmup_steps=0,
-        batch_size=settings.dpo_batch_size,
-        beta=settings.beta,
-        seed=settings.seed,
-    )
+        "dpo", learning_rate=settings.dpo_learning_rate, max_steps=settings.dpo_steps,
+        eval_steps=max(1, settings.dpo_steps // 2), warmup_steps=0, batch_size=settings.dpo_batch_size,
+        beta=settings.beta, seed=settings.seed,
+    )  # fmt: skip
     _, trained = train_dpo(weights, pairs[held_out:], pairs[:held_out], tuning, stage.folder)
     sides = {
         side: _insults(settings, phrasebook, checkpoint, evaluated, pretraining.languages, stage.folder / "parts")
