@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 import pytest
 from matplotlib.text import Text
+
+from polydetox.models.checkpoints import load_tokenizer
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -44,3 +48,33 @@ def run_cells(notebook: str, **parameters: Any) -> dict[str, Any]:
             if "parameters" in cell.metadata.get("tags", []):
                 space |= parameters
     return space | {"shown": shown}
+
+
+def train_dpo(weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Any, folder: Path):
+    """The training of ``dpo.ipynb`` on these pairs: its log and its figures."""
+    space = dpo_cells(weights, train, held_out, settings, folder, "e0413019")
+    return space["log"], space["metrics"]
+
+
+def make_trainer(weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Any, folder: Path):
+    """The trainer of ``dpo.ipynb``, before it trains."""
+    return dpo_cells(weights, train, held_out, settings, folder, "5c1e0a05")["trainer"]
+
+
+def dpo_cells(
+    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Any, folder: Path, last: str
+) -> dict[str, Any]:
+    """The namespace of ``dpo.ipynb`` after the cell ``last``, given what its first cells load."""
+    stage = SimpleNamespace(folder=folder)
+    given = {"weights": weights, "tokenizer": load_tokenizer(weights), "train": train, "held_out": held_out}
+    skipped = ("3c840eff", "32e677ea")  # the parameters, and what loads the pairs
+    space: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polydetox.notebook.begin", lambda *_: (settings, stage))
+        for cell in nbformat.read(NOTEBOOKS / "dpo.ipynb", as_version=4).cells:
+            if cell.cell_type == "code" and cell.id not in skipped:
+                exec(compile(cell.source, f"dpo.ipynb, cell {cell.id}", "exec"), space)
+                space |= given
+            if cell.id == last:
+                return space
+    raise AssertionError(f"dpo.ipynb has no cell {last}")

@@ -36,6 +36,7 @@ BETWEEN_CHAPTERS = {
     ("attribute_control.training", "preference.dpo"),
     ("synthetic.study", "mechanism.representations"),
     ("synthetic.study", "preference.dpo"),
+    ("synthetic.study", "preference.trainer"),
     ("synthetic.study", "transfer.accuracy"),
 }
 

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
+from notebook_cells import dpo_cells, make_trainer, train_dpo
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.parameters import checked
 from polydetox.preference import dpo, pairs
-from tiny import FAMILIES
+from tiny import FAMILIES, tiny_tokenizer
 
 
 def scored(rows):
@@ -88,7 +89,7 @@ def test_full_training_learns_the_preference_and_reports_the_papers_loss(
     monkeypatch.setattr(dpo, "mixed_precision", lambda: mixed)
     weights = tiny_checkpoints[family]
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
-    log, figures = dpo.train_dpo(weights, train, held_out, settings(), tmp_path)
+    log, figures = train_dpo(weights, train, held_out, settings(), tmp_path)
     assert figures["pairs_train"] == 6 and figures["pairs_held_out"] == 2
     assert figures["held_out_loss"] < math.log(2) and figures["held_out_accuracy"] == 1.0
     assert set(log["split"]) == {"train", "held_out"}
@@ -112,7 +113,7 @@ def test_adapter_merges_to_the_same_logits(tiny_checkpoints, tmp_path, family):
     """All three tie their embedding (Llama's config here does not): adapting it must not leak into the output."""
     weights = tiny_checkpoints[family]
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
-    dpo.train_dpo(weights, train, held_out, settings(method="lora", learning_rate=1e-2), tmp_path / "dpo")
+    train_dpo(weights, train, held_out, settings(method="lora", learning_rate=1e-2), tmp_path / "dpo")
     assert (tmp_path / "dpo/weights/adapter_config.json").is_file()
     difference = dpo.merge_adapter(weights, tmp_path / "dpo/weights", tmp_path / "merged", "The neighbours are")
     assert difference < 1e-3
@@ -168,14 +169,13 @@ def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(che
 
 
 def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, monkeypatch):
-    settings = checked("dpo", method="qlora")
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"needs bitsandbytes: pip install --no-deps -r requirements-gpu.txt"):
-        dpo._trainable(tiny_checkpoints["llama"], settings)
+        dpo.load_trainable(tiny_checkpoints["llama"], "qlora")
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace())
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="needs an NVIDIA GPU"):
-            dpo._trainable(tiny_checkpoints["llama"], settings)
+            dpo.load_trainable(tiny_checkpoints["llama"], "qlora")
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_qlora_lowers_the_loss_and_its_adapter_merges_into_the_whole_weights(
 ):
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
     asked = settings(method="qlora", max_steps=12, eval_steps=4, batch_size=1, gradient_accumulation_steps=4)
-    log, figures = dpo.train_dpo(tiny_checkpoints[family], train, held_out, asked, tmp_path)
+    log, figures = train_dpo(tiny_checkpoints[family], train, held_out, asked, tmp_path)
     losses = log[(log["split"] == "held_out") & (log["metric"] == "loss")].set_index("step")["value"]
     assert losses[0] == pytest.approx(math.log(2), abs=0.02) and losses[12] < losses[4] < losses[0]
     assert figures["method"] == "qlora" and (tmp_path / "weights/adapter_config.json").is_file()
@@ -213,7 +213,10 @@ def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path
     config = LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model, adapter = dpo._trainable(tmp_path, checked("dpo", method="qlora"))
+    tiny_tokenizer().save_pretrained(tmp_path)
+    asked = checked("dpo", method="qlora", eval_steps=1)
+    space = dpo_cells(tmp_path, PAIRS, PAIRS, asked, tmp_path / "dpo", "5c1e0a02")
+    model, adapter = space["model"], space["adapter"]
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
     assert len(layers) == 2 * 7 and not any("lm_head" in name for name in layers)
     assert {layer.weight.quant_type for layer in layers.values()} == {"nf4"}
@@ -239,7 +242,7 @@ def test_a_whole_checkpoint_is_linked_not_copied(tiny_checkpoints, tmp_path):
 def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_path, monkeypatch):
     weights = tiny_checkpoints["llama"]
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
-    whole, _ = dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "whole")
+    whole, _ = train_dpo(weights, train, held_out, settings(), tmp_path / "whole")
 
     import trl
 
@@ -254,11 +257,11 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_pa
 
     monkeypatch.setattr(trl.DPOTrainer, "training_step", stop_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
-        dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
+        train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
     # A checkpoint that was half written when the run stopped is not resumed from.
     (checkpoints,) = (tmp_path / "stopped/checkpoints").iterdir()
     (checkpoints / "checkpoint-6").mkdir()
-    resumed, figures = dpo.train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
+    resumed, figures = train_dpo(weights, train, held_out, settings(), tmp_path / "stopped")
     assert steps[5:] == [4, 5], "goes on after the checkpoint of step 4"
     assert figures["steps"] == 6
     key = ["step", "split", "metric"]
@@ -274,7 +277,7 @@ def test_the_patience_of_early_stopping_outlives_a_stop(tiny_checkpoints, tmp_pa
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
     # A step this large only makes the held-out loss worse.
     worse = settings(learning_rate=3.0, warmup_steps=0, eval_steps=1, max_steps=8, early_stopping_patience=2)
-    _, whole = dpo.train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "whole")
+    _, whole = train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "whole")
     assert whole["steps"] < 8, "stopped early"
 
     step = trl.DPOTrainer.training_step
@@ -288,8 +291,8 @@ def test_the_patience_of_early_stopping_outlives_a_stop(tiny_checkpoints, tmp_pa
 
     monkeypatch.setattr(trl.DPOTrainer, "training_step", stop_before_the_last)
     with pytest.raises(KeyboardInterrupt):
-        dpo.train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "stopped")
-    _, resumed = dpo.train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "stopped")
+        train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "stopped")
+    _, resumed = train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "stopped")
     assert resumed["steps"] == whole["steps"]
     assert resumed["best_step"] == whole["best_step"]
 
@@ -311,7 +314,7 @@ def test_other_settings_do_not_resume_from_old_checkpoints(tiny_checkpoints, tmp
 
 def test_a_training_that_is_never_evaluated_is_refused(tiny_checkpoints, tmp_path):
     with pytest.raises(UserError, match="eval_steps 9 is more than the 6 steps"):
-        dpo.train_dpo(tiny_checkpoints["llama"], PAIRS, PAIRS, settings(eval_steps=9), tmp_path)
+        train_dpo(tiny_checkpoints["llama"], PAIRS, PAIRS, settings(eval_steps=9), tmp_path)
 
 
 def test_prompts_are_cut_to_their_last_tokens(tiny_checkpoints):
@@ -350,7 +353,7 @@ def test_reference_log_probabilities_are_computed_once(tiny_checkpoints, tmp_pat
     monkeypatch.setattr(trl.DPOTrainer, "compute_ref_log_probs", counted)
     monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
-    trainer = dpo.make_trainer(weights, train, held_out, settings(method=method), tmp_path / "a")
+    trainer = make_trainer(weights, train, held_out, settings(method=method), tmp_path / "a")
     kept = list((tmp_path / "runs/cache/reference").glob("*/*.parquet"))
     assert sum(seen) == 8 and len(kept) == 2  # those of training and held out
     for row, cached in zip(train.itertuples(), trainer.train_dataset, strict=True):
@@ -367,19 +370,19 @@ def test_reference_log_probabilities_are_computed_once(tiny_checkpoints, tmp_pat
 
     # Another split and another learning rate find all pairs; other weights or another precision find none.
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=3)
-    dpo.make_trainer(weights, train, held_out, settings(method=method, learning_rate=1e-4, seed=3), tmp_path / "b")
+    make_trainer(weights, train, held_out, settings(method=method, learning_rate=1e-4, seed=3), tmp_path / "b")
     assert sum(seen) == 8
-    dpo.make_trainer(tiny_checkpoints["gpt2"], train, held_out, settings(method=method), tmp_path / "c")
+    make_trainer(tiny_checkpoints["gpt2"], train, held_out, settings(method=method), tmp_path / "c")
     assert sum(seen) == 16
     monkeypatch.setattr(dpo, "mixed_precision", lambda: True)
-    dpo.make_trainer(weights, train, held_out, settings(method=method), tmp_path / "d")
+    make_trainer(weights, train, held_out, settings(method=method), tmp_path / "d")
     assert sum(seen) == 24
 
 
 def test_a_training_that_stops_before_the_last_pair_computes_no_reference_ahead(tiny_checkpoints, tmp_path):
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
     short = settings(max_steps=2, batch_size=1)
-    trainer = dpo.make_trainer(tiny_checkpoints["llama"], train, held_out, short, tmp_path / "a")
+    trainer = make_trainer(tiny_checkpoints["llama"], train, held_out, short, tmp_path / "a")
     assert "ref_chosen_logps" not in trainer.train_dataset.column_names
     assert not (tmp_path / "runs/cache/reference").exists()
     assert dpo._sees_all_pairs(settings(max_steps=None, epochs=1), 6)
@@ -419,15 +422,15 @@ def test_each_epoch_has_a_new_order_that_a_resumed_training_keeps(tiny_checkpoin
     monkeypatch.setattr(trl.DPOTrainer, "training_step", watched)
     weights, held_out = tiny_checkpoints["llama"], PAIRS.head(2)
     three_epochs = settings(max_steps=None, epochs=3, batch_size=1)  # of eight steps, a pair a step
-    dpo.train_dpo(weights, PAIRS, held_out, three_epochs, tmp_path / "whole")
+    train_dpo(weights, PAIRS, held_out, three_epochs, tmp_path / "whole")
     epochs = [batches[start : start + 8] for start in (0, 8, 16)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2]), "every pair once an epoch"
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
     whole, batches, stop_before = batches, [], 13
     with pytest.raises(KeyboardInterrupt):
-        dpo.train_dpo(weights, PAIRS, held_out, three_epochs, tmp_path / "stopped")
+        train_dpo(weights, PAIRS, held_out, three_epochs, tmp_path / "stopped")
     assert batches == whole[:13]
     batches, stop_before = [], None
-    dpo.train_dpo(weights, PAIRS, held_out, three_epochs, tmp_path / "stopped")
+    train_dpo(weights, PAIRS, held_out, three_epochs, tmp_path / "stopped")
     assert batches == whole[12:], "goes on in the middle of the second epoch"

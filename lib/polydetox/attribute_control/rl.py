@@ -15,7 +15,7 @@ from polydetox.attribute_control.oracle import Oracle
 from polydetox.attribute_control.rows import encode
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device, use_threads
 from polydetox.parameters import Settings
-from polydetox.preference.dpo import _last_checkpoint, mixed_precision
+from polydetox.preference.dpo import last_checkpoint, mixed_precision
 
 if TYPE_CHECKING:
     from trl import RLOOConfig
@@ -59,7 +59,7 @@ def train_rl(settings: Settings, weights: Path, state: Path) -> None:
     trainer = RLOOTrainer(model=model, reward_funcs=reward, args=arguments, processing_class=tokenizer,
                           train_dataset=Dataset.from_dict({"prompt": prompts}), peft_config=adapter)  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / "checkpoints"))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     log = [entry for entry in trainer.state.log_history if "reward" in entry]
     trained = trainer.accelerator.unwrap_model(trainer.model)
     trained = (trained.merge_and_unload() if adapter else trained).eval()

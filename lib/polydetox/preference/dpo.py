@@ -18,7 +18,6 @@ from polydetox import paths
 from polydetox.artifacts import atomic_folder, input_hash, library_versions, resume_key
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
-from polydetox.models.texts import context_length
 from polydetox.parameters import Settings
 
 if TYPE_CHECKING:
@@ -56,21 +55,44 @@ def truncate_prompts(pairs: pd.DataFrame, tokenizer: Any, max_prompt_length: int
     return pairs.assign(prompt=pairs["prompt"].map(shorten))
 
 
-def train_dpo(
+def bookkeeping(
     weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Settings, folder: Path
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Train on preference pairs and keep the checkpoint with the lowest held-out loss.
+) -> dict[str, Any]:
+    """Arguments of TRL's configuration that say nothing of the method: what a stopped training resumes from, and what
+    suits the device.
 
-    Writes ``folder/weights`` (a whole checkpoint for ``full``, else an adapter), keeps TRL's own checkpoints under
-    ``folder/checkpoints`` while it runs, and goes on from the last of them after a stop.
-
-    Returns the training log (a row a step, split and metric) and the run's figures.
+    TRL's own checkpoints are kept in ``output_dir``, below ``folder/checkpoints``, while training runs. Reference
+    log-probabilities are computed beforehand where training goes over the pairs at least once: held-out pairs are
+    evaluated many times, and another run finds them in the cache.
     """
     _check_evaluated(settings, len(train))
     checkpoints = _checkpoint_folder(weights, train, held_out, settings, folder)
-    resumed = _last_checkpoint(checkpoints)
-    trainer = make_trainer(weights, train, held_out, settings, checkpoints, resumed=resumed is not None)
-    trainer.train(resume_from_checkpoint=resumed)
+    on_cpu = device().type == "cpu"
+    return {
+        "output_dir": str(checkpoints),
+        "eval_on_start": last_checkpoint(checkpoints) is None,
+        "restore_callback_states_from_checkpoint": True,  # the patience of early stopping counts on
+        "save_strategy": "steps",
+        "save_steps": settings.eval_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "precompute_ref_log_probs": _sees_all_pairs(settings, len(train)),
+        # TRL's defaults suit a GPU. On a CPU, bfloat16 is emulated unless it has the instructions, and recomputing
+        # activations only costs time. Weights stay in float32 either way: the matrix products alone are mixed.
+        "use_cpu": on_cpu,
+        "bf16": mixed_precision(),
+        "gradient_checkpointing": not on_cpu and settings.method != "full",
+        "dataloader_pin_memory": not on_cpu,
+    }
+
+
+def keep_best(trainer: PairTrainer, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Save what ``trainer`` holds after training, the checkpoint with the lowest held-out loss, as ``folder/weights``.
+
+    That is a whole checkpoint after full fine-tuning, else an adapter. TRL's own checkpoints are removed. Returns the
+    training log (a row a step, split and metric) and the figures of the best step.
+    """
     log = training_log(trainer.state.log_history)
     best = _best_step(log)
     with atomic_folder(folder / "weights") as temporary:
@@ -78,102 +100,16 @@ def train_dpo(
         assert trainer.processing_class is not None
         trainer.processing_class.save_pretrained(temporary)
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
-    figures = {
-        "method": settings.method,
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return log, {
         "steps": trainer.state.global_step,
         "best_step": best,
-        "learning_rate": settings.learning_rate,
-        "beta": settings.beta,
-        "pairs_train": len(train),
-        "pairs_held_out": len(held_out),
-        **_at_best(log),
+        "held_out_loss": float(_held_out(log, "loss")[best]),
+        "held_out_accuracy": float(_held_out(log, "reward_accuracy")[best]),
     }
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return log, figures
 
 
-def make_trainer(
-    weights: Path,
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
-    settings: Settings,
-    checkpoints: Path,
-    *,
-    resumed: bool = False,
-) -> PairTrainer:
-    """TRL's trainer with these settings, and without those of its defaults that only suit a GPU.
-
-    Reference log-probabilities are computed beforehand and kept in ``paths.reference_cache`` where training goes over
-    the pairs at least once: held-out pairs are evaluated many times, and another run finds them there.
-    """
-    from datasets import Dataset
-    from transformers import EarlyStoppingCallback, set_seed
-    from trl import DPOConfig
-
-    from polydetox.preference.trainer import PairTrainer
-
-    use_threads()
-    set_seed(settings.seed)
-    on_cpu = device().type == "cpu"
-    tokenizer = load_tokenizer(weights)
-    model, adapter = _trainable(weights, settings)
-    arguments = DPOConfig(
-        output_dir=str(checkpoints),
-        beta=settings.beta,
-        loss_type=["sigmoid"],
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=settings.warmup_steps,
-        optim="rmsprop",
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        max_length=min(settings.max_length, context_length(model.config) or settings.max_length),
-        precompute_ref_log_probs=_sees_all_pairs(settings, len(train)),
-        eval_strategy="steps",
-        eval_steps=settings.eval_steps,
-        eval_on_start=not resumed,
-        restore_callback_states_from_checkpoint=True,  # the patience of early stopping counts on
-        save_strategy="steps",
-        save_steps=settings.eval_steps,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        logging_steps=1,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        # TRL's defaults suit a GPU. On a CPU, bfloat16 is emulated unless it has the instructions, and recomputing
-        # activations only costs time. Weights stay in float32 either way: the matrix products alone are mixed.
-        use_cpu=on_cpu,
-        bf16=mixed_precision(),
-        gradient_checkpointing=not on_cpu and settings.method != "full",
-        dataloader_pin_memory=not on_cpu,
-        report_to="none",
-    )
-    trainer = PairTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_pandas(train[["prompt", "chosen", "rejected"]], preserve_index=False),
-        eval_dataset=Dataset.from_pandas(held_out[["prompt", "chosen", "rejected"]], preserve_index=False),
-        processing_class=tokenizer,
-        peft_config=adapter,
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=settings.early_stopping_patience)],
-        reference_cache=_reference_cache(weights, settings),
-    )
-    # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
-    assert trainer.model is not None
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return trainer
-
-
-def _reference_cache(weights: Path, settings: Settings) -> Path:
+def reference_cache(weights: Path, settings: Settings) -> Path:
     """The file of reference log-probabilities for this model, in the precision in which training computes them."""
     versions = library_versions()
     depends_on = [
@@ -224,27 +160,17 @@ def _sees_all_pairs(settings: Settings, pairs: int) -> bool:
     return settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps >= pairs
 
 
-def _trainable(weights: Path, settings: Settings) -> tuple[PreTrainedModel, Any]:
-    """The model to train and the adapter to put on it (None for full fine-tuning)."""
-    if settings.method == "full":
-        # A small learning rate changes weights by less than bfloat16 can hold, so full fine-tuning is in float32.
-        return load_causal_lm(weights, torch.float32), None
-    from peft import LoraConfig
-
+def load_trainable(weights: Path, method: str) -> PreTrainedModel:
+    """The model to train: in float32 for full fine-tuning, in four bits for an adapter of ``qlora``."""
+    use_threads()
+    if method == "full":
+        # A small learning rate changes weights by less than bfloat16 can hold.
+        return load_causal_lm(weights, torch.float32)
     options: dict[str, Any] = {}
-    dtype = torch.float32 if device().type == "cpu" else torch.bfloat16
-    if settings.method == "qlora":
+    if method == "qlora":
         _check_four_bit()
         options = {"quantization_config": four_bit(), "device_map": {"": 0}}
-    model = load_causal_lm(weights, dtype, **options)
-    adapter = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=linear_layers(model, embeddings=settings.lora_embeddings),
-        task_type="CAUSAL_LM",
-    )
-    return model, adapter
+    return load_causal_lm(weights, torch.float32 if device().type == "cpu" else torch.bfloat16, **options)
 
 
 def _check_four_bit() -> None:
@@ -295,10 +221,10 @@ def linear_layers(model: PreTrainedModel, *, embeddings: bool) -> list[str]:
 _MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
-def _last_checkpoint(checkpoints: Path) -> str | None:
+def last_checkpoint(checkpoints: str | Path) -> str | None:
     """The newest whole checkpoint; one that was being written when the run stopped is removed."""
     whole = []
-    for folder in checkpoints.glob("checkpoint-*"):
+    for folder in Path(checkpoints).glob("checkpoint-*"):
         try:
             json.loads((folder / "trainer_state.json").read_text("utf-8"))
         except (OSError, json.JSONDecodeError):
@@ -330,14 +256,6 @@ def _best_step(log: pd.DataFrame) -> int:
     if losses.empty:
         raise UserError("dpo: the training diverged, its held-out loss is not a number; lower learning_rate")
     return int(losses.idxmin())
-
-
-def _at_best(log: pd.DataFrame) -> dict[str, float]:
-    best = _best_step(log)
-    return {
-        "held_out_loss": float(_held_out(log, "loss")[best]),
-        "held_out_accuracy": float(_held_out(log, "reward_accuracy")[best]),
-    }
 
 
 # --- merging ----------------------------------------------------------------------------------------------------

@@ -30,18 +30,28 @@ def pair_lengths(dataset: Dataset) -> list[int]:
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in columns]
 
 
+def _dataset(pairs: pd.DataFrame) -> Dataset:
+    return Dataset.from_pandas(pairs[["prompt", "chosen", "rejected"]], preserve_index=False)
+
+
 class PairTrainer(DPOTrainer):
     """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a cache of them.
 
-    ``reference_cache`` is a folder of Parquet files of ``pair, chosen, rejected``: the summed log-probabilities of the
-    completions under the reference model. It must be named by that model and by what else they depend on. Runs that
-    split the same pairs by another seed, or train with another learning rate, find theirs there. Each run adds a
-    file of its own, so that runs on several hosts lose nothing.
+    ``train`` and ``held_out`` are tables of ``prompt, chosen, rejected``. ``reference_cache`` is a folder of Parquet
+    files of ``pair, chosen, rejected``: the summed log-probabilities of the completions under the reference model. It
+    must be named by that model and by what else they depend on. Runs that split the same pairs by another seed, or
+    train with another learning rate, find theirs there. Each run adds a file of its own, so that runs on several hosts
+    lose nothing.
     """
 
-    def __init__(self, *arguments: Any, reference_cache: Path, **named: Any):
+    def __init__(self, *, train: pd.DataFrame, held_out: pd.DataFrame, reference_cache: Path, **named: Any):
         self._reference_cache = reference_cache  # read while the parent class is set up
-        super().__init__(*arguments, **named)
+        datasets = {"train_dataset": _dataset(train), "eval_dataset": _dataset(held_out)}
+        super().__init__(**datasets, **named)
+        # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBuckets:
         dataset = self.train_dataset if train_dataset is None else train_dataset

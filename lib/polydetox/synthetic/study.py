@@ -53,7 +53,6 @@ def study(settings: Settings, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any
     import torch
 
     from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-    from polydetox.preference.dpo import train_dpo
 
     phrasebook = Phrasebook.load()
     folder = paths.given(settings.pretrained)
@@ -66,12 +65,7 @@ def study(settings: Settings, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any
     evaluated, paired = stems[: settings.prompts], stems[settings.prompts :]
     pairs = english_pairs(phrasebook, paired, rng)
     held_out = max(2, len(pairs) // 8)
-    tuning = checked(
-        "dpo", learning_rate=settings.dpo_learning_rate, max_steps=settings.dpo_steps,
-        eval_steps=max(1, settings.dpo_steps // 2), warmup_steps=0, batch_size=settings.dpo_batch_size,
-        beta=settings.beta, seed=settings.seed,
-    )  # fmt: skip
-    _, trained = train_dpo(weights, pairs[held_out:], pairs[:held_out], tuning, stage.folder)
+    trained = _tune(weights, pairs[held_out:], pairs[:held_out], settings, stage.folder)
     sides = {
         side: _insults(settings, phrasebook, checkpoint, evaluated, pretraining.languages, stage.folder / "parts")
         for side, checkpoint in (("before", weights), ("after", stage.folder / "weights"))
@@ -96,6 +90,62 @@ def study(settings: Settings, stage: Stage) -> tuple[pd.DataFrame, dict[str, Any
         "held_out_accuracy": trained["held_out_accuracy"],
     }
     return table[COLUMNS], metrics
+
+
+def _tune(
+    weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Settings, folder: Path
+) -> dict[str, float]:
+    """DPO of every weight with the paper's optimizer, into ``folder/weights``; the figures of the best step."""
+    from transformers import set_seed
+    from trl import DPOConfig
+
+    from polydetox.models.checkpoints import load_tokenizer
+    from polydetox.models.texts import context_length
+    from polydetox.preference import dpo
+    from polydetox.preference.trainer import PairTrainer
+
+    tuning = checked(
+        "dpo",
+        learning_rate=settings.dpo_learning_rate,
+        max_steps=settings.dpo_steps,
+        eval_steps=max(1, settings.dpo_steps // 2),
+        warmup_steps=0,
+        batch_size=settings.dpo_batch_size,
+        beta=settings.beta,
+        seed=settings.seed,
+    )
+    set_seed(tuning.seed)
+    model = dpo.load_trainable(weights, tuning.method)
+    config = DPOConfig(
+        beta=tuning.beta,
+        optim="rmsprop",
+        learning_rate=tuning.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        weight_decay=tuning.weight_decay,
+        max_grad_norm=tuning.max_grad_norm,
+        per_device_train_batch_size=tuning.batch_size,
+        per_device_eval_batch_size=tuning.batch_size,
+        max_steps=tuning.max_steps,
+        max_length=min(tuning.max_length, context_length(model.config) or tuning.max_length),
+        eval_strategy="steps",
+        eval_steps=tuning.eval_steps,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        seed=tuning.seed,
+        data_seed=tuning.seed,
+        **dpo.bookkeeping(weights, train, held_out, tuning, folder),
+    )
+    trainer = PairTrainer(
+        model=model,
+        args=config,
+        processing_class=load_tokenizer(weights),
+        train=train,
+        held_out=held_out,
+        reference_cache=dpo.reference_cache(weights, tuning),
+    )
+    trainer.train(resume_from_checkpoint=dpo.last_checkpoint(config.output_dir))
+    return dpo.keep_best(trainer, folder)[1]
 
 
 def tone_effects(
