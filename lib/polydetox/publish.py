@@ -44,7 +44,7 @@ _PAIR_SOURCES = {"on-policy": "project-prompts", "rtp-lx": "rtp-lx", "toxicity-p
 _SETTINGS = (
     "method", "pairs", "learning_rate", "warmup_steps", "weight_decay", "batch_size", "gradient_accumulation_steps",
     "beta", "max_grad_norm", "epochs", "max_steps", "max_prompt_length", "max_length", "held_out_share", "eval_steps",
-    "early_stopping_patience", "seed",
+    "early_stopping_patience", "loss", "seed",
 )  # fmt: skip
 _LORA_SETTINGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_embeddings")
 
@@ -261,10 +261,11 @@ def _training(run: TunedRun) -> str:
         if settings.get("method") != "full"
         else ""
     )
+    untuned = "; 0.693 untuned" if settings.get("loss", "sigmoid") == "sigmoid" else ""
     return (
         f"DPO with TRL on {figures['pairs_train']} pairs, {figures['pairs_held_out']} held out, with RMSprop and a "
         "constant learning rate after the warm-up. Kept was the checkpoint with the lowest held-out loss, of step "
-        f"{figures['best_step']} of {figures['steps']} ({figures['held_out_loss']:.3f}; 0.693 untuned).{merged}\n\n"
+        f"{figures['best_step']} of {figures['steps']} ({figures['held_out_loss']:.3f}{untuned}).{merged}\n\n"
         "| setting | value |\n|---|---|\n" + "\n".join(rows)
     )
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import types
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import torch
 from notebook_cells import dpo_cells, make_trainer, train_dpo
 from polydetox.errors import UserError
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-from polydetox.parameters import checked
+from polydetox.parameters import checked, declaration
 from polydetox.preference import dpo, pairs
 from tiny import FAMILIES, tiny_tokenizer
 
@@ -106,6 +107,18 @@ def test_full_training_learns_the_preference_and_reports_the_papers_loss(
     # In float32 nothing but summation order differs; products in bfloat16 have eight bits of mantissa.
     assert figures["held_out_loss"] == pytest.approx(np.mean(losses), rel=1e-2 if mixed else 1e-5)
     assert not list((tmp_path / "weights").glob("*.bin")), "no pickle"
+
+
+LOSSES = get_args(declaration("dpo").model_fields["loss"].annotation)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns_the_preference(tiny_checkpoints, tmp_path, loss):
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    log, figures = train_dpo(tiny_checkpoints["llama"], train, held_out, settings(loss=loss), tmp_path)
+    held = log[log["split"] == "held_out"].pivot(index="step", columns="metric", values="value")
+    assert held["loss"][6] == figures["held_out_loss"] < held["loss"][0]
+    assert held["reward_margin"][6] > held["reward_margin"][0] and held["reward_accuracy"][6] == 1.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

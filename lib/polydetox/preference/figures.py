@@ -33,14 +33,16 @@ def plot_training_runs(logs: Mapping[str, pd.DataFrame]) -> Figure:
     figure, grid = plt.subplots(len(logs), 2, figsize=(WIDTH, 2.7 * len(logs)), squeeze=False)
     for axes, (title, log) in zip(grid, logs.items(), strict=True):
         for axis, metric, label in zip(
-            axes, ("loss", "reward_margin"), ("DPO loss (nats)", "reward margin (nats)"), strict=True
+            axes, ("loss", "reward_margin"), ("loss (nats)", "reward margin (nats)"), strict=True
         ):
             _curve(axis, log[log["metric"] == metric])
             axis.set_xlabel("step")
             axis.set_ylabel(label)
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-        axes[0].axhline(math.log(2.0), color=MUTED, linewidth=0.8, linestyle=":")
-        axes[0].annotate("untuned", (1.0, math.log(2.0)), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+        first = log[(log["metric"] == "loss") & (log["split"] == "held_out") & (log["step"] == 0)]["value"]
+        untuned = math.log(2.0) if first.empty else first.iloc[0]  # DPO's loss begins at log 2, others elsewhere
+        axes[0].axhline(untuned, color=MUTED, linewidth=0.8, linestyle=":")
+        axes[0].annotate("untuned", (1.0, untuned), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                          fontsize=7.5, color=MUTED)  # fmt: skip
         axes[0].set_title(title, loc="left")
     legend(figure, grid[0, 0])
