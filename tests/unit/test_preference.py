@@ -55,6 +55,20 @@ def test_dpo_loss_by_hand():
     assert float(loss) == pytest.approx(-math.log(1 / (1 + math.exp(-1.5))))
 
 
+def test_simpo_loss_by_hand():
+    # 2 * (-1 - -3 - 0.5) = 3; without a margin between the completions only the target is left
+    loss = dpo.simpo_loss(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -2.0]), 2.0, 0.5)
+    assert loss.tolist() == pytest.approx([math.log1p(math.exp(-3)), math.log1p(math.exp(1))])
+
+    from trl.experimental.cpo import CPOTrainer
+
+    trls = types.SimpleNamespace(loss_type="simpo", alpha=0.0, beta=2.0, simpo_gamma=1.0, label_smoothing=0.0,
+                                 accelerator=types.SimpleNamespace(device="cpu"))  # fmt: skip
+    chosen, rejected = -torch.rand(5), -torch.rand(5)
+    expected, _, _ = CPOTrainer.cpo_loss(trls, chosen, rejected)
+    assert torch.allclose(dpo.simpo_loss(chosen, rejected, 2.0, 0.5), expected)
+
+
 PAIRS = pd.DataFrame({
     "prompt_id": [f"p{number}" for number in range(8)],
     "prompt": ["The neighbours", "Nobody says", "La capital", "Der Nachbar", "A word", "About it", "Francia", "Laut"],
@@ -119,6 +133,30 @@ def test_every_loss_learns_the_preference(tiny_checkpoints, tmp_path, loss):
     held = log[log["split"] == "held_out"].pivot(index="step", columns="metric", values="value")
     assert held["loss"][6] == figures["held_out_loss"] < held["loss"][0]
     assert held["reward_margin"][6] > held["reward_margin"][0] and held["reward_accuracy"][6] == 1.0
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_simpo_reports_its_formula_and_keeps_no_reference(tiny_checkpoints, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
+    weights = tiny_checkpoints["llama"]
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    asked = settings(loss="simpo", beta=2.0, gamma_beta_ratio=0.8, method=method, max_steps=2)
+    trainer = make_trainer(weights, train, held_out, asked, tmp_path)
+    assert trainer.ref_model is None and "ref_chosen_logps" not in trainer.train_dataset.column_names
+    assert not (tmp_path / "runs/cache/reference").exists()
+    found = trainer.evaluate()
+    tokenizer, model = load_tokenizer(weights), load_causal_lm(weights, torch.float32)
+    means = []
+    for row in held_out.itertuples():
+        for text in (row.chosen, row.rejected):
+            whole = tokenizer(row.prompt + text + tokenizer.eos_token)["input_ids"]
+            tokens = len(whole) - len(tokenizer(row.prompt)["input_ids"])
+            means.append(float(sequence_log_probability(model, tokenizer, row.prompt, text)) / tokens)
+    chosen, rejected = np.array(means).reshape(-1, 2).T
+    expected = np.log1p(np.exp(-(2.0 * chosen - 2.0 * rejected - 1.6))).mean()
+    assert found["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["eval_rewards/margins"] == pytest.approx(2.0 * (chosen - rejected).mean(), rel=1e-4)
+    assert found["eval_rewards/accuracies"] == pytest.approx((chosen > rejected).mean())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

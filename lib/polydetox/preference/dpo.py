@@ -45,6 +45,19 @@ def dpo_loss(
     return -logsigmoid(beta * margin)
 
 
+def simpo_loss(
+    chosen: Float[torch.Tensor, " pairs"], rejected: Float[torch.Tensor, " pairs"], beta: float, gamma_beta_ratio: float
+) -> Float[torch.Tensor, " pairs"]:
+    """SimPO, from the mean log-probability of a completion's tokens (Meng, Xia and Chen 2024, eq. 6).
+
+    -log sigmoid(beta * (log p_chosen / |chosen| - log p_rejected / |rejected|) - gamma), with the target margin gamma
+    as a multiple of beta. It needs no reference model.
+    """
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(beta * (chosen - rejected - gamma_beta_ratio))
+
+
 def truncate_prompts(pairs: pd.DataFrame, tokenizer: Any, max_prompt_length: int) -> pd.DataFrame:
     """Keep the last ``max_prompt_length`` tokens of each prompt; TRL no longer has such a limit of its own."""
 

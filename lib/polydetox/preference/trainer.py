@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from datasets import Dataset, concatenate_datasets
 from trl import DPOTrainer
 
@@ -42,10 +44,25 @@ class PairTrainer(DPOTrainer):
     must be named by that model and by what else they depend on. Runs that split the same pairs by another seed, or
     train with another learning rate, find theirs there. Each run adds a file of its own, so that runs on several hosts
     lose nothing.
+
+    ``reference_free_loss`` replaces TRL's loss: a function of the mean log-probabilities of the tokens of the chosen
+    and of the rejected completions, (pairs,) each, to the losses of the pairs. The reward of a completion is then beta
+    times that mean, and there is no reference model.
     """
 
-    def __init__(self, *, train: pd.DataFrame, held_out: pd.DataFrame, reference_cache: Path, **named: Any):
+    def __init__(
+        self,
+        *,
+        train: pd.DataFrame,
+        held_out: pd.DataFrame,
+        reference_cache: Path,
+        reference_free_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        **named: Any,
+    ):
         self._reference_cache = reference_cache  # read while the parent class is set up
+        self._reference_free_loss = reference_free_loss
+        if reference_free_loss is not None:
+            named["args"].precompute_ref_log_probs = True  # so that TRL keeps no reference model; nothing is computed
         datasets = {"train_dataset": _dataset(train), "eval_dataset": _dataset(held_out)}
         super().__init__(**datasets, **named)
         # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
@@ -58,7 +75,24 @@ class PairTrainer(DPOTrainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthBuckets(pair_lengths(dataset), size, self.args.data_seed or self.args.seed)
 
+    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+        if self._reference_free_loss is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        ids, mask = inputs["input_ids"], inputs["completion_mask"]  # (2 pairs, tokens), the chosen ones first
+        outputs = model(input_ids=ids, attention_mask=inputs["attention_mask"], use_cache=False, fused_lm_head=True,
+                        labels=ids.masked_fill(mask == 0, -100))  # fmt: skip
+        means = outputs.log_probs.sum(1) / mask[:, 1:].sum(1)  # (2 pairs,)
+        chosen, rejected = means.chunk(2)
+        margins = self.accelerator.gather(self.beta * (chosen - rejected).detach())
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["rewards/margins"].append(margins.mean().item())
+        metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
+        loss = self._reference_free_loss(chosen, rejected).mean()
+        return (loss, outputs) if return_outputs else loss
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        if self._reference_free_loss is not None:
+            return dataset
         cache = self._reference_cache
         keys = pair_keys(dataset)
         place = {key: row for row, key in enumerate(keys)}
