@@ -46,7 +46,7 @@ def execute(checkout: Path, notebook: str, folder: Path, **parameters) -> None:
     given = json.dumps(parameters | {"output_folder": str(folder)})
     environment = os.environ | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "polydetox", "execute", "--profile", "tiny", "--parameters", given, "--",
-               f"notebooks/{notebook}.ipynb", str(folder / "notebook.ipynb")]  # fmt: skip
+               str(next((checkout / "notebooks").rglob(f"{notebook}.ipynb"))), str(folder / "notebook.ipynb")]  # fmt: skip
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -71,7 +71,7 @@ def test_a_scorer_is_a_class():
 def test_a_loss_is_a_function_and_a_name(checkout, tiny_checkpoints, tmp_path):
     (block,) = examples("A loss")
     own(checkout, "notebooks")
-    file = checkout / "notebooks/dpo.ipynb"
+    file = checkout / "notebooks/preference/dpo.ipynb"
     notebook = nbformat.read(file, as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace('"simpo"]', '"simpo", "slic"]')
@@ -98,8 +98,9 @@ def test_a_stage_is_a_notebook_and_a_rule_and_reaches_the_report(checkout, tmp_p
     own(checkout, "notebooks", "rules", "Snakefile")
     cells = [nbformat.v4.new_code_cell(source.strip()) for source in (parameters, work)]
     cells[0].metadata["tags"] = ["parameters"]
-    metadata = nbformat.read(CHECKOUT / "notebooks/evaluate.ipynb", as_version=4).metadata
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), checkout / "notebooks/lengths.ipynb")
+    metadata = nbformat.read(CHECKOUT / "notebooks/evaluation/evaluate.ipynb", as_version=4).metadata
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(notebook, checkout / "notebooks/evaluation/lengths.ipynb")
     with (checkout / "rules/evaluation.smk").open("a") as file:
         file.write(f"\n\n{rule}")
     run = load("tiny")

@@ -66,6 +66,7 @@ class PairTrainer(DPOTrainer):
         datasets = {"train_dataset": _dataset(train), "eval_dataset": _dataset(held_out)}
         super().__init__(**datasets, **named)
         # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
+        assert self.model is not None
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -84,7 +85,7 @@ class PairTrainer(DPOTrainer):
         means = outputs.log_probs.sum(1) / mask[:, 1:].sum(1)  # (2 pairs,)
         chosen, rejected = means.chunk(2)
         margins = self.accelerator.gather(self.beta * (chosen - rejected).detach())
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics["train" if model.training else "eval"]
         metrics["rewards/margins"].append(margins.mean().item())
         metrics["rewards/accuracies"].append((margins > 0).float().mean().item())
         loss = self._reference_free_loss(chosen, rejected).mean()

@@ -144,7 +144,7 @@ def _tune(
         held_out=held_out,
         reference_cache=dpo.reference_cache(weights, tuning),
     )
-    trainer.train(resume_from_checkpoint=dpo.last_checkpoint(config.output_dir))
+    trainer.train(resume_from_checkpoint=dpo.last_checkpoint(str(config.output_dir)))
     return dpo.keep_best(trainer, folder)[1]
 
 
