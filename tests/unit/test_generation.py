@@ -104,8 +104,8 @@ def test_sharing_the_prompts_cache_keeps_bfloat16_logits(tiny_checkpoints, monke
     engine = TransformersEngine(tiny_checkpoints[family], "bfloat16")
     inputs = engine.tokenizer(PROMPTS, return_tensors="pt", padding=True)
     found = {}
-    for name in ("_SharedPrompts", "_RepeatedPrompts"):
-        monkeypatch.setattr(attention, "supports", lambda model, positions, name=name: name == "_SharedPrompts")
+    for name in ("DecodingShared", "DecodingRepeated"):
+        monkeypatch.setattr(attention, "supports", lambda model, positions, name=name: name == "DecodingShared")
         with torch.inference_mode():
             _, cache = engine._forward(inputs["input_ids"], inputs["attention_mask"], None)
             decoder = engine._decoder(cache, inputs["attention_mask"], 2, 3)
@@ -193,12 +193,3 @@ def test_engine_that_is_missing_is_named():
     with pytest.raises(UserError, match=r"pip install --no-deps -r requirements-gpu.txt"):
         engines.choose_engine("vllm")
     assert engines.choose_engine("auto") == "transformers"
-
-
-def test_threads_follow_the_environment(monkeypatch):
-    from polydetox.models.checkpoints import use_threads
-
-    before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert use_threads() == 1
-    torch.set_num_threads(before)

@@ -27,7 +27,6 @@ from polydetox.models.checkpoints import (
     load_tokenizer,
     on_one_device,
     provenance,
-    use_threads,
 )
 from polydetox.parameters import Settings, checked
 
@@ -144,7 +143,6 @@ def _train_classifier(settings: Settings, weights: Path, comments: pd.DataFrame,
 
     from polydetox.preference.dpo import mixed_precision
 
-    use_threads()
     set_seed(settings.seed)  # of the head and the adapter; the trainer seeds what follows
     tokenizer = load_tokenizer(weights)
     classifier = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2, dtype=torch.float32)

@@ -55,9 +55,7 @@ def run(job: Job) -> None:
     """Run one job in this process, unless it is done."""
     if job.is_done():
         return
-    from polydetox.models.checkpoints import use_threads
 
-    use_threads()
     settings = checked("regularise", **job.settings)
     (_train_head if job.kind == "head" else _train_model)(job, settings)
 

@@ -165,9 +165,8 @@ def _untuned(settings: Settings, weights: Path, state: Path) -> dict[str, float]
     """The held-out losses of the model before training."""
     from polydetox.attribute_control.jobs import held_out_losses
     from polydetox.attribute_control.rows import encode
-    from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, use_threads
+    from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer
 
-    use_threads()
     tokenizer = load_tokenizer(weights)
     corpus = read_parquet(state / CORPUS)
     rows = encode(tokenizer, corpus["prompt"], corpus["text"], corpus["weight"], settings.max_length)

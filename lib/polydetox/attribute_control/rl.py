@@ -13,7 +13,7 @@ from polydetox.attribute_control.adapters import adapter_options
 from polydetox.attribute_control.jobs import CORPUS, MODEL, held_out_losses
 from polydetox.attribute_control.oracle import Oracle
 from polydetox.attribute_control.rows import encode
-from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device, use_threads
+from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device
 from polydetox.parameters import Settings
 from polydetox.preference.dpo import last_checkpoint, mixed_precision
 
@@ -35,7 +35,6 @@ def train_rl(settings: Settings, weights: Path, state: Path) -> None:
     from transformers import PrinterCallback, set_seed
     from trl import RLOOTrainer
 
-    use_threads()
     set_seed(settings.seed)
     began, cpu = time.perf_counter(), time.process_time()
     tokenizer = load_tokenizer(weights)

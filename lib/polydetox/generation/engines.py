@@ -24,7 +24,6 @@ from polydetox.models.checkpoints import (
     load_causal_lm,
     load_tokenizer,
     provenance,
-    use_threads,
 )
 from polydetox.models.decoders import difference, first_exact, keeps_keys_and_values, next_logits
 from polydetox.models.texts import context_length, context_length_of, encode_prompts, left_padded
@@ -231,7 +230,6 @@ class TransformersEngine:
 
         from polydetox.generation.attention import prepare
 
-        use_threads()
         self.tokenizer = load_tokenizer(weights)
         self.model = load_causal_lm(weights, inference_dtype(dtype))
         prepare(self.model)

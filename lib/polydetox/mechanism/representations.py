@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from polydetox.artifacts import atomic_path, input_hash, resume_key
 from polydetox.mechanism.architectures import MLPs
-from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance, use_threads
+from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance
 from polydetox.models.texts import context_length
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def mean_pooled(
             with safe_open(cache, "np") as stored:
                 if stored.metadata() == {"key": key}:
                     return stored.get_tensor("mean_pooled")
-    use_threads()
     found = pooled(load_causal_lm(weights, inference_dtype(dtype)), load_tokenizer(weights), texts, depth, batch_size)
     with atomic_path(caches[0]) as temporary:
         save_file({"mean_pooled": found}, temporary, metadata={"key": key})

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, use_threads
+from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer
 from polydetox.models.decoders import first_exact, keeps_keys_and_values
 from polydetox.models.texts import context_length, last_tokens
 from polydetox.models.tokenizers import affixes
@@ -60,7 +60,6 @@ class Judge:
     def __init__(self, weights: Path, dtype: str, batch_size: int = 64, method: str = "conditional"):
         from transformers import AutoConfig
 
-        use_threads()
         self.batch_size = batch_size
         configuration = AutoConfig.from_pretrained(weights)
         self._limit = context_length(configuration)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -188,7 +187,6 @@ def open_checkpoint(
 
     A checkpoint whose vocabulary was trimmed to fewer languages than ``languages`` is a ``UserError``.
     """
-    use_threads()
     weights = weights_of(checkpoint, stage)
     check_vocabulary(weights, languages)
     return load_causal_lm(weights, inference_dtype(dtype)), load_tokenizer(weights)
@@ -278,13 +276,3 @@ def load_causal_lm(weights: Path, dtype: torch.dtype, **options: Any) -> PreTrai
         model = model.to(device())
     loaded: PreTrainedModel = model.eval()
     return loaded
-
-
-def use_threads() -> int:
-    """Let torch use as many threads as OMP_NUM_THREADS says, also where it was set after torch was imported."""
-    import torch
-
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        torch.set_num_threads(int(wanted))
-    return torch.get_num_threads()

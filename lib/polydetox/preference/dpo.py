@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from polydetox import paths
 from polydetox.artifacts import atomic_folder, input_hash, library_versions, resume_key
 from polydetox.errors import UserError
-from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance, use_threads
+from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance
 from polydetox.parameters import Settings
 
 if TYPE_CHECKING:
@@ -175,7 +175,6 @@ def _sees_all_pairs(settings: Settings, pairs: int) -> bool:
 
 def load_trainable(weights: Path, method: str) -> PreTrainedModel:
     """The model to train: in float32 for full fine-tuning, in four bits for an adapter of ``qlora``."""
-    use_threads()
     if method == "full":
         # A small learning rate changes weights by less than bfloat16 can hold.
         return load_causal_lm(weights, torch.float32)

@@ -21,7 +21,6 @@ PARAMETER_TAGS = frozenset({"parameters", "injected-parameters"})
 REMOVED = "remove-cell"
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_OPTION = re.compile(r"^#\|\s*([\w-]+):\s*(.*)$")
 _SVG_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 _SVG_PROLOGUE = re.compile(r"^\s*<\?xml.*?\?>\s*(?:<!DOCTYPE.*?>)?\s*", re.DOTALL)
 

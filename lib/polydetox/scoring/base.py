@@ -6,8 +6,8 @@ A missing score is NaN with a reason and never 0, so that a failure cannot look 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from polydetox.data.rows import Skipped
 from polydetox.errors import UserError
 
 NO_TEXT = "no text"
-Item = TypeVar("Item")
 
 # The paper's languages, for the scorers that know them all. They are written out here: a language that is added to the
 # project is not one that a scorer has been made for.
@@ -107,8 +106,3 @@ def check_supported(scorer: Scorer, language: str) -> None:
             f"scorer {scorer.id!r} does not support language {language!r}; it supports: "
             f"{', '.join(sorted(scorer.languages))}"
         )
-
-
-def chunks(items: Sequence[Item], size: int) -> Iterable[Sequence[Item]]:
-    """Consecutive slices of at most ``size`` items."""
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -11,7 +11,6 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from polydetox.artifacts import atomic_folder, atomic_path
-from polydetox.models.checkpoints import use_threads
 from polydetox.parameters import Settings
 from polydetox.synthetic.phrasebook import Meaning, Phrasebook
 
@@ -123,7 +122,6 @@ def pretrain(settings: Settings, folder: Path) -> tuple[pd.DataFrame, dict[str, 
     """
     import torch
 
-    use_threads()
     phrasebook = Phrasebook.load()
     phrasebook.check_languages(settings.languages)
     tokenizer = make_tokenizer(phrasebook, settings.languages)
