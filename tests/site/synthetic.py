@@ -463,7 +463,7 @@ def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = ()) -> N
     try:
         for section in sections or Results(record).record["sections"]:
             notebook = nbformat.read(notebook_file(f"summary_{section}"), as_version=4)
-            folder = paths.summary(PROFILE, section)
+            folder = paths.profile_run(PROFILE) / "summary" / section
             position = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
             injected = new_code_cell(f'run = "{record}"\noutput_folder = "{folder}"')
             injected.metadata["tags"] = ["injected-parameters"]

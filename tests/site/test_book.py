@@ -34,7 +34,7 @@ CHAPTERS = 13
 
 def told(section: str) -> dict[str, str]:
     """What the summary notebook of a section wrote for the pages, by the name of the variable."""
-    return read_json(paths.summary(PROFILE, section) / "variables.json")
+    return read_json(paths.profile_run(PROFILE) / "summary" / section / "variables.json")
 
 
 @pytest.fixture
@@ -49,15 +49,17 @@ def report_variables() -> dict[str, str]:
 
 def test_summaries_leave_tables_metrics_and_a_manifest(run):
     for section in recorded(PROFILE).record["sections"]:
-        folder = paths.summary(PROFILE, section)
+        folder = paths.profile_run(PROFILE) / "summary" / section
         assert {"manifest.json", "metrics.json", "notebook.ipynb"} <= {file.name for file in folder.iterdir()}
         assert read_json(folder / "manifest.json")["stage"] == f"summary_{section}"
-    table = read_parquet(paths.summary(PROFILE, "detox") / "by_language.parquet")
+    table = read_parquet(paths.profile_run(PROFILE) / "summary/detox/by_language.parquet")
     row = table[(table["language"] == "ar") & (table["metric"] == "avgtox") & (table["comparison"] == "tiny/dpo")].iloc[
         0
     ]
     for side, variant in (("before", "base"), ("after", "dpo")):
-        scores = pd.read_parquet(paths.score(PROFILE, "tiny", variant) / "scores.parquet").query("language == 'ar'")
+        scores = pd.read_parquet(paths.profile_run(PROFILE) / f"tiny/{variant}/score/scores.parquet").query(
+            "language == 'ar'"
+        )
         assert row[side] == pytest.approx(scores.groupby("prompt_id")["toxicity"].mean().mean())
     assert row["drop_low"] < row["drop"] < row["drop_high"]
 
@@ -266,9 +268,10 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
     assert (
         "seed 1" not in said["toxicity_sentence"] + said["training_sentence"] and said["dpo_learning_rate"] == "2e-06"
     )
-    families = read_parquet(paths.summary(PROFILE, "ablations") / "families.parquet")
+    families = read_parquet(paths.profile_run(PROFILE) / "summary/ablations/families.parquet")
     rows = families[(families["metric"] == "emt") & (families["language"] == "mean")].set_index(["kind", "variant"])
-    measured = [read_json(paths.evaluate(PROFILE, "tiny", "dpo-seed-1", language) / "metrics.json")["emt"]["value"]
+    seed_1 = paths.profile_run(PROFILE) / "tiny/dpo-seed-1/evaluate"
+    measured = [read_json(seed_1 / language / "metrics.json")["emt"]["value"]
                 for language in results.profile.languages]  # fmt: skip
     assert rows.loc[("seed", "dpo-seed-1"), "after"] == pytest.approx(sum(measured) / len(measured))
     assert rows.loc[("learning-rate", "dpo"), ["languages", "prompts", "continuations"]].tolist() == [1, 4, 2]
@@ -278,7 +281,7 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
     said = told("control")
     assert "compares filtering, never run, plain fine-tuning and regularised" in said["control_overview"]
     assert "3 of 4 trainings were run. " in said["control_overview"]
-    metrics = read_json(paths.attribute_eval(PROFILE, "tiny", "regularised") / "metrics.json")
+    metrics = read_json(paths.profile_run(PROFILE) / "tiny/control/regularised/attribute_eval/metrics.json")
     share = 100 * metrics["toxicity"]["en"]["toxic_share"]["value"]
     assert f"with regularised it is {share:.1f}%, lower (" in said["control_toxicity_sentence"]
     others = [100 * metrics["toxicity"][language]["toxic_share"]["value"] for language in ("ar", "de", "ja")]
@@ -329,7 +332,7 @@ def test_a_method_is_undominated_where_no_other_is_less_toxic_and_more_accurate(
 
 
 def test_win_rates_of_an_earlier_version_are_named(run):
-    file = paths.win_rate(PROFILE, "tiny") / "metrics.json"
+    file = paths.profile_run(PROFILE) / "tiny/control/win_rate/metrics.json"
     original = file.read_text()
     metrics = json.loads(original)
     del metrics["rates_averaged"]
@@ -369,7 +372,7 @@ def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
 
 
 def test_an_unexecuted_notebook_is_refused_and_the_old_site_stays(run, site):
-    file = paths.evaluate(PROFILE, "tiny", "base", "de") / "notebook.ipynb"
+    file = paths.profile_run(PROFILE) / "tiny/base/evaluate/de/notebook.ipynb"
     original = file.read_text()
     notebook = nbformat.reads(original, as_version=4)
     notebook.cells[3].execution_count = None
@@ -385,7 +388,7 @@ def test_an_unexecuted_notebook_is_refused_and_the_old_site_stays(run, site):
 
 
 def test_a_corrupt_table_is_named(run, tmp_path):
-    file = paths.score(PROFILE, "tiny", "dpo") / "scores.parquet"
+    file = paths.profile_run(PROFILE) / "tiny/dpo/score/scores.parquet"
     original = file.read_bytes()
     file.write_bytes(original[:100])
     try:

@@ -103,7 +103,7 @@ def case(request, tmp_path_factory):
 
 def summary_shows(section: str) -> list[str]:
     """Run a summary notebook where the report looks for it; returns what its cells show."""
-    folder = paths.summary(synthetic.PROFILE, section)
+    folder = paths.profile_run(synthetic.PROFILE) / "summary" / section
     return run_cells(f"summary_{section}", run=str(write_record(synthetic.PROFILE)), output_folder=str(folder))["shown"]
 
 
