@@ -157,6 +157,19 @@ def test_a_reference_without_a_row_of_its_own_finds_none(reference):
     assert paper_model(reference) is None
 
 
+def test_a_stage_is_found_by_its_wildcards_once_it_has_run(checkout):
+    from polydetox import paths
+    from polydetox.artifacts import Stage
+
+    results, folder = recorded("tiny"), paths.profile_run("tiny") / "tiny/base/generate"
+    assert results.folder("generate", model="tiny", variant="base") is None
+    Stage("generate", folder, {}).finish()
+    for wildcards in ({}, {"set": ""}):
+        assert results.folder("generate", model="tiny", variant="base", **wildcards) == folder
+    assert results.folder("generate", model="tiny", variant="base", set="another") is None
+    assert results.folder("generate", model="tiny") is None
+
+
 def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, capsys):
     from polydetox import paths
     from polydetox.artifacts import Stage, read_json
