@@ -46,8 +46,8 @@ def execute(checkout: Path, notebook: str, folder: Path, **parameters) -> None:
     given = json.dumps(parameters | {"output_folder": str(folder)})
     environment = os.environ | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
     file = next((checkout / "notebooks").rglob(f"{notebook}.ipynb"))
-    command = [sys.executable, "-m", "polydetox", "execute", "--profile", "tiny", "--parameters", given, "--", str(file),
-               str(folder / "notebook.ipynb")]  # fmt: skip
+    command = [sys.executable, "-m", "polydetox", "execute", "--profile", "tiny", "--parameters", given, "--",
+               str(file), str(folder / "notebook.ipynb")]  # fmt: skip
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
