@@ -207,7 +207,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if not plan_only:
         preflight(run)
     for line in skipped(run):
-        print(f"polydetox: left out: {line}", file=sys.stderr)
+        print(f"polydetox: skipped: {line}", file=sys.stderr)
     settings, executor = _snakemake_profile(options.workflow_profile or options.executor or "local")
     executor = options.executor or executor
     if executor != "local":

@@ -45,10 +45,10 @@ def ran(tmp_path_factory, tiny_checkpoints):
     return folder / "runs/tiny", done
 
 
-def test_what_is_not_at_hand_is_left_out_with_a_word(ran):
+def test_what_is_not_available_is_skipped_with_a_word(ran):
     runs, done = ran
-    assert "left out: variant dpo-rtplx: its pairs rtp-lx are not at hand" in done.stderr
-    assert "left out: prompts rtp-lx: rtp-lx is not at hand" in done.stderr
+    assert "skipped: variant dpo-rtplx: its pairs rtp-lx are not available" in done.stderr
+    assert "skipped: prompts rtp-lx: rtp-lx is not available" in done.stderr
     assert not (runs / "tiny/dpo-rtplx").exists() and not (runs / "tiny/base/rtp-lx").exists()
 
 
@@ -74,7 +74,8 @@ def test_further_prompts_have_folders_of_their_own(ran):
     for variant in ("base", "dpo"):
         folder = runs / "tiny" / variant / "further/evaluate/de"
         assert json.loads((folder / "metrics.json").read_text())["prompts"] == 2
-        assert json.loads((folder / "manifest.json").read_text())["parameters"]["prompt_set"] == "further"
+        parameters = json.loads((folder / "manifest.json").read_text())["parameters"]
+        assert parameters["scores"] == f"runs/tiny/tiny/{variant}/further/score/scores.parquet"
         first = json.loads((runs / "tiny" / variant / "evaluate/de/metrics.json").read_text())
         assert first["prompts"] == 4
 
@@ -88,7 +89,8 @@ def test_the_chapter_measures_what_was_run(ran):
     sets = pd.read_parquet(runs / "summary/ablations/prompt_sets.parquet")
     means = sets[(sets["language"] == "mean") & (sets["metric"] == "emt") & (sets["beside"] == "further")]
     assert means.set_index(["comparison", "set"]).loc["Tiny (dpo)", "prompts"].to_dict() == {"": 4, "further": 2}
-    said = json.loads((runs / "summary/ablations/metrics.json").read_text())["sentences"]
+    said = json.loads((runs / "summary/ablations/variables.json").read_text())
     assert said["ablation_seed_sentence"] == "Not run."
-    assert "EMT of Tiny (dpo) after the tuning goes from" in said["ablation_rate_sentence"]
-    assert "Tiny (RTP-LX) on the prompts of Further: not run." in said["ablation_prompts_sentence"]
+    assert said["ablation_rate_sentence"].startswith("EMT of Tiny (dpo) after tuning is ")
+    assert "on this project's prompts and by" in said["ablation_prompts_sentence"]
+    assert "on Further prompts" in said["ablation_prompts_sentence"]
