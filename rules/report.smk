@@ -33,7 +33,7 @@ rule record:
     output:
         RECORD,
     params:
-        record=run.record(),
+        record=lambda w: run.record(),  # a function, since a path may hold braces, which are no wildcards
     run:
         from polydetox.artifacts import atomic_path
 

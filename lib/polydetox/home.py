@@ -74,6 +74,8 @@ def _place() -> Path:
         status = place.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or not place.is_dir():
             raise PermissionError(f"{place}: others may enter it")
+        if not usable(place):
+            raise PermissionError(f"{place}: read-only")
     except OSError as error:
         raise UserError(f"neither the home folder nor another can be written to ({error}); set HOME to one") from None
     return place / "home"

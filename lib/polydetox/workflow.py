@@ -253,7 +253,8 @@ def load(profile: str) -> Run:
     from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 
     root = paths.root()
-    with contextlib.chdir(root), SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+    silent = OutputSettings(quiet={Quietness.ALL}, dryrun=True, enable_file_logging=False)
+    with contextlib.chdir(root), SnakemakeApi(silent) as api:
         try:
             workflow = api.workflow(ResourceSettings(), config_settings=ConfigSettings(config={"profile": profile}),
                                     snakefile=root / "Snakefile", workdir=root)  # fmt: skip
