@@ -50,10 +50,13 @@ def jobs_of(profile: str, targets: Iterable[str] = ()) -> list[Job]:
         for job in TopologicalSorter({job: list(dag.dependencies[job]) for job in dag.jobs}).static_order():
             given = json.loads(dict(job.params.items()).get("parameters") or "{}")
             fields = declaration(Path(job.input.notebook).stem).model_fields if given else {}
+            of = dict(job.wildcards_dict)
+            if "model" in of:  # a folder's name, where the profile may list a Hub id or a local folder
+                of["model"] = workflow._workflow.globals["run"].listed[of["model"]]
             jobs[job] = Job(
                 job.rule.name, " ".join([job.rule.name, *filter(None, job.wildcards_dict.values())]),
                 int(job.resources.get("gpu") or 0), job.threads, tuple(jobs[one] for one in dag.dependencies[job]),
-                {**{name: field.default for name, field in fields.items()}, **job.wildcards_dict, **given},
+                {**{name: field.default for name, field in fields.items()}, **of, **given},
             )  # fmt: skip
         return [found for job, found in jobs.items() if dag.needrun(job) and found.stage != "site"]  # a target
 
