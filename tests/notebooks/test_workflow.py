@@ -114,7 +114,7 @@ def test_the_continuations_are_compared_under_two_scorers_and_scored_once(finish
     scales = pd.read_parquet(folder / "scales.parquet")
     assert (scales.loc[scales["scorer"] == "embedded", "matched"] == 0.5).all() and len(scales) == 6
     page = (checkout / "runs/tiny/site/results-detox.html").read_text()
-    assert "the mean EMT over languages before and after tuning: under" in page
+    assert "Mean EMT of Tiny (dpo) before and after tuning: under" in page
 
 
 def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
@@ -203,7 +203,7 @@ def test_a_controlled_world_runs_to_its_own_report(finished):
         metrics = json.loads((folder / "metrics.json").read_text())
         assert (metrics["alignment"], metrics["seed"]) == (alignment, 0)
     page = (checkout / "runs/small-world/site/world.html").read_text()
-    assert "2 small models (1 size, 2 alignments, 1 seed) in 3 languages, of which 2 were run" in page
+    assert "This run asks for 2 small models in 3 languages" in page
     assert "which was not run" in (checkout / "runs/small-world/site/results-detox.html").read_text()
 
 
