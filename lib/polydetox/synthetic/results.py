@@ -48,7 +48,7 @@ def measurements(results: Results) -> pd.DataFrame:
         metrics = read_json(folder / "metrics.json")
         table = read_parquet(folder / "languages.parquet", ["language", *MEASURES])
         # Readers know a size by its parameters, not by the profile's name for it.
-        shown = {**metrics, "size": f"{metrics['parameters'] / 1e6:.1f} M parameters"}
+        shown = {**metrics, "cell": folder.parent.name, "size": f"{metrics['parameters'] / 1e6:.1f} M parameters"}
         tables.append(table.assign(**{key: shown[key] for key in COLUMNS[:5]})[COLUMNS])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
