@@ -14,9 +14,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from polydetox import paths
-from polydetox.errors import UserError
-from polydetox.parameters import notebook_file
+from polydetox.core import paths
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import notebook_file
 from polydetox.workflow import Run, each, local
 
 try:

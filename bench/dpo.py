@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, LlamaConfig, TrainerCallback
 
 from notebook_cells import make_trainer
+from polydetox.core.parameters import Settings, checked
 from polydetox.models.checkpoints import load_causal_lm
-from polydetox.parameters import Settings, checked
 from polydetox.preference.dpo import dpo_loss, mixed_precision
 from tiny import TEXTS, tiny_tokenizer
 

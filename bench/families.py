@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.generation import engines
 from polydetox.mechanism.architectures import MLPs
 from polydetox.mechanism.decoding import greedy

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 # Differ from run to run, or say where something lies.

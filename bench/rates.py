@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from polydetox import paths
+from polydetox.core import paths
 from polydetox.data.prompts import project_prompts
 from polydetox.generation.engines import Sampling, TransformersEngine, VLLMEngine, choose_engine
 from polydetox.metrics.fluency import Judge

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from polydetox.attribute_control.corpus import packaged_prose
 from polydetox.attribute_control.methods import train_method
-from polydetox.parameters import checked
+from polydetox.core.parameters import checked
 from tiny import make_checkout, tiny_tokenizer
 
 TARGET = 0.77

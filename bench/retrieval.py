@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from generation import cpu_seconds, model_of
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 from polydetox.mechanism.representations import mean_pooled
 from polydetox.models.checkpoints import load_causal_lm
 from polydetox.transfer.accuracy import retrieval_figures

@@ -16,8 +16,8 @@ from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
 
-from polydetox.artifacts import MANIFEST
-from polydetox.errors import UserError
+from polydetox.core.artifacts import MANIFEST
+from polydetox.core.errors import UserError
 
 
 def span_of(folder: Path) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 # evaluation; every two methods under a judge; training on labelled comments. Which methods there are is for the profile's
 # section `control` to say; `base` is the model that all of them start from.
 
-from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods
+from polydetox.core.params import JIGSAW_CONDITIONS, control_languages, control_methods
 
 CONTROL = run.profile.control
 CONTROLLED = run.models if CONTROL else []

@@ -35,7 +35,7 @@ rule record:
     params:
         record=lambda w: run.record(),  # a function, since a path may hold braces, which are no wildcards
     run:
-        from polydetox.artifacts import atomic_path
+        from polydetox.core.artifacts import atomic_path
 
         with atomic_path(Path(output[0])) as file:
             file.write_text(params.record + "\n", "utf-8")

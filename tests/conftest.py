@@ -51,7 +51,7 @@ def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def checkout(tmp_path, tiny_checkpoints, monkeypatch) -> Path:
     """A fresh checkout with a tiny model; paths of the library point into it."""
-    from polydetox import paths
+    from polydetox.core import paths
 
     folder = make_checkout(tmp_path / "checkout", tiny_checkpoints["llama"])
     monkeypatch.setenv("POLYDETOX_ROOT", str(folder))

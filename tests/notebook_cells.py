@@ -70,7 +70,7 @@ def dpo_cells(
     skipped = ("3c840eff", "32e677ea")  # the parameters, and what loads the pairs
     space: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("polydetox.notebook.begin", lambda *_: (settings, stage))
+        patch.setattr("polydetox.core.notebook.begin", lambda *_: (settings, stage))
         for cell in nbformat.read(NOTEBOOKS / "preference/dpo.ipynb", as_version=4).cells:
             if cell.cell_type == "code" and cell.id not in skipped:
                 exec(compile(cell.source, f"dpo.ipynb, cell {cell.id}", "exec"), space)

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from polydetox import __version__, paths
-from polydetox.errors import UserError
-from polydetox.home import provide, usable
+from polydetox import __version__
+from polydetox.core import paths
+from polydetox.core.errors import UserError
+from polydetox.core.home import provide, usable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,8 +147,8 @@ def _open(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _render(options: argparse.Namespace, rest: list[str]) -> int:
+    from polydetox.core.params import load_profile
     from polydetox.execute import logged
-    from polydetox.params import load_profile
     from polydetox.report.pdf import FILE as PDF
     from polydetox.report.rendering import render
 

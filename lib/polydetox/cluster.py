@@ -8,8 +8,8 @@ import re
 import subprocess
 import time
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 
 # Jobs that have just been cancelled take some seconds to end.
 _GRACE = 15.0

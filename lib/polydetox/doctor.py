@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from importlib.util import find_spec
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 
 # Package -> what it is for.
 _PACKAGES = {
@@ -98,7 +98,7 @@ def _scorers() -> list[str]:
 
 
 def _parameters() -> list[str]:
-    from polydetox.params import load_model, load_profile, model_names, profile_names
+    from polydetox.core.params import load_model, load_profile, model_names, profile_names
 
     lines = []
     for kind, names, load in (("model", model_names(), load_model), ("profile", profile_names(), load_profile)):

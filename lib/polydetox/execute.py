@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polydetox import paths
-from polydetox.artifacts import write_json
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.artifacts import write_json
+from polydetox.core.errors import UserError
 
 # Set by `polydetox run` to `host:process:Slurm job`, so that a stage does not outlive a run that was killed. The job is
 # the one that the run itself is in, usually none.

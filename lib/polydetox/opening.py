@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 
 
 def opened(job: Path, folder: Path | None = None) -> Path:

@@ -12,12 +12,12 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from polydetox import paths
 from polydetox.benchmarks.tasks import local_tasks
-from polydetox.errors import UserError
-from polydetox.parameters import declaration
-from polydetox.params import load_model
-from polydetox.yaml_files import read_yaml
+from polydetox.core import paths
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import declaration
+from polydetox.core.params import load_model
+from polydetox.core.yaml_files import read_yaml
 
 
 @dataclass(frozen=True, eq=False)

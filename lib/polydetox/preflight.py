@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import checked
+from polydetox.core.params import Profile, control_languages, load_model, load_profile, rtp_lx_held_out
 from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.data.pairs import rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, neutral_prompts, training_prompts
-from polydetox.errors import UserError
-from polydetox.parameters import checked
-from polydetox.params import Profile, control_languages, load_model, load_profile, rtp_lx_held_out
 from polydetox.workflow import Job, Run
 
 Check = Callable[[], object]

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydetox import __version__, paths
-from polydetox.artifacts import MANIFEST, atomic_folder, folder_sha256, read_json
+from polydetox import __version__
+from polydetox.core import paths
+from polydetox.core.artifacts import MANIFEST, atomic_folder, folder_sha256, read_json
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.params import ModelFile, Profile, load_model, load_profile, variants_of
 from polydetox.data.catalogue import source
 from polydetox.data.download import hub_errors
-from polydetox.errors import UserError, nearest
-from polydetox.languages import LANGUAGES
 from polydetox.models.checkpoints import LOCATION
-from polydetox.params import ModelFile, Profile, load_model, load_profile, variants_of
 from polydetox.results.collect import Results
 from polydetox.workflow import record_file
 

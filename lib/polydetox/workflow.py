@@ -15,13 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polydetox import locks, paths
-from polydetox.artifacts import MANIFEST, atomic_path
-from polydetox.data.catalogue import is_available
-from polydetox.data.prompts import languages_available
-from polydetox.errors import UserError
-from polydetox.parameters import checked, declaration, notebook_file, validated
-from polydetox.params import (
+from polydetox.core import locks, paths
+from polydetox.core.artifacts import MANIFEST, atomic_path
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import checked, declaration, notebook_file, validated
+from polydetox.core.params import (
     ModelFile,
     Profile,
     Prompts,
@@ -32,6 +30,8 @@ from polydetox.params import (
     rtp_lx_held_out,
     variants_of,
 )
+from polydetox.data.catalogue import is_available
+from polydetox.data.prompts import languages_available
 
 Wildcards = Mapping[str, str]
 RECORD = "run.json"  # in the folder of a run: what it is made of

@@ -106,8 +106,8 @@ def test_each_iteration_keeps_its_samples_head_and_figures(finished):
 def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, monkeypatch):
     import torch
 
-    from polydetox import paths
     from polydetox.attribute_control.checkpoints import engine_of
+    from polydetox.core import paths
     from polydetox.models.checkpoints import load_causal_lm, load_tokenizer, weights_of
 
     monkeypatch.setenv("POLYDETOX_ROOT", str(finished))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from polydetox.cli import main
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from tiny import make_checkout
 
 ODD = 'it\'s & (b) $HOME `x` é ;#*?[a] "q" \\ ~'
@@ -87,7 +87,7 @@ def test_names_that_cannot_be_are_refused_in_a_line_before_anything_starts(check
 
 
 def test_a_models_folder_gives_its_plain_characters_to_the_run(tmp_path, monkeypatch, checkout, tiny_checkpoints):
-    from polydetox.params import load_model
+    from polydetox.core.params import load_model
 
     folder = tmp_path / "-R&D (it's) {v2} é"
     folder.symlink_to(tiny_checkpoints["llama"])
@@ -111,7 +111,7 @@ def no_writing(monkeypatch, *folders: Path) -> None:
 
 @pytest.fixture
 def clean(monkeypatch, tmp_path):
-    from polydetox import home
+    from polydetox.core import home
 
     for name in (*home._FOLDERS, "HF_HOME", "LOGNAME"):
         monkeypatch.setenv(name, "x")  # so that it is put back
@@ -179,7 +179,7 @@ def test_stages_run_without_a_home(checkout):
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="takes another user's place, as root can")
 def test_a_user_without_a_name_or_a_home():
-    code = "import getpass, os; from polydetox.home import provide; provide(); "
+    code = "import getpass, os; from polydetox.core.home import provide; provide(); "
     code += "print(getpass.getuser(), os.environ['HOME'])"
     kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME")}
     command = ["setpriv", "--reuid", "54321", "--clear-groups", sys.executable, "-c"]

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from polydetox.params import load_model
+from polydetox.core.params import load_model
 from rehearsal import AMOUNTS, PROFILES, make_checkout, prepare, rehearsed_model, rehearsed_profile
 from tiny import CHECKOUT
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from polydetox import paths
+from polydetox.core import paths
+from polydetox.core.parameters import checked
 from polydetox.metrics.scores import Scoring
-from polydetox.parameters import checked
 from polydetox.workflow import load
 from tiny import make_checkout, run
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from recorded import SECTIONS
 
-from polydetox import locks
+from polydetox.core import locks
 from tiny import CHECKOUT, make_checkout
 
 OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports

@@ -17,9 +17,9 @@ from typing import Any
 import pandas as pd
 
 from polydetox.attribute_control.corpus import packaged_prose
+from polydetox.core.languages import LANGUAGES, rtp_lx_locales
+from polydetox.core.parameters import checked
 from polydetox.data.prompts import neutral_prompts, training_prompts
-from polydetox.languages import LANGUAGES, rtp_lx_locales
-from polydetox.parameters import checked
 
 from . import PROMPTS
 from .checkpoints import sentences

@@ -50,7 +50,7 @@ VERSIONS = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.19.0"}
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
     """Let the library's paths point into ``folder``, and Quarto be absent."""
-    from polydetox import paths
+    from polydetox.core import paths
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POLYDETOX_ROOT", str(folder / "checkout"))
@@ -345,7 +345,7 @@ def _shifted(language: str, prompts: int) -> pd.DataFrame:
 
 def _alignment(run: Path, languages: list[str]) -> None:
     """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
-    from polydetox.parameters import checked
+    from polydetox.core.parameters import checked
     from polydetox.transfer.correlation import transfer_figures, transfer_table
 
     folder, tables, metrics = run / "base" / "retrieval", [], {}
@@ -455,8 +455,8 @@ def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = ()) -> N
     from jupyter_client.manager import KernelManager
     from nbclient import NotebookClient
 
-    from polydetox import paths
-    from polydetox.parameters import notebook_file
+    from polydetox.core import paths
+    from polydetox.core.parameters import notebook_file
 
     record = write_record(PROFILE)
     manager = KernelManager(kernel_name="python3")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
+from polydetox.core import paths
 
 METHODS = {
     "plain": {"title": "plain fine-tuning", "algorithm": "plain"},

@@ -16,11 +16,11 @@ from recorded import recorded, write_record
 
 import synthetic
 from notebook_cells import run_cells
-from polydetox import paths
-from polydetox.artifacts import read_json, read_parquet
 from polydetox.attribute_control import tables
 from polydetox.attribute_control.results import PAPER, Control, undominated
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.artifacts import read_json, read_parquet
+from polydetox.core.errors import UserError
 from polydetox.quarto import ERROR_FILE, failure_note
 from polydetox.report.assemble import VARIABLE, assemble, book_pages, read_variables
 from polydetox.report.masking import Masked, Passage
@@ -242,9 +242,9 @@ def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
 
 def test_a_probe_is_tried_on_what_was_evaluated(run):
     """The first continuations of every prompt, with the evaluation's own scores; empty ones are left out."""
-    from polydetox.artifacts import Stage
+    from polydetox.core.artifacts import Stage
+    from polydetox.core.parameters import checked
     from polydetox.mechanism.probe import zero_shot_texts
-    from polydetox.parameters import checked
 
     settings = checked("probe", scores=str(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet"),
                        languages=["ar", "de", "en", "ja"], texts_per_language=7, label_threshold=0.6)  # fmt: skip

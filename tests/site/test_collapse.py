@@ -18,8 +18,8 @@ from recorded import SECTIONS, recorded, write_record
 
 import synthetic
 from notebook_cells import run_cells
-from polydetox import paths
-from polydetox.artifacts import read_json
+from polydetox.core import paths
+from polydetox.core.artifacts import read_json
 from polydetox.evaluation.tables import MAIN_METRICS, drift_table, language_table, main_table
 from polydetox.report.assemble import read_variables
 from polydetox.workflow import load

@@ -209,7 +209,7 @@ def test_pairs_of_scorers(scored):
 
 
 def test_candidates_are_measured_in_the_languages_that_they_know(tmp_path):
-    from polydetox.errors import UserError
+    from polydetox.core.errors import UserError
     from polydetox.scorer import candidates
 
     (tmp_path / "package.json").write_text('{"version": "9"}')
@@ -232,7 +232,7 @@ def test_candidates_are_measured_in_the_languages_that_they_know(tmp_path):
 
 
 def test_the_shipped_comparison_is_complete_and_ships_the_best():
-    from polydetox.artifacts import read_json
+    from polydetox.core.artifacts import read_json
     from polydetox.scorer import candidates
     from polydetox.scoring.head import HEAD_FILE
 

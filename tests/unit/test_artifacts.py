@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from polydetox import artifacts, paths
+from polydetox.core import artifacts, paths
+from polydetox.core.errors import UserError
 from polydetox.data import catalogue
-from polydetox.errors import UserError
 from tiny import CHECKOUT
 
 

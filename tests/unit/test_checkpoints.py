@@ -9,10 +9,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
+from polydetox.core.params import load_model
 from polydetox.models import checkpoints
-from polydetox.params import load_model
 from tiny import CHECKOUT
 
 

@@ -16,7 +16,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_logger_plugin_polydetox import LogHandler
 
 from polydetox import cli, cluster, execute
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from tiny import CHECKOUT
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from polydetox.core.errors import UserError
+from polydetox.core.params import Profile
 from polydetox.data import check, corpora
 from polydetox.data.prompts import languages_available, load_prompts, prompt_file
-from polydetox.errors import UserError
-from polydetox.params import Profile
 from polydetox.scoring.stored import StoredScorer
 
 

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES, language_of_locale, rtp_lx_locales
 from polydetox.data.pairs import follows, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.prompts import load_prompts
 from polydetox.data.rtp_lx import rtp_lx_rows
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, language_of_locale, rtp_lx_locales
 
 
 def write_rtp_lx(folder, language, rows, array=False):

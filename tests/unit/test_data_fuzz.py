@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from polydetox.core.errors import UserError
 from polydetox.data.labelled import read_labelled
 from polydetox.data.pairs import rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.parallel import parallel_sentences
 from polydetox.data.prompts import load_prompts
-from polydetox.errors import UserError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=20),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.generation import engines
 from polydetox.generation.engines import Sampling, TransformersEngine
 from polydetox.generation.sampling import sample, uniforms

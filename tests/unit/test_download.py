@@ -11,8 +11,8 @@ import types
 
 import pytest
 
+from polydetox.core.errors import UserError
 from polydetox.data import download
-from polydetox.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000
 

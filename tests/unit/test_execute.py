@@ -14,9 +14,10 @@ import nbformat
 import psutil
 import pytest
 
-from polydetox import execute, opening, paths
+from polydetox import execute, opening
 from polydetox.cli import main
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.generation import attention, engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
 from tiny import FAMILIES

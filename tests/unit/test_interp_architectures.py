@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.generation.engines import continuation_text
 from polydetox.mechanism.architectures import FAMILIES, MLPs
 from polydetox.mechanism.decoding import Shift, _decode, greedy, watched

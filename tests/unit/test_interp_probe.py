@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from polydetox.core.errors import UserError
 from polydetox.data.labelled import read_labelled
-from polydetox.errors import UserError
 from polydetox.mechanism.architectures import MLPs
 from polydetox.mechanism.probe import Probe, logistic_regression, quality, quality_table, split, train_probe
 from polydetox.mechanism.representations import mean_pooled
@@ -148,7 +148,7 @@ def test_bad_labelled_texts_are_refused_by_name(tmp_path, name, content, message
     (["Toxic", "neutral", "unsure"], {"toxic": "toxic", "neutral": "neutral", "unsure": "skipped"}, [1, 0, None]),
 ])  # fmt: skip
 def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wanted):
-    from polydetox.parameters import checked
+    from polydetox.core.parameters import checked
 
     texts = ["one", "two", "three"]
     file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": texts, "label": given}))
@@ -172,7 +172,7 @@ def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wante
     (["you are all fools", *"abc"], {}, ":1: label a text (1 rows), a (1 rows), b (1 rows), c (1 rows) is not one of"),
 ])  # fmt: skip
 def test_a_label_of_which_nobody_said_what_it_means_is_refused(tmp_path, suffix, given, said, message):
-    from polydetox.parameters import checked
+    from polydetox.core.parameters import checked
 
     file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": list("abcd"), "label": given}))
     with pytest.raises(UserError) as error:
@@ -181,7 +181,7 @@ def test_a_label_of_which_nobody_said_what_it_means_is_refused(tmp_path, suffix,
 
 
 def test_settings_of_labels_are_checked():
-    from polydetox.parameters import checked
+    from polydetox.core.parameters import checked
 
     for said in ({-1: "skip", 1: "toxic"}, "score", [0, 1]):
         with pytest.raises(UserError, match=r"labels.*give 'scores', or for each label one of toxic, neutral, skipped"):

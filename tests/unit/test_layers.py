@@ -13,7 +13,7 @@ LIBRARY = Path(polydetox.__file__).parent
 
 # From the ground up; of each floor the packages and the modules at the root.
 FLOORS = {
-    "core": "errors languages paths artifacts parameters yaml_files params locks notebook home quarto",
+    "core": "core quarto",
     "data and models": "data models",
     "measuring": "generation scoring stats metrics",
     "results": "results",

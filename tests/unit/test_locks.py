@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from polydetox import locks
-from polydetox.errors import UserError
+from polydetox.core import locks
+from polydetox.core.errors import UserError
 
 HOLDS = """
 import errno, fcntl, os, socket, sys, time
@@ -20,7 +20,7 @@ def flock(*_): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 fcntl.flock = fcntl.lockf = flock
 socket.gethostname = lambda: sys.argv[2] or os.uname().nodename
 from pathlib import Path
-from polydetox import locks
+from polydetox.core import locks
 locks.LEASE = float(sys.argv[3])
 with locks.held(Path(sys.argv[1]), "the profile is being run already"):
     print("held", flush=True)

@@ -7,7 +7,7 @@ import torch
 import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.models.checkpoints import load_causal_lm
 from polydetox.preference.dpo import linear_layers, merge_adapter
 from tiny import tiny_model, tiny_tokenizer

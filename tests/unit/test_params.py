@@ -9,10 +9,11 @@ import nbformat
 import pytest
 import yaml
 
-from polydetox import params, preflight, yaml_files
-from polydetox.errors import UserError, nearest
-from polydetox.notebook import begin
-from polydetox.parameters import declaration, notebook_file, parameters_cell
+from polydetox import preflight
+from polydetox.core import params, yaml_files
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.notebook import begin
+from polydetox.core.parameters import declaration, notebook_file, parameters_cell
 from polydetox.workflow import load
 from tiny import CHECKOUT, TINY_PROFILE
 

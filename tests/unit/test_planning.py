@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from polydetox import paths, planning
-from polydetox.errors import UserError
+from polydetox import planning
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 from polydetox.planning import Job, cost, critical_path
 from tiny import CHECKOUT
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from notebook_cells import dpo_cells, make_trainer, train_dpo
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import checked, declaration
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-from polydetox.parameters import checked, declaration
 from polydetox.preference import dpo, pairs
 from tiny import FAMILIES, tiny_tokenizer
 

@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
-from polydetox.languages import LANGUAGES
-from polydetox.params import load_profile
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.params import load_profile
 from tiny import CHECKOUT
 
 EVALUATION = yaml.safe_load((CHECKOUT / "params/prompts/evaluation.yaml").read_text("utf-8"))

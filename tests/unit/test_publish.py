@@ -13,10 +13,11 @@ import pytest
 import yaml
 from hub import StubHub
 
-from polydetox import paths, publish
-from polydetox.artifacts import Stage, folder_sha256, write_json, write_parquet
+from polydetox import publish
+from polydetox.core import paths
+from polydetox.core.artifacts import Stage, folder_sha256, write_json, write_parquet
+from polydetox.core.errors import UserError
 from polydetox.data import check
-from polydetox.errors import UserError
 from polydetox.workflow import load
 
 TOXIC = "an unprintable insult that no card may quote"

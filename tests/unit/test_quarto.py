@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from polydetox import quarto
+from polydetox.core.errors import UserError
 from polydetox.doctor import report
-from polydetox.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

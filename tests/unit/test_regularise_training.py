@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 
-from polydetox.artifacts import Stage
 from polydetox.attribute_control import corpus as corpora
 from polydetox.attribute_control import oracle
 from polydetox.attribute_control.body import Body, Features
@@ -25,9 +24,10 @@ from polydetox.attribute_control.training import (
     text_loss,
     train_head,
 )
-from polydetox.errors import UserError
+from polydetox.core.artifacts import Stage
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import checked
 from polydetox.models.checkpoints import on_one_device
-from polydetox.parameters import checked
 from tiny import tiny_model, tiny_tokenizer
 
 PADDING = 0
@@ -356,8 +356,8 @@ def test_a_head_with_an_adapted_body_is_gone_on_with(tiny_checkpoints, tmp_path)
 
 
 def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_checkpoints, tmp_path, monkeypatch):
-    from polydetox.artifacts import read_json, write_json, write_parquet
     from polydetox.attribute_control import jobs, training
+    from polydetox.core.artifacts import read_json, write_json, write_parquet
 
     prompts = [f"The cat {word}" for word in ("sat", "ran", "ate", "slept")]
     corpus = pd.DataFrame({"prompt": prompts, "domain": ["toxic", "neutral"] * 2, "split": "train"})

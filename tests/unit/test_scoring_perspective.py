@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.scoring import CachedScorer, get_scorer, perspective
 from polydetox.scoring.perspective import ATTRIBUTES, Patience, PerspectiveScorer, TokenBucket
 from polydetox.scoring.stored import StoredScorer

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from polydetox.cli import main
+from polydetox.core.errors import UserError
 from polydetox.data import catalogue, check, download, fetching, prompts
-from polydetox.errors import UserError
 from tiny import CHECKOUT
 
 # RTP_LX_DE.json and RTP_LX_EN.json, encrypted with the password `some-set-entries-4/8/24`.

@@ -12,8 +12,8 @@ import transformers
 from tokenizers.processors import ByteLevel, RobertaProcessing, Sequence, TemplateProcessing
 
 from notebook_cells import make_trainer
-from polydetox.artifacts import Stage, read_json
-from polydetox.errors import UserError
+from polydetox.core.artifacts import Stage, read_json
+from polydetox.core.errors import UserError
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
 from polydetox.mechanism.decoding import greedy
 from polydetox.mechanism.representations import mean_pooled
@@ -77,7 +77,7 @@ def test_every_stage_reads_an_open_text(tiny_checkpoints, ending, tmp_path):
 
 def test_pairs_are_split_where_the_prompt_ends(ending, tmp_path, monkeypatch):
     """TRL tokenises a prompt by itself: an EOS after it would take the first token of the completion with it."""
-    from polydetox.parameters import checked
+    from polydetox.core.parameters import checked
 
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
     pairs = pd.DataFrame({"prompt": TEXTS[:2], "chosen": [" again", " und so"], "rejected": [" never", " oder nicht"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.models import trimming
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from tiny import FAMILIES, TEXTS, tiny_model, tiny_tokenizer

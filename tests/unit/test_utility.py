@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 
-from polydetox.artifacts import Stage
 from polydetox.attribute_control.attributes import corpus_losses, form_by_language, perplexity
 from polydetox.attribute_control.detection import as_corpus, roc_auc, steps_of
 from polydetox.attribute_control.judge import (
@@ -30,9 +29,10 @@ from polydetox.attribute_control.judge import (
     win_rates,
 )
 from polydetox.benchmarks import harness, tasks
-from polydetox.errors import UserError
+from polydetox.core.artifacts import Stage
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Suite, checked
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.parameters import Suite, checked
 from tiny import tiny_model, tiny_tokenizer
 
 # --- tasks ------------------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ import yaml
 from recorded import recorded
 
 from notebook_cells import run_cells
-from polydetox.artifacts import read_json, write_json
-from polydetox.errors import UserError
-from polydetox.parameters import Settings, checked
-from polydetox.params import load_profile
+from polydetox.core.artifacts import read_json, write_json
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings, checked
+from polydetox.core.params import load_profile
 from polydetox.synthetic import results, tables
 from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
 from polydetox.synthetic.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
@@ -274,8 +274,8 @@ def test_pairs_prefer_a_kindness_after_the_same_stem():
 
 
 def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
+    from polydetox.core.parameters import checked
     from polydetox.generation import engines
-    from polydetox.parameters import checked
     from polydetox.synthetic import study
 
     said = {"en-0-0": [BOOK.ending(True, 0, "en"), "kind kind"], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
@@ -441,8 +441,8 @@ def test_directions_are_told_beside_retrieval(told, measured):
 
 
 def test_an_older_folder_is_named(checkout, measured):
-    from polydetox import paths
-    from polydetox.artifacts import write_json, write_parquet
+    from polydetox.core import paths
+    from polydetox.core.artifacts import write_json, write_parquet
 
     shutil.copy(CHECKOUT / "params/profiles/world.yaml", checkout / "params/profiles")
     folder = paths.profile_run("world") / "world/m-a000-s0/transfer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polydetox.parameters import Settings
+from polydetox.core.parameters import Settings
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -9,12 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import Stage, read_parquet
+from polydetox.core.artifacts import Stage, read_parquet
+from polydetox.core.parameters import Settings
 from polydetox.metrics.diversity import repetition
 from polydetox.metrics.evaluate import mean_by_prompt
 from polydetox.metrics.language import detect, language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.parameters import Settings
 from polydetox.stats.bootstrap import bootstrap
 
 if TYPE_CHECKING:

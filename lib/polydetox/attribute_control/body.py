@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from polydetox.artifacts import atomic_path
 from polydetox.attribute_control.adapters import adapter_options
 from polydetox.attribute_control.rows import Row, collate
+from polydetox.core.artifacts import atomic_path
+from polydetox.core.parameters import Settings
 from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm
-from polydetox.parameters import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from polydetox.artifacts import read_json
-from polydetox.errors import UserError
+from polydetox.core.artifacts import read_json
+from polydetox.core.errors import UserError
 
 
 def engine_of(weights: Path, wanted: str) -> str:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox.artifacts import Stage
+from polydetox.core.artifacts import Stage
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings
 from polydetox.data import corpora
 from polydetox.data.catalogue import local_path
 from polydetox.data.pairs import letters
 from polydetox.data.prompts import load_prompts, prompt_file, training_prompts
 from polydetox.data.rows import Skipped
-from polydetox.errors import UserError
-from polydetox.parameters import Settings
 
 COLUMNS = ["row", "prompt", "text", "domain", "toxicity", "split"]
 DOMAINS = ["toxic", "neutral"]

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.artifacts import Stage, atomic_folder, input_hash, read_json, resume_key, write_json
 from polydetox.attribute_control.attributes import toxicity_by_language
+from polydetox.core.artifacts import Stage, atomic_folder, input_hash, read_json, resume_key, write_json
+from polydetox.core.parameters import Settings, checked
 from polydetox.data.prompts import load_prompts
 from polydetox.mechanism.probe import labelled_texts
 from polydetox.models.checkpoints import (
@@ -28,7 +29,6 @@ from polydetox.models.checkpoints import (
     on_one_device,
     provenance,
 )
-from polydetox.parameters import Settings, checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

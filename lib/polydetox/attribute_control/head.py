@@ -21,8 +21,8 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from polydetox.artifacts import atomic_folder, read_json, write_json
 from polydetox.attribute_control.nado import target_log_probabilities
+from polydetox.core.artifacts import atomic_folder, read_json, write_json
 from polydetox.models.texts import context_length
 
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox.artifacts import atomic_folder, read_json, read_parquet, write_json, write_parquet
-from polydetox.errors import UserError
-from polydetox.parameters import Settings, checked
+from polydetox.core.artifacts import atomic_folder, read_json, read_parquet, write_json, write_parquet
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings, checked
 
 HEAD, MODEL = "head.json", "model.json"  # written last by each job
 CORPUS = "corpus.parquet"  # the rows that are trained on, with lambda

@@ -21,8 +21,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import read_parquet, resume_key, write_parquet
-from polydetox.errors import UserError
+from polydetox.core.artifacts import read_parquet, resume_key, write_parquet
+from polydetox.core.errors import UserError
 from polydetox.metrics.fluency import common_prefix, padded
 from polydetox.models.texts import context_length, encode_prompts
 

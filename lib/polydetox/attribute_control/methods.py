@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.artifacts import (
+from polydetox.attribute_control.jobs import CORPUS, HEAD, MODEL, Job, run, run_together
+from polydetox.core.artifacts import (
     atomic_folder,
     input_hash,
     library_versions,
@@ -19,11 +20,10 @@ from polydetox.artifacts import (
     write_json,
     write_parquet,
 )
-from polydetox.attribute_control.jobs import CORPUS, HEAD, MODEL, Job, run, run_together
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings
+from polydetox.core.paths import relative
 from polydetox.models.checkpoints import device, provenance
-from polydetox.parameters import Settings
-from polydetox.paths import relative
 
 LOG_COLUMNS = ["iteration", "step", "metric", "value"]
 ITERATION_COLUMNS = [

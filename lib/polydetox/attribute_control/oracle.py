@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polydetox.parameters import Settings
+from polydetox.core.parameters import Settings
 
 
 class Oracle:

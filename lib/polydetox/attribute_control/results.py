@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import MANIFEST, read_json, read_parquet
 from polydetox.attribute_control.attributes import SCORE_COLUMNS
 from polydetox.benchmarks.harness import ITEM_COLUMNS, by_task, suite_replicates
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
+from polydetox.core import paths
+from polydetox.core.artifacts import MANIFEST, read_json, read_parquet
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.params import JIGSAW_CONDITIONS, control_languages, control_methods, load_model
 from polydetox.metrics.evaluate import mean_by_prompt
 from polydetox.metrics.language import language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.params import JIGSAW_CONDITIONS, control_languages, control_methods, load_model
 from polydetox.results.collect import ENGLISH, Results
 from polydetox.results.published import paper_table
 from polydetox.stats.bootstrap import percentile_interval

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from polydetox.artifacts import atomic_folder, read_parquet, write_json, write_parquet
 from polydetox.attribute_control.adapters import adapter_options
 from polydetox.attribute_control.jobs import CORPUS, MODEL, held_out_losses
 from polydetox.attribute_control.oracle import Oracle
 from polydetox.attribute_control.rows import encode
+from polydetox.core.artifacts import atomic_folder, read_parquet, write_json, write_parquet
+from polydetox.core.parameters import Settings
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, on_one_device
-from polydetox.parameters import Settings
 from polydetox.preference.dpo import last_checkpoint, mixed_precision
 
 if TYPE_CHECKING:

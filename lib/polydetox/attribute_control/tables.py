@@ -9,7 +9,7 @@ import pandas as pd
 
 from polydetox.attribute_control.results import PAPER, Control, plain_method, seconds
 from polydetox.benchmarks.tables import percent, suite_title
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH
 from polydetox.results.published import paper_table
 from polydetox.results.tables import (

@@ -24,8 +24,8 @@ from polydetox.attribute_control.nado import (
     token_kl,
 )
 from polydetox.attribute_control.rows import Row, batches_of, collate, learnt
+from polydetox.core.parameters import Settings
 from polydetox.models.checkpoints import device, on_one_device
-from polydetox.parameters import Settings
 from polydetox.preference.dpo import mixed_precision
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.artifacts import library_versions, read_parquet, resume_key, write_parquet
 from polydetox.benchmarks.tasks import harness_manager, local_configuration, local_tasks, task_language
-from polydetox.errors import UserError
+from polydetox.core.artifacts import library_versions, read_parquet, resume_key, write_parquet
+from polydetox.core.errors import UserError
 from polydetox.stats.bootstrap import mean, percentile_interval, replicates
 
 if TYPE_CHECKING:

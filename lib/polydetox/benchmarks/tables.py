@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.artifacts import read_parquet
 from polydetox.benchmarks.harness import ITEM_COLUMNS, accuracies, accuracy_change
-from polydetox.languages import LANGUAGES
+from polydetox.core.artifacts import read_parquet
+from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import Results
 from polydetox.results.published import paper_table
 from polydetox.results.tables import NOT_RUN, Cell, Group, PaperTable, number

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from polydetox import paths
-from polydetox.errors import UserError, nearest
-from polydetox.languages import LANGUAGES
-from polydetox.parameters import Strict, checked, explain
-from polydetox.yaml_files import read_yaml
+from polydetox.core import paths
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.parameters import Strict, checked, explain
+from polydetox.core.yaml_files import read_yaml
 
 # Multilingual families of the harness, whose task names end in a language.
 _HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")

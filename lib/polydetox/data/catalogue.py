@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from polydetox import paths
-from polydetox.errors import UserError, nearest
-from polydetox.parameters import Strict, explain
-from polydetox.yaml_files import read_yaml
+from polydetox.core import paths
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.parameters import Strict, explain
+from polydetox.core.yaml_files import read_yaml
 
 RECORD = "fetched.json"  # what came, with its sha256: written last, so that its presence means that all is there
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from polydetox.core.errors import DataNotFound, UserError
+from polydetox.core.languages import LANGUAGES, known_locale
 from polydetox.data import corpora
 from polydetox.data.catalogue import fetched_folder, source, where
 from polydetox.data.fetching import changed
@@ -14,8 +16,6 @@ from polydetox.data.parallel import parallel_sentences
 from polydetox.data.prompts import load_prompts, project_prompts, training_prompts
 from polydetox.data.rows import Skipped
 from polydetox.data.rtp_lx import rtp_lx_file
-from polydetox.errors import DataNotFound, UserError
-from polydetox.languages import LANGUAGES, known_locale
 
 
 def check_source(name: str) -> str | None:

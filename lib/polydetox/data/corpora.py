@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from polydetox.core.errors import DataNotFound, UserError
+from polydetox.core.languages import LANGUAGES, check_language, code_of_locale
 from polydetox.data.catalogue import local_path
 from polydetox.data.rows import Rejected, Rows, Skipped, check_rows, is_blank, read_lines, read_rows
-from polydetox.errors import DataNotFound, UserError
-from polydetox.languages import LANGUAGES, check_language, code_of_locale
 
 
 def real_toxicity_prompts(folder: str | Path, limit: int | None = None) -> tuple[pd.DataFrame, Skipped]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polydetox.artifacts import read_json, write_json
-from polydetox.errors import UserError
+from polydetox.core.artifacts import read_json, write_json
+from polydetox.core.errors import UserError
 
 # Seconds to wait for a server to answer, and between two of its bytes; tries before giving up.
 TIMEOUT = 30.0

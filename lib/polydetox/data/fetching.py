@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polydetox.artifacts import atomic_folder, file_sha256, read_json, write_json
+from polydetox.core.artifacts import atomic_folder, file_sha256, read_json, write_json
+from polydetox.core.errors import UserError
+from polydetox.core.home import usable
 from polydetox.data.catalogue import RECORD, Source, place_of, source
 from polydetox.data.download import download, download_dataset, download_drive, download_kaggle
-from polydetox.errors import UserError
-from polydetox.home import usable
 
 
 def fetch(name: str, given: Path | None = None) -> Path:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import label_name
 from polydetox.data.rows import Skipped, check_rows, is_blank, read_rows
 from polydetox.data.schemas import fraction, number
-from polydetox.errors import UserError
-from polydetox.parameters import label_name
 
 # What a file of labelled texts may call its two columns; the second line is Jigsaw's.
 TEXT_COLUMNS = ("text", "comment_text")
@@ -28,7 +28,7 @@ def read_labelled(
 ) -> tuple[pd.DataFrame, Skipped]:
     """Labelled texts of a CSV, JSON Lines or Parquet file: ``text, label`` (1: toxic).
 
-    ``labels`` says what a label means, toxic, neutral or skipped, by its :func:`~polydetox.params.label_name`; empty:
+    ``labels`` says what a label means, toxic, neutral or skipped, by its ``label_name``; empty:
     0 is neutral and 1 toxic. With ``scores`` it is a number from 0 to 1, toxic from ``threshold`` up. Any other label
     is a ``UserError``.
     """

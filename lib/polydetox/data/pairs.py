@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
 from polydetox.data.catalogue import local_path
 from polydetox.data.rows import Skipped, check_rows, is_blank, read_rows
 from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_id, rtp_lx_rows
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
 
 PAIR_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected"]
 

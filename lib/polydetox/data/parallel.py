@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
 from polydetox.data.catalogue import local_path
 from polydetox.data.prompts import project_prompts
 from polydetox.data.rows import read_rows
 from polydetox.data.udhr import declarations, paragraphs
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
 
 
 def parallel_sentences(source: str, language: str, folder: str | Path = "", limit: int | None = None) -> list[str]:

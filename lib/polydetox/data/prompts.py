@@ -8,16 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox import paths
+from polydetox.core import paths
+from polydetox.core.errors import DataNotFound, UserError
+from polydetox.core.languages import LANGUAGES, check_language, rtp_lx_locales
+from polydetox.core.parameters import PROMPT_SOURCES
+from polydetox.core.yaml_files import read_yaml
 from polydetox.data import corpora
 from polydetox.data.catalogue import check_named, is_available, local_path
 from polydetox.data.rows import Skipped, is_blank
 from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_id, rtp_lx_rows
 from polydetox.data.schemas import SCHEMAS
-from polydetox.errors import DataNotFound, UserError
-from polydetox.languages import LANGUAGES, check_language, rtp_lx_locales
-from polydetox.parameters import PROMPT_SOURCES
-from polydetox.yaml_files import read_yaml
 
 
 def load_prompts(

@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from polydetox.core.errors import UserError, nearest
 from polydetox.data.schemas import SCHEMAS, Field
-from polydetox.errors import UserError, nearest
 
 # More than this fraction of a file's rows rejected, and the file is refused.
 MOST_REJECTED = 0.05

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from polydetox.core.errors import UserError
+from polydetox.core.languages import known_locale, rtp_lx_locales
 from polydetox.data.catalogue import check_named, local_path
 from polydetox.data.rows import Skipped, check_rows, read_rows
 from polydetox.data.schemas import whole_number
-from polydetox.errors import UserError
-from polydetox.languages import known_locale, rtp_lx_locales
 
 
 def rtp_lx_file(folder: str | Path, language: str) -> Path:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
 
 # The page of each language: ISO 639-3, and which text where there are several.
 PAGES = {

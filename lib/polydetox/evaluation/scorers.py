@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from polydetox.artifacts import read_json, read_parquet
-from polydetox.languages import LANGUAGES
+from polydetox.core.artifacts import read_json, read_parquet
+from polydetox.core.languages import LANGUAGES
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.results.collect import Results
 from polydetox.results.stages import Comparison

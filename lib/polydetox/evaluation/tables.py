@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH, METRICS, Results
 from polydetox.results.published import PAPER, paper_model, paper_models
 from polydetox.results.stages import Comparison

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
-from polydetox.errors import UserError
+from polydetox.core.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
+from polydetox.core.errors import UserError
 from polydetox.models.checkpoints import (
     device,
     inference_dtype,

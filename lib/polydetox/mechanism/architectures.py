@@ -21,7 +21,7 @@ from jaxtyping import Float
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 
 
 @dataclass(frozen=True)

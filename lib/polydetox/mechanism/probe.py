@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from polydetox import paths
-from polydetox.artifacts import Stage, atomic_path, read_parquet
+from polydetox.core import paths
+from polydetox.core.artifacts import Stage, atomic_path, read_parquet
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings
 from polydetox.data.catalogue import local_path
 from polydetox.data.labelled import check_both_labels, read_labelled
-from polydetox.errors import UserError
 from polydetox.mechanism.representations import mean_pooled
 from polydetox.models.checkpoints import weights_of
 from polydetox.models.texts import shortened
-from polydetox.parameters import Settings
 from polydetox.stats.agreement import cluster_auc
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import atomic_path, input_hash, resume_key
+from polydetox.core.artifacts import atomic_path, input_hash, resume_key
 from polydetox.mechanism.architectures import MLPs
 from polydetox.models.checkpoints import inference_dtype, load_causal_lm, load_tokenizer, provenance
 from polydetox.models.texts import context_length

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.artifacts import read_parquet
-from polydetox.errors import UserError
+from polydetox.core.artifacts import read_parquet
+from polydetox.core.errors import UserError
+from polydetox.core.paths import relative
 from polydetox.mechanism.architectures import MLPs
 from polydetox.mechanism.decoding import Neuron
 from polydetox.mechanism.vectors import as_neurons, neuron_count, scripts_of, typical_size
 from polydetox.metrics.diversity import repetition
-from polydetox.paths import relative
 
 SOURCE_COLUMNS = ["layer", "neuron", "cosine", "activation", "actual", "tokens", "scripts"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.languages import UNSPACED
+from polydetox.core.languages import UNSPACED
 
 ORDERS = (1, 2, 3)
 

@@ -16,13 +16,13 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
+from polydetox.core.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
+from polydetox.core.parameters import Settings
 from polydetox.metrics.diversity import published_distinct
 from polydetox.metrics.evaluate import TOKEN_DISTINCT
 from polydetox.metrics.language import detect
 from polydetox.models.checkpoints import load_tokenizer, provenance, weights_of
 from polydetox.models.texts import Shortened, shortened
-from polydetox.parameters import Settings
 from polydetox.scoring import CachedScorer, get_scorer
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from polydetox import locks, paths
-from polydetox.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
+from polydetox.core import locks, paths
+from polydetox.core.artifacts import Stage, atomic_folder, file_sha256, finished, folder_sha256, read_json, write_json
+from polydetox.core.errors import UserError
+from polydetox.core.params import ModelFile, load_model
 from polydetox.data.download import hub_errors
-from polydetox.errors import UserError
 from polydetox.models.decoders import check_decoder
 from polydetox.models.tokenizers import leave_open
-from polydetox.params import ModelFile, load_model
 
 if TYPE_CHECKING:
     import torch

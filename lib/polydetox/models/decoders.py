@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from polydetox.params import ModelFile
+    from polydetox.core.params import ModelFile
 
 
 def check_decoder(configuration: PreTrainedConfig, name: str | Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.models.checkpoints import load_tokenizer
 from polydetox.models.tokenizers import affixes
 

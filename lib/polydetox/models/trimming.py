@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float, Int
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from polydetox.artifacts import atomic_folder
-from polydetox.errors import UserError
-from polydetox.languages import UNSPACED
+from polydetox.core.artifacts import atomic_folder
+from polydetox.core.errors import UserError
+from polydetox.core.languages import UNSPACED
 from polydetox.models.texts import context_length
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from polydetox.core.parameters import checked
+from polydetox.core.params import ABLATED_SETTING, Profile, languages_of, load_model
 from polydetox.data.catalogue import sources
 from polydetox.metrics.evaluate import prompt_values
-from polydetox.parameters import checked
-from polydetox.params import ABLATED_SETTING, Profile, languages_of, load_model
 from polydetox.results.collect import METRICS, Results
 from polydetox.results.stages import compared_variants, variant_title
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedModel
 
-from polydetox import paths
-from polydetox.artifacts import atomic_folder, input_hash, library_versions, resume_key
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.artifacts import atomic_folder, input_hash, library_versions, resume_key
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings
 from polydetox.models.checkpoints import device, load_causal_lm, load_tokenizer, provenance
-from polydetox.parameters import Settings
 
 if TYPE_CHECKING:
     from polydetox.preference.trainer import PairTrainer

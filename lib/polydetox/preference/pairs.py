@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox.artifacts import Stage, write_parquet
+from polydetox.core.artifacts import Stage, write_parquet
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings
 from polydetox.data.pairs import PAIR_COLUMNS, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.prompts import training_prompts
-from polydetox.errors import UserError
-from polydetox.parameters import Settings
 
 
 def make_pairs(settings: Settings, stage: Stage) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from trl import DPOTrainer
 
-from polydetox.artifacts import read_parquet, write_parquet
+from polydetox.core.artifacts import read_parquet, write_parquet
 from polydetox.preference.buckets import LengthBuckets
 
 REFERENCE_COLUMNS = ["pair", "chosen", "rejected"]

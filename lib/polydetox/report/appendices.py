@@ -17,10 +17,10 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from polydetox.artifacts import MANIFEST, read_json
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
-from polydetox.params import Profile, load_model
+from polydetox.core.artifacts import MANIFEST, read_json
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.params import Profile, load_model
 from polydetox.report.clean import REMOVED, cell_options, clean, labels, read_notebook, without_machine_paths
 from polydetox.report.masking import COVER, WARNING, WARNING_TITLE
 from polydetox.results.collect import Results

@@ -17,14 +17,14 @@ from typing import Any
 import nbformat
 import yaml
 
-from polydetox import paths
-from polydetox.artifacts import atomic_folder, finished, read_json
-from polydetox.errors import UserError, nearest
+from polydetox.core import paths
+from polydetox.core.artifacts import atomic_folder, finished, read_json
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.yaml_files import read_yaml
 from polydetox.report.appendices import html_block, write_appendices
 from polydetox.report.clean import cell_options, clean, labels, read_notebook
 from polydetox.results.collect import Results
 from polydetox.workflow import record_file
-from polydetox.yaml_files import read_yaml
 
 CONFIGURATION = "_quarto.yml"
 VARIABLES = "_variables.yml"

@@ -11,7 +11,7 @@ from pybtex.database import Entry, Person, parse_file
 from pybtex.exceptions import PybtexError
 from pybtex.richtext import Text
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 
 _GROUP = re.compile(r"\[([^\[\]]*?-?@[^\[\]]+)\](?!\()")
 _ITEM = re.compile(r"^(?P<prefix>.*?)(?P<only_year>-?)@(?P<key>[A-Za-z][\w:-]*\w)(?P<suffix>.*)$", re.DOTALL)

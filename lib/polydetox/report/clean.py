@@ -14,8 +14,8 @@ from typing import Any
 import nbformat
 import yaml
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 
 PARAMETER_TAGS = frozenset({"parameters", "injected-parameters"})
 REMOVED = "remove-cell"

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, check_language
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES, check_language
 from polydetox.results.tables import NOT_APPLICABLE, fixed
 
 WARNING_TITLE = "Content warning"

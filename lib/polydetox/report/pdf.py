@@ -15,12 +15,12 @@ from typing import Any
 import nbformat
 import yaml
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
+from polydetox.core.yaml_files import read_yaml
 from polydetox.quarto import run_quarto
 from polydetox.report.appendices import FOLDER, LIST
 from polydetox.report.assemble import CONFIGURATION
 from polydetox.report.masking import BODY
-from polydetox.yaml_files import read_yaml
 
 FILE = "report.pdf"
 

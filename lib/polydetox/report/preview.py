@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from latex2mathml.converter import convert as mathml
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
+from polydetox.core.yaml_files import read_yaml
 from polydetox.report.appendices import FOLDER, output_text, raw
 from polydetox.report.assemble import CONFIGURATION, CROSS_REFERENCE, VARIABLE, VARIABLES
 from polydetox.report.preview_pages import (
@@ -37,7 +38,6 @@ from polydetox.report.preview_pages import (
     read_blocks,
     read_book,
 )
-from polydetox.yaml_files import read_yaml
 
 PREVIEW_NOTE = (
     "This is a preview. It was made without [Quarto](https://quarto.org), by the project's own preview renderer: the "

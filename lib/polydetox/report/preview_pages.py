@@ -12,11 +12,11 @@ from typing import Any
 import nbformat
 import yaml
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
+from polydetox.core.yaml_files import read_yaml
 from polydetox.report.assemble import CONFIGURATION, EMBED, VARIABLES, book_pages
 from polydetox.report.citations import Bibliography
 from polydetox.report.clean import cell_options, read_notebook
-from polydetox.yaml_files import read_yaml
 
 KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "sec": "Section"}
 

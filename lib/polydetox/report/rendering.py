@@ -8,9 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from polydetox import paths
-from polydetox.artifacts import atomic_folder
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.artifacts import atomic_folder
+from polydetox.core.errors import UserError
 from polydetox.quarto import COLOURS, ERROR_FILE, failure_note, find_quarto, run_quarto, why_none
 from polydetox.report.assemble import assemble
 from polydetox.report.clean import without_machine_paths

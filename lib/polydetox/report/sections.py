@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polydetox.languages import LANGUAGES
-from polydetox.params import load_model
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.params import load_model
 from polydetox.results.collect import Results
 from polydetox.results.stages import variant_title
 from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number

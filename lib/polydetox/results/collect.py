@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import MANIFEST, file_sha256, finished, read_json, read_parquet
-from polydetox.languages import LANGUAGES
-from polydetox.metrics.evaluate import prompt_values
-from polydetox.parameters import checked
-from polydetox.params import (
+from polydetox.core import paths
+from polydetox.core.artifacts import MANIFEST, file_sha256, finished, read_json, read_parquet
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.parameters import checked
+from polydetox.core.params import (
     Profile,
     is_ablation,
     load_model,
 )
+from polydetox.metrics.evaluate import prompt_values
 from polydetox.results.stages import Comparison, StageRun, comparisons, read_by, stage_runs
 from polydetox.stats.agreement import verdicts
 from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages

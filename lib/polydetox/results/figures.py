@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH, Results
 from polydetox.results.tables import NOT_RUN
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 
 PAPER = "Li, Yong and Bach (2024)"
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polydetox import paths
-from polydetox.artifacts import finished
-from polydetox.params import Profile, is_ablation, load_model, variants_of
+from polydetox.core import paths
+from polydetox.core.artifacts import finished
+from polydetox.core.params import Profile, is_ablation, load_model, variants_of
 
 
 @dataclass(frozen=True)

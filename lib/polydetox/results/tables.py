@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 
 NOT_RUN = "not run"
 NOT_MEASURED = "not measured"

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES
-from polydetox.paths import expanded
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.paths import expanded
 from polydetox.scorer.head import auc_by_language, second_person_by_language
 from polydetox.scoring.head import DATA
 from polydetox.scoring.lexicon import compile_lexicon, plain_words, read_words

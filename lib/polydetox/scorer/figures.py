@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES, check_language
+from polydetox.core.paths import expanded
+from polydetox.core.yaml_files import read_yaml
 from polydetox.data.rows import is_blank
 from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_rows
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, check_language
-from polydetox.paths import expanded
 from polydetox.scoring.head import DATA, Head
 from polydetox.stats.agreement import auc
-from polydetox.yaml_files import read_yaml
 
 # Human labels of a prompt: several raters together, on a scale of 1 (not toxic) to 5.
 BENIGN_BELOW = 2.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 from polydetox.results.tables import NOT_APPLICABLE, Cell, Group, PaperTable, number
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polydetox.core.errors import UserError
 from polydetox.data.rows import Skipped
-from polydetox.errors import UserError
 
 NO_TEXT = "no text"
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from polydetox import paths
+from polydetox.core import paths
 from polydetox.data.rows import Skipped
 from polydetox.scoring.base import Score, Scorer
 

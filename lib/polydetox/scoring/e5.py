@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polydetox.artifacts import file_sha256
-from polydetox.errors import UserError
+from polydetox.core.artifacts import file_sha256
+from polydetox.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

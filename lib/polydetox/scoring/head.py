@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from polydetox.artifacts import read_json, write_json
-from polydetox.errors import UserError
+from polydetox.core.artifacts import read_json, write_json
+from polydetox.core.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 HEAD_FILE = DATA / "embedded_head.json"

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from polydetox.artifacts import file_sha256
-from polydetox.errors import UserError, nearest
-from polydetox.languages import check_language
-from polydetox.paths import expanded
+from polydetox.core.artifacts import file_sha256
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.languages import check_language
+from polydetox.core.paths import expanded
 from polydetox.scoring.base import SEVENTEEN, Score, Scorer
 
 if TYPE_CHECKING:

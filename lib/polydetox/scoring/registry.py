@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 
-from polydetox import paths
-from polydetox.errors import UserError, nearest
+from polydetox.core import paths
+from polydetox.core.errors import UserError, nearest
 from polydetox.scoring import perspective
 from polydetox.scoring.base import Scorer
 from polydetox.scoring.huggingface import LANGUAGES_OF, READY, HuggingFaceScorer, parse_source

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import read_parquet
-from polydetox.errors import UserError
+from polydetox.core.artifacts import read_parquet
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Settings
 from polydetox.metrics.toxicity import any_toxic, matrix, maximum_toxicity
-from polydetox.parameters import Settings
 from polydetox.scoring import CachedScorer, Scorer, get_scorer
 from polydetox.stats.agreement import (
     both,

@@ -26,12 +26,12 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox import paths
-from polydetox.artifacts import file_sha256
+from polydetox.core import paths
+from polydetox.core.artifacts import file_sha256
+from polydetox.core.errors import UserError
+from polydetox.core.languages import LANGUAGES, code_of_locale
 from polydetox.data.corpora import language_of, summary_score
 from polydetox.data.rows import Rows, Skipped, check_rows, read_rows
-from polydetox.errors import UserError
-from polydetox.languages import LANGUAGES, code_of_locale
 from polydetox.scoring.base import NO_TEXT, Score, Scorer, is_blank, missing
 
 ATTRIBUTE = "TOXICITY"

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from polydetox import paths
-from polydetox.errors import UserError, nearest
-from polydetox.yaml_files import read_yaml
+from polydetox.core import paths
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.yaml_files import read_yaml
 
 _HABIT = 0.8  # how often a speaker keeps to what is usual
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from polydetox.artifacts import atomic_folder, atomic_path
-from polydetox.parameters import Settings
+from polydetox.core.artifacts import atomic_folder, atomic_path
+from polydetox.core.parameters import Settings
 from polydetox.synthetic.phrasebook import Meaning, Phrasebook
 
 if TYPE_CHECKING:

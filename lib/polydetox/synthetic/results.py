@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox.artifacts import read_json, read_parquet
+from polydetox.core.artifacts import read_json, read_parquet
 from polydetox.results.collect import ENGLISH, Results
 from polydetox.stats.correlation import correlation, line
 

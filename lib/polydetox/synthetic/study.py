@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from polydetox import paths
-from polydetox.artifacts import Stage, read_json
+from polydetox.core import paths
+from polydetox.core.artifacts import Stage, read_json
+from polydetox.core.parameters import Settings, checked
 from polydetox.mechanism.representations import mean_pooled
 from polydetox.metrics.toxicity import any_toxic, matrix
-from polydetox.parameters import Settings, checked
 from polydetox.synthetic.phrasebook import Phrasebook
 from polydetox.transfer.accuracy import cosines, retrieval_figures
 

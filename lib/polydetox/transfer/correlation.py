@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.parameters import Settings
+from polydetox.core.parameters import Settings
 from polydetox.stats.correlation import correlation, leave_one_out
 
 COLUMNS = ["language", "before", "after", "relative_drop", "accuracy", "aligned_cosine"]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from polydetox.languages import LANGUAGES
+from polydetox.core.languages import LANGUAGES
 from polydetox.results.figures import (
     AFTER,
     BEFORE,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from polydetox.artifacts import read_json, read_parquet
-from polydetox.languages import LANGUAGES
+from polydetox.core.artifacts import read_json, read_parquet
+from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH, Results
 from polydetox.results.published import PAPER, paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polydetox.errors import UserError, nearest
+from polydetox.core.errors import UserError, nearest
 
 # Code -> English name, in the order in which the paper's figures list the languages.
 LANGUAGES: dict[str, str] = {

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from polydetox import paths
-from polydetox.errors import UserError, nearest
-from polydetox.languages import LANGUAGES
-from polydetox.parameters import Dtype, PromptSource, Strict, declaration, problem
-from polydetox.yaml_files import check_name, load_checked
+from polydetox.core import paths
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.languages import LANGUAGES
+from polydetox.core.parameters import Dtype, PromptSource, Strict, declaration, problem
+from polydetox.core.yaml_files import check_name, load_checked
 
 Section = dict[str, Any]
 

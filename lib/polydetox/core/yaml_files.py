@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from polydetox import paths
-from polydetox.errors import UserError
-from polydetox.parameters import Strict, explain
+from polydetox.core import paths
+from polydetox.core.errors import UserError
+from polydetox.core.parameters import Strict, explain
 
 _Checked = TypeVar("_Checked", bound=Strict)
 

@@ -21,8 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polydetox.errors import UserError, nearest
-from polydetox.paths import given, relative, root, runs
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.paths import given, relative, root, runs
 
 if TYPE_CHECKING:
     # Imported where it is used: each stage's own process waits for this module before its kernel starts.

@@ -12,7 +12,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from polydetox.errors import UserError
+from polydetox.core.errors import UserError
 
 
 def expanded(text: str | Path) -> Path:
@@ -45,7 +45,7 @@ def root() -> Path:
         if not _is_root(expanded(named)):
             raise UserError(f"POLYDETOX_ROOT={named}: no params/ and notebooks/ there; set it to the checkout")
         return expanded(named).resolve()
-    for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[2]]:
+    for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[3]]:
         if _is_root(folder):
             return folder.resolve()
     raise UserError("not inside a polydetox checkout (no params/ and notebooks/): change to it, or set POLYDETOX_ROOT")

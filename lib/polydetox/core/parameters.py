@@ -28,9 +28,9 @@ from pydantic import (
     model_validator,
 )
 
-from polydetox import paths
-from polydetox.errors import UserError, nearest
-from polydetox.languages import check_language
+from polydetox.core import paths
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.languages import check_language
 
 
 class Strict(BaseModel):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polydetox import paths
-from polydetox.artifacts import Stage
-from polydetox.errors import UserError, nearest
-from polydetox.parameters import Settings, declared, validated
+from polydetox.core import paths
+from polydetox.core.artifacts import Stage
+from polydetox.core.errors import UserError, nearest
+from polydetox.core.parameters import Settings, declared, validated
 
 # Names that IPython itself puts into a notebook.
 _IPYTHON_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open", "display"})

@@ -11,8 +11,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from polydetox import paths
-from polydetox.errors import UserError
+from polydetox.core import paths
+from polydetox.core.errors import UserError
 
 # Variables that name a folder, with what they mean where they are not set (None: something below another of these).
 _FOLDERS = {

@@ -1,0 +1,1 @@
+"""What everything else stands on: configuration, artefacts, resuming, errors, languages, places."""
