@@ -165,7 +165,7 @@ def test_malformed_lines_are_listed_or_refused_by_file_and_line(tmp_path, line, 
     assert scorer.score(["b29"], "en").tolist() == [0.5]
     stage = Stage("evaluate", tmp_path / "stage", {})
     stage.scores_with(scorer)
-    assert stage.finish()["scorer_left_out"]["rejected_lines"] == [str(skipped.rejected[0])]
+    assert stage.finish()["scorer_skipped"]["rejected_lines"] == [str(skipped.rejected[0])]
 
 
 def test_a_source_without_files_is_refused(tmp_path):

@@ -178,8 +178,8 @@ def test_an_encoder_with_positions_reads_the_last_tokens_of_a_prompt(tmp_path):
 
 def test_what_is_shortened_is_said_and_recorded(tmp_path, capsys):
     stage = Stage("probe", tmp_path, {})
-    stage.leaves_out(Shortened(256, "last", ["a", "b"]), "shortened")
-    stage.leaves_out(Shortened(256, "last", ["b", "c"]), "shortened")
+    stage.skips(Shortened(256, "last", ["a", "b"]), "shortened")
+    stage.skips(Shortened(256, "last", ["b", "c"]), "shortened")
     assert (
         "2 texts have more tokens than the model's 256 positions; it reads the last ones (a, b)"
         in capsys.readouterr().out

@@ -397,4 +397,4 @@ def test_what_is_not_used_of_prompts_and_stored_scores_is_recorded(tmp_path, mon
     continuations, _ = writing(settings, tmp_path, stage)
     assert continuations["toxicity"].tolist() == [0.75, 0.75]
     manifest = stage.finish()
-    assert manifest["left_out"]["blank"] == 1 and manifest["scorer_left_out"]["rejected"] == 1
+    assert manifest["skipped"]["blank"] == 1 and manifest["scorer_skipped"]["rejected"] == 1

@@ -46,9 +46,9 @@ def make_corpus(settings: Settings, stage: Stage) -> tuple[pd.DataFrame, int]:
     else:
         place = stage.reads(local_path(settings.toxigen))
         toxic, skipped, evaluated = toxic_statements(place, settings.max_words, _evaluated_prompts(settings, stage))
-        stage.leaves_out(skipped)
+        stage.skips(skipped)
         neutral, skipped = neutral_paragraphs(stage.reads(local_path(settings.wikitext)), settings.max_words)
-        stage.leaves_out(skipped)
+        stage.skips(skipped)
     rng = np.random.default_rng(settings.seed)
     count = min(settings.rows_per_domain, len(toxic), len(neutral))
     parts = []

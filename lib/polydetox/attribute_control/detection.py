@@ -212,7 +212,7 @@ def writing(settings: Settings, weights: Path, stage: Stage) -> tuple[pd.DataFra
     from polydetox.scoring import CachedScorer, get_scorer
 
     prompts, skipped = load_prompts(settings.prompts_source, "en", settings.prompts_folder, settings.prompt_limit)
-    stage.leaves_out(skipped)
+    stage.skips(skipped)
     sampling = Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
     continuations = generate(weights, prompts, sampling, stage.folder / "parts", engine=settings.engine,
                              dtype=settings.dtype, batch_size=settings.batch_size)  # fmt: skip

@@ -1,7 +1,7 @@
 """Reading and writing artefacts: atomic writes, checked reads, and the manifest that ends every stage.
 
-Nothing here leaves a half-written file under its final name: data goes to a temporary name in the same folder,
-then ``os.replace``. A stage's ``manifest.json`` is written last; its presence means that the stage succeeded.
+Data goes to a temporary name in the same folder, then ``os.replace``. A stage's ``manifest.json`` is written last; its
+presence means that the stage succeeded.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,14 +38,12 @@ _VERSIONED = (
 )  # fmt: skip
 
 # A manifest must never carry a secret; a parameter with such a name is a mistake.
-_SECRET_NAMES = ("token", "secret", "password", "api_key", "apikey")
-_NOT_SECRET = frozenset({"max_new_tokens", "expected_tokens", "new_tokens", "promoted_tokens"})
+_SECRET_NAMES = re.compile("secret|password|api_?key|token(?!s)", re.IGNORECASE)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -60,7 +59,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder``; on success it takes the place of ``folder``."""
-    folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # What a killed process left behind; one process at a time writes a folder.
     for litter in folder.parent.glob(f".{folder.name}.*.part"):
@@ -109,7 +107,7 @@ def _plain(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Read JSON; a missing or broken file is a ``UserError`` that names it."""
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{relative(path)}: no such file; run the stage that writes it first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -126,11 +124,10 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Read a Parquet table and check its columns; anything wrong is a ``UserError`` that names the file."""
     import pandas as pd
 
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{relative(path)}: no such file; run the stage that writes it first")
     try:
         table = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise UserError(f"{relative(path)}: no such file; run the stage that writes it first") from None
     except Exception as error:  # pyarrow raises many kinds; all mean that the file is damaged
         reason = str(error).splitlines()[0][:120]
         raise UserError(
@@ -165,37 +162,28 @@ def folder_sha256(folder: Path) -> str:
 
 def input_hash(path: Path) -> str:
     """The hash of an input; a checkpoint folder's is taken from its manifest where that recorded one."""
-    path = Path(path)
     if path.is_file():
         return file_sha256(path)
-    manifest = path / MANIFEST
-    if manifest.is_file():
-        recorded = read_json(manifest).get("output_sha256")
-        if recorded:
-            return str(recorded)
-    if path.is_dir():
-        return folder_sha256(path)
-    raise UserError(f"{relative(path)}: no such file or folder; run the stage that writes it first")
+    if not path.is_dir():
+        raise UserError(f"{relative(path)}: no such file or folder; run the stage that writes it first")
+    recorded = read_json(path / MANIFEST).get("output_sha256") if finished(path) else None
+    return str(recorded or folder_sha256(path))
 
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of every installed package that can change a result."""
     versions = {"python": platform.python_version()}
     for name in _VERSIONED:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
-def git_commit() -> str | None:
-    """The commit of the checkout, with ``+`` where tracked files differ from it; None where it has none of its own."""
-    return _git_state()[0]
+def git_commit() -> dict[str, str | None]:
+    """The commit of the checkout, with ``+`` where tracked files differ from it, or why there is none.
 
-
-def _git_state() -> tuple[str | None, str]:
-    """The commit of the checkout, or why there is none: it must be a repository itself, not lie within another one."""
+    The checkout must be a repository itself, and not lie within another one.
+    """
     # A hook runs with these set, for its own repository.
     hidden = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -206,41 +194,36 @@ def _git_state() -> tuple[str | None, str]:
         ).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root():
-            return None, "the checkout lies inside another git repository and is none itself"
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""), ""
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == root():
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return {"git_commit": git("rev-parse", "HEAD") + ("+" if changed else "")}
+        why_not = "the checkout lies inside another git repository and is none itself"
     except subprocess.CalledProcessError as error:
+        why_not = "the checkout is no git repository with a commit"
         if "safe.directory" in error.stderr:
-            return None, "git does not trust the owner of the checkout (see git's safe.directory)"
-        return None, "the checkout is no git repository with a commit"
+            why_not = "git does not trust the owner of the checkout (see git's safe.directory)"
     except (OSError, subprocess.SubprocessError) as error:
-        return None, f"git could not be run ({type(error).__name__})"
+        why_not = f"git could not be run ({type(error).__name__})"
+    return {"git_commit": None, "git_commit_missing": why_not}
 
 
 def input_names(inputs: Iterable[Path]) -> dict[Path, str]:
     """A name for each input of a stage, no two of them alike, that tells nothing of the machine.
 
     What lies below ``runs/`` or the checkout is named from there, wherever they are. Other files are named by the end
-    of their path, as little of it as tells them apart.
+    of their path, as little of it as no other name has.
     """
-    inputs = list(dict.fromkeys(inputs))
     names = {path: name for path in inputs if (name := _name_below(path))}
     for path in inputs:
-        others = {other for other in inputs if other != path}
-        for count in range(1, len(path.parts) + 1):
-            end = path.parts[-count:]
-            if path in names or (all(other.parts[-count:] != end for other in others)
-                                 and "/".join(end) not in names.values()):  # fmt: skip
-                break
-        names.setdefault(path, "/".join(end))
-    return {path: names[path] for path in inputs}
+        ends = ("/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1))
+        if path not in names:
+            names[path] = next(end for end in ends if end not in names.values())
+    return names
 
 
 def _name_below(path: Path) -> str | None:
     """The name of a file below ``runs/`` or the checkout, whichever links lead there; None for another one."""
-    places = ((runs(), "runs"), (runs().resolve(), "runs"), (root(), ""))
-    for place, name in places:
+    for place, name in ((runs(), "runs"), (runs().resolve(), "runs"), (root(), "")):
         for seen in (path, path.resolve()):
             if seen.is_relative_to(place):
                 found = Path(name, seen.relative_to(place)).as_posix()
@@ -252,17 +235,15 @@ def _name_below(path: Path) -> str | None:
 class Stage:
     """The bookkeeping of one stage: where it writes, when it began, what it read.
 
-    A notebook opens it after its parameters, names each input once, and closes it with :meth:`finish`, which
-    writes the manifest. Opening removes an older manifest, so that a stage that is being written never looks done.
+    Opening it removes an older manifest, so that a stage that is being written never looks done.
     """
 
     def __init__(self, name: str, folder: Path, parameters: Mapping[str, Any]):
         self.name = name
         self.folder = Path(folder)
         self.parameters = dict(parameters)
-        for key in self.parameters:
-            if key not in _NOT_SECRET and any(word in key.lower() for word in _SECRET_NAMES):
-                raise UserError(f"parameter {key!r} looks like a secret; secrets come from the environment only")
+        if secret := next(filter(_SECRET_NAMES.search, self.parameters), None):
+            raise UserError(f"parameter {secret!r} looks like a secret; secrets come from the environment only")
         self._inputs: dict[Path, str] = {}
         self._skipped: dict[str, Any] = {}
         self._began = time.time()
@@ -277,11 +258,8 @@ class Stage:
         self._inputs[Path(os.path.abspath(found))] = input_hash(found)
         return found
 
-    def leaves_out(self, skipped: Any, name: str = "left_out") -> None:
-        """Record and print what of the inputs is not used (``data.rows.Skipped``), so that nothing is lost silently.
-
-        ``name`` is the manifest's entry; what a scorer leaves out of its files is not the stage's own data.
-        """
+    def skips(self, skipped: Any, name: str = "skipped") -> None:
+        """Print what of the inputs is not used (``data.rows.Skipped``); the manifest has it as ``name``."""
         self._skipped[name] = self._skipped[name] + skipped if name in self._skipped else skipped
         if skipped:
             print(skipped)
@@ -289,14 +267,13 @@ class Stage:
     def scores_with(self, scorer: Any) -> None:
         """Record what a scorer does not use of the files that it reads, if anything."""
         if scorer.skipped:
-            self.leaves_out(scorer.skipped, "scorer_left_out")
+            self.skips(scorer.skipped, "scorer_skipped")
 
     def shard(self, name: str, compute: Callable[[], pd.DataFrame], *depends_on: Any) -> pd.DataFrame:
-        """A part of the stage's result, computed once and kept beside it in ``parts/``.
+        """A part of the stage's result, computed once and kept beside it in ``parts/``: the unit of resuming.
 
-        A stage that was stopped thus continues where it was, and a language that is added costs only itself. A shard
-        is named by all that it depends on: the parameters but for the list of languages, the inputs named so far, the
-        libraries, and ``depends_on`` (whatever JSON can hold). What depended on other things is removed.
+        It is named by all that it depends on: the parameters but for the list of languages, the inputs named so far,
+        the libraries, and ``depends_on`` (whatever JSON can hold). What depended on other things is removed.
         """
         settings = {key: value for key, value in self.parameters.items() if key != "languages"}
         everything = [self.name, settings, sorted(self._inputs.values()), library_versions(), list(depends_on)]
@@ -309,15 +286,13 @@ class Stage:
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Write ``manifest.json`` and return its content. ``results`` are added as they are."""
-        commit, why_not = _git_state()
         names = input_names(self._inputs)
         manifest = {
             "stage": self.name,
             "parameters": self.parameters,
             "inputs": {names[path]: sha256 for path, sha256 in self._inputs.items()},
             "versions": library_versions(),
-            "git_commit": commit,
-            **({"git_commit_missing": why_not} if why_not else {}),
+            **git_commit(),
             "seed": self.parameters.get("seed"),
             "wall_seconds": round(time.time() - self._began, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -71,7 +71,7 @@ def labelled_texts(settings: Settings, continuations: str, stage: Stage) -> pd.D
         file = local_path(settings.texts)
         table, skipped = read_labelled(file, settings.label_threshold, settings.labels)
         stage.reads(file)
-        stage.leaves_out(skipped)
+        stage.skips(skipped)
         table["group"] = np.arange(len(table))
     else:
         table = read_parquet(stage.reads(continuations), ["prompt_id", "continuation", "toxicity"])
@@ -124,7 +124,7 @@ def probe_features(settings: Settings, stage: Stage, texts: Sequence[str]) -> Fl
     """The mean last-layer residual stream of each text in the untuned model; computed once and kept by the stage."""
     weights = weights_of(settings.checkpoint, stage)
     caches = [stage.folder / "features.safetensors"]
-    stage.leaves_out(shortened(weights, range(len(texts)), texts, kept="first"), "shortened")
+    stage.skips(shortened(weights, range(len(texts)), texts, kept="first"), "shortened")
     options = {"dtype": settings.dtype, "batch_size": settings.feature_batch_size}
     return mean_pooled(weights, texts, "last", caches, **options)[:, 0]
 

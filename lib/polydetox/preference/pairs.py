@@ -27,7 +27,7 @@ def make_pairs(settings: Settings, stage: Stage) -> pd.DataFrame:
             )
         else:
             pairs, skipped = toxicity_pairwise(settings.folder, limit=settings.limit)
-        stage.leaves_out(skipped)
+        stage.skips(skipped)
         return pairs
     from polydetox.generation import Sampling, generate
     from polydetox.models.checkpoints import weights_of

@@ -396,7 +396,7 @@ class Results:
         """
         found: dict[tuple[str | None, ...], dict[str, Any]] = {}
         for run in self.stages:
-            if run.done and (record := read_json(run.folder / MANIFEST).get("left_out")):
+            if run.done and (record := read_json(run.folder / MANIFEST).get("skipped")):
                 # An ablation reads fewer languages: the stage that read most counts.
                 found[read_by(run)] = max(found.get(read_by(run), {}), record, key=_rows_of)
         return {kind: sum(record.get(kind, 0) for record in found.values()) for kind in _LEFT_OUT}
