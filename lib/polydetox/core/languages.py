@@ -32,14 +32,11 @@ UNSPACED = frozenset({"ja", "zh"})
 # later ones call the Brazilian one PT.
 _RTP_LX_LOCALES = {"zh": ("ZH-Hans",), "pt": ("PT", "PT-BR")}
 
-# RTP-LX's other languages, which neither the paper nor a scorer here covers: locale -> name.
-OTHER_RTP_LX_LOCALES: dict[str, str] = {
-    "BCMS": "Bosnian, Croatian, Montenegrin, Serbian", "BG": "Bulgarian", "CA": "Catalan", "CY": "Welsh",
-    "DA": "Danish", "DE-CH": "German (Switzerland)", "EL": "Greek", "ET": "Estonian", "FI": "Finnish", "HE": "Hebrew",
-    "HU": "Hungarian", "LT": "Lithuanian", "LV": "Latvian", "NO-NB": "Norwegian (Bokmål)", "RO": "Romanian",
-    "SK": "Slovak", "SL": "Slovenian", "SW": "Swahili", "TH": "Thai", "TR": "Turkish", "UK": "Ukrainian",
-    "VI": "Vietnamese", "ZH-Hant": "Chinese (traditional)",
-}  # fmt: skip
+# RTP-LX's other languages, which neither the paper nor a scorer here covers.
+OTHER_RTP_LX_LOCALES = (
+    "BCMS", "BG", "CA", "CY", "DA", "DE-CH", "EL", "ET", "FI", "HE", "HU", "LT", "LV", "NO-NB", "RO", "SK", "SL", "SW",
+    "TH", "TR", "UK", "VI", "ZH-Hant",
+)  # fmt: skip
 
 # Spellings of supported languages that other publishers use.
 _OTHER_SPELLINGS = {"zh-cn": "zh", "pt-pt": "pt"}
@@ -50,39 +47,22 @@ def rtp_lx_locales(language: str) -> tuple[str, ...]:
     return _RTP_LX_LOCALES.get(check_language(language), (language.upper(),))
 
 
-def language_of_locale(locale: str) -> str:
-    """The language code of an RTP-LX locale; a ``UserError`` for one that is unknown, or known but not supported."""
-    for language in LANGUAGES:
-        if locale.lower() in (name.lower() for name in rtp_lx_locales(language)):
-            return language
-    for other, name in OTHER_RTP_LX_LOCALES.items():
-        if locale.lower() == other.lower():
-            raise UserError(f"RTP-LX's locale {other} ({name}) is not supported: it is none of the paper's languages")
-    known = [name for language in LANGUAGES for name in rtp_lx_locales(language)]
-    raise UserError(f"unknown locale {locale!r}{nearest(locale, [*known, *OTHER_RTP_LX_LOCALES])}")
-
-
 def code_of_locale(locale: str) -> str | None:
     """The language code of a locale as files are named by it, whatever its case and whether with ``-`` or ``_``.
 
-    Of a language that is known but not supported it is the locale in lower case; None for what is no known locale.
+    Of a language that is known but not supported it is the locale in lower case; None for an unknown locale.
     """
-    locale = locale.lower().replace("_", "-")
-    if locale in _OTHER_SPELLINGS:
-        return _OTHER_SPELLINGS[locale]
-    if locale in (other.lower() for other in OTHER_RTP_LX_LOCALES):
-        return locale
-    spelled = {name.lower(): code for code in LANGUAGES for name in (code, *rtp_lx_locales(code))}
-    return spelled.get(locale)
+    spelled = {other.lower(): other.lower() for other in OTHER_RTP_LX_LOCALES} | _OTHER_SPELLINGS
+    spelled |= {name.lower(): code for code in LANGUAGES for name in (code, *rtp_lx_locales(code))}
+    return spelled.get(locale.lower().replace("_", "-"))
 
 
 def known_locale(locale: str) -> str:
-    """A locale as a person should read it among others: with a word where it is not supported or not known."""
-    try:
-        language_of_locale(locale)
-    except UserError as error:
-        return f"{locale} ({'not supported' if 'not supported' in str(error) else 'unknown'})"
-    return locale
+    """A locale as a message lists it: marked where it is not supported or unknown."""
+    code = code_of_locale(locale)
+    if code in LANGUAGES:
+        return locale
+    return f"{locale} ({'not supported' if code else 'unknown'})"
 
 
 def check_language(language: str) -> str:
