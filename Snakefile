@@ -17,7 +17,8 @@ from snakemake.exceptions import WorkflowError
 from polydetox.core import paths
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import notebook_file
-from polydetox.workflow import Run, each, local
+from polydetox.core.paths import relative as local
+from polydetox.workflow import Run, each
 
 try:
     run = Run(str(config.get("profile", "offline")))  # Snakemake makes a number of a name that looks like one
@@ -28,11 +29,11 @@ except UserError as error:
 profile = run.profile.name
 RUN = run.folder
 
-# One notebook; what it prints goes to the job's log, and one line to the terminal when it ends. Each name is quoted for
-# the shell (`:q`), and none can be taken for an option. This Python, since PATH cannot hold every folder's name.
+# One notebook; what it prints goes to the job's log. Each name is quoted for the shell (`:q`), and none can be taken for
+# an option. This Python, since PATH cannot hold every folder's name.
 EXECUTE = (
-    "{sys.executable:q} -m polydetox execute --profile={profile:q} --threads={threads} --log={log:q}"
-    " --parameters={params.parameters:q} -- {input.notebook:q} {output.notebook:q}"
+    "{sys.executable:q} -m polydetox execute --profile={profile:q} --threads={threads}"
+    " --parameters={params.parameters:q} -- {input.notebook:q} {output.notebook:q} > {log:q} 2>&1"
 )
 
 
@@ -42,11 +43,11 @@ def any_of(*names):
 
 
 def gpu(w):
-    return run.resource(w.model, "gpu")
+    return run.model_file(w.model).resources.gpu
 
 
 def mem_mb(w):
-    return run.resource(w.model, "mem_mb")
+    return run.model_file(w.model).resources.mem_mb
 
 
 wildcard_constraints:

@@ -1,5 +1,7 @@
 # Preference tuning: the base checkpoint, English preference pairs, DPO, and one plain checkpoint of the tuned weights.
 
+from polydetox.core.params import rtp_lx_held_out
+
 run.chapter(
     "preference", "preference tuning of pretrained models and its effect on toxicity", included=bool(run.profile.variants)
 )
@@ -102,7 +104,7 @@ PAIRS = run.stage(
         "checkpoint": base(model),
         "dtype": run.model_file(model).dtype,
         "kind": kind,
-        **({"held_out_prompts": run.held_out_prompts()} if kind == "rtp-lx" else {}),
+        **({"held_out_prompts": rtp_lx_held_out(run.profile)} if kind == "rtp-lx" else {}),
     },
     table="pairs.parquet",
 )

@@ -75,4 +75,4 @@ rule render:
     resources:
         mem_mb=2000,
     shell:
-        "{sys.executable:q} -m polydetox render --profile={profile:q} --log={log:q}"
+        "{sys.executable:q} -m polydetox render --profile={profile:q} > {log:q} 2>&1"

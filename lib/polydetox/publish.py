@@ -316,7 +316,7 @@ def _reproduction(run: TunedRun) -> str:
 
 def write_folder(run: TunedRun, repository: str | None = None) -> Path:
     """Write what is uploaded to a folder of the run, checked, and return it."""
-    folder = paths.push(run.profile.name, run.model.name, run.variant)
+    folder = paths.profile_run(run.profile.name) / run.model.name / run.variant / "push"
     with atomic_folder(folder) as temporary:
         for file in sorted((run.merged / "weights").rglob("*")):
             target = temporary / file.relative_to(run.merged / "weights")

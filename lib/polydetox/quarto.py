@@ -35,11 +35,9 @@ def find_quarto() -> str | None:
     named = os.environ.get("QUARTO")
     if named is None:
         return shutil.which("quarto", path=_beside()) or shutil.which("quarto")
-    if not named:
-        return None
-    if shutil.which(named) is None:
+    if named and shutil.which(named) is None:
         raise UserError(f"QUARTO={named}: no such command; correct it, or unset it for a preview")
-    return named
+    return named or None
 
 
 def why_none() -> str:
@@ -77,9 +75,9 @@ def run_quarto(quarto: str, book: Path, to: str, log: Path) -> Path:
         raise UserError(f"{quarto} does not start: {error.strerror}") from None
     if status:
         text = COLOURS.sub("", log.read_text("utf-8", errors="replace"))
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if "ERROR" in line.upper()] or lines[-1:] or ["no message"]
-        raise UserError(f"status {status}: {errors[0].strip()}")
+        raise UserError(f"status {status}: {errors[0]}")
     return book / "_site"
 
 
@@ -104,12 +102,12 @@ def install(again: bool = False) -> str | None:
         return None
     print(f"Trying to get Quarto from PyPI (quarto-cli {VERSION}, which downloads it) ...", end=" ", flush=True)
     reason, output = _pip()
-    if reason is None:
+    if not reason:
         record.unlink(missing_ok=True)
         return "done. A report that is there already is rendered again by `polydetox render`."
-    today = time.strftime("%Y-%m-%d")
+    said = f"quarto-cli {VERSION} could not be installed on {time.strftime('%Y-%m-%d')} ({reason})\n\n{output}"
     try:
-        record.write_text(f"quarto-cli {VERSION} could not be installed on {today} ({reason})\n\n{output}", "utf-8")
+        record.write_text(said, "utf-8")
     except OSError as error:
         reason += f"; this cannot be noted: {error.strerror}"
     return f"failed: {reason}. The report will be a preview; `make quarto` tries again."
@@ -127,35 +125,29 @@ def _record() -> Path:
 def _command() -> list[str]:
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1"]
     # What the package asks for is the kernel and clients of notebooks that Quarto executes; here it executes none.
-    return [sys.executable, "-m", "pip", "install", *quiet, "--no-deps", "--no-build-isolation",
-            f"quarto-cli=={VERSION}"]  # fmt: skip
+    alone = ["--no-deps", "--no-build-isolation", f"quarto-cli=={VERSION}"]
+    return [sys.executable, "-m", "pip", "install", *quiet, *alone]
 
 
-def _pip() -> tuple[str | None, str]:
-    """Why pip could not install it, or None, and what it printed."""
-    process = subprocess.Popen(
-        _command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+def _pip() -> tuple[str, str]:
+    """Why pip could not install it, or nothing, and what it printed."""
+    process = subprocess.Popen(_command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, start_new_session=True)  # fmt: skip
     try:
         output, _ = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # pip and the build that it started
-        output, _ = process.communicate()
-        return f"not done after {SECONDS} s", output
+        return f"not done after {SECONDS} s", process.communicate()[0]
     if process.returncode:
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        named = [line for line in lines if "Error downloading" in line] or [line for line in lines if "ERROR" in line]
-        return (named or lines or ["pip said nothing"])[0], output
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["pip said nothing"]
+        named = [line for word in ("Error downloading", "ERROR") for line in lines if word in line]
+        return (named or lines)[0], output
     found = find_quarto()
-    if found is None or subprocess.run([found, "--version"], capture_output=True).returncode:
-        return "it was installed, but does not start", output
-    return None, output
+    starts = found and not subprocess.run([found, "--version"], capture_output=True).returncode
+    return "" if starts else "it was installed, but does not start", output
 
 
 if __name__ == "__main__":
-    said = install(again="--again" in sys.argv[1:])
-    if said:
-        print(said)
-    elif "--again" in sys.argv[1:]:
-        print(f"Quarto: {find_quarto() or why_none()}")
+    asked = "--again" in sys.argv[1:]
+    said = install(again=asked) or (f"Quarto: {find_quarto() or why_none()}" if asked else "")
+    print(said, end="\n" if said else "")

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from polydetox.core import locks, paths
+from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, atomic_path
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration, notebook_file, validated
@@ -27,7 +27,6 @@ from polydetox.core.params import (
     languages_of,
     load_model,
     load_profile,
-    rtp_lx_held_out,
     variants_of,
 )
 from polydetox.data.catalogue import is_available
@@ -47,6 +46,10 @@ class Job:
     wildcards: dict[str, str]
     parameters: dict[str, Any]  # those that differ from the notebook's defaults
 
+    def resolved(self) -> dict[str, Any]:
+        """All parameters, defaults included."""
+        return dict(checked(Path(self.notebook).stem, **self.parameters).model_dump())
+
 
 class Run:
     """One run of a profile, and the stages that the rules register for it.
@@ -57,7 +60,7 @@ class Run:
 
     def __init__(self, profile: str):
         self.profile: Profile = load_profile(profile)
-        self.folder = local(paths.profile_run(profile))
+        self.folder = paths.relative(paths.profile_run(profile))
         self.listed = {load_model(model).name: model for model in self.profile.models}
         self.jobs: dict[tuple[Any, ...], Job] = {}
         self.stages: dict[str, dict[str, Any]] = {}
@@ -95,18 +98,18 @@ class Run:
         self.stages[name] = {"title": title, "table": table, "section": section}
         for wildcards in jobs:
             where = f"params/profiles/{self.profile.name}.yaml: {section or name}"
-            given = dict(settings(**wildcards)) if settings else {}
-            if section and not settings:
-                of = wildcards.get("model", ""), wildcards.get("variant", "")
-                given = self.section(section, notebook or name, *of)
+            of = wildcards.get("model", ""), wildcards.get("variant", "")
+            found = self.section(section, notebook or name, *of) if section and not settings else {}
+            given = dict(settings(**wildcards)) if settings else found
             decided = {"output_folder": folder.format(**wildcards), **(inputs(**wildcards) if inputs else {})}
             if both := sorted(set(given) & set(decided)):
                 raise UserError(f"{where}: unknown key {both[0]!r}: the workflow decides it")
             parameters = {**given, **decided}
             validated(declaration(notebook or name), parameters, where)
-            file = local(notebook_file(notebook or name))
-            job = Job(name, file, decided["output_folder"], dict(wildcards), parameters)
-            self.jobs[name, *sorted(wildcards.items())] = job
+            file = paths.relative(notebook_file(notebook or name))
+            self.jobs[name, *sorted(wildcards.items())] = Job(
+                name, file, decided["output_folder"], dict(wildcards), parameters
+            )
         return folder
 
     def parameters(self, stage: str, wildcards: Wildcards) -> str:
@@ -117,8 +120,7 @@ class Run:
         """All parameters of one job, defaults included; of stages with further sets of prompts those of the first."""
         if (stage, *sorted(wildcards.items())) not in self.jobs:
             wildcards |= {"set": ""}
-        job = self.jobs[stage, *sorted(wildcards.items())]
-        return checked(Path(job.notebook).stem, **job.parameters).model_dump()
+        return self.jobs[stage, *sorted(wildcards.items())].resolved()
 
     def manifests(self) -> list[str]:
         """The manifests of all jobs: what the report waits for."""
@@ -126,10 +128,9 @@ class Run:
 
     def record(self) -> str:
         """All that the report needs to know of the run, as JSON."""
-        models = [self.model_file(model).model_dump(mode="json") for model in self.models]
         record = {
             "profile": self.profile.model_dump(mode="json"),
-            "models": models,
+            "models": [self.model_file(model).model_dump(mode="json") for model in self.models],
             "chapters": self.chapters,
             "stages": self.stages,
             "sections": self.sections,
@@ -150,7 +151,7 @@ class Run:
 
     def variants(self, model: str) -> list[str]:
         """``base`` and the tuned variants of a model, but for optional ones whose pairs are not available."""
-        return [name for name in variants_of(self.profile, self.listed[model]) if name not in self.left_out]
+        return [name for name in variants_of(self.profile, self.listed[model]) if name not in self.skipped]
 
     def compared(self, model: str) -> list[str]:
         """Those of them that the main tables compare: all but the ablations."""
@@ -165,13 +166,13 @@ class Run:
         return sorted({self.profile.variants[variant].pairs for variant in self.trained(model)})
 
     @cached_property
-    def left_out(self) -> set[str]:
+    def skipped(self) -> set[str]:
         """The optional variants whose pairs are not available."""
+        folders = {kind: pairs.get("folder", "") for kind, pairs in self.profile.pairs.items() if kind != "on-policy"}
         return {
             name
             for name, variant in self.profile.variants.items()
-            if variant.optional
-            and not (variant.pairs == "on-policy" or is_available(self.profile.pairs[variant.pairs].get("folder", "")))
+            if variant.optional and variant.pairs in folders and not is_available(folders[variant.pairs])
         }
 
     @cached_property
@@ -192,16 +193,13 @@ class Run:
         """The same as a notebook takes them; an ablation may have fewer."""
         chosen = self.prompts(prompt_set)
         fewer = self.profile.variants[variant].prompt_limit if variant in self.profile.variants else None
-        return {
-            "prompts_source": chosen.source,
-            "prompts_folder": chosen.folder,
-            "prompt_limit": fewer or chosen.limit,
-        }
+        limit = fewer or chosen.limit
+        return {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": limit}
 
     def prompt_files(self, prompt_set: str = "") -> list[str]:
         """The files that the prompts come from, as far as they are this project's."""
         project = self.prompts(prompt_set).source == "project"
-        return [local(paths.prompt_files() / "evaluation.yaml")] if project else []
+        return [paths.relative(paths.prompt_files() / "evaluation.yaml")] if project else []
 
     def languages(self, variant: str = "", prompt_set: str = "") -> list[str]:
         """The languages that a variant is evaluated in."""
@@ -210,8 +208,7 @@ class Run:
     def section(self, section: str, notebook: str, model: str = "", variant: str = "") -> dict[str, Any]:
         """The settings of a section that a notebook has: a later source wins, model file, profile, variant."""
         sources: list[Any] = [self.model_file(model)] if model in self.listed else []
-        sources.append(self.profile)
-        sources += [self.profile.variants[variant]] if variant in self.profile.variants else []
+        sources += [self.profile, self.profile.variants.get(variant)]
         found: dict[str, Any] = {}
         for source in sources:
             for key in section.split(": "):
@@ -220,14 +217,6 @@ class Run:
         # Two notebooks may share a section, of which each takes its own part.
         known = declaration(notebook).model_fields
         return {key: value for key, value in found.items() if key in known}
-
-    def held_out_prompts(self) -> int:
-        """How many of RTP-LX's first prompts are evaluated, which pairs from RTP-LX leave out."""
-        return rtp_lx_held_out(self.profile)
-
-    def resource(self, model: str, name: str) -> int:
-        """What a job on a model asks of the cluster: ``gpu`` or ``mem_mb``."""
-        return int(getattr(self.model_file(model).resources, name))
 
     def source(self, model: str) -> str:
         """Where the weights of a model come from, as JSON: a changed model file runs its stages again."""
@@ -240,13 +229,9 @@ def each(**wildcards: Iterable[str]) -> Iterator[dict[str, str]]:
         yield dict(zip(wildcards, values, strict=True))
 
 
-def local(path: Path) -> str:
-    """A path as the workflow writes it: relative to the checkout where it lies inside."""
-    return paths.relative(path)
-
-
-def load(profile: str) -> Run:
-    """The run of a profile, as the Snakefile and its rules register it."""
+@contextlib.contextmanager
+def snakemake(profile: str) -> Iterator[Any]:
+    """The workflow of a profile as Snakemake has it, which prints nothing; what it refuses is a ``UserError``."""
     load_profile(profile)  # whose mistakes read better than from within Snakemake
     from snakemake.api import SnakemakeApi
     from snakemake.exceptions import WorkflowError
@@ -256,11 +241,16 @@ def load(profile: str) -> Run:
     silent = OutputSettings(quiet={Quietness.ALL}, dryrun=True, enable_file_logging=False)
     with contextlib.chdir(root), SnakemakeApi(silent) as api:
         try:
-            workflow = api.workflow(ResourceSettings(), config_settings=ConfigSettings(config={"profile": profile}),
-                                    snakefile=root / "Snakefile", workdir=root)  # fmt: skip
-            run: Run = workflow._workflow.globals["run"]  # it has no public name
+            yield api.workflow(ResourceSettings(cores=1), config_settings=ConfigSettings(config={"profile": profile}),
+                               snakefile=root / "Snakefile", workdir=root)  # fmt: skip
         except WorkflowError as error:
             raise UserError(str(error)) from None
+
+
+def load(profile: str) -> Run:
+    """The run of a profile, as the Snakefile and its rules register it."""
+    with snakemake(profile) as workflow:
+        run: Run = workflow._workflow.globals["run"]  # it has no public name
     return run
 
 
@@ -276,10 +266,3 @@ def record_file(profile: str) -> Path:
     """The record of a profile's run, written now where the workflow has not run it."""
     file = paths.profile_run(profile) / RECORD
     return file if file.is_file() else write_record(profile)
-
-
-@contextlib.contextmanager
-def run_lock(profile: str) -> Iterator[None]:
-    """Let one run at a time work on a profile, whichever host it is on; a lock that a killed run left does not hold."""
-    with locks.held(paths.profile_run(profile) / ".running", f"profile {profile!r} is being run already"):
-        yield

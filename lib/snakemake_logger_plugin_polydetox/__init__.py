@@ -1,7 +1,6 @@
 """What Snakemake prints while a profile runs (``snakemake --logger polydetox``): progress, and why a job failed.
 
-The stages report themselves where they run on this machine. Those on a cluster print to a log of their own, so that
-their beginnings and ends, and what the executor says of a failure, are printed here.
+A stage prints to a log of its own, here or on a cluster; of one that fails the last error is printed.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import logging
 import re
 import sys
 import time
+from pathlib import Path
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -24,8 +24,8 @@ class LogHandler(LogHandlerBase):
     """Prints one line for what matters, and nothing for the rest. A dry run is printed by Snakemake itself."""
 
     def __post_init__(self) -> None:
-        self.titles: dict[int, str] = {}  # of the jobs that run elsewhere
-        self.said: set[tuple[str, str]] = set()
+        self.jobs: dict[int, tuple[str, float]] = {}  # title, and when it was started or submitted
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -39,12 +39,11 @@ class LogHandler(LogHandlerBase):
         given = record.__dict__
         event = given.get("event")
         if event == LogEvent.JOB_INFO:
-            if not given["local"]:
-                self.titles[given["jobid"]] = given["rule_msg"] or given["rule_name"]
+            self.jobs[given["jobid"]] = given["rule_msg"] or given["rule_name"], time.time()
             return ""
         if event == LogEvent.JOB_FINISHED:
-            title = self.titles.get(given["job_id"])
-            return f"{time.strftime('%H:%M:%S')}  done   {title}" if title else ""
+            title, began = self.jobs[given["job_id"]]
+            return self._stamped("done", f"{title} ({time.time() - began:.0f} s)")
         if event == LogEvent.JOB_ERROR:
             return self._failure(given)
         if event == LogEvent.PROGRESS:
@@ -53,24 +52,31 @@ class LogHandler(LogHandlerBase):
         if event not in (None, LogEvent.ERROR):
             return ""
         text = record.getMessage().strip()
-        if (again := _AGAIN.match(text)) and int(again[1]) in self.titles:
-            return f"{time.strftime('%H:%M:%S')}  again  {self.titles[int(again[1])]}"
+        if (again := _AGAIN.match(text)) and int(again[1]) in self.jobs:
+            return self._stamped("again", self.jobs[int(again[1])][0])
         wanted = record.levelno >= logging.WARNING and not _REPEATED.match(text)
         return text if wanted or _WANTED.match(text) else ""
 
+    def _stamped(self, what: str, text: str) -> str:
+        return f"{time.strftime('%H:%M:%S')}  {what:6} {text}"
+
     def _failure(self, given: dict) -> str:
-        """Why a job failed, by the executor; a stage on this machine has said it itself."""
-        reason = given["rule_msg"]
-        if not reason:
-            return ""
+        """Why a job failed: what the executor says, and the last error in the stage's own log."""
+        title, began = self.jobs.get(given["jobid"], (given["rule_name"], 0.0))
         # The plugin for Slurm appends the whole command to the message of sbatch, and with squeue excuses itself.
-        reason = " ".join(re.split("sbatch call:|Detailed failure reason unavailable", reason)[0].split())
-        title = self.titles.get(given["jobid"], given["rule_name"])
-        logs = [file for file in given["log"] if "slurm_logs" in file]
-        if (title, reason) in self.said:  # a job that was tried again
+        reason = re.split("sbatch call:|Detailed failure reason unavailable", given["rule_msg"] or "")[0]
+        said = [" ".join(reason.split())] if reason else []
+        for log in map(Path, given["log"]):
+            if "slurm_logs" in log.parts:
+                said[:1] = [f"{' '.join(said[:1])} (log: {log})"]
+            elif log.is_file() and log.stat().st_mtime >= began - 1.0:
+                _, found, error = log.read_text("utf-8", "replace").rpartition("polydetox: ")
+                said.append(error.strip() if found else f"see {log}")
+        text = f"{title}: " + "\n  ".join(said)
+        if not said or text in self.said:  # a job that was tried again
             return ""
-        self.said.add((title, reason))
-        return f"{time.strftime('%H:%M:%S')}  failed {title}: {reason}" + (f" (log: {logs[0]})" if logs else "")
+        self.said.add(text)
+        return self._stamped("failed", text)
 
     @property
     def writes_to_stream(self) -> bool:

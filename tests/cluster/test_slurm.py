@@ -143,7 +143,7 @@ def test_more_memory_than_a_node_has_fails_with_the_reason_in_one_line(study):
     lines = [line for line in printed.splitlines() if "failed checkpoint of tiny: " in line]
     assert len(lines) == 1, printed
     assert "Memory specification can not be satisfied" in lines[0]
-    assert "not finished; mend this, and the same command goes on" in printed
+    assert "not finished; mend this, and the same command resumes" in printed
     assert not study.finished() and not study.cluster.jobs()
 
 
@@ -152,7 +152,7 @@ def test_a_closed_terminal_cancels_the_jobs(study):
     study.wait_for_job("checkpoint", run)
     os.killpg(run.pid, signal.SIGHUP)
     printed = study.finish(run)
-    assert run.returncode == 130 and "stopped; the same command goes on from here" in printed, printed
+    assert run.returncode == 130 and "stopped; the same command resumes from here" in printed, printed
     study.wait_until_idle(60)
 
 
@@ -228,7 +228,7 @@ def test_a_stage_that_fails_says_where_its_log_and_its_notebook_are(study):
     assert run.returncode == 1, printed
     (line,) = [line for line in printed.splitlines() if "failed scores: tiny, base" in line]
     log = re.search(r"SLURM status is: 'FAILED'.*\(log: (\S+)\)$", line)
-    assert log and "continuations.parquet" in Path(log[1]).read_text("utf-8"), line
+    assert log and Path(log[1]).is_file(), line
     assert "continuations.parquet: not a readable Parquet file" in printed
     assert "runs/tiny/failed/tiny-base-score.ipynb" in printed
 

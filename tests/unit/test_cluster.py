@@ -208,11 +208,19 @@ def test_what_the_executor_says_of_a_failure_is_one_line_with_its_log(printed):
     assert again == "", "what a second try says again"
 
 
-def test_a_stage_here_reports_itself_and_one_elsewhere_is_reported(printed):
-    assert printed(event=LogEvent.JOB_FINISHED, job_id=3)[8:] == "  done   DPO of m\n"
-    assert printed(event=LogEvent.JOB_FINISHED, job_id=4) == ""
-    assert printed(event=LogEvent.JOB_ERROR, jobid=4, rule_name="render", rule_msg=None, log=[]) == ""
+def test_the_end_of_a_stage_is_a_line_and_a_failure_has_the_last_error_of_its_log(printed, tmp_path):
+    assert printed(event=LogEvent.JOB_FINISHED, job_id=3)[8:] == "  done   DPO of m (0 s)\n"
     assert printed(event=LogEvent.PROGRESS, done=1, total=3) == "1 of 3 steps (33%) done\n"
+    log = tmp_path / "log.txt"
+    failed = {"event": LogEvent.JOB_ERROR, "jobid": 4, "rule_name": "render", "rule_msg": None, "log": [str(log)]}
+    log.write_text("a warning\npolydetox: ValueError: the reason\n  the partially executed notebook: x.ipynb\n")
+    line = printed(**failed)
+    assert line[8:] == "  failed the report: ValueError: the reason\n  the partially executed notebook: x.ipynb\n"
+    assert printed(**failed) == "", "what a second try says again"
+    log.write_text("Killed\n")
+    assert printed(**failed)[8:] == f"  failed the report: see {log}\n"
+    os.utime(log, (0, 0))
+    assert printed(**failed) == "", "the log of an earlier run"
 
 
 def test_messages_are_passed_on_where_someone_who_waits_wants_them(printed):

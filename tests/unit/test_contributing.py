@@ -59,7 +59,7 @@ def test_a_model_is_one_file(checkout):
     run = load("tiny")
     assert run.models == ["my-model"] and run.model_file("my-model").hub == "owner/my-model"
     assert {"dpo", "generate", "evaluate"} <= {job.stage for job in run.jobs.values()}
-    assert run.resource("my-model", "gpu") == 1
+    assert run.model_file("my-model").resources.gpu == 1
 
 
 def test_a_scorer_is_a_class():

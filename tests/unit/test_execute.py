@@ -33,15 +33,6 @@ def write_notebook(file, *cells):
     return file
 
 
-@pytest.mark.parametrize(("folder", "title"), [
-    ("runs/tiny/m/dpo/dpo", "m dpo dpo"),
-    ("runs/tiny/m/base/rtp-lx/evaluate/de", "m base rtp-lx evaluate de"),
-    ("runs/checkpoints/m", "m"),
-])  # fmt: skip
-def test_a_stage_is_told_by_where_it_writes(checkout, folder, title):
-    assert execute.stage_title("tiny", checkout / folder / "notebook.ipynb") == title
-
-
 def test_success_writes_the_executed_copy(checkout, tmp_path):
     source = write_notebook(tmp_path / "n.ipynb", "n = 1", "print(n + 1)")
     output = paths.profile_run("tiny") / "stage" / "notebook.ipynb"
@@ -61,12 +52,11 @@ def test_failure_keeps_the_partial_copy_and_names_the_last_error(checkout, tmp_p
     copy = nbformat.read(paths.failed("tiny") / "m-stage.ipynb", as_version=4)
     assert any("before" in str(cell.get("outputs")) for cell in copy.cells)
     assert not output.exists()
-    assert "the reason" in execute.report_failures("tiny")[0]
 
     # Once mended, the failed copy goes.
     write_notebook(tmp_path / "n.ipynb", "n = 1")
     execute.execute(source, output, {}, profile="tiny")
-    assert output.exists() and execute.report_failures("tiny") == []
+    assert output.exists() and not list(paths.failed("tiny").iterdir())
 
 
 def test_a_kernel_that_dies_is_a_failure(checkout, tmp_path):

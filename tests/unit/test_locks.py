@@ -51,7 +51,7 @@ def test_a_living_holder_is_named_and_a_killed_one_holds_nothing(tmp_path, stopp
     stopped(process)
     with pytest.raises(UserError) as refused, locks.held(path, "profile 'x' is being run already"):
         pass
-    words = f"profile 'x' is being run already (process {process.pid} on {socket.gethostname()}, since 2"
+    words = f"profile 'x' is being run already (process {process.pid} on {socket.gethostname()})"
     assert str(refused.value).startswith(words) and str(path) in str(refused.value)
     process.kill()
     process.wait()
@@ -72,7 +72,7 @@ def test_a_holder_on_another_host_is_watched(tmp_path, stopped, monkeypatch, cap
     process.wait()
     with locks.held(path, "it is being run"):
         pass
-    said = f"polydetox: locked by process {process.pid} on elsewhere, since "
+    said = f"polydetox: locked by process {process.pid} on elsewhere; "
     assert [line[: len(said)] for line in capfd.readouterr().err.splitlines()] == [said] * 2
 
 

@@ -29,9 +29,9 @@ def rewrite(file, **changes):
 
 
 def test_every_shipped_file_is_valid():
-    for name in params.model_names():
+    for name in params.names("model"):
         assert params.load_model(name).title
-    for name in params.profile_names():
+    for name in params.names("profile"):
         run = load(name)
         for stage, *of in run.jobs:
             if stage == "generate":
@@ -85,7 +85,7 @@ def test_a_later_source_wins(checkout):
         ({"generate": {"top_p": 1.5}}, ["generate", "top_p", "1.5"]),
         ({"models": ["tny"]}, ["params/profiles/tiny.yaml", "'tny'", "'tiny'"]),
         ({"pairs": {"onpolicy": {}}}, ["pairs", "onpolicy", "on-policy"]),
-        ({"variants": {"base": {"pairs": "on-policy"}}}, ["variant 'base'"]),
+        ({"variants": {"base": {"pairs": "on-policy"}}}, ["variants", "'base'"]),
         ({"variants": {"a": {"pairs": "rtp-lx"}}}, ["variant 'a'", "rtp-lx"]),
         ({"variants": {"a": {"pairs": "on-policy", "dpo": {"bta": 1}}}}, ["variants.a.dpo", "'bta'", "'beta'"]),
         ({"prompts": {"source": "rtplx"}}, ["prompts.source", "'rtplx'", "rtp-lx"]),
@@ -107,7 +107,7 @@ def test_a_later_source_wins(checkout):
         ({"variants": {"a": {"pairs": "on-policy", "languages": ["de"]}}}, ["variants.a", "'ablation'"]),
         (
             {"variants": {"a": {"pairs": "on-policy"}, "b": {"pairs": "on-policy", "ablation": "seed"}}},
-            ["variant 'b'", "'dpo: seed:'"],
+            ["variants.b", "'dpo: seed:'"],
         ),
         (
             {"variants": {"b": {"pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}}}},
@@ -123,7 +123,7 @@ def test_a_later_source_wins(checkout):
             ["variant 'b'", "does not list sv"],
         ),
         ({"variants": {"a": {"pairs": "on-policy", "ablation": "sead"}}}, ["variants.a.ablation", "'sead'", "'seed'"]),
-        ({"more_prompts": {"generate": {"source": "project"}}}, ["more_prompts", "'generate'", "no stage's name"]),
+        ({"more_prompts": {"generate": {"source": "project"}}}, ["more_prompts", "'generate'", "a stage's name"]),
         ({"more_prompts": {"b": {"source": "rtp-lx"}}}, ["more_prompts.b", "folder: is needed"]),
         (
             {
@@ -162,17 +162,19 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
     assert "mechanism: probe: texts: is needed" in found[2] and "/nowhere: no such folder" in found[3]
     with pytest.raises(UserError, match="RTP_LX is not set"):
         preflight.preflight(load("tiny"))
-    data = [line.split(":")[0] for line in preflight.licences("tiny")]
+    data = [line.split(":")[0] for line in preflight.licences(params.load_profile("tiny"))]
     assert data == ["RTP-LX", "toxicity_pairwise"], "a local folder asks for nothing; the data have licences"
-    assert "(not available)" in preflight.licences("tiny")[0]
+    assert "(not available)" in preflight.licences(params.load_profile("tiny"))[0]
     rewrite(checkout / "params/models/tiny.yaml", use="hub", hub="a/b", licence="Some licence")
     assert (
-        preflight.licences("tiny")[0] == "Tiny: Some licence (revision not pinned)"
-        and "HF_TOKEN is not set" in preflight.licences("tiny")[1]
+        preflight.licences(params.load_profile("tiny"))[0] == "Tiny: Some licence (revision not pinned)"
+        and "HF_TOKEN is not set" in preflight.licences(params.load_profile("tiny"))[1]
     )
     control = {"methods": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"}}
     rewrite(checkout / "params/profiles/tiny.yaml", control=control)
-    assert "owner/judge: see the Hub (revision not pinned)" in preflight.licences("tiny"), "judges have licences too"
+    assert "owner/judge: see the Hub (revision not pinned)" in preflight.licences(params.load_profile("tiny")), (
+        "judges have licences too"
+    )
 
 
 def test_labelled_texts_are_read_before_anything_starts(checkout, tmp_path):

@@ -163,7 +163,7 @@ def test_mistakes_are_named(run, monkeypatch):
         publish.push("tiny", "tiny", None, "someone/model", dry_run=False, private=True)
     with pytest.raises(UserError, match="--to 'model': use owner/name"):
         publish.push("tiny", "tiny", None, "model", dry_run=False, private=True)
-    assert not paths.push("tiny", "tiny", "dpo").exists(), "refused before anything is written"
+    assert not tiny("dpo/push").exists(), "refused before anything is written"
     shutil.rmtree(tiny("dpo/merge"))
     with pytest.raises(
         UserError, match="'dpo' of tiny is not trained and merged yet; run `polydetox run --profile tiny`"
@@ -210,7 +210,7 @@ def test_the_folder_and_nothing_else_is_uploaded(run):
         done = polydetox(run, hub, "push", "tiny", "--profile", "tiny", "--to", "someone/model", HF_TOKEN=SECRET)
         assert done.returncode == 0, done.stderr
         assert "uploaded: http" in done.stdout and hub.created[0].get("visibility") == "private"
-        folder = paths.push("tiny", "tiny", "dpo")
+        folder = tiny("dpo/push")
         assert hub.committed == {path.name: path.read_bytes() for path in folder.iterdir()}
         for method, path, headers, body in hub.received:
             for forbidden in (SECRET, TOXIC, str(run)):

@@ -175,7 +175,7 @@ def test_a_cut_off_archive_is_refused(listed):
 def test_check_names_what_is_broken(listed, capsys):
     listed({"RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'})
     assert main(["data", "check"]) == 0
-    assert "rtp-lx: not at hand" in capsys.readouterr().out
+    assert "rtp-lx: not available" in capsys.readouterr().out
     assert main(["data", "fetch", "rtp-lx"]) == 0
     (catalogue.fetched_folder("rtp-lx") / "RTP_LX_DE.json").write_text("{}")
     assert main(["data", "check"]) == 1

@@ -7,11 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in a file, a parameter or the environment that the reader can mend.
-
-    Its message is one line that names the file, the field and the fix; the command line prints it
-    without a traceback and exits with status 2.
-    """
+    """A mistake that the reader can mend: one line that names the file, the field and the fix; exit status 2."""
 
 
 class DataNotFound(UserError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from polydetox.core import paths
@@ -62,20 +63,13 @@ def usable(folder: str | Path | None) -> bool:
 
 
 def _place() -> Path:
-    """A folder below the runs, else a private one in the temporary folder."""
-    try:
+    """A folder below the runs, else a new one in the temporary folder."""
+    with suppress(UserError):  # not in a checkout
         if usable(paths.runs()):
             return paths.runs() / "cache" / "home"
-    except UserError:  # not in a checkout
-        pass
     try:
-        place = Path(tempfile.gettempdir()) / f"polydetox-{os.getuid()}"
-        place.mkdir(mode=0o700, exist_ok=True)
-        status = place.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077 or not place.is_dir():
-            raise PermissionError(f"{place}: others may enter it")
-        if not usable(place):
-            raise PermissionError(f"{place}: read-only")
+        if not usable(tempfile.gettempdir()):
+            raise PermissionError(tempfile.gettempdir())
+        return Path(tempfile.mkdtemp(prefix="polydetox-"))
     except OSError as error:
         raise UserError(f"neither the home folder nor another can be written to ({error}); set HOME to one") from None
-    return place / "home"

@@ -1,21 +1,19 @@
 """Locks between processes, of one host or of several, on any file system.
 
 Shared file systems often have no ``flock`` (Lustre unless it is mounted for it, some FUSE and NFS mounts), or one that
-holds on a single host. Here the lock is a file that only one process can create; it names its holder, who touches it
-every few seconds. A holder of this host is known to be dead at once, one of another host when the file has not been
-touched for ``LEASE`` seconds, so that a killed process holds nothing for ever.
+holds on a single host. Here the lock is a file that names its holder, who touches it every few seconds. A holder of
+this host is known to be dead at once, one of another host when the file has not been touched for ``LEASE`` seconds.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,20 +41,16 @@ def held(path: Path, refusal: str = "") -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     lock = SoftFileLease(path, lease_duration=LEASE, on_compromise=lost)
+    place = paths.relative(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(poll_interval=0.2, cancel_check=_holder_lives(lock) if refusal else None)
     except Timeout:
-        raise UserError(
-            f"{refusal} ({_holder(lock)}); wait for it or stop it; its lock is {paths.relative(path)}"
-        ) from None
+        raise UserError(f"{refusal} ({_holder(lock)}); wait for it or stop it; its lock is {place}") from None
     except OSError as error:
-        raise UserError(
-            f"{paths.relative(path.parent)}: {error.strerror}; name another folder in POLYDETOX_RUNS"
-        ) from None
+        folder = paths.relative(path.parent)
+        raise UserError(f"{folder}: {error.strerror}; name another folder in POLYDETOX_RUNS") from None
     try:
-        with open(path, "a") as stream:  # keys that a reader does not know are passed over
-            stream.write(f"since={time.strftime('%Y-%m-%d %H:%M')}\n")
         yield
     finally:
         lock.release()
@@ -94,8 +88,5 @@ def _host(recorded: str) -> str:
 
 
 def _holder(lock: SoftFileLease) -> str:
-    owner, since = lock.owner, None
-    with suppress(OSError):
-        since = re.search(r"^since=(.+)$", Path(lock.lock_file).read_text("utf-8", "replace"), re.MULTILINE)
-    named = f"process {owner.pid} on {_host(owner.hostname)}" if owner else "by an unknown process"
-    return named + (f", since {since[1]}" if since else "")
+    owner = lock.owner
+    return f"process {owner.pid} on {_host(owner.hostname)}" if owner else "an unknown process"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from polydetox.core import paths
@@ -16,35 +15,24 @@ from polydetox.core.parameters import Settings, declared, validated
 _IPYTHON_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open", "display"})
 
 
-def given_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of a notebook that has run nothing but its parameters and imports."""
-    return {
+def begin(stage: str, namespace: Mapping[str, Any]) -> tuple[Settings, Stage]:
+    """Check the parameters of a notebook and open its stage; returns the parameters and the open :class:`Stage`.
+
+    ``namespace`` is the notebook's ``globals()`` right after its parameters and imports. papermill only warns of a
+    parameter that the notebook does not have; here it is a ``UserError`` that names the nearest one.
+    """
+    where = f"notebook {stage}.ipynb"
+    annotations = namespace.get("__annotations__", {})
+    given = {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_")
-        and not name.isupper()  # imported constants
-        and name not in _IPYTHON_NAMES
-        and not isinstance(value, types.ModuleType | type)
-        and not callable(value)
+        if not (name.startswith("_") or name.isupper() or name in _IPYTHON_NAMES)  # upper case: imported constants
+        and not (callable(value) or isinstance(value, types.ModuleType))
     }
-
-
-def begin(stage: str, namespace: Mapping[str, Any]) -> tuple[Settings, Stage]:
-    """Check the parameters of a notebook and open its stage.
-
-    ``namespace`` is the notebook's ``globals()`` right after its parameters and imports: what its parameters cell has
-    annotated is a parameter. papermill only warns of one that the notebook does not have; here it is a ``UserError``
-    that names the nearest one.
-
-    Returns the checked parameters and the open :class:`Stage`.
-    """
-    annotations = namespace.get("__annotations__", {})
-    given = given_parameters(namespace)
-    for name in given:
-        if name not in annotations:
-            raise UserError(f"notebook {stage}.ipynb has no parameter {name!r}{nearest(name, annotations)}")
+    if unknown := next((name for name in given if name not in annotations), None):
+        raise UserError(f"{where} has no parameter {unknown!r}{nearest(unknown, annotations)}")
     if hidden := [name for name in annotations if callable(namespace.get(name))]:
-        raise UserError(f"notebook {stage}.ipynb: an import takes the name of the parameter {hidden[0]!r}; rename it")
-    settings = validated(declared(stage, annotations, namespace), given, f"notebook {stage}.ipynb")
+        raise UserError(f"{where}: an import takes the name of the parameter {hidden[0]!r}; rename it")
+    settings = validated(declared(stage, annotations, namespace), given, where)
     folder = paths.given(settings.output_folder) if settings.output_folder else paths.runs() / "manual" / stage
-    return settings, Stage(stage, Path(folder), settings.model_dump(exclude={"output_folder"}))
+    return settings, Stage(stage, folder, settings.model_dump(exclude={"output_folder"}))

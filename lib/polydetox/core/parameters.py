@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
+from pydantic import (  # noqa: F401 - types of parameters, which notebooks take from here
     AfterValidator,
     BaseModel,
     BeforeValidator,
@@ -26,7 +26,7 @@ from pydantic import (
     ValidationError,
     create_model,
     model_validator,
-)
+)  # fmt: skip
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
@@ -75,10 +75,15 @@ def _language(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
-def _some(value: list[str]) -> list[str]:
-    if not value or len(set(value)) != len(value):
-        raise ValueError("give one language or more, each once")
-    return value
+def _distinct(what: str, least: int = 1, among: Any = ()) -> AfterValidator:
+    """A list of ``least`` values or more, no two of them alike, with those of ``among``; ``what`` is the remedy."""
+
+    def check(value: list[Any]) -> list[Any]:
+        if len(value) < least or len(set(value)) != len(value) or not set(among) <= set(value):
+            raise ValueError(what)
+        return value
+
+    return AfterValidator(check)
 
 
 Language = Annotated[str, AfterValidator(_language)]
@@ -86,8 +91,12 @@ Language = Annotated[str, AfterValidator(_language)]
 Languages = Annotated[
     list[Language],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    AfterValidator(_some),
+    _distinct("give one language or more, each once"),
 ]
+Offsets = Annotated[
+    list[float], _distinct("give each offset once, and 0 among them, which the others are compared with", 1, [0.0])
+]
+Scorers = Annotated[list[str], _distinct("give two or more scorers, each once", 2)]
 
 
 def label_name(value: Any) -> str:
@@ -102,36 +111,16 @@ def label_name(value: Any) -> str:
 
 
 def _labels(value: Any) -> Any:
-    meanings = ("toxic", "neutral", "skipped")
     if value == "scores":
         return value
-    if not isinstance(value, Mapping) or not all(meaning in meanings for meaning in value.values()):
-        raise ValueError(
-            f"give 'scores', or for each label one of {', '.join(meanings)}, as {{-1: skipped, 0: neutral, 1: toxic}}"
-        )
+    if not isinstance(value, Mapping) or not set(value.values()) <= {"toxic", "neutral", "skipped"}:
+        raise ValueError("give 'scores', or for each label one of toxic, neutral, skipped, as "
+                         "{-1: skipped, 0: neutral, 1: toxic}")  # fmt: skip
     return {label_name(label): meaning for label, meaning in value.items()}
 
 
 # What the labels of a file mean, each by its name; ``scores``: numbers from 0 to 1, toxic from a threshold up.
 Labels = Annotated[dict[str, str] | Literal["scores"], BeforeValidator(_labels)]
-
-
-def _offsets(value: list[float]) -> list[float]:
-    if 0.0 not in value or len(set(value)) != len(value):
-        raise ValueError("give each offset once, and 0 among them, which the others are compared with")
-    return value
-
-
-Offsets = Annotated[list[float], AfterValidator(_offsets)]
-
-
-def _scorers(value: list[str]) -> list[str]:
-    if len(value) < 2 or len(set(value)) != len(value):
-        raise ValueError("give two or more scorers, each once")
-    return value
-
-
-Scorers = Annotated[list[str], AfterValidator(_scorers)]
 
 
 class Suite(Strict):
@@ -198,7 +187,7 @@ def validated(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> A
 
 
 def explain(error: ValidationError, where: str) -> UserError:
-    """Turn the first pydantic error into one line: where, which key, what is wrong."""
+    """The first pydantic error in one line: where, which key, what is wrong."""
     return UserError(f"{where}: {problem(error)}")
 
 
@@ -211,13 +200,6 @@ def problem(error: ValidationError) -> str:
         message = "this key is required"
     elif first["type"] == "literal_error":
         message = f"{first['input']!r} is not valid; use one of {first['ctx']['expected']}"
-    elif not message.startswith("unknown key") and first["type"] != "value_error":
+    elif first["type"] != "value_error":
         message = f"{message} (got {first['input']!r})"
     return f"{location + ': ' if location else ''}{message}"
-
-
-__all__ = [
-    "AtLeastTwo", "BelowHalf", "BelowOne", "Dtype", "Engine", "Fraction", "Labels", "Language", "Languages",
-    "NonNegativeFloat", "NonNegativeInt", "Offsets", "PositiveFloat", "PositiveFraction", "PositiveInt",
-    "PromptSource", "ProperFraction", "Scorers", "Suites",
-]  # fmt: skip

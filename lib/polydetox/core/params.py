@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.parameters import Dtype, PromptSource, Strict, declaration, problem
-from polydetox.core.yaml_files import check_name, load_checked
+from polydetox.core.parameters import Dtype, Languages, PromptSource, Strict, declaration, problem, validated
+from polydetox.core.yaml_files import read_yaml
 
 Section = dict[str, Any]
+Count = Annotated[int, Field(gt=0)]
 
 
 def _of(*notebooks: str) -> BeforeValidator:
@@ -33,10 +34,9 @@ def _of(*notebooks: str) -> BeforeValidator:
         if not isinstance(values, Mapping):
             raise PydanticCustomError("dict_type", "Input should be a valid dictionary")
         classes = [declaration(notebook) for notebook in notebooks]
-        fields = {key for kind in classes for key in kind.model_fields}
+        fields = sorted({key for kind in classes for key in kind.model_fields})
         for key in values:
-            if key not in fields:
-                raise ValueError(f"unknown key {key!r}{nearest(str(key), sorted(fields))}")
+            _require(key in fields, f"unknown key {key!r}{nearest(str(key), fields)}")
         for kind in classes:
             try:
                 kind.model_validate({key: value for key, value in values.items() if key in kind.model_fields})
@@ -45,6 +45,28 @@ def _of(*notebooks: str) -> BeforeValidator:
         return dict(values)
 
     return BeforeValidator(check)
+
+
+def _require(holds: object, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _name(*reserved: str) -> AfterValidator:
+    """A name that stands in the paths of a run, beside some that stand there already."""
+
+    def check(name: str) -> str:
+        taken = f", and none of {', '.join(reserved)}" if reserved else ""
+        plain = re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) and name not in reserved
+        _require(plain, f"{name!r}: use lower-case letters, digits and hyphens{taken}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _no_stage(name: str) -> str:
+    _require(not any(paths.notebooks().rglob(f"{name}.ipynb")), f"{name!r}: this is a stage's name; use another one")
+    return name
 
 
 Regularise = Annotated[Section, _of("regularise")]
@@ -70,8 +92,7 @@ class TunedCheckpoint(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> TunedCheckpoint:
-        if (self.hub is None) == (self.path is None):
-            raise ValueError("give exactly one of 'hub' and 'path'")
+        _require((self.hub is None) != (self.path is None), "give exactly one of 'hub' and 'path'")
         return self
 
 
@@ -79,7 +100,7 @@ class ModelResources(Strict):
     """What a job on this model asks of the cluster."""
 
     gpu: int = Field(0, ge=0)
-    mem_mb: int = Field(4000, gt=0)
+    mem_mb: Count = 4000
 
 
 class ModelFile(StageSettings):
@@ -93,7 +114,7 @@ class ModelFile(StageSettings):
     path: str | None = None  # local folder
     package: str | None = None  # Python package with assemble(), that writes one GGUF file
     sha256: str | None = None  # of that file
-    add_bos: str | None = None  # token that the packaged tokenizer leaves out before a text
+    add_bos: str | None = None  # token that the packaged tokenizer does not put before a text
     licence: str
     notice: str | None = None  # one sentence that the report shows beside the results
     licence_url: str | None = None
@@ -110,8 +131,7 @@ class ModelFile(StageSettings):
 
     @model_validator(mode="after")
     def _source_given(self) -> ModelFile:
-        if getattr(self, self.use) is None:
-            raise ValueError(f"'use: {self.use}' needs the key '{self.use}'")
+        _require(getattr(self, self.use) is not None, f"'use: {self.use}' needs the key '{self.use}'")
         return self
 
 
@@ -123,28 +143,25 @@ class Prompts(Strict):
 
     source: PromptSource
     folder: str = ""
-    limit: int | None = Field(None, gt=0)
+    limit: Count | None = None
 
     @model_validator(mode="after")
     def _folder_named(self) -> Prompts:
-        if self.source != "project" and not self.folder:
-            variable = self.source.upper().replace("-", "_")
-            raise ValueError(f"folder: is needed for the source {self.source}, for example ${variable}")
+        variable = self.source.upper().replace("-", "_")
+        _require(self.folder or self.source == "project",
+                 f"folder: is needed for the source {self.source}, for example ${variable}")  # fmt: skip
         return self
 
 
 class MorePrompts(Prompts):
-    """A further set of prompts, on which the untuned model and the variants of the main tables are evaluated as well.
-
-    Its results stand beside those of ``prompts`` and are never pooled with them.
-    """
+    """A further set of prompts, on which the base model and the variants of the main tables are evaluated as well."""
 
     title: str | None = None  # as the report prints it
-    optional: bool = False  # left out, with a word, where it is not at hand; so are the languages that it lacks
+    optional: bool = False  # skipped, with a word, where it is not available; so are the languages that it lacks
 
 
 class Mechanism(Strict):
-    """Settings of the stages that ask why the toxicity drops; one that is left out keeps its defaults."""
+    """Settings of the stages that ask why the toxicity drops; one that is not given keeps its defaults."""
 
     probe: Annotated[Section, _of("probe")] = {}
     value_vectors: Annotated[Section, _of("value_vectors")] = {}
@@ -163,27 +180,22 @@ class WorldSize(Strict):
     """One size of the small models."""
 
     hidden: int = Field(gt=0, multiple_of=32)
-    layers: int = Field(gt=0)
+    layers: Count
 
 
 class World(Strict):
     """The synthetic multilingual setting: one small model for each size, alignment and seed."""
 
-    sizes: dict[str, WorldSize] = Field(min_length=1)
-    alignments: list[float] = Field(min_length=1)
+    sizes: dict[Annotated[str, _name()], WorldSize] = Field(min_length=1)
+    alignments: list[Annotated[float, Field(ge=0.0, le=1.0)]] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     pretrain: Annotated[Section, _of("world_pretrain")] = {}
     transfer: Annotated[Section, _of("world_transfer")] = {}
 
     @model_validator(mode="after")
     def _cells_differ(self) -> World:
-        for name in self.sizes:
-            if not re.fullmatch(r"[a-z0-9]+", name):
-                raise ValueError(f"sizes: {name!r}: use lower-case letters and digits")
-        if any(not 0.0 <= alignment <= 1.0 for alignment in self.alignments):
-            raise ValueError("alignments: each is a share, from 0 to 1")
-        if len(self.cells()) < len(self.sizes) * len(self.alignments) * len(self.seeds):
-            raise ValueError("alignments, in whole percent, or seeds are listed twice")
+        asked = len(self.sizes) * len(self.alignments) * len(self.seeds)
+        _require(len(self.cells()) == asked, "alignments, in whole percent, or seeds are listed twice")
         return self
 
     def cells(self) -> dict[str, dict[str, Any]]:
@@ -212,8 +224,8 @@ class ControlMethod(Strict):
 class Control(Strict):
     """Attribute-controlled fine-tuning: the corpus, the methods that are compared, and the settings of its stages."""
 
-    methods: dict[str, ControlMethod] = Field(min_length=1)
-    languages: list[str] | None = None  # of the continuations; None: all of the profile
+    methods: dict[Annotated[str, _name("base", "corpus")], ControlMethod] = Field(min_length=1)
+    languages: Languages | None = None  # of the continuations; None: all of the profile
     corpus: Annotated[Section, _of("control_corpus")] = {}
     regularise: Regularise = {}
     constrained_decode: Annotated[Section, _of("generate")] = {}
@@ -221,32 +233,30 @@ class Control(Strict):
     win_rate: Annotated[Section, _of("win_rate")] = {}
     jigsaw_classify: Annotated[Section | None, _of("jigsaw_classify")] = None  # absent: not run
 
-    @field_validator("methods", mode="after")
-    @classmethod
-    def _method_names(cls, value: dict[str, ControlMethod]) -> dict[str, ControlMethod]:
-        for name in value:
-            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in ("base", "corpus"):
-                raise ValueError(f"method {name!r}: use lower-case letters, digits and hyphens, and not base or corpus")
-        return value
+
+PairsKind = Literal["on-policy", "rtp-lx", "toxicity-pairwise"]
+# `base` is the base model, `published` a tuned checkpoint of the model file, the rest are folder names.
+RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint", "control")
 
 
 class Variant(StageSettings):
     """One way of tuning: which pairs, and which settings differ from the profile's."""
 
     title: str | None = None
-    pairs: Literal["on-policy", "rtp-lx", "toxicity-pairwise"]
-    optional: bool = False  # left out, with a word, where its pairs are not at hand
+    pairs: PairsKind
+    optional: bool = False  # skipped, with a word, where its pairs are not available
     ablation: Ablation | None = None  # shown in the chapter of ablations instead of the main tables
     languages: list[str] = []  # an ablation may take fewer languages; empty: all of the profile
-    prompt_limit: int | None = Field(None, gt=0)  # and fewer prompts
+    prompt_limit: Count | None = None  # and fewer prompts
 
     @model_validator(mode="after")
-    def _main_variants_are_whole(self) -> Variant:
-        if self.ablation is None and (self.languages or self.prompt_limit):
-            raise ValueError(
-                "'languages' and 'prompt_limit' are for a variant with 'ablation'; the main tables compare the same "
-                "languages and prompts"
-            )
+    def _ablation_alone_takes_less(self) -> Variant:
+        _require(self.ablation or not (self.languages or self.prompt_limit),
+                 "'languages' and 'prompt_limit' are for a variant with 'ablation'; the main tables compare the same "
+                 "languages and prompts")  # fmt: skip
+        setting = self.ablation and ABLATED_SETTING[self.ablation]
+        _require(not setting or setting in self.dpo,
+                 f"an ablation of the {self.ablation} needs 'dpo: {setting}:'")  # fmt: skip
         return self
 
 
@@ -257,12 +267,12 @@ class Profile(StageSettings):
     title: str
     description: str = ""
     models: list[str] = []
-    languages: list[str] = Field(min_length=1)
+    languages: Languages
     prompts: Prompts = Prompts(source="project")
-    more_prompts: dict[str, MorePrompts] = {}  # by a name for folders
+    more_prompts: dict[Annotated[str, _name(), AfterValidator(_no_stage)], MorePrompts] = {}  # by a name for folders
     trim: Annotated[Section | None, _of("trim")] = None  # absent: the whole vocabulary is kept
-    pairs: dict[Literal["on-policy", "rtp-lx", "toxicity-pairwise"], Annotated[Section, _of("pairs")]] = {}
-    variants: dict[str, Variant] = {}
+    pairs: dict[PairsKind, Annotated[Section, _of("pairs")]] = {}
+    variants: dict[Annotated[str, _name(*RESERVED_VARIANTS)], Variant] = {}
     agreement: Annotated[Section | None, _of("agreement")] = None  # absent: not run
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
@@ -272,112 +282,84 @@ class Profile(StageSettings):
 
     @field_validator("languages")
     @classmethod
-    def _languages(cls, value: list[str]) -> list[str]:
-        for language in value:
-            # YAML 1.1 reads a bare `no` as false; no such language is here, but a typo may be anything.
-            if language not in LANGUAGES:
-                raise ValueError(f"unknown language {language!r}{nearest(language, LANGUAGES)}")
-        if len(set(value)) != len(value):
-            raise ValueError("a language is listed twice")
+    def _in_the_papers_order(cls, value: list[str]) -> list[str]:
         return [language for language in LANGUAGES if language in value]
 
     @model_validator(mode="after")
     def _something_to_run(self) -> Profile:
-        if not self.models and self.world is None:
-            raise ValueError("models: this key is required, unless the profile has a 'world'")
+        _require(self.models or self.world, "models: this key is required, unless the profile has a 'world'")
         if self.models and not self.variants:
-            if self.control is None:
-                raise ValueError("variants: this key is required, a way of tuning at least, unless there is 'control'")
-            told = ("agreement", "mechanism", "alignment", "capability")
-            given = [name for name in told if getattr(self, name) is not None]
-            if given or self.more_prompts:
-                raise ValueError(
-                    f"{(given or ['more_prompts'])[0]}: is about the ways of tuning under 'variants', and there is none"
-                )
+            _require(self.control, "variants: this key is required, a way of tuning, unless there is 'control'")
+            for key in ("agreement", "mechanism", "alignment", "capability", "more_prompts"):
+                absent = getattr(self, key) is None or (key == "more_prompts" and not self.more_prompts)
+                _require(absent, f"{key}: is about the ways of tuning under 'variants', and there is none")
         return self
 
     @model_validator(mode="after")
-    def _control_languages(self) -> Profile:
-        for language in (self.control and self.control.languages) or []:
-            if language not in self.languages:
-                raise ValueError(f"control: languages: {language!r} is not among the profile's languages")
+    def _languages_are_listed(self) -> Profile:
+        named = {f"variant {name!r}": variant.languages for name, variant in self.variants.items()}
+        named["control"] = self.control.languages or [] if self.control else []
+        for where, languages in named.items():
+            unknown = " ".join(language for language in languages if language not in self.languages)
+            _require(not unknown, f"{where}: 'languages' of the profile does not list {unknown}")
         return self
 
     @model_validator(mode="after")
     def _variants_have_pairs(self) -> Profile:
         for name, variant in self.variants.items():
-            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in RESERVED_VARIANTS:
-                raise ValueError(
-                    f"variant {name!r}: use lower-case letters, digits and hyphens, and none of {RESERVED_VARIANTS}"
-                )
-            if variant.pairs not in self.pairs:
-                raise ValueError(f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list")
-            if unknown := [language for language in variant.languages if language not in self.languages]:
-                raise ValueError(f"variant {name!r}: 'languages' of the profile does not list {' '.join(unknown)}")
-            if variant.ablation:
-                self._check_ablation(name, variant)
+            _require(variant.pairs in self.pairs,
+                     f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list")  # fmt: skip
+            _require(not variant.ablation or self.ablated_from(variant),
+                     f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
+                     f"'ablation' uses pairs {variant.pairs!r}")  # fmt: skip
         return self
 
     @model_validator(mode="after")
     def _nothing_evaluated_is_trained_on(self) -> Profile:
         named = {f"more_prompts: {name}": prompts for name, prompts in self.more_prompts.items()}
         for where, prompts in {"prompts": self.prompts, **named}.items() if "rtp-lx" in self.pairs else ():
-            if prompts.source == "rtp-lx" and prompts.limit is None:
-                raise ValueError(
-                    f"{where}: limit: is needed, since pairs from RTP-LX leave out the prompts evaluated on"
-                )
-            if prompts.source == "real-toxicity-prompts":
-                raise ValueError(
-                    f"{where}: source: RTP-LX's prompts come from RealToxicityPrompts, so that pairs from RTP-LX may "
-                    "hold what is evaluated; leave one of the two out"
-                )
+            _require(prompts.source != "rtp-lx" or prompts.limit,
+                     f"{where}: limit: is needed, since pairs from RTP-LX skip the prompts evaluated on")  # fmt: skip
+            _require(prompts.source != "real-toxicity-prompts",
+                     f"{where}: source: RTP-LX's prompts come from RealToxicityPrompts, so that pairs from RTP-LX may "
+                     "hold what is evaluated; remove one of the two")  # fmt: skip
         return self
-
-    def _check_ablation(self, name: str, variant: Variant) -> None:
-        assert variant.ablation is not None
-        setting = ABLATED_SETTING[variant.ablation]
-        if setting not in variant.dpo:
-            raise ValueError(f"variant {name!r}: an ablation of the {variant.ablation} needs 'dpo: {setting}:'")
-        if self.ablated_from(variant) is None:
-            raise ValueError(
-                f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
-                f"'ablation' uses pairs {variant.pairs!r}"
-            )
 
     def ablated_from(self, variant: Variant) -> str | None:
         """The variant that an ablation is compared with: the first of the main tables with the same pairs."""
         return next((name for name, other in self.variants.items()
                      if other.ablation is None and other.pairs == variant.pairs), None)  # fmt: skip
 
-    @field_validator("more_prompts", mode="after")
-    @classmethod
-    def _named_sets(cls, value: dict[str, MorePrompts]) -> dict[str, MorePrompts]:
-        for name in value:
-            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or any(paths.notebooks().rglob(f"{name}.ipynb")):
-                raise ValueError(f"{name!r}: use lower-case letters, digits and hyphens, and no stage's name")
-        return value
+
+# --- reading them -----------------------------------------------------------------------------------------------
 
 
-# `base` is the untuned model, `published` a tuned checkpoint of the model file, the rest are folder names.
-RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint", "control")
+def names(kind: str) -> list[str]:
+    """The models (``kind`` "model") or profiles that have a file."""
+    return sorted(path.stem for path in _file(kind).parent.glob("*.yaml"))
 
 
-def model_names() -> list[str]:
-    """The models that have a file."""
-    return sorted(path.stem for path in paths.model_files().glob("*.yaml"))
+def _file(kind: str, name: str = "") -> Path:
+    return paths.root() / "params" / f"{kind}s" / f"{name}.yaml"
 
 
-def profile_names() -> list[str]:
-    """The profiles that have a file."""
-    return sorted(path.stem for path in paths.profile_files().glob("*.yaml"))
+def _load(kind: type[Strict], word: str, name: str) -> Any:
+    """A file of ``params/models/`` or ``params/profiles/``, whose name must stand in paths, addresses and shells."""
+    file = _file(word, name)
+    where = paths.relative(file)
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"{where}: the name of a {word} has letters, digits, '_', '-' and '.' only, and begins with "
+                        "none of the last two; rename the file")  # fmt: skip
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected keys and values, see the other files in its folder")
+    return validated(kind, {"name": name, **content}, where)
 
 
 def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
-    path = paths.model_files() / f"{model}.yaml"
-    if path.is_file():
-        check_name("model", model, path)
-        return load_checked(ModelFile, path, model)
+    if _file("model", model).is_file():
+        return _load(ModelFile, "model", model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -388,26 +370,27 @@ def load_model(model: str) -> ModelFile:
                          licence="see the folder")  # fmt: skip
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return ModelFile(name=model.replace("/", "--"), title=model, hub=model, licence="see the Hub")
-    raise UserError(
-        f"model {model!r}: no such file params/models/{model}.yaml, no such folder, and no Hub id (owner/name)"
-        f"{nearest(model, model_names())}"
-    )
+    raise _unknown("model", model, names("model"), ", no such folder, and no Hub id (owner/name)")
 
 
 def load_profile(profile: str) -> Profile:
     """The profile of a name in ``params/profiles/``, with every model file in it checked as well."""
-    path = paths.profile_files() / f"{profile}.yaml"
-    if not path.is_file():
-        raise UserError(f"profile {profile!r}: no such file params/profiles/{profile}.yaml"
-                        f"{nearest(profile, profile_names())}")  # fmt: skip
-    check_name("profile", profile, path)
-    loaded = load_checked(Profile, path, profile)
+    if not _file("profile", profile).is_file():
+        raise _unknown("profile", profile, names("profile"))
+    loaded: Profile = _load(Profile, "profile", profile)
     for model in loaded.models:
         try:
             load_model(model)
         except UserError as error:
-            raise UserError(f"{paths.relative(path)}: models: {error}") from None
+            raise UserError(f"{paths.relative(_file('profile', profile))}: models: {error}") from None
     return loaded
+
+
+def _unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> UserError:
+    return UserError(f"{kind} {name!r}: no such file params/{kind}s/{name}.yaml{otherwise}{nearest(name, known)}")
+
+
+# --- what they say ----------------------------------------------------------------------------------------------
 
 
 def variants_of(profile: Profile, model: str) -> list[str]:
@@ -431,7 +414,7 @@ def languages_of(profile: Profile, variant: str | None) -> list[str]:
 
 
 def rtp_lx_held_out(profile: Profile) -> int:
-    """How many of RTP-LX's first prompts a profile evaluates, which its pairs leave out in every language."""
+    """How many of RTP-LX's first prompts a profile evaluates, which its pairs skip in every language."""
     sets = (profile.prompts, *profile.more_prompts.values())
     return max((prompts.limit or 0 for prompts in sets if prompts.source == "rtp-lx"), default=0)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -40,8 +39,7 @@ def _is_root(folder: Path) -> bool:
 @cache
 def root() -> Path:
     """The project's root folder; a ``UserError`` where there is none."""
-    named = os.environ.get("POLYDETOX_ROOT")
-    if named:
+    if named := os.environ.get("POLYDETOX_ROOT"):
         if not _is_root(expanded(named)):
             raise UserError(f"POLYDETOX_ROOT={named}: no params/ and notebooks/ there; set it to the checkout")
         return expanded(named).resolve()
@@ -61,26 +59,6 @@ def runs() -> Path:
             "another folder"
         )
     return folder
-
-
-def check_for_cluster() -> None:
-    """Refuse folders that Snakemake and its plugins for clusters do not quote for the shell; spaces they do."""
-    for folder in (root(), runs(), Path(sys.executable)):
-        if found := re.search(r"[\"'`$\\]", str(folder)):
-            raise UserError(
-                f"{folder}: {found[0]} in a path, which Snakemake's plugins for clusters do not pass on; use a folder "
-                "of another name"
-            )
-
-
-def model_files() -> Path:
-    """One YAML file a model."""
-    return root() / "params" / "models"
-
-
-def profile_files() -> Path:
-    """One YAML file a profile: which models, languages and sizes."""
-    return root() / "params" / "profiles"
 
 
 def prompt_files() -> Path:
@@ -104,7 +82,7 @@ def profile_run(profile: str) -> Path:
 
 
 def checkpoint(model: str) -> Path:
-    """The untuned checkpoint of a model that had to be converted; shared by all profiles."""
+    """The base checkpoint of a model that had to be converted; shared by all profiles."""
     return runs() / "checkpoints" / model
 
 
@@ -116,11 +94,6 @@ def score_cache() -> Path:
 def reference_cache(key: str) -> Path:
     """Log-probabilities of preference pairs under one reference model, a file a job; shared by all profiles."""
     return runs() / "cache" / "reference" / key
-
-
-def push(profile: str, model: str, variant: str) -> Path:
-    """What ``polydetox push`` uploads: the plain checkpoint of one variant, with its card."""
-    return profile_run(profile) / model / variant / "push"
 
 
 def book(profile: str) -> Path:
@@ -138,11 +111,10 @@ def failed(profile: str) -> Path:
     return profile_run(profile) / "failed"
 
 
-def relative(path: Path) -> str:
+def relative(path: str | Path) -> str:
     """A path as a person should read it: below the root without its prefix, else as it is."""
-    path = Path(path)
     # As it is written first: what a link such as runs/ leads to lies elsewhere.
-    for place in (Path(os.path.abspath(path)), path.resolve()):
+    for place in (Path(os.path.abspath(path)), Path(path).resolve()):
         if place.is_relative_to(root()):
             return str(place.relative_to(root()))
     return str(path)

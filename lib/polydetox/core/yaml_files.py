@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
-from polydetox.core.parameters import Strict, explain
-
-_Checked = TypeVar("_Checked", bound=Strict)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -57,24 +52,3 @@ def read_yaml(path: Path) -> Any:
 def _parsed(path: Path, modified: int, size: int) -> Any:
     """The content of a file as it is at this time and size."""
     return yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)
-
-
-def load_checked(kind: type[_Checked], path: Path, named: str) -> _Checked:
-    """Read a YAML file into a checked class with the key ``name``; a mistake is a ``UserError`` naming the file."""
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{paths.relative(path)}: expected keys and values, see the other files in its folder")
-    content = {"name": named, **content}
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise explain(error, paths.relative(path)) from None
-
-
-def check_name(kind: str, name: str, path: Path) -> None:
-    """Refuse a name that could not stand in every path, address and shell line."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(
-            f"{paths.relative(path)}: the name of a {kind} has letters, digits, '_', '-' and '.' only, and begins with "
-            "none of the last two; rename the file"
-        )
