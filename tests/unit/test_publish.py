@@ -99,7 +99,7 @@ def test_the_card_says_what_the_artefacts_say(run):
     assert "**The vocabulary is trimmed** to 512 of 900 tokens (57%)" in card
     assert "| learning_rate | 0.001 |" in card and "lora_rank" not in card, "what was not used is not listed"
     assert "lowest held-out loss, of step 2 of 4 (0.654" in card
-    assert "40 of kind `on-policy`, sampled from the untuned model and ranked by the scorer `embedded`" in card
+    assert "40 of kind `on-policy`, sampled from the base model and ranked by the scorer `embedded`" in card
     assert "4 prompts a language with 3 continuations each" in card and "revision r1" in card
     assert "## Intended use" in card and "commit `" in card and "profile `tiny`, variant `dpo`" in card
 
