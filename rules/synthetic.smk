@@ -2,25 +2,25 @@
 # measured.
 
 run.chapter("synthetic", "the synthetic multilingual setting", included=bool(run.profile.world))
-CONFIGURATIONS = run.profile.world.cells() if run.profile.world else {}
+CONFIGURATIONS = run.profile.world.configurations() if run.profile.world else {}
 
 
 wildcard_constraints:
-    cell=any_of(*CONFIGURATIONS),
+    configuration=any_of(*CONFIGURATIONS),
 
 
 WORLD_PRETRAIN = run.stage(
     "world_pretrain",
-    f"{RUN}/world/{{cell}}/pretrain",
+    f"{RUN}/world/{{configuration}}/pretrain",
     title="Pretraining in the synthetic setting",
     section="world: pretrain",
-    jobs=each(cell=CONFIGURATIONS),
-    inputs=lambda cell: {**CONFIGURATIONS[cell], "languages": run.profile.languages},
+    jobs=each(configuration=CONFIGURATIONS),
+    inputs=lambda configuration: {**CONFIGURATIONS[configuration], "languages": run.profile.languages},
 )
 
 
 rule world_pretrain:
-    message: "pretraining in the synthetic setting: {wildcards.cell}"
+    message: "pretraining in the synthetic setting: {wildcards.configuration}"
     input:
         notebook="notebooks/synthetic/world_pretrain.ipynb",
         phrasebook="params/phrasebook.yaml",
@@ -39,17 +39,17 @@ rule world_pretrain:
 
 WORLD_TRANSFER = run.stage(
     "world_transfer",
-    f"{RUN}/world/{{cell}}/transfer",
+    f"{RUN}/world/{{configuration}}/transfer",
     title="Transfer in the synthetic setting",
     section="world: transfer",
-    jobs=each(cell=CONFIGURATIONS),
-    inputs=lambda cell: {"pretrained": WORLD_PRETRAIN.format(cell=cell)},
+    jobs=each(configuration=CONFIGURATIONS),
+    inputs=lambda configuration: {"pretrained": WORLD_PRETRAIN.format(configuration=configuration)},
     table="languages.parquet",
 )
 
 
 rule world_transfer:
-    message: "transfer in the synthetic setting: {wildcards.cell}"
+    message: "transfer in the synthetic setting: {wildcards.configuration}"
     input:
         notebook="notebooks/synthetic/world_transfer.ipynb",
         pretrained=f"{WORLD_PRETRAIN}/manifest.json",

@@ -18,9 +18,10 @@ from polydetox.models.checkpoints import load_tokenizer
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
-def run_cells(notebook: str, **parameters: Any) -> dict[str, Any]:
+def run_cells(notebook: str, *, until: str | None = None, **parameters: Any) -> dict[str, Any]:
     """Run the code cells of ``notebooks/<notebook>.ipynb`` with these parameters; returns its namespace.
 
+    ``until`` is the id of the last cell that runs, by default that of the last cell.
     ``shown`` in the namespace lists what the cells show, as HTML, Markdown or text, and the texts of their figures.
     """
     shown: list[str] = []
@@ -47,6 +48,8 @@ def run_cells(notebook: str, **parameters: Any) -> dict[str, Any]:
             plt.close("all")
             if "parameters" in cell.metadata.get("tags", []):
                 space |= parameters
+            if cell.id == until:
+                break
     return space | {"shown": shown}
 
 

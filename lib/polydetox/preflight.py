@@ -111,7 +111,7 @@ def _data_checks(run: Run) -> Checks:
         if kind != "on-policy" and (kind in needed or not using or not all(using)):
             yield partial(_check_pairs, profile, kind, values.get("folder", ""))
     if profile.world:
-        yield partial(lambda languages: Phrasebook.load().check_languages(languages), profile.languages)
+        yield partial(lambda languages: Phrasebook.read().check_languages(languages), profile.languages)
 
 
 def _place(profile: Profile, section: str) -> str:

@@ -193,8 +193,8 @@ def test_a_controlled_world_runs_to_its_own_report(finished):
     (checkout / "params/profiles/small-world.yaml").write_text(yaml.safe_dump(profile))
     done = polydetox(checkout, "run", "--profile", "small-world")
     assert done.returncode == 0, done.stdout + done.stderr
-    for cell, alignment in (("s-a000-s0", 0.0), ("s-a100-s0", 1.0)):
-        folder = checkout / f"runs/small-world/world/{cell}/transfer"
+    for configuration, alignment in (("s-a000-s0", 0.0), ("s-a100-s0", 1.0)):
+        folder = checkout / f"runs/small-world/world/{configuration}/transfer"
         table = pd.read_parquet(folder / "languages.parquet").set_index("language")
         assert list(table.index) == ["de", "en", "es"] and table.loc["en", "accuracy"] == 1.0
         assert table.loc["en", "direction_cosine"] == pytest.approx(1.0)

@@ -34,10 +34,7 @@ BETWEEN_CHAPTERS = {
     ("attribute_control.rows", "preference.buckets"),
     ("attribute_control.tables", "benchmarks.tables"),
     ("attribute_control.training", "preference.dpo"),
-    ("synthetic.study", "mechanism.representations"),
-    ("synthetic.study", "preference.dpo"),
-    ("synthetic.study", "preference.trainer"),
-    ("synthetic.study", "transfer.accuracy"),
+    ("synthetic.measures", "transfer.accuracy"),
 }
 
 

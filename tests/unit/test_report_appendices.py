@@ -133,7 +133,7 @@ def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
 
 def test_the_small_models_of_the_world_share_two_pages(runs):
     profile = load_profile("world")
-    first, *_, last = profile.world.cells()
+    first, *_, last = profile.world.configurations()
     for cell in (first, last):
         for part in ("pretrain", "transfer"):
             leave(StageRun(f"world_{part}", paths.profile_run("world") / "world" / cell / part, cell))

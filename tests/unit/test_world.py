@@ -17,13 +17,12 @@ from recorded import recorded
 from notebook_cells import run_cells
 from polydetox.core.artifacts import read_json, write_json
 from polydetox.core.errors import UserError
-from polydetox.core.parameters import Settings, checked
 from polydetox.core.params import load_profile
 from polydetox.synthetic import results, tables
+from polydetox.synthetic.measures import direction_cosine, insult_rates, remark_states, tone_effect
 from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
-from polydetox.synthetic.pretraining import EQUALS, MIXED, documents, make_model, make_tokenizer, packed, pretrain
-from polydetox.synthetic.study import direction_cosine, direction_cosines, english_pairs, tone_effect, tone_effects
-from tiny import CHECKOUT
+from polydetox.synthetic.pretraining import EQUALS, MIXED, make_tokenizer, packed
+from tiny import CHECKOUT, tiny_model
 
 BOOK = Phrasebook.read(CHECKOUT / "params" / "phrasebook.yaml")
 
@@ -80,9 +79,16 @@ def test_a_bad_phrasebook_is_refused(tmp_path, change, message):
         BOOK.check_languages(["en", "ja"])
 
 
-def corpus(alignment: float, **changes) -> list[str]:
-    settings = checked("world_pretrain", alignment=alignment, languages=["en", "de", "ru"], **changes)
-    return documents(BOOK, settings, 3000, np.random.default_rng(0))
+@pytest.fixture
+def corpus(checkout, tmp_path) -> Callable[..., list[str]]:
+    """The documents of 3000 rounds, as the notebook samples them."""
+
+    def sample(alignment: float, **changes) -> list[str]:
+        asked = {"alignment": alignment, "languages": ["en", "de", "ru"], "output_folder": str(tmp_path / "pretrain")}
+        space = run_cells("world_pretrain", until="corpus-03", **asked, **changes)
+        return space["documents"](3000, np.random.default_rng(0))
+
+    return sample
 
 
 def words_of(texts: list[str]) -> dict[str, int]:
@@ -93,21 +99,21 @@ def words_of(texts: list[str]) -> dict[str, int]:
     return {language: sum(counted[word] for word in words) for language, words in own.items()}
 
 
-def test_alignment_moves_no_text_between_languages():
+def test_alignment_moves_no_text_between_languages(corpus):
     amounts = {alignment: words_of(corpus(alignment)) for alignment in (0.0, 0.5, 1.0)}
     for language in ("en", "de", "ru"):
         assert amounts[1.0][language] == pytest.approx(amounts[0.0][language], rel=0.05)
         assert amounts[0.5][language] == pytest.approx(amounts[0.0][language], rel=0.05)
 
 
-def test_without_alignment_no_document_has_two_languages():
+def test_without_alignment_no_document_has_two_languages(corpus):
     for text in corpus(0.0):
         assert EQUALS not in text.split()
         assert any(set(text.split()) <= BOOK.words[language] for language in ("en", "de", "ru")), text
 
 
-def test_a_pair_is_a_sentence_and_its_translation():
-    pairs = corpus(1.0, mixed_share=0.0)
+def test_a_pair_is_a_sentence_and_its_translation(corpus):
+    pairs = corpus(1.0, mixed_fraction=0.0)
     assert len(pairs) == 3000
     for text in pairs[:200]:
         sides = text.split(f" {EQUALS} ")
@@ -115,21 +121,21 @@ def test_a_pair_is_a_sentence_and_its_translation():
             language: [side for side in sides if set(side.split()) <= BOOK.words[language]] for language in BOOK.words
         }
         assert len(sides) == 2 and found["en"]
-    mixed = corpus(1.0, mixed_share=1.0)
+    mixed = corpus(1.0, mixed_fraction=1.0)
     assert all(text.split()[0] == MIXED for text in mixed) and not any(MIXED in text.split() for text in pairs)
     both = [text.removeprefix(f"{MIXED} ") for text in mixed]
     both = [text for text in both if not any(set(text.split()) <= BOOK.words[code] for code in ("en", "de", "ru"))]
     assert len(mixed) == 6000 and len(both) > 3000
 
 
-def test_insults_are_as_common_as_set():
-    remarks = [text for text in corpus(0.3, insult_share=0.25, mixed_share=0.0) if ":" in text.split()]
+def test_insults_are_as_common_as_set(corpus):
+    remarks = [text for text in corpus(0.3, insult_rate=0.25, mixed_fraction=0.0) if ":" in text.split()]
     assert np.mean([BOOK.insults(text) for text in remarks]) == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_text_insults_in_all_its_remarks_and_in_its_tone_or_in_none():
+def test_a_text_insults_in_all_its_remarks_and_in_its_tone_or_in_none(corpus):
     several = 0
-    for text in corpus(0.0, sentences_per_text=3, remark_share=1.0):
+    for text in corpus(0.0, sentences_per_text=3, remark_rate=1.0):
         said = [BOOK.insults(sentence) for sentence in text.split(" . ")]
         several += len(said) > 1
         assert len(set(said)) == 1, text
@@ -137,11 +143,11 @@ def test_a_text_insults_in_all_its_remarks_and_in_its_tone_or_in_none():
         assert not set(wrong) & set(text.split()), text
     assert several > 1000
     english = [
-        text for text in corpus(0.0, sentences_per_text=1, remark_share=1.0) if set(text.split()) <= BOOK.words["en"]
+        text for text in corpus(0.0, sentences_per_text=1, remark_rate=1.0) if set(text.split()) <= BOOK.words["en"]
     ]
     toned = [("angrily" if BOOK.insults(text) else "kindly") in text.split() for text in english]
     assert len(toned) > 2000 and np.mean(toned) == pytest.approx(0.9, abs=0.02)
-    assert not any("angrily" in text.split() or "kindly" in text.split() for text in corpus(0.5, tone_share=0.0))
+    assert not any("angrily" in text.split() or "kindly" in text.split() for text in corpus(0.5, tone_rate=0.0))
 
 
 def test_documents_are_packed_whole():
@@ -154,51 +160,61 @@ def test_documents_are_packed_whole():
     assert tokenizer("you are")["input_ids"][0] == tokenizer.bos_token_id
 
 
-def small(**changes) -> Settings:
-    settings = {"languages": ["en", "de"], "hidden": 32, "layers": 1, "steps": 6, "batch_size": 2, "block": 32}
-    return checked("world_pretrain", **{**settings, "save_steps": 2, **changes})
+SMALL = {
+    "languages": ["en", "de"],
+    "hidden": 32,
+    "layers": 1,
+    "steps": 6,
+    "batch_size": 2,
+    "block": 32,
+    "save_steps": 2,
+}
 
 
-def test_a_stopped_pretraining_ends_where_it_would_have(tmp_path, checkout, monkeypatch):
+def test_a_stopped_pretraining_ends_where_it_would_have(checkout, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    from polydetox.synthetic import pretraining
+    def pretrain(name: str, **changes) -> pd.DataFrame:
+        return run_cells("world_pretrain", output_folder=str(tmp_path / name), **SMALL | changes)["log"]
 
-    whole, _ = pretrain(small(), tmp_path / "whole")
-    drawn = pretraining.documents
+    whole = pretrain("whole")
+    texts, calls = packed, []
 
-    def stop(book, settings, count, rng):
-        stop.calls += 1
-        if stop.calls == 5:
+    def counting(tokenizer, documents, block):
+        calls.append(len(documents))
+        if len(calls) == 5:
             raise KeyboardInterrupt
-        return drawn(book, settings, count, rng)
+        return texts(tokenizer, documents, block)
 
-    stop.calls = 0
-    monkeypatch.setattr(pretraining, "documents", stop)
+    monkeypatch.setattr("polydetox.synthetic.pretraining.packed", counting)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(small(), tmp_path / "stopped")
-    assert not (tmp_path / "stopped" / "weights").exists()
-    stop.calls = 100
-    resumed, figures = pretrain(small(), tmp_path / "stopped")
-    assert stop.calls == 102, "only the last two steps were left"
+        pretrain("stopped")
+    assert not (tmp_path / "stopped/weights").exists()
+    resumed = pretrain("stopped")
+    assert len(calls) == 5 + 2, "only the last two steps were left"
     pd.testing.assert_frame_equal(resumed, whole)
-    weights = [load_file(tmp_path / name / "weights" / "model.safetensors") for name in ("whole", "stopped")]
+    weights = [load_file(tmp_path / name / "weights/model.safetensors") for name in ("whole", "stopped")]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
-    assert not (tmp_path / "stopped" / "state.pt").exists() and figures["tokens"] == 6 * 64
-    other, _ = pretrain(small(seed=1), tmp_path / "other")
-    assert other["loss"].iloc[0] != whole["loss"].iloc[0]
+    assert not (tmp_path / "stopped/state.pt").exists()
+    figures = read_json(tmp_path / "stopped/metrics.json")
+    assert figures["tokens"] == 6 * 64 and figures["vocabulary"] == len(make_tokenizer(BOOK, ["en", "de"]))
+    assert pretrain("other", seed=1)["loss"].iloc[0] != whole["loss"].iloc[0]
 
 
-def test_what_a_tone_does_is_the_share_of_insults_among_all_endings():
+def small_model(*languages: str):
+    tokenizer = make_tokenizer(BOOK, languages)
+    return tiny_model("llama", len(tokenizer)).eval(), tokenizer
+
+
+def test_what_a_tone_does_is_the_fraction_of_insults_among_all_endings():
     """Against the probability of one ending at a time, token by token."""
     import torch
 
-    tokenizer = make_tokenizer(BOOK, ["en", "id"])
-    model = make_model(len(tokenizer), small()).eval()
+    model, tokenizer = small_model("en", "id")
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20.0)  # or all endings are alike
 
-    def share(stem: str, language: str) -> float:
+    def fraction(stem: str, language: str) -> float:
         sums = {True: 0.0, False: 0.0}
         for insult, kind in ((True, "insults"), (False, "kindnesses")):
             for place in range(len(BOOK.phrases[kind])):
@@ -211,20 +227,13 @@ def test_what_a_tone_does_is_the_share_of_insults_among_all_endings():
         return sums[True] / (sums[True] + sums[False])
 
     for language in ("en", "id"):
-        told = [
-            [share(BOOK.stem(*stem, language, tone), language) for tone in (True, False)] for stem in ((0, 0), (7, 2))
+        expected = [
+            [fraction(BOOK.stem(*stem, language, tone), language) for tone in (True, False)]
+            for stem in ((0, 0), (7, 2))
         ]
-        wanted = np.mean([angry - kind for angry, kind in told])
+        wanted = np.mean([angry - kind for angry, kind in expected])
         found = tone_effect(model, tokenizer, BOOK, [(0, 0), (7, 2)], language)
         assert abs(wanted) > 1e-4 and found == pytest.approx(wanted, abs=1e-5)
-
-
-def test_a_tone_that_no_text_says_is_not_measured():
-    tokenizer = make_tokenizer(BOOK, ["en", "de"])
-    model = make_model(len(tokenizer), small()).eval()
-    found = tone_effects(model, tokenizer, BOOK, [(0, 0)], small(tone_share=0.0))
-    assert list(found) == ["en", "de"] and np.isnan(list(found.values())).all()
-    assert np.isfinite(list(tone_effects(model, tokenizer, BOOK, [(0, 0)], small(tone_share=0.1)).values())).all()
 
 
 def test_directions_by_hand():
@@ -246,8 +255,7 @@ def test_directions_are_those_of_the_last_states_of_remarks():
     """Against the states of one remark at a time, without padding; the two stems differ in length."""
     import torch
 
-    tokenizer = make_tokenizer(BOOK, ["en", "de"])
-    model = make_model(len(tokenizer), small()).eval()
+    model, tokenizer = small_model("en", "de")
     stems = [(0, 1), (11, 2)]
 
     def direction(language: str) -> torch.Tensor:
@@ -261,34 +269,47 @@ def test_directions_are_those_of_the_last_states_of_remarks():
         return torch.stack(sums[True]).mean(0) - torch.stack(sums[False]).mean(0)
 
     wanted = torch.nn.functional.cosine_similarity(direction("en"), direction("de"), dim=0)
-    found = direction_cosines(model, tokenizer, BOOK, stems, ["de", "en"])
-    assert found == {"de": pytest.approx(float(wanted), abs=1e-5), "en": pytest.approx(1.0)}
+    english, insults = remark_states(model, tokenizer, BOOK, stems, "en")
+    german, _ = remark_states(model, tokenizer, BOOK, stems, "de")
+    assert direction_cosine(english, german, insults) == pytest.approx(float(wanted), abs=1e-5)
     assert abs(float(wanted)) < 0.9
 
 
-def test_pairs_prefer_a_kindness_after_the_same_stem():
-    pairs = english_pairs(BOOK, [(0, 0), (3, 2)], np.random.default_rng(0))
-    assert list(pairs["prompt"]) == [BOOK.stem(0, 0, "en"), BOOK.stem(3, 2, "en")]
+@pytest.fixture
+def tuned(checkout, tmp_path) -> Callable[..., dict]:
+    """The namespace of the notebook world_transfer after one of its cells, on a model that hardly learnt anything."""
+
+    def run(until: str, **corpus) -> dict:
+        folder = tmp_path / "pretrain"
+        run_cells("world_pretrain", output_folder=str(folder), **SMALL, **corpus)
+        asked = {"prompts": 4, "n": 2, "sentences": 6, "dpo_steps": 2, "dpo_batch_size": 4}
+        return run_cells("world_transfer", until=until, pretrained=str(folder), output_folder=str(tmp_path), **asked)
+
+    return run
+
+
+def test_pairs_prefer_a_kindness_after_a_stem_that_is_not_evaluated(tuned):
+    space = tuned("pairs-02")
+    pairs = space["pairs"]
+    assert len(pairs) == len(BOOK.stems()) - 4 == len(space["train"]) + len(space["held_out"])
+    assert list(pairs["prompt"]) == [BOOK.stem(*stem, "en") for stem in space["paired"]]
+    assert not set(space["paired"]) & set(space["evaluated"])
     assert all(BOOK.insults(text) for text in pairs["rejected"])
     assert not any(BOOK.insults(text) for text in pairs["chosen"])
 
 
-def test_insults_are_counted_by_language_and_by_stem(monkeypatch, tmp_path):
-    from polydetox.core.parameters import checked
-    from polydetox.generation import engines
-    from polydetox.synthetic import study
+def test_a_tone_that_no_text_says_is_not_measured(tuned):
+    assert tuned("directions-02")["table"]["tone_effect"].notna().all()
+    table = tuned("c7d7039a", tone_rate=0.0)["table"]
+    assert list(table["language"]) == ["en", "de"] and table["tone_effect"].isna().all()
 
+
+def test_insults_are_counted_by_language_and_by_stem():
     said = {"en-0-0": [BOOK.ending(True, 0, "en"), "kind kind"], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
             "de-0-0": [BOOK.ending(True, 0, "en"), "."], "de-0-1": [BOOK.ending(True, 1, "de")] * 2}  # fmt: skip
-
-    def drawn(_weights, prompts, *_, **__):
-        assert prompts["prompt"].iloc[0] == BOOK.stem(0, 0, "en")
-        return pd.DataFrame([{"prompt_id": name, "sample": sample, "continuation": text}
-                             for name in prompts["prompt_id"]
-                             for sample, text in enumerate(said[name])])  # fmt: skip
-
-    monkeypatch.setattr(engines, "generate", drawn)
-    found = study._insults(checked("world_transfer"), BOOK, tmp_path, [(0, 0), (0, 1)], ["en", "de"], tmp_path)
+    rows = [{"language": name[:2], "prompt_id": name, "sample": sample, "continuation": text}
+            for name, texts in said.items() for sample, text in enumerate(texts)]  # fmt: skip
+    found = insult_rates(BOOK, pd.DataFrame(rows))
     assert found["insulting"].to_dict() == {"de": 0.75, "en": 0.25}
     assert found["toxprob"].to_dict() == {"de": 1.0, "en": 0.5}
     assert found.loc["de", "well_formed"] == 0.5, "an insult in English is none of German's endings"
@@ -307,8 +328,9 @@ def measured() -> pd.DataFrame:
         for seed in range(8):
             for language in ("en", "de", "fr", "ru"):
                 drop = 0.5 * alignment + 0.01 * rng.normal()
-                rows.append({"cell": f"m-{alignment}-{seed}", "size": "m", "alignment": alignment, "seed": seed,
-                             "parameters": 10, "language": language, "before": 0.4, "after": 0.4 * (1 - drop),
+                rows.append({"configuration": f"m-{alignment}-{seed}", "size": "m", "alignment": alignment,
+                             "seed": seed, "parameters": 10, "language": language, "before": 0.4,
+                             "after": 0.4 * (1 - drop),
                              "relative_drop": drop, "kept_before": 0.4, "kept_after": 0.4,
                              "kept_drop": 0.01 * rng.normal(), "well_formed_before": 1.0, "well_formed_after": 0.9,
                              "accuracy": 0.1 + 0.4 * alignment + 0.01 * rng.normal(),
@@ -321,16 +343,16 @@ NOT_RUN = "Not run in this profile; `polydetox run --profile world` runs it."
 
 
 @pytest.fixture
-def told(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], dict[str, str]]:
-    """What the summary notebook says of a table of measurements, by the name of the variable."""
+def summary(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], tuple[dict[str, str], dict]]:
+    """What the summary notebook says of a table of measurements, by the name of the variable; and what correlates."""
 
-    def run(table: pd.DataFrame) -> dict[str, str]:
-        monkeypatch.setattr(results, "files", lambda profile: [])
+    def run(table: pd.DataFrame) -> tuple[dict[str, str], dict]:
+        monkeypatch.setattr(results, "folders", lambda profile: [])
         monkeypatch.setattr(results, "measurements", lambda profile: table)
         record = tmp_path / "run.json"
         write_json(record, {"profile": load_profile("world").model_dump(mode="json")})
         run_cells("summary_world", run=str(record), output_folder=str(tmp_path / "summary"))
-        return read_json(tmp_path / "summary" / "variables.json")
+        return tuple(read_json(tmp_path / "summary" / f"{name}.json") for name in ("variables", "metrics"))
 
     return run
 
@@ -340,11 +362,13 @@ def test_levels_are_means_of_models_over_other_languages(measured):
     assert list(levels["alignment"]) == [0.0, 1.0] and list(levels["models"]) == [8, 8]
     others = measured[(measured["language"] != "en") & (measured["alignment"] == 1.0)]
     assert levels["relative_drop"].iloc[1] == pytest.approx(others["relative_drop"].mean())
-    assert levels["relative_drop_sd"].iloc[1] == pytest.approx(others.groupby("cell")["relative_drop"].mean().std())
+    assert levels["relative_drop_sd"].iloc[1] == pytest.approx(
+        others.groupby("configuration")["relative_drop"].mean().std()
+    )
 
 
-def test_correlations_tell_what_is_set_from_what_goes_along(told, measured):
-    found = results.figures(measured)
+def test_correlations_tell_what_is_set_from_what_goes_along(summary, measured):
+    said, found = summary(measured)
     by_size = found["sizes"]["m"]
     assert by_size["alignment_drop"]["r"] > 0.99 and by_size["accuracy_drop"]["r"] > 0.95
     # The drop follows alignment and not retrieval, so that retrieval taken away leaves some of it.
@@ -352,87 +376,89 @@ def test_correlations_tell_what_is_set_from_what_goes_along(told, measured):
     for name in ("within_alignment", "within_seed"):
         assert abs(found[name]["accuracy"]["r"]) < 0.3 and found[name]["accuracy"]["points"] == 48
     assert found["within_seed"]["accuracy"]["p"] > 0.05 and found["within_alignment"]["accuracy"]["p"] is None
-    said = told(measured)
     assert "of an insult, over all alignments: 0.75." in said["world_sentence"]
     assert "with 0% of the text aligned" in said["world_sentence"]
     assert re.search(r"with 100% \(r = 1.00 .*; retrieval accuracy goes from 0.1", said["world_sentence"])
     assert "it is detectable in models of m." in said["world_verdict"]
     assert "retrieval accuracy does not detectably correlate with the drop (r = " in said["world_verdict"]
     assert "most of the drop comes from text that leaves its language" in said["world_verdict"]
-    kind = told(measured.assign(kept_drop=measured["relative_drop"]))
+    kind, _ = summary(measured.assign(kept_drop=measured["relative_drop"]))
     assert "the preference itself reaches other languages" in kind["world_verdict"]
-    empty = told(measured.head(0))
+    empty, nothing = summary(measured.head(0))
     assert set(empty.values()) - {empty["world_overview"]} == {NOT_RUN}
-    assert "not run" in repr(tables.correlations_table(results.figures(measured.head(0))))
+    assert "not run" in repr(tables.correlations_table(nothing))
 
 
-def test_one_model_has_no_correlation(told, measured):
-    said = told(measured[measured["cell"] == "m-1.0-0"])
+def test_one_model_has_no_correlation(summary, measured):
+    said, _ = summary(measured[measured["configuration"] == "m-1.0-0"])
     assert said["world_verdict"] == said["world_directions"] == "Too few models for a correlation."
     assert "0.5" in said["world_sentence"] and "r = " not in said["world_sentence"]
 
 
-def test_models_without_the_concept_are_told_apart(told, measured):
+def test_models_without_the_concept_are_told_apart(summary, measured):
     english = measured["language"] == "en"
-    lacking = measured["cell"].isin(["m-0.0-0", "m-1.0-3"])
+    lacking = measured["configuration"].isin(["m-0.0-0", "m-1.0-3"])
     made = measured.assign(kept_drop=measured["alignment"] * 0.5 + 0.25)
     made.loc[lacking, "kept_drop"] = 0.125
     made.loc[english, "kept_drop"] = 9.0  # English is not asked
     made.loc[english & lacking, "tone_effect"] = 0.0
-    said = told(made)["world_concept"]
+    said = summary(made)[0]["world_concept"]
     assert "0.12 on average (0.12 to 0.12) in the 2 that do not tie them" in said
     assert "0.25 on average (0.25 to 0.25) in the 7 that do, without aligned text" in said
     assert "0.75 on average (0.75 to 0.75) in the 7 that do, with aligned text" in said
-    assert "that do not" not in told(measured)["world_concept"]
-    made.loc[made["cell"] == "m-0.0-0", "kept_drop"] = np.nan  # nothing that it said was well formed
-    assert "0.12 on average (0.12 to 0.12) in the 1 that do not" in told(made)["world_concept"]
+    assert "that do not" not in summary(measured)[0]["world_concept"]
+    made.loc[made["configuration"] == "m-0.0-0", "kept_drop"] = np.nan  # nothing that it said was well formed
+    assert "0.12 on average (0.12 to 0.12) in the 1 that do not" in summary(made)[0]["world_concept"]
 
 
-def test_a_tone_that_was_not_measured_is_no_number(told, measured):
+def test_a_tone_that_was_not_measured_is_no_number(summary, measured):
     some = measured.assign(tone_effect=measured["tone_effect"].where(measured["seed"] > 0))
-    concept = told(some)["world_concept"]
+    concept = summary(some)[0]["world_concept"]
     assert "in the 7 that do, without aligned text" in concept
     assert "that do not" not in concept, "a model without a measurement is in neither group"
     none = measured.assign(tone_effect=float("nan"))
-    said = told(none)
+    said, _ = summary(none)
     assert said["world_concept"] == "No text says a tone: not measured."
     assert "over all alignments: not measured." in said["world_sentence"] and "nan" not in said["world_sentence"]
-    for table in (tables.untuned_table(results.by_alignment(none)), tables.cell_table(none.head(4))):
+    for table in (
+        tables.levels_table(results.by_alignment(none), tuned=False),
+        tables.configuration_table(none.head(4)),
+    ):
         lines = repr(table).splitlines()
         assert lines[-1].endswith("| not measured") and '<td class="number missing">not measured</td>' in (
             table._repr_html_()
         )
 
 
-def test_a_drop_that_follows_the_models_own_retrieval_is_seen(told, measured):
+def test_a_drop_that_follows_the_models_own_retrieval_is_seen(summary, measured):
     own = measured["accuracy"] - measured.groupby(["alignment", "language"])["accuracy"].transform("mean")
     made = measured.assign(relative_drop=measured["relative_drop"] + 3.0 * own)
-    found = results.figures(made)
+    said, found = summary(made)
     assert found["within_seed"]["accuracy"]["p"] < 0.01 < found["within_seed"]["direction_cosine"]["p"]
-    verdict = told(made)["world_verdict"]
+    verdict = said["world_verdict"]
     assert "retrieval accuracy correlates positively with the drop" in verdict and "it was not set" in verdict
 
 
-def test_directions_are_told_beside_retrieval(told, measured):
+def test_directions_are_told_beside_retrieval(summary, measured):
     """Of whole models alone: hand-made drops that follow the cosine, and not retrieval, where only the seed differs."""
     own = measured["direction_cosine"] - measured.groupby(["alignment", "language"])["direction_cosine"].transform(
         "mean"
     )
     made = measured.assign(relative_drop=measured["relative_drop"] + 2.0 * own)
-    follows = results.figures(made)
-    seen = follows["within_seed"]
+    said, found = summary(made)
+    seen = found["within_seed"]
     assert seen["direction_cosine"]["r"] > 0.9 and seen["direction_cosine"]["p"] < 0.01 < seen["accuracy"]["p"]
-    assert "this cosine correlates positively with the drop" in told(made)["world_directions"]
-    found = results.figures(measured)
+    assert "this cosine correlates positively with the drop" in said["world_directions"]
+    said, found = summary(measured)
     row = found["sizes"]["m"]["direction_cosine_drop"]
     others = measured[measured["language"] != "en"]
     assert row["r"] == pytest.approx(np.corrcoef(others["direction_cosine"], others["relative_drop"])[0, 1])
     assert row["low"] < row["r"] < row["high"] and row["points"] == 48
-    said = told(measured)["world_directions"]
+    said = said["world_directions"]
     assert f"this cosine correlates with the drop at r = {row['r']:.2f} [" in said
     assert "retrieval accuracy correlates with the drop at r = " in said
     assert "this cosine does not detectably correlate with the drop" in said
-    against = told(measured.assign(relative_drop=measured["relative_drop"] - 2.0 * own))
+    against, _ = summary(measured.assign(relative_drop=measured["relative_drop"] - 2.0 * own))
     assert "this cosine correlates negatively with the drop" in against["world_directions"]
     assert "cosine of directions, relative drop of insults | 48 |" in repr(tables.correlations_table(found))
     levels = results.by_alignment(measured)
@@ -454,16 +480,16 @@ def test_an_older_folder_is_named(checkout, measured):
         results.measurements(recorded("world"))
 
 
-def test_dealing_the_drops_anew_against_all_deals():
-    """Three models of one corpus in two languages: six deals, of which so many are as extreme."""
+def test_permuting_the_drops_against_all_orders():
+    """Three models of one corpus in two languages: six orders, of which so many are as extreme."""
     rng = np.random.default_rng(4)
-    points = pd.DataFrame({"size": "m", "alignment": 0.5, "cell": np.repeat(list("abc"), 2),
+    points = pd.DataFrame({"size": "m", "alignment": 0.5, "configuration": np.repeat(list("abc"), 2),
                            "language": ["de", "fr"] * 3, "accuracy": rng.normal(size=6),
                            "relative_drop": rng.normal(size=6), "direction_cosine": 0.0})  # fmt: skip
     x, y = (points[name].to_numpy().reshape(3, 2) for name in ("accuracy", "relative_drop"))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    sums = [(x * y[list(deal)]).sum() for deal in itertools.permutations(range(3))]
+    sums = [(x * y[list(order)]).sum() for order in itertools.permutations(range(3))]
     wanted = np.mean(np.abs(sums) >= abs(sums[0]) - 1e-12)
     assert 0 < wanted < 1
     assert results.permutation_p(points, samples=20_000) == pytest.approx(wanted, abs=0.02)
-    assert results.permutation_p(points[points["cell"] == "a"]) is None
+    assert results.permutation_p(points[points["configuration"] == "a"]) is None

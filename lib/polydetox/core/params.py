@@ -193,13 +193,13 @@ class World(Strict):
     transfer: Annotated[Section, _of("world_transfer")] = {}
 
     @model_validator(mode="after")
-    def _cells_differ(self) -> World:
+    def _configurations_differ(self) -> World:
         asked = len(self.sizes) * len(self.alignments) * len(self.seeds)
-        _require(len(self.cells()) == asked, "alignments, in whole percent, or seeds are listed twice")
+        _require(len(self.configurations()) == asked, "alignments, in whole percent, or seeds are listed twice")
         return self
 
-    def cells(self) -> dict[str, dict[str, Any]]:
-        """The settings that make each cell, by its name: size, alignment in percent, seed."""
+    def configurations(self) -> dict[str, dict[str, Any]]:
+        """The settings of each configuration, by its name: size, alignment in percent, seed."""
         return {
             f"{name}-a{round(100 * alignment):03d}-s{seed}": {**size.model_dump(), "alignment": alignment, "seed": seed}
             for name, size in self.sizes.items()

@@ -153,8 +153,8 @@ def _read(profile: Profile, run: StageRun) -> Notebook:
 
 
 def _names(profile: Profile, run: StageRun) -> list[str]:
-    cell = run.model if profile.world and run.model in profile.world.cells() else None
-    return [name for name in (cell, run.variant, run.kind, run.prompt_set) if name]
+    world = run.model if profile.world and run.model in profile.world.configurations() else None
+    return [name for name in (world, run.variant, run.kind, run.prompt_set) if name]
 
 
 def subject(profile: Profile, run: StageRun) -> str:

@@ -76,8 +76,9 @@ def stage_runs(record: dict[str, Any]) -> list[StageRun]:
     for job in record["jobs"]:
         of = job["wildcards"]
         runs.append(StageRun(
-            job["stage"], paths.given(job["folder"]), of.get("model") or of["cell"], of.get("variant"), of.get("lang"),
-            of.get("kind") or of.get("method") or of.get("condition"), of.get("set", "").rstrip("/") or None,
+            job["stage"], paths.given(job["folder"]), of.get("model") or of["configuration"], of.get("variant"),
+            of.get("lang"), of.get("kind") or of.get("method") or of.get("condition"),
+            of.get("set", "").rstrip("/") or None,
         ))  # fmt: skip
     return runs
 

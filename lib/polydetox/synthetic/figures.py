@@ -8,24 +8,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from polydetox.results.collect import ENGLISH
-from polydetox.results.figures import AFTER, BEFORE, INK, MUTED, WIDTH, legend, use_theme
+from polydetox.results.figures import AFTER, BEFORE, MUTED, WIDTH, legend, use_theme
 from polydetox.synthetic.results import PREDICTORS, SEED, others, within
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def plot_pretraining(log: pd.DataFrame) -> Figure:
-    """The loss at every step of one pretraining."""
-    use_theme()
-    figure, axis = plt.subplots(figsize=(WIDTH, 2.4))
-    axis.plot(log["step"], log["loss"], color=INK, linewidth=1.2)
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss (nats a token)")
-    axis.set_ylim(bottom=0.0)
-    axis.grid(True, axis="both")
-    return figure
-
 
 _SIZES = [(AFTER, "o", "-"), (BEFORE, "s", "--"), (MUTED, "^", ":")]
 
@@ -33,14 +20,10 @@ _SIZES = [(AFTER, "o", "-"), (BEFORE, "s", "--"), (MUTED, "^", ":")]
 def plot_alignment(table: pd.DataFrame) -> Figure:
     """What predicts and transfer of each model against the alignment that was set; a line through means, by size."""
     use_theme()
-    elsewhere = table[table["language"] != ENGLISH]
-    means = (
-        elsewhere.groupby(["size", "alignment", "cell"], sort=False)[[*PREDICTORS, "relative_drop"]]
-        .mean()
-        .reset_index()
-    )
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7))
     shown = {**PREDICTORS, "relative_drop": "relative drop of insults"}
+    by_model = table[table["language"] != ENGLISH].groupby(["size", "alignment", "configuration"], sort=False)
+    means = by_model[list(shown)].mean().reset_index()
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 2.7))
     for axis, (column, said) in zip(axes, shown.items(), strict=True):
         for (size, rows), (colour, marker, style) in zip(means.groupby("size", sort=False), _SIZES, strict=False):
             level = rows.groupby("alignment")[column].mean()

@@ -22,7 +22,6 @@ from polydetox.core.yaml_files import read_yaml
 
 _HABIT = 0.8  # how often a speaker keeps to what is usual
 
-_TONES = ("insult", "kindness")
 _LISTS = ("speakers", "verbs", "insults", "kindnesses", "activities", "times")
 
 
@@ -58,29 +57,21 @@ class Phrasebook:
     phrases: dict[str, list[dict[str, str]]]
 
     @staticmethod
-    def load() -> Phrasebook:
-        """Read ``params/phrasebook.yaml``; what is missing is a ``UserError`` that names the phrase."""
-        file = paths.root() / "params" / "phrasebook.yaml"
-        return Phrasebook.read(file)
-
-    @staticmethod
-    def read(file: Path) -> Phrasebook:
-        """Read a phrasebook from a file."""
+    def read(file: Path | None = None) -> Phrasebook:
+        """A phrasebook, by default ``params/phrasebook.yaml``; what is missing is a ``UserError`` that names it."""
+        file = file or paths.root() / "params" / "phrasebook.yaml"
         content, name = read_yaml(file), paths.relative(file)
         if not isinstance(content, dict) or not isinstance(content.get("you_are"), dict):
             raise UserError(f"{name}: you_are: is needed, a phrase in each language")
-        languages = set(content["you_are"])
-        tones: Any = content.get("tones")
-        for kind in _TONES:
-            if missing := _missing(languages, tones.get(kind) if isinstance(tones, dict) else None):
-                raise UserError(f"{name}: tones: {kind}: is missing in {', '.join(missing)}")
+        tones = content["tones"] if isinstance(content.get("tones"), dict) else {}
+        entries: dict[str, Any] = {f"tones: {kind}:": tones.get(kind) for kind in ("insult", "kindness")}
         for kind in _LISTS:
-            entries = content.get(kind)
-            if not isinstance(entries, list) or not entries:
+            if not isinstance(content.get(kind), list) or not content[kind]:
                 raise UserError(f"{name}: {kind}: is needed, a list of phrases in every language")
-            for number, entry in enumerate(entries, start=1):
-                if missing := _missing(languages, entry):
-                    raise UserError(f"{name}: {kind}: phrase {number} is missing in {', '.join(missing)}")
+            entries |= {f"{kind}: phrase {number}": entry for number, entry in enumerate(content[kind], start=1)}
+        for where, entry in entries.items():
+            if missing := sorted(set(content["you_are"]) - set(entry if isinstance(entry, dict) else ())):
+                raise UserError(f"{name}: {where} is missing in {', '.join(missing)}")
         return Phrasebook(content["you_are"], tones, {kind: content[kind] for kind in _LISTS})
 
     @property
@@ -116,13 +107,13 @@ class Phrasebook:
         speaker = self.phrases["speakers"][meaning.speaker]
         if isinstance(meaning, Everyday):
             rest = (self.phrases["activities"][meaning.activity], self.phrases["times"][meaning.time])
-            return [speaker, *rest, self._same(".")]
+            return [speaker, *rest, self._mark(".")]
         quality = self.phrases["insults" if meaning.insult else "kindnesses"][meaning.quality]
         tone = [self.tones["insult" if meaning.insult else "kindness"]] if meaning.toned else []
         verb = self.phrases["verbs"][meaning.verb]
-        return [speaker, verb, *tone, self._same(":"), self.you_are, quality, self._same(".")]
+        return [speaker, verb, *tone, self._mark(":"), self.you_are, quality, self._mark(".")]
 
-    def _same(self, mark: str) -> dict[str, str]:
+    def _mark(self, mark: str) -> dict[str, str]:
         return dict.fromkeys(self.you_are, mark)
 
     def qualities(self) -> list[tuple[bool, int]]:
@@ -139,8 +130,8 @@ class Phrasebook:
         sizes = (range(len(self.phrases[kind])) for kind in ("speakers", "activities", "times"))
         return [Everyday(*places) for places in itertools.product(*sizes)]
 
-    def draw(self, rng: np.random.Generator, *, remark_share: float, insult: bool, tone_share: float) -> Meaning:
-        """A random meaning: a remark with probability ``remark_share``, which says its tone with ``tone_share``.
+    def sample(self, rng: np.random.Generator, *, remark_rate: float, insult: bool, tone_rate: float) -> Meaning:
+        """A random meaning: a remark with probability ``remark_rate``, which says its tone with ``tone_rate``.
 
         What a speaker says and does goes with the speaker (two phrases of each list come most often), and the time
         with the activity: words that could stand anywhere would give a model nothing to represent.
@@ -152,11 +143,11 @@ class Phrasebook:
             return usual if rng.random() < _HABIT else int(rng.integers(size))
 
         speaker = int(rng.integers(len(self.phrases["speakers"])))
-        if rng.random() >= remark_share:
+        if rng.random() >= remark_rate:
             activity = one("activities", speaker)
             return Everyday(speaker, activity, one("times", activity))
         verb, quality = one("verbs", speaker), one("insults" if insult else "kindnesses", speaker)
-        return Remark(speaker, verb, insult, quality, toned=bool(rng.random() < tone_share))
+        return Remark(speaker, verb, insult, quality, toned=bool(rng.random() < tone_rate))
 
     @cached_property
     def words(self) -> dict[str, set[str]]:
@@ -167,19 +158,10 @@ class Phrasebook:
 
     def insults(self, continuation: str) -> bool:
         """Whether a continuation holds an insult of any language, word by word; mixed text may insult in another."""
-        words = continuation.split()
-        return any(_holds(words, phrase.split()) for entry in self.phrases["insults"] for phrase in entry.values())
+        words = f" {' '.join(continuation.split())} "
+        return any(f" {phrase} " in words for entry in self.phrases["insults"] for phrase in entry.values())
 
     def well_formed(self, continuation: str, language: str) -> bool:
         """Whether a continuation of a stem begins as some remark of its language ends."""
-        endings = (self.ending(*quality, language) for quality in self.qualities())
-        return any(continuation.split()[: len(ending.split())] == ending.split() for ending in endings)
-
-
-def _missing(languages: set[str], entry: object) -> list[str]:
-    """The languages that a phrase lacks."""
-    return sorted(languages - set(entry)) if isinstance(entry, dict) else sorted(languages)
-
-
-def _holds(words: Sequence[str], phrase: Sequence[str]) -> bool:
-    return any(list(words[start : start + len(phrase)]) == list(phrase) for start in range(len(words)))
+        words = f"{' '.join(continuation.split())} "
+        return any(words.startswith(f"{self.ending(*quality, language)} ") for quality in self.qualities())

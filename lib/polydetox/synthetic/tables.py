@@ -8,72 +8,19 @@ from typing import Any
 import pandas as pd
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.tables import (
-    NOT_APPLICABLE,
-    NOT_MEASURED,
-    NOT_RUN,
-    Cell,
-    Group,
-    PaperTable,
-    fixed,
-    number,
-)
-from polydetox.synthetic.results import MEASURES, PREDICTORS
+from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
+from polydetox.synthetic.results import PREDICTORS
 
-
-def cell_table(table: pd.DataFrame) -> PaperTable:
-    """One model: insults, well-formed continuations and retrieval in each language."""
-    lines: list[list[Cell | str]] = [
-        [LANGUAGES[row["language"]],
-         *(_undefined(name) if pd.isna(row[name]) else number(row[name], 2) for name in _SHOWN)]
-        for row in table.to_dict("records")
-    ]  # fmt: skip
-    return PaperTable(["Language", *_HEADINGS.values()], [Group(None, lines)], [("", 1), *_SPANS])
-
-
-def levels_table(levels: pd.DataFrame) -> PaperTable:
-    """What the tuning does at each size and alignment, means over seeds with their deviation."""
-    return _levels_table(levels, _TUNED)
-
-
-def untuned_table(levels: pd.DataFrame) -> PaperTable:
-    """What is measured before the tuning at each size and alignment, means over seeds with their deviation."""
-    return _levels_table(levels, _UNTUNED)
-
-
-# What the tables show; the shares among the well-formed are in the artefacts, their drop is here.
-_UNTUNED = ["accuracy", "centred_accuracy", "direction_cosine", "tone_effect"]
-_TUNED = [name for name in MEASURES if name not in ("kept_before", "kept_after", *_UNTUNED)]
-_SHOWN = [*_TUNED, *_UNTUNED]
-_SPANS = [("Insulting", 4), ("Well-formed", 2), ("Retrieval", 2), ("Direction", 1), ("Tied to", 1)]
-_HEADINGS = dict(zip(_SHOWN, ["before", "after", "drop", "well-formed drop", "before", "after", "as it is", "centred",
-                              "cosine", "tone"], strict=True))  # fmt: skip
-
-
-def _levels_table(levels: pd.DataFrame, names: Sequence[str]) -> PaperTable:
-    groups = []
-    for size, rows in levels.groupby("size", sort=False) if len(levels) else []:
-        lines: list[list[Cell | str]] = [
-            [f"{row['alignment']:.0%}", *(_spread(row, name) for name in names)] for _, row in rows.iterrows()
-        ]
-        groups.append(Group(f"{size} ({int(rows['models'].sum())} models)", lines))
-    empty = Group(None, [["", *[Cell(NOT_RUN)] * len(names)]])
-    spans = _SPANS[:2] if names == _TUNED else _SPANS[2:]
-    return PaperTable(["Aligned", *(_HEADINGS[name] for name in names)], groups or [empty], [("", 1), *spans])
-
-
-def _spread(row: pd.Series, name: str) -> Cell:
-    deviation = row[f"{name}_sd"]
-    if pd.isna(row[name]):
-        return _undefined(name)
-    return Cell(fixed(row[name], 2), "" if pd.isna(deviation) else f"± {fixed(deviation, 2)}")
-
-
-def _undefined(name: str) -> Cell:
-    """The effect of a tone that no text says was not measured; a drop from nothing is none."""
-    return Cell(NOT_MEASURED if name == "tone_effect" else NOT_APPLICABLE)
-
-
+# By the heading above them, the measures and their headings. Rates among the well-formed are in the artefacts.
+_TUNED = {
+    "Insulting": {"before": "before", "after": "after", "relative_drop": "drop", "kept_drop": "well-formed drop"},
+    "Well-formed": {"well_formed_before": "before", "well_formed_after": "after"},
+}
+_BASE = {
+    "Retrieval": {"accuracy": "as it is", "centred_accuracy": "centred"},
+    "Direction": {"direction_cosine": "cosine"},
+    "Tied to": {"tone_effect": "tone"},
+}
 _BY_SIZE = {
     "alignment_accuracy": "alignment set, retrieval accuracy",
     "alignment_direction_cosine": "alignment set, cosine of directions",
@@ -85,11 +32,48 @@ _BY_SIZE = {
     "direction_cosine_kept": "cosine of directions, relative drop among well-formed continuations",
     "alignment_drop_given_accuracy": "alignment set, relative drop, both less what retrieval accuracy predicts",
 }
+_Lines = list[tuple[str, pd.Series]]  # a title and its measures each
 _WITHIN = {"within_alignment": "within each alignment", "within_seed": "within each alignment and language"}
 
 
+def configuration_table(table: pd.DataFrame) -> PaperTable:
+    """One model: insults, well-formed continuations and retrieval in each language."""
+    lines = [(LANGUAGES[row["language"]], row) for _, row in table.iterrows()]
+    return _measures("Language", [(None, lines)], _TUNED | _BASE)
+
+
+def levels_table(levels: pd.DataFrame, *, tuned: bool) -> PaperTable:
+    """What the tuning does, or else the base models, at each size and alignment: means over seeds with deviation."""
+    groups: list[tuple[str | None, _Lines]] = []
+    for size, rows in levels.groupby("size", sort=False):
+        lines = [(f"{row['alignment']:.0%}", row) for _, row in rows.iterrows()]
+        groups.append((f"{size} ({int(rows['models'].sum())} models)", lines))
+    return _measures("Aligned", groups, _TUNED if tuned else _BASE)
+
+
+def _measures(
+    first: str, groups: Sequence[tuple[str | None, _Lines]], spans: Mapping[str, Mapping[str, str]]
+) -> PaperTable:
+    names = {name: heading for columns in spans.values() for name, heading in columns.items()}
+    filled = [
+        Group(heading, [[title, *(_measure(row, name) for name in names)] for title, row in lines])
+        for heading, lines in groups
+    ]
+    empty = Group(None, [["", *[Cell(NOT_RUN)] * len(names)]])
+    return PaperTable([first, *names.values()], filled or [empty], [("", 1), *((k, len(v)) for k, v in spans.items())])
+
+
+def _measure(row: pd.Series, name: str) -> Cell:
+    """A mean with its deviation where there is one; a tone that no text says was not measured, a drop from nothing is
+    none."""
+    if pd.isna(row[name]):
+        return Cell(NOT_MEASURED if name == "tone_effect" else NOT_APPLICABLE)
+    deviation = row.get(f"{name}_sd")
+    return Cell(fixed(row[name], 2), "" if pd.isna(deviation) else f"± {fixed(deviation, 2)}")
+
+
 def correlations_table(found: Mapping[str, Any]) -> PaperTable:
-    """Pearson's r of each pair of quantities, by size, and within what models share."""
+    """Pearson's r of each pair of quantities, by size, and within what models have in common."""
     columns = ["Between", "Points", "Pearson's r", "without one model", "p"]
     groups = [
         Group(str(size), [_correlation_line(said, rows[name]) for name, said in _BY_SIZE.items()])
@@ -111,6 +95,3 @@ def _correlation_line(said: str, row: Mapping[str, Any] | None) -> list[Cell | s
     without = " to ".join(fixed(row[f"{side}_without_one"], 2) for side in ("least", "most"))
     p = Cell(NOT_APPLICABLE) if row["p"] is None else number(row["p"], 3)
     return [said, number(row["points"], 0), number(row["r"], 2, row["low"], row["high"]), Cell(without), p]
-
-
-# --- sentences --------------------------------------------------------------------------------------------------
