@@ -8,7 +8,7 @@ one thread, and the CPU seconds of each whole job are taken (loading, sampling, 
 on held-out rows, writing). On two devices the jobs of an iteration would run at the same time, so an iteration lasts as
 long as the longer of its two; the first one, whose model needs its head, lasts as long as both together. So
 `parallel = head_1 + model_1 + sum over t > 1 of max(head_t, model_t)`, `sequential = sum of all jobs`, and
-`plain = sum of its model jobs`. Waiting, copies between devices and the start of processes are left out.
+`plain = sum of its model jobs`. Waiting, copies between devices and the start of processes are not counted.
 
 The last line is plain divided by parallel; the target allows the parallel schedule 1.3 times plain fine-tuning's time.
 """
@@ -32,8 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from notebook_cells import some_cells
 from polydetox.attribute_control.corpus import packaged_prose
-from polydetox.attribute_control.methods import train_method
+from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import checked
 from tiny import make_checkout, tiny_tokenizer
 
@@ -74,8 +75,9 @@ def main() -> int:
         make_model(folder / "model", texts)
         checkout = make_checkout(folder / "checkout", folder / "model")
         os.environ |= {"POLYDETOX_ROOT": str(checkout), "POLYDETOX_RUNS": str(folder / "runs")}
-        corpus = make_corpus(texts[:400])
+        make_corpus(texts[:400]).to_parquet(folder / "corpus.parquet")
         common = {
+            "checkpoint": str(folder / "model"), "corpus": str(folder / "corpus.parquet"),
             "dtype": "float32", "iterations": options.iterations, "steps": options.steps,
             "samples": options.samples, "max_new_tokens": 20, "max_length": 64, "head": "tied", "head_epochs": 2,
             "scorer": "lexicon", "regulariser_weight_neutral": 0.0, "devices": 1,
@@ -88,7 +90,8 @@ def main() -> int:
             seconds = {}
             for method, changes in methods.items():
                 settings = checked("regularise", **common, **changes)
-                _, _, metrics = train_method(settings, folder / "model", corpus, folder / f"{method}-{repeat}")
+                stage = Stage("regularise", folder / f"{method}-{repeat}", {})
+                metrics = some_cells("regularise", settings, stage)["metrics"]
                 seconds[method] = metrics["two_device_cpu_seconds"]
                 head, model = metrics["head_cpu_seconds"], metrics["model_cpu_seconds"]
                 print(f"{method:10} head {head:6.1f}, model {model:6.1f}, accounted {seconds[method]:6.1f} CPU seconds",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from polydetox.core.artifacts import Stage
 from polydetox.models.checkpoints import load_tokenizer
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -51,6 +53,22 @@ def run_cells(notebook: str, *, until: str | None = None, **parameters: Any) -> 
             if cell.id == until:
                 break
     return space | {"shown": shown}
+
+
+def some_cells(notebook: str, settings: Any, stage: Stage, cells: Sequence[str] = (), **given: Any) -> dict[str, Any]:
+    """The namespace of a notebook after some of its code cells, named by the ends of their ids; none: all of them.
+
+    ``given`` names stand for what the notebook would make of its own, in every cell.
+    """
+    space: dict[str, Any] = {"__name__": "__main__", "settings": settings, "stage": stage}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polydetox.core.notebook.begin", lambda *_: (settings, stage))
+        for cell in nbformat.read(next(NOTEBOOKS.rglob(f"{notebook}.ipynb")), as_version=4).cells:
+            wanted = not cells or cell.id.endswith(tuple(cells))
+            if cell.cell_type == "code" and wanted and "parameters" not in cell.metadata.get("tags", []):
+                exec(compile(cell.source, f"{notebook}.ipynb, cell {cell.id}", "exec"), space)
+                space |= given
+    return space
 
 
 def train_dpo(weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Any, folder: Path):

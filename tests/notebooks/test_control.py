@@ -25,7 +25,7 @@ SMALL = {
 CONTROL = {
     "languages": ["de"],
     "corpus": {"source": "model", "n": 2, "max_new_tokens": 6, "rows_per_domain": 16, "threshold": 0.0,
-               "held_out_share": 0.2},
+               "held_out_fraction": 0.2},
     "regularise": SMALL,
     "methods": {
         "plain": {"title": "Fine-tuned", "algorithm": "plain"},
@@ -33,7 +33,7 @@ CONTROL = {
         "rl": {"algorithm": "rl"},
         "nado": {"algorithm": "nado", "regularise": {"head": "tied"}},
         "regularised": {"algorithm": "regularised", "regularise": {
-            "direction": "reverse", "body": "lora", "tuning": "lora"}},
+            "direction": "reverse", "backbone": "lora", "tuning": "lora"}},
         "adaptive": {"algorithm": "regularised", "regularise": {
             "schedule": "parallel", "iterations": 3, "regulariser_weight_neutral": 0.0}},
     },
@@ -106,7 +106,7 @@ def test_each_iteration_keeps_its_samples_head_and_figures(finished):
 def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, monkeypatch):
     import torch
 
-    from polydetox.attribute_control.checkpoints import engine_of
+    from polydetox.attribute_control.head import engine_of
     from polydetox.core import paths
     from polydetox.models.checkpoints import load_causal_lm, load_tokenizer, weights_of
 

@@ -100,7 +100,8 @@ def test_comments_are_learnt_and_detected(finished):
         for way in ("prompting", "head"):
             assert 0 <= found[way]["low"] <= found[way]["value"] <= found[way]["high"] <= 1
         folder = finished / RUN / "jigsaw_classify" / condition
-        assert (folder / "weights/model.safetensors").is_file() and not list(folder.glob("trainer-*"))
+        trained = folder / "regularise" if condition == "regularised-lm" else folder
+        assert (trained / "weights/model.safetensors").is_file() and not list(folder.glob("trainer-*"))
 
 
 def test_the_language_model_keeps_the_classifiers_body(finished):

@@ -56,13 +56,13 @@ def make_capability(run: Path, variants: list[str], write: Any) -> None:
 def make_control(run: Path, languages: list[str], marker: str, prompts: int, samples: int, write: Any) -> None:
     """A corpus, three trained methods, their evaluations, win rates, and three of four ways to learn from comments."""
     from polydetox.attribute_control.attributes import form_by_language, perplexity_by_domain, toxicity_by_language
-    from polydetox.attribute_control.detection import roc_auc
     from polydetox.attribute_control.judge import averaged_outcomes, outcomes, position_bias, win_rates
     from polydetox.benchmarks.harness import accuracies
+    from polydetox.stats.agreement import cluster_auc
 
     options: dict[str, Any] = {"samples": 50, "confidence": 0.95, "seed": 0}
     control = run / "control"
-    write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model", "evaluated_left_out": 1200})
+    write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model", "evaluated_skipped": 1200})
     for position, method in enumerate(RUN):
         rng = np.random.default_rng(position)
         right = _LEVELS[method][1]
@@ -114,9 +114,8 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     }
     write(control / "win_rate", "win_rate", {}, metrics=metrics)
     labels = np.array([0, 1] * 10)
-    comments = pd.DataFrame({"label": labels, "group": np.arange(20) // 4})
     for number, condition in enumerate(("untouched", "sft-lm", "regularised-lm")):
-        area = roc_auc(comments, labels + np.linspace(0, 2 + number, 20), **options)
+        area = cluster_auc(labels == 1, labels + np.linspace(0, 2 + number, 20), np.arange(20) // 4, **options)
         level = {"value": 0.2 + 0.1 * number, "low": 0.1, "high": 0.5}
         metrics = {"condition": condition, "prompting": area, "head": area, "avgtox": level, "toxic_share": level}
         write(control / "jigsaw_classify" / condition, "jigsaw_classify", {"condition": condition}, metrics=metrics)

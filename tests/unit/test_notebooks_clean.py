@@ -31,7 +31,7 @@ def test_a_committed_notebook_is_clean(file):
     for cell in code:
         definitions = [node for node in ast.parse(_python(cell.source)).body if isinstance(node, ast.FunctionDef)]
         # A step of the method may have a name where it is shown; what is longer or shared lives in lib/.
-        assert all(node.end_lineno - node.lineno < 12 for node in definitions), "algorithms belong in lib/"
+        assert all(node.end_lineno - node.lineno < 20 for node in definitions), "algorithms belong in lib/"
 
 
 def _python(source: str) -> str:

@@ -188,8 +188,7 @@ def trained_head(model, kind: str):
 def test_a_new_head_changes_nothing_and_one_token_is_the_gathered_vocabulary(kind, tmp_path):
     model = tiny_model("llama", 300)
     hidden, embedding = torch.randn(2, 5, 32), model.get_output_embeddings().weight
-    new = make_head(model, kind, rank=4)
-    new.set_prior(0.25)
+    new = make_head(model, kind, rank=4, prior=0.25)
     assert torch.allclose(new(hidden, embedding).sigmoid(), torch.tensor(0.25))
     head = trained_head(model, kind)
     tokens = torch.randint(300, (2, 5))
@@ -202,7 +201,7 @@ def test_a_new_head_changes_nothing_and_one_token_is_the_gathered_vocabulary(kin
     assert torch.equal(loaded(hidden, embedding), everything)
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["own body", "separate body"])
+@pytest.mark.parametrize("separate", [False, True], ids=["own backbone", "separate backbone"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_decoding_model_gives_log_q_with_and_without_a_cache(family, separate, tmp_path):
     from transformers import AutoModelForCausalLM
@@ -211,8 +210,8 @@ def test_the_decoding_model_gives_log_q_with_and_without_a_cache(family, separat
     head = trained_head(model, "low-rank")
     ids = torch.randint(3, 300, (2, 7))
     with torch.inference_mode():
-        body = other if separate else model
-        hidden = body(ids, output_hidden_states=True).hidden_states[-1]
+        backbone = other if separate else model
+        hidden = backbone(ids, output_hidden_states=True).hidden_states[-1]
         log_p = model(ids).logits.log_softmax(-1)
         expected = target_log_probabilities(log_p, head(hidden, model.get_output_embeddings().weight), alpha=1.5)
     nado = NadoForCausalLM.assemble(model, head, 1.5, other.base_model if separate else None)

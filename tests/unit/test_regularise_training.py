@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from notebook_cells import some_cells
 from polydetox.attribute_control import corpus as corpora
-from polydetox.attribute_control import oracle
-from polydetox.attribute_control.body import Body, Features
 from polydetox.attribute_control.head import NadoHead, make_head
-from polydetox.attribute_control.methods import _cost, _devices, _rows, plan
 from polydetox.attribute_control.nado import regularised_loss, target_log_probabilities, token_kl
 from polydetox.attribute_control.rows import Row, batches_of, collate, encode, learnt, with_end
-from polydetox.attribute_control.training import (
-    NextToken,
-    RegularisedTrainer,
-    Regulariser,
-    _arguments,
-    text_loss,
-    train_head,
-)
-from polydetox.core.artifacts import Stage
+from polydetox.attribute_control.training import Backbone, Features, LossTrainer, NextToken, text_loss
+from polydetox.core.artifacts import Stage, read_json, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
-from polydetox.models.checkpoints import on_one_device
+from polydetox.models.checkpoints import load_causal_lm, on_one_device
 from tiny import tiny_model, tiny_tokenizer
 
 PADDING = 0
+
+
+def regularise(settings, folder: Path, *cells: str, **given) -> dict:
+    """The namespace of the notebook regularise after its imports and some of its cells."""
+    stage = Stage("regularise", folder / "stage", {})
+    return some_cells("regularise", settings, stage, ("-03", *cells), **given)
+
+
+def make_corpus(folder: Path, **settings) -> dict:
+    """The namespace of the notebook control_corpus."""
+    return some_cells("control_corpus", checked("control_corpus", **settings), Stage("control_corpus", folder, {}))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------
@@ -87,13 +90,12 @@ def test_a_corpus_from_files_of_both_data_sets(tmp_path, monkeypatch):
     ]
     (folder / "wiki.train.tokens").write_text("\n".join(lines))
     (folder / "wiki.test.tokens").write_text(" This line of the test split must not be read at all here .")
-    settings = checked("control_corpus",
-        toxigen=str(tmp_path / "toxigen.csv"), wikitext=str(folder), scorer="lexicon", rows_per_domain=16,
-        prompt_words=3,
-    )  # fmt: skip
+    settings = {"toxigen": str(tmp_path / "toxigen.csv"), "wikitext": str(folder), "scorer": "lexicon",
+                "rows_per_domain": 16, "prompt_words": 3}  # fmt: skip
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
-    table, evaluated = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
-    assert evaluated == 0 and table["domain"].value_counts().to_dict() == {"toxic": 16, "neutral": 16}
+    made = make_corpus(tmp_path / "out", **settings)
+    table = pd.read_parquet(tmp_path / "out/corpus.parquet")
+    assert made["evaluated"] == 0 and table["domain"].value_counts().to_dict() == {"toxic": 16, "neutral": 16}
     assert table["row"].tolist() == list(range(32)) and list(table) == corpora.COLUMNS
     neutral = table[table["domain"] == "neutral"]
     assert neutral["text"].str.fullmatch(r"The bridge, built in 19\d\d, is 1,200 m long and well-known\.").all()
@@ -101,8 +103,7 @@ def test_a_corpus_from_files_of_both_data_sets(tmp_path, monkeypatch):
     assert not table["text"].str.contains("kind remark|Heading|test split").any()
     for _, rows in table.groupby("domain"):
         assert (rows["split"] == "held_out").sum() in (1, 2)
-    again, _ = corpora.make_corpus(settings, Stage("control_corpus", tmp_path / "out", {}))
-    pd.testing.assert_frame_equal(table, again)
+    pd.testing.assert_frame_equal(table, make_corpus(tmp_path / "again", **settings)["corpus"][corpora.COLUMNS])
 
 
 def test_statements_of_evaluated_prompts_are_not_trained_on(tmp_path, monkeypatch):
@@ -128,21 +129,22 @@ def test_statements_of_evaluated_prompts_are_not_trained_on(tmp_path, monkeypatc
     kept = ["They brag", "They lie", "They steal", "They shout"]
     lines = [f" The bridge was built in 19{year} , as far as one can know ." for year in range(10, 30)]
     (tmp_path / "wiki.train.tokens").write_text("\n".join(lines))
-    told = {"toxigen": str(raw), "wikitext": str(tmp_path / "wiki.train.tokens"), "scorer": "lexicon",
-            "prompts_source": "toxigen", "prompts_folder": str(raw)}  # fmt: skip
+    settings = {"toxigen": str(raw), "wikitext": str(tmp_path / "wiki.train.tokens"), "scorer": "lexicon",
+                "prompts_source": "toxigen", "prompts_folder": str(raw)}  # fmt: skip
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
-    settings, stage = checked("control_corpus", **told, prompt_limit=1), Stage("control_corpus", tmp_path / "out", {})
-    corpus, evaluated = corpora.make_corpus(settings, stage)
-    assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == sorted(kept) and evaluated == 6
-    metrics = corpora.corpus_metrics(corpus, evaluated, settings)
-    assert metrics["evaluated_left_out"] == 6
-    assert corpora.summary_of(metrics).endswith(" 6 toxic statements that belong to evaluated prompts were left out.")
+    made = make_corpus(tmp_path / "out", **settings, prompt_limit=1)
+    corpus = made["corpus"]
+    assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == sorted(kept) and made["evaluated"] == 6
+    assert read_json(tmp_path / "out/metrics.json")["evaluated_skipped"] == 6
+    assert made["closing"].endswith(" 6 toxic statements that belong to evaluated prompts were skipped.")
     # Without a limit both prompts are evaluated, and two statements have neither.
-    corpus, evaluated = corpora.make_corpus(checked("control_corpus", **told), stage)
-    assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == ["They brag", "They shout"] and evaluated == 8
+    made = make_corpus(tmp_path / "out", **settings)
+    corpus = made["corpus"]
+    assert sorted(corpus.loc[corpus["domain"] == "toxic", "text"]) == ["They brag", "They shout"]
+    assert made["evaluated"] == 8
     (raw / "annotated.parquet").unlink()
     with pytest.raises(UserError, match=r"6 of 7 toxic statements belong to evaluated prompts.*'prompts: limit:'"):
-        corpora.make_corpus(checked("control_corpus", **told), stage)
+        make_corpus(tmp_path / "out", **settings)
 
 
 def test_the_annotated_release_is_read_and_other_files_refused(tmp_path):
@@ -166,81 +168,105 @@ def test_the_packaged_prose_is_plain_english():
 # --- the schedules ----------------------------------------------------------------------------------------------
 
 
-def jobs_of(tmp_path: Path, **settings) -> list[list[tuple[str, int, str, str]]]:
-    steps = plan(checked("regularise", iterations=3, **settings), Path("/base"), tmp_path)
-    return [[(job.kind, job.number, Path(job.weights).parent.name, Path(job.head).parent.name) for job in step]
-            for step in steps]  # fmt: skip
+def trainings(folder: Path, **settings) -> list[list[tuple[str, int, str, str]]]:
+    """What the loop over iterations trains: kind, iteration, the iteration whose weights are read, and whose head is.
+
+    With two devices, so that what may run at once is one list.
+    """
+    steps: list = []
+
+    def note(kind, number, model, head):
+        steps.append((kind, number, model.parent.name, head.parent.name if head else ""))
+
+    def together(jobs):
+        before = len(steps)
+        for job in jobs:
+            job()
+        steps[before:] = [steps[before:]]
+
+    given = {"state": folder, "weights": Path("/base"), "training": SimpleNamespace(side_by_side=together),
+             "train_head": lambda *of: note("head", *of), "train_model": lambda *of: note("model", *of)}  # fmt: skip
+    regularise(checked("regularise", **{"iterations": 3, "devices": 2} | settings), folder, "-33", "-34", **given)
+    return [step if isinstance(step, list) else [step] for step in steps]
 
 
 def test_the_schedules(tmp_path):
-    """Kind, iteration, the iteration whose weights are read, and the one whose head is."""
-    assert jobs_of(tmp_path, schedule="sequential") == [
+    assert trainings(tmp_path, schedule="sequential") == [
         [("head", 1, "", "")], [("model", 1, "", "01")], [("head", 2, "01", "01")], [("model", 2, "01", "02")],
         [("head", 3, "02", "02")], [("model", 3, "02", "03")],
     ]  # fmt: skip
-    assert jobs_of(tmp_path, schedule="parallel") == [
+    parallel = [
         [("head", 1, "", "")], [("model", 1, "", "01")],
         [("head", 2, "01", "01"), ("model", 2, "01", "01")], [("model", 3, "02", "02")],
     ]  # fmt: skip
-    assert [step[0][0] for step in jobs_of(tmp_path, algorithm="plain")] == ["model"] * 3
-    assert jobs_of(tmp_path, algorithm="nado") == [[("head", 1, "", "")]]
+    assert trainings(tmp_path, schedule="parallel") == parallel
+    in_turns = trainings(tmp_path, schedule="parallel", devices=1)
+    assert in_turns == [[training] for step in parallel for training in step]
+    assert trainings(tmp_path, algorithm="plain") == [
+        [("model", number, before, "")] for number, before in ((1, ""), (2, "01"), (3, "02"))
+    ]
+    assert trainings(tmp_path, algorithm="nado") == [[("head", 1, "", "")]]
 
 
-def test_a_second_gpu_that_is_not_there_is_said(monkeypatch):
-    for gpus, asked, expected in [(0, None, 1), (0, 2, 2), (1, None, 1), (2, None, 2), (2, 1, 1)]:
+def test_a_second_gpu_that_is_not_there_is_reported(monkeypatch, tmp_path):
+    def two_devices(**settings):
+        return regularise(checked("regularise", **settings), tmp_path, "-33")["two_devices"]
+
+    for gpus, asked, expected in [(0, None, False), (0, 2, True), (1, None, False), (2, None, True), (2, 1, False)]:
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        assert _devices(checked("regularise", devices=asked)) == expected
+        assert two_devices(devices=asked, schedule="parallel") == expected
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="needs two GPUs"):
-        _devices(checked("regularise", devices=2, schedule="parallel"))
-    assert _devices(checked("regularise", devices=2, algorithm="plain")) == 2, "which has no use for a second one"
+        two_devices(devices=2, schedule="parallel")
+    assert not two_devices(devices=2, algorithm="plain"), "which has no use for a second one"
 
 
-def test_two_devices_last_as_long_as_the_longer_part_from_the_second_iteration_on():
+def test_two_devices_last_as_long_as_the_longer_part_from_the_second_iteration_on(tmp_path):
     iterations = pd.DataFrame({
         "iteration": [0, 1, 2, 3], "head_seconds": [np.nan, 5.0, 7.0, np.nan], "model_seconds": [np.nan, 2.0, 4.0, 6.0],
     })  # fmt: skip
-    costs = {schedule: _cost(checked("regularise", schedule=schedule), iterations, "seconds")
-             for schedule in ("sequential", "parallel")}  # fmt: skip
-    assert costs["sequential"] == {"head_seconds": 12.0, "model_seconds": 12.0, "two_device_seconds": 24.0}
-    assert costs["parallel"]["two_device_seconds"] == (5 + 2) + 7 + 6
-    plain = _cost(checked("regularise", schedule="parallel", algorithm="plain"), iterations, "seconds")
+
+    def cost(**settings):
+        made = regularise(checked("regularise", **settings), tmp_path, "-33", "-43", by_iteration=iterations)
+        return made["cost"]("seconds")
+
+    assert cost(schedule="sequential") == {"head_seconds": 12.0, "model_seconds": 12.0, "two_device_seconds": 24.0}
+    assert cost(schedule="parallel")["two_device_seconds"] == (5 + 2) + 7 + 6
+    plain = cost(schedule="parallel", algorithm="plain")
     assert plain["two_device_seconds"] == 24.0, "which has no schedule"
 
 
-def test_filtering_asks_the_oracle_about_what_is_learnt(monkeypatch):
+def test_filtering_asks_the_oracle_about_what_is_learnt(tmp_path):
     """Not the scores of the corpus, which another scorer may have given it."""
 
-    class NoBad(oracle.Oracle):
-        def __init__(self, *_):
-            self.threshold = 0.5
+    class NoBad:
+        threshold = 0.5
 
-        def toxicity(self, texts):
+        def score(self, texts, _):
             return np.array([float("bad" in text) if text.strip() else np.nan for text in texts])
 
-    monkeypatch.setattr(oracle, "Oracle", NoBad)
+    def kept(rows):
+        return regularise(checked("regularise", algorithm="filtering"), tmp_path, "-05", "-08", everything=rows,
+                          CachedScorer=lambda _: NoBad())["corpus"]  # fmt: skip
+
     corpus = pd.DataFrame({
         "row": range(5), "prompt": ["They are", "bad people", "They are", "They are", "They are"],
         "text": ["They are bad", "bad people sing", "They are bad", "They are ", "They are kind"],
         "domain": ["toxic", "toxic", "toxic", "neutral", "neutral"], "toxicity": [0.0, 1.0, 0.0, 0.0, 1.0],
         "split": ["train", "train", "held_out", "train", "train"],
     })  # fmt: skip
-    kept = _rows(checked("regularise", algorithm="filtering"), corpus)
-    assert kept["row"].tolist() == [1, 2, 4], "rejected, and what it cannot judge, is not trained on"
+    assert kept(corpus)["row"].tolist() == [1, 2, 4], "rejected, and what it cannot score, is not trained on"
     with pytest.raises(UserError, match="rejects every row"):
-        _rows(checked("regularise", algorithm="filtering"), corpus[corpus["row"].isin([0, 2])])
+        kept(corpus[corpus["row"].isin([0, 2])])
 
 
 # --- the trainers -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def setting(tmp_path, tiny_checkpoints):
-    """A model, its body, a head that says something, and rows of which only some have a lambda."""
-    weights = tiny_checkpoints["llama"]
-    settings = checked("regularise", head_rank=4, batch_size=3, warmup_steps=0, learning_rate=1e-3)
+def setting(tiny_checkpoints):
+    """A model, its weights, a head that says something, and rows of which only some have a lambda."""
     model = tiny_model("llama", len(tiny_tokenizer()))
-    body = Body(weights, settings, "float32")
     head = make_head(model, "low-rank", 4)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -248,19 +274,23 @@ def setting(tmp_path, tiny_checkpoints):
             weight.copy_(torch.randn(weight.shape, generator=generator))
     ids = torch.randint(4, 300, (3, 9), generator=generator).tolist()
     rows = [Row(0, ids[0], 2, 2.0), Row(1, ids[1][:6], 1, 0.0), Row(2, ids[2][:7], 3, 0.5)]
-    return model, body, head, rows
+    return model, tiny_checkpoints["llama"], head, rows
+
+
+def losses(folder: Path, weights: Path, head: NadoHead, rows: list[Row], **settings):
+    """The notebook's loss of a model without a target, and with that of a head."""
+    head.save(folder / "head")
+    made = regularise(checked("regularise", dtype="float32", batch_size=3, **settings), folder, "-23", "-24",
+                      weights=weights, state=folder, train=rows, tokenizer=tiny_tokenizer())  # fmt: skip
+    return made["model_loss"](None), lambda: made["model_loss"](made["load_target"](folder / "head"))
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_the_trainers_loss_is_the_formula(setting, direction, tmp_path):
-    model, body, head, rows = setting
-    features = Features(
-        body.model, [row for row in rows if row.label > 0], PADDING, 2, tmp_path / "features.safetensors"
-    )
-    regulariser = Regulariser(head, body, features, 1.5, direction)
-    trainer = RegularisedTrainer(regulariser=regulariser, model=model, rows=rows, padding=PADDING,
-                                 arguments=_arguments(tmp_path / "out", 0, per_device_train_batch_size=3))  # fmt: skip
-    loss = trainer.compute_loss(model, collate(rows, PADDING)).item()
+def test_the_loss_of_the_model_is_the_formula(setting, direction, tmp_path):
+    model, weights, head, rows = setting
+    _, regularised = losses(tmp_path, weights, head, rows, alpha=1.5, direction=direction)
+    loss = regularised()(model, collate(rows, PADDING))[0].item()
+    embedding = model.get_output_embeddings().weight
     total = []
     for row in rows:
         ids = torch.tensor([row.ids])
@@ -268,35 +298,33 @@ def test_the_trainers_loss_is_the_formula(setting, direction, tmp_path):
             output = model(ids, output_hidden_states=True)
             log_p = output.logits[0, row.start - 1 : -1].log_softmax(-1)
             states = output.hidden_states[-1][0, row.start - 1 : -1]
-            log_q = target_log_probabilities(log_p, head(states, body.embedding), 1.5)
+            log_q = target_log_probabilities(log_p, head(states, embedding), 1.5)
         tokens = ids[0, row.start :]
         kl = token_kl(log_q, log_p, direction)
         total.append(regularised_loss(log_p, tokens, kl, torch.full_like(kl, row.label)) * len(tokens))
     learnt_tokens = sum(len(row.ids) - row.start for row in rows)
     assert loss == pytest.approx(float(sum(total)) / learnt_tokens, rel=1e-4)
     # The file that keeps the hidden states gives the same.
-    again = Features(body.model, [], PADDING, 2, tmp_path / "features.safetensors")
-    inputs = {name: value[[0, 2]] for name, value in collate(rows, PADDING).items()}
-    assert torch.equal(again.of(inputs), features.of(inputs))
+    assert (tmp_path / "features.safetensors").is_file()
+    assert regularised()(model, collate(rows, PADDING))[0].item() == loss
 
 
-def test_further_gpus_change_neither_the_batch_nor_the_model(tmp_path):
+def test_further_gpus_change_neither_the_batch_nor_the_model(setting):
     """What a Trainer would do with them: a batch of twice the rows, and the model inside another module."""
-    arguments = _arguments(tmp_path, 0, per_device_train_batch_size=3)
-    arguments._n_gpu = 2
-    assert arguments.train_batch_size == 6
-    assert on_one_device(arguments).n_gpu == 1 and arguments.train_batch_size == 3
+    model, _, _, rows = setting
+    trainer = LossTrainer(model, rows, lambda *_: None, title="", padding=PADDING, batch_size=3, seed=0)
+    trainer.args._n_gpu = 2
+    assert trainer.args.train_batch_size == 6
+    assert on_one_device(trainer.args).n_gpu == 1 and trainer.args.train_batch_size == 3
 
 
 def test_a_new_head_regularises_nothing(setting, tmp_path):
-    model, body, _, rows = setting
-    regulariser = Regulariser(make_head(model, "full", 4), body, None, 1.0, "forward")
-    arguments = _arguments(tmp_path, 0, per_device_train_batch_size=3)
+    model, weights, _, rows = setting
+    plain, regularised = losses(tmp_path, weights, make_head(model, "full", 4), rows)
     batch = collate(rows, PADDING)
-    held = RegularisedTrainer(regulariser=regulariser, model=model, rows=rows, padding=PADDING, arguments=arguments)
-    plain = RegularisedTrainer(regulariser=None, model=model, rows=rows, padding=PADDING, arguments=arguments)
-    assert held.compute_loss(model, batch).item() == pytest.approx(plain.compute_loss(model, batch).item(), rel=1e-5)
-    assert text_loss(model, rows, PADDING, 2) == pytest.approx(plain.compute_loss(model, batch).item(), rel=2e-2)
+    expected = plain(model, batch)[0].item()
+    assert regularised()(model, batch)[0].item() == pytest.approx(expected, rel=1e-5)
+    assert text_loss(model, rows, PADDING, 2) == pytest.approx(expected, rel=2e-2)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
@@ -314,12 +342,12 @@ def test_the_samplers_probabilities_at_single_positions(family):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("body_kind", ["frozen", "lora"])
-def test_the_head_learns_which_token_decides(body_kind, tiny_checkpoints, tmp_path):
+@pytest.mark.parametrize("kind", ["frozen", "lora"])
+def test_the_head_learns_which_token_decides(kind, tiny_checkpoints, tmp_path):
     """Texts are rejected exactly if they end in one token: the head tells them apart, and likes that token least."""
-    settings = checked("regularise", head="full", body=body_kind, head_learning_rate=3e-2, head_epochs=8,
-                                    head_batch_size=8, lora_rank=2, consistency_share=0.5)  # fmt: skip
-    body = Body(tiny_checkpoints["llama"], settings, "float32")
+    settings = checked("regularise", head="full", backbone=kind, head_learning_rate=3e-2, head_epochs=8,
+                       head_batch_size=8, lora_rank=2, consistency_fraction=0.5)  # fmt: skip
+    backbone = Backbone(tiny_checkpoints["llama"], settings, "float32")
     sampler = tiny_model("llama", len(tiny_tokenizer()))
     bad, rng = 50, np.random.default_rng(0)
     rows = []
@@ -329,87 +357,79 @@ def test_the_head_learns_which_token_decides(body_kind, tiny_checkpoints, tmp_pa
             ids[-1] = bad
         rows.append(Row(number, ids, 1, float(number % 2 == 0)))
     head = make_head(sampler, "full", 4)
-    figures = train_head(head, body, sampler, rows[:36], rows[36:], settings, PADDING, tmp_path)
+    made = regularise(settings, tmp_path, "-17", "-18", "-20", tokenizer=tiny_tokenizer())
+    figures = made["fit_head"](head, backbone, sampler, rows[:36], rows[36:])
     assert figures["auc"] > 0.9
     with torch.no_grad():
         batch = collate(rows[:1], PADDING)
-        values = head(body.hidden(batch)[0, -2], body.embedding)
+        values = head(backbone.hidden(batch)[0, -2], backbone.embedding)
     assert values[bad] < values[100:110].min()
 
 
-def test_a_head_with_an_adapted_body_is_gone_on_with(tiny_checkpoints, tmp_path):
-    settings = checked("regularise", body="lora", lora_rank=2)
-    body = Body(tiny_checkpoints["llama"], settings, "float32")
+def test_a_head_continues_with_its_adapted_backbone(tiny_checkpoints, tmp_path):
+    settings = checked("regularise", backbone="lora", lora_rank=2)
+    backbone = Backbone(tiny_checkpoints["llama"], settings, "float32")
     with torch.no_grad():
-        for name, weight in body.model.named_parameters():
+        for name, weight in backbone.model.named_parameters():
             if "lora_B" in name:
                 weight.fill_(0.05)
-    body.save_adapter(tmp_path / "adapter")
+    backbone.save_adapter(tmp_path)
     batch = collate([Row(0, [2, 5, 6, 7], 1, 1.0)], PADDING)
-    again = Body(tiny_checkpoints["llama"], settings, "float32", tmp_path / "adapter")
+    again, new = (Backbone(tiny_checkpoints["llama"], settings, "float32", head) for head in (tmp_path, None))
     with torch.no_grad():
-        assert torch.allclose(again.hidden(batch), body.hidden(batch), atol=1e-5)
-        assert not torch.allclose(
-            body.hidden(batch), Body(tiny_checkpoints["llama"], settings, "float32").hidden(batch)
-        )
-    assert isinstance(make_head(body.model, "tied", 4), NadoHead)
+        assert torch.allclose(again.hidden(batch), backbone.hidden(batch), atol=1e-5)
+        assert not torch.allclose(backbone.hidden(batch), new.hidden(batch))
+    assert isinstance(make_head(backbone.model, "tied", 4), NadoHead)
 
 
-def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_checkpoints, tmp_path, monkeypatch):
-    from polydetox.attribute_control import jobs, training
-    from polydetox.core.artifacts import read_json, write_json, write_parquet
-
+def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_checkpoints, tmp_path):
     prompts = [f"The cat {word}" for word in ("sat", "ran", "ate", "slept")]
     corpus = pd.DataFrame({"prompt": prompts, "domain": ["toxic", "neutral"] * 2, "split": "train"})
-    write_parquet(tmp_path / jobs.CORPUS, corpus)
-    weights = str(tiny_checkpoints["llama"])
+    weights = tiny_checkpoints["llama"]
     settings = checked("regularise", scorer="lexicon", samples=8, samples_per_prompt=2, max_new_tokens=4,
                        engine="transformers")  # fmt: skip
-    job = jobs.Job("head", settings.model_dump(), weights, weights, str(tmp_path), 1)
+
+    def train_head(fit_head):
+        given = {"weights": weights, "state": tmp_path, "corpus": corpus, "tokenizer": tiny_tokenizer()}
+        made = regularise(settings, tmp_path, "-05", "-12", "-13", "-15", "-21", fit_head=fit_head, **given)
+        made["train_head"](1, weights, None)
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train_head", stop)
+    folder = tmp_path / "01"
     with pytest.raises(KeyboardInterrupt):
-        jobs.run(job)
-    assert not job.is_done()
-    samples = (job.folder / "samples.parquet").read_bytes()
-    spent = read_json(job.folder / jobs.SAMPLING)
+        train_head(stop)
+    assert not (folder / "head.json").is_file()
+    samples = (folder / "samples.parquet").read_bytes()
+    spent = read_json(folder / "sampling.json")
     assert spent["seconds"] > 0.0 and spent["cpu_seconds"] > 0.0
     # As if it had taken long, so that nothing which the second attempt does can be taken for it.
-    write_json(job.folder / jobs.SAMPLING, {"seconds": 5000.0, "cpu_seconds": 3000.0})
-    monkeypatch.setattr(training, "train_head", lambda *_: {"auc": 0.5})
-    jobs.run(job)
-    told = read_json(job.folder / jobs.HEAD)
-    assert 5000.0 <= told["sampling_seconds"] <= told["seconds"] < 5600.0
-    assert 3000.0 < told["cpu_seconds"] < 3600.0
-    assert (job.folder / "samples.parquet").read_bytes() == samples
+    write_json(folder / "sampling.json", {"seconds": 5000.0, "cpu_seconds": 3000.0})
+    train_head(lambda *_: {"auc": 0.5})
+    figures = read_json(folder / "head.json")
+    assert 5000.0 <= figures["sampling_seconds"] <= figures["seconds"] < 5600.0
+    assert 3000.0 < figures["cpu_seconds"] < 3600.0
+    assert (folder / "samples.parquet").read_bytes() == samples
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_reinforcement_learning_with_an_adapter_leaves_a_plain_model(family, tiny_checkpoints, tmp_path, monkeypatch):
+def test_reinforcement_learning_with_an_adapter_leaves_a_plain_model(family, tiny_checkpoints, tmp_path):
     """Against a reward that falls on one letter: the adapter is merged, and what it does not adapt stays as it was."""
-    from polydetox.attribute_control import methods, rl
-    from polydetox.models.checkpoints import load_causal_lm
 
-    class Letter:
-        def toxicity(self, texts):
-            return np.array([float("e" in text) for text in texts])
+    def oracle(texts):
+        toxicity = np.array([float("e" in text) for text in texts])
+        return toxicity, 1.0 - toxicity
 
-        def satisfied(self, toxicity):
-            return 1.0 - toxicity
-
-    monkeypatch.setattr(rl.Oracle, "of", lambda settings: Letter())
     settings = checked("regularise",
         algorithm="rl", tuning="lora", lora_rank=2, iterations=1, warmup_steps=0, max_new_tokens=4,
         rl_steps=2, rl_prompts=2, rl_generations=2, rl_learning_rate=1e-2,
     )  # fmt: skip
-    rows = pd.DataFrame({"row": range(4), "prompt": ["The", "Der", "La", "I"], "domain": ["toxic", "neutral"] * 2,
-                         "text": ["The neighbours are", "Der Nachbar ist", "La capital de", "It is loud"],
-                         "toxicity": 0.5, "split": ["train", "train", "train", "held_out"]})  # fmt: skip
-    methods.write_parquet(tmp_path / methods.CORPUS, rows.assign(weight=1.0))
-    rl.train_rl(settings, tiny_checkpoints[family], tmp_path)
+    corpus = pd.DataFrame({"prompt": ["The", "Der", "La", "I"], "split": ["train", "train", "train", "held_out"]})
+    made = regularise(settings, tmp_path, "-10", "-29", "-30", "-31", weights=tiny_checkpoints[family], state=tmp_path,
+                      corpus=corpus, tokenizer=tiny_tokenizer(), make_oracle=lambda: oracle,
+                      held_out_losses=lambda _: {})  # fmt: skip
+    made["train_rl"]()
     before, after = (load_causal_lm(path, torch.float32).state_dict()
                      for path in (tiny_checkpoints[family], tmp_path / "01/weights"))  # fmt: skip
     assert set(before) == set(after)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,16 +12,11 @@ import pytest
 import torch
 import yaml
 
+from notebook_cells import some_cells
 from polydetox.attribute_control.attributes import corpus_losses, form_by_language, perplexity
-from polydetox.attribute_control.detection import as_corpus, roc_auc, steps_of
 from polydetox.attribute_control.judge import (
-    QUESTION,
-    VERDICTS,
-    PairwiseJudge,
     averaged_outcomes,
-    compare_methods,
     outcomes,
-    paired_continuations,
     position_bias,
     verdict_tokens,
     win_rate,
@@ -33,6 +27,7 @@ from polydetox.core.artifacts import Stage
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import Suite, checked
 from polydetox.metrics.toxicity import prompt_toxicity
+from polydetox.stats.agreement import cluster_auc
 from tiny import tiny_model, tiny_tokenizer
 
 # --- tasks ------------------------------------------------------------------------------------------------------
@@ -218,32 +213,44 @@ def continuations(word: str, count: int = 3) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def judged(model, tokenizer, folder: Path, tables: dict[str, pd.DataFrame], samples: int | None = 1) -> dict:
+    """The namespace of the notebook win_rate, for these continuations and this judge."""
+    files = {}
+    for name, table in tables.items():
+        files[name] = str(folder / f"{name}.parquet")
+        table.assign(language="en").to_parquet(files[name])
+    settings = checked("win_rate", continuations=files, judged_samples=samples, batch_size=2, bootstrap_samples=20)
+    return some_cells("win_rate", settings, Stage("win_rate", folder / "stage", {}), ("-03", "-05", "-06", "-08"),
+                      open_checkpoint=lambda *_: (model, tokenizer), input_hash=lambda _: "judge",
+                      weights_of=lambda _: folder, provenance=lambda weights: weights)  # fmt: skip
+
+
 def test_the_judge_reads_the_log_odds_of_its_verdicts(tmp_path):
     model, tokenizer = tiny()
-    judge = PairwiseJudge(model, tokenizer, batch_size=2)
-    pairs = paired_continuations(continuations("laut"), continuations("sehr"), limit=1)
-    assert list(pairs["sample"]) == [0, 0, 0]
-    found = judge.compare(pairs)
-    shared, first, second = verdict_tokens(tokenizer, QUESTION, VERDICTS)
+    made = judged(model, tokenizer, tmp_path, {"a": continuations("laut"), "b": continuations("sehr")})
+    found, question = made["pairs"], made["QUESTION"]
+    assert found["sample"].tolist() == [0, 0, 0]
+    shared, first, second = verdict_tokens(tokenizer, question, made["VERDICTS"])
     assert tokenizer.decode(shared) in ("", " ")
-    for row, pair in zip(found.to_dict("records"), pairs.to_dict("records"), strict=True):
-        for column, texts in (("forward", ("ours", "theirs")), ("backward", ("theirs", "ours"))):
-            question = QUESTION.format(
-                prompt=pair["prompt"], first=pair[texts[0]].strip(), second=pair[texts[1]].strip()
-            )
+    for row in found.to_dict("records"):
+        texts = [f"{word} {row['prompt_id'][1:]}" for word in ("laut", "sehr")]
+        for column, (left, right) in (("forward", texts), ("backward", texts[::-1])):
+            asked = question.format(prompt="The neighbours", first=left, second=right)
             with torch.no_grad():
-                last = model(torch.tensor([tokenizer(question)["input_ids"] + shared])).logits[0, -1]
+                last = model(torch.tensor([tokenizer(asked)["input_ids"] + shared])).logits[0, -1]
             assert row[column] == pytest.approx(float(last[first] - last[second]), abs=1e-4)
 
     # Equal texts tie exactly by both rules, whatever they are padded with.
-    same = judge.compare(paired_continuations(continuations("laut"), continuations("laut"), limit=None))
-    assert set(same["outcome"]) == {0.5}
+    same = judged(model, tokenizer, tmp_path, {"a": continuations("laut"), "c": continuations("laut")}, None)["pairs"]
+    assert set(same["outcome"]) == {0.5} and len(same) == 6
     assert set(averaged_outcomes(same["forward"].to_numpy(), same["backward"].to_numpy())) == {0.5}
 
+
+def test_every_two_are_judged_once(tmp_path):
     every = {"a": continuations("laut"), "b": continuations("sehr"), "c": continuations("dazu")}
-    table = compare_methods(judge, every, 1, tmp_path, "judge")
-    kept = compare_methods(None, every, 1, tmp_path, "judge")  # type: ignore[arg-type]
-    pd.testing.assert_frame_equal(table, kept)
+    model, tokenizer = tiny()
+    table = judged(model, tokenizer, tmp_path, every)["pairs"]
+    pd.testing.assert_frame_equal(table, judged(None, tokenizer, tmp_path, every)["pairs"])
     assert win_rates(table, averaged_outcomes) != win_rates(table)
     rates = {(row["method"], row["opponent"]): row["value"] for row in win_rates(table)}
     assert len(rates) == 6
@@ -256,7 +263,7 @@ def test_a_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
         return {"input_ids": [1, 2]}
 
     with pytest.raises(UserError, match="does not tell ' A' and ' B' apart"):
-        verdict_tokens(deaf, QUESTION, VERDICTS)  # type: ignore[arg-type]
+        verdict_tokens(deaf, "Which text? Text", (" A", " B"))  # type: ignore[arg-type]
 
 
 # --- toxicity, perplexity, detection ----------------------------------------------------------------------------
@@ -310,64 +317,75 @@ def test_roc_auc_against_counting_pairs():
     toxic, benign = scores[labels == 1], scores[labels == 0]
     difference = toxic[:, None] - benign[None, :]
     expected = ((difference > 0) + 0.5 * (difference == 0)).mean()
-    comments = pd.DataFrame({"label": labels, "group": np.arange(60)})
-    found = roc_auc(comments, scores, samples=200)
+    found = cluster_auc(labels == 1, scores, np.arange(60), samples=200)
     assert found["value"] == pytest.approx(expected) and found["low"] < expected < found["high"]
     # The same texts three times, as from one prompt, say no more than once.
-    thrice = roc_auc(pd.concat([comments] * 3), np.tile(scores, 3), samples=200)
+    thrice = cluster_auc(np.tile(labels == 1, 3), np.tile(scores, 3), np.tile(np.arange(60), 3), samples=200)
     assert {name: thrice[name] for name in found} == pytest.approx(found)
-    assert roc_auc(comments.assign(label=1), scores)["value"] is None
+    assert cluster_auc(np.ones(60, dtype=bool), scores, np.arange(60))["value"] is None
 
 
-def test_comments_become_rows_with_their_verdicts():
+def jigsaw(folder: Path, *cells: str, given: dict, **settings) -> dict:
+    """The namespace of the notebook jigsaw_classify after its imports and some of its cells."""
+    stage = Stage("jigsaw_classify", folder, {})
+    return some_cells("jigsaw_classify", checked("jigsaw_classify", **settings), stage, ("-03", *cells), **given)
+
+
+def test_comments_become_rows_with_their_verdicts(tmp_path):
     comments = pd.DataFrame({"text": ["one two three four", "five"], "label": [1, 0], "split": ["train", "test"]})
-    corpus = as_corpus(comments)
+    corpus = jigsaw(tmp_path, "-08", given={})["as_corpus"](comments)
     assert corpus["text"][0].endswith("Answer: yes") and corpus["text"][1].endswith("Answer: no")
     assert corpus["prompt"][0] == "Comment: one two three" and corpus["text"].str.startswith("Comment: ").all()
     assert all(text.startswith(prompt) for prompt, text in zip(corpus["prompt"], corpus["text"], strict=True))
     assert corpus["domain"].tolist() == ["toxic", "neutral"] and corpus["split"].tolist() == ["train", "held_out"]
-    settings = checked("jigsaw_classify", epochs=2.0, train_batch_size=3)
-    assert steps_of(settings, pd.concat([comments] * 5)) == math.ceil(2 * 5 / 3)
+    asked = {}
+    given = {"comments": comments, "train": pd.concat([comments] * 5)[lambda table: table["split"] == "train"],
+             "weights_of": lambda *_: tmp_path, "execute": lambda *of, **_: asked.update(of[2])}  # fmt: skip
+    settings = {"condition": "regularised-lm", "epochs": 4.0, "train_batch_size": 3}
+    jigsaw(tmp_path, "-08", "-09", given=given, **settings, regularise={"iterations": 2})
+    assert asked["steps"] == round(math.ceil(4 * 5 / 3) / 2) and asked["regulariser_weight_neutral"] == 0.0
+    assert (asked["algorithm"], asked["batch_size"], asked["warmup_steps"]) == ("regularised", 3, 0)
 
 
-def test_groups_of_texts_stay_on_one_side(monkeypatch):
-    from polydetox.attribute_control import detection
-
+def test_groups_of_texts_stay_on_one_side(tmp_path):
     table = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "label": [0, 1] * 20, "group": np.arange(40) // 4})
-    monkeypatch.setattr(detection, "labelled_texts", lambda asked, file, stage: table)
-    comments = detection.labelled_comments(checked("jigsaw_classify", test_share=0.2), SimpleNamespace())  # type: ignore[arg-type]
+    given = {"labelled_texts": lambda *_: table}
+    comments = jigsaw(tmp_path, "-05", given=given, test_fraction=0.2)["comments"]
     sides = comments.assign(group=table["group"]).groupby("group")["split"].nunique()
     assert (sides == 1).all() and (comments["split"] == "test").sum() == 8
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_checkpoints, tmp_path):
-    """The language model on its body shares the classifier's merged weights; the head is trained and saved with it."""
+    """The language model on its backbone shares the classifier's merged weights; the head is saved with it."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
 
-    from polydetox.attribute_control.detection import train_condition
-
     comments = pd.DataFrame({"text": ["a fine day", "you fool"] * 4, "label": [0, 1] * 4, "split": "train"})
-    settings = checked("jigsaw_classify", condition="sft-classification", tuning="lora", learning_rate=1e-2,
-                                        train_batch_size=4, epochs=2.0)  # fmt: skip
-    weights, classifier = train_condition(settings, tiny_checkpoints[family], comments, tmp_path)
-    assert classifier is not None and not (classifier / "adapter_config.json").exists()
+
+    def train(folder: Path) -> tuple[Path, Path]:
+        given = {"comments": comments, "train": comments, "base": tiny_checkpoints[family]}
+        made = jigsaw(folder, "-11", "-12", "-13", given=given, condition="sft-classification", tuning="lora",
+                      learning_rate=1e-2, train_batch_size=4, epochs=2.0)  # fmt: skip
+        return made["weights"], made["classifier"]
+
+    weights, classifier = train(tmp_path)
+    assert not (classifier / "adapter_config.json").exists()
     before, after = (
         AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tiny_checkpoints[family], weights)
     )
     detector = AutoModelForSequenceClassification.from_pretrained(classifier).base_model.state_dict()
-    body = {name.split(".", 1)[1]: value for name, value in after.items() if not name.startswith("lm_head")}
-    assert set(body) == set(detector) and all(torch.equal(body[name], detector[name]) for name in body)
+    backbone = {name.split(".", 1)[1]: value for name, value in after.items() if not name.startswith("lm_head")}
+    assert set(backbone) == set(detector) and all(torch.equal(backbone[name], detector[name]) for name in backbone)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("norm" not in name and "wte" not in name and "embed" not in name for name in changed)
-    set_seed(settings.seed)
+    set_seed(0)
     untrained = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoints[family], num_labels=2).score.weight
     head = load_file(classifier / "model.safetensors")["score.weight"]
     assert head.shape == untrained.shape and not torch.equal(head, untrained)
-    # Whatever was drawn before, a seed gives the same head and adapter to start from.
+    # Whatever was random before, a seed gives the same head and adapter to start from.
     torch.manual_seed(1)
-    again, _ = train_condition(settings, tiny_checkpoints[family], comments, tmp_path / "again")
+    again, _ = train(tmp_path / "again")
     assert torch.equal(load_file(tmp_path / "again/classifier/model.safetensors")["score.weight"], head)
     repeated = AutoModelForCausalLM.from_pretrained(again).state_dict()
     assert all(torch.equal(repeated[name], after[name]) for name in after)
@@ -375,9 +393,6 @@ def test_a_classifier_trained_with_an_adapter_leaves_a_plain_model(family, tiny_
 
 def test_what_is_not_used_of_prompts_and_stored_scores_is_recorded(tmp_path, monkeypatch):
     """Of the stage that trains on labelled comments: one blank prompt, and one response of 30 that is malformed."""
-    from polydetox import generation
-    from polydetox.attribute_control.detection import writing
-
     rows = [{"prompt": {"text": text}} for text in ("one", " ", "two")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     answer = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.75}}}}
@@ -388,13 +403,10 @@ def test_what_is_not_used_of_prompts_and_stored_scores_is_recorded(tmp_path, mon
     def generate(weights, prompts, sampling, folder, **_):
         return prompts.assign(continuation=["text 1", "text 2"], sample=0, empty=False)
 
-    monkeypatch.setattr(generation, "generate", generate)
-    settings = checked("jigsaw_classify",
-        scorer=f"stored:{tmp_path / 'scores_en.json'}", bootstrap_samples=10, prompts_source="real-toxicity-prompts",
-        prompts_folder=str(tmp_path),
-    )  # fmt: skip
-    stage = Stage("jigsaw_classify", tmp_path / "stage", {})
-    continuations, _ = writing(settings, tmp_path, stage)
-    assert continuations["toxicity"].tolist() == [0.75, 0.75]
-    manifest = stage.finish()
+    settings = {"scorer": f"stored:{tmp_path / 'scores_en.json'}", "bootstrap_samples": 10,
+                "prompts_source": "real-toxicity-prompts", "prompts_folder": str(tmp_path)}  # fmt: skip
+    given = {"generate": generate, "weights": tmp_path, "intervals": {"samples": 10}}
+    made = jigsaw(tmp_path / "stage", "-19", given=given, **settings)
+    assert made["continuations"]["toxicity"].tolist() == [0.75, 0.75]
+    manifest = made["stage"].finish()
     assert manifest["skipped"]["blank"] == 1 and manifest["scorer_skipped"]["rejected"] == 1

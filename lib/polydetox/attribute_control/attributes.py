@@ -1,4 +1,4 @@
-"""What one method of attribute control did: toxicity and form of its continuations, perplexity of held-out text."""
+"""What one algorithm did: toxicity and form of its continuations, perplexity of held-out text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from polydetox.core.artifacts import Stage, read_parquet
-from polydetox.core.parameters import Settings
-from polydetox.metrics.diversity import repetition
 from polydetox.metrics.evaluate import mean_by_prompt
-from polydetox.metrics.language import detect, language_rate
+from polydetox.metrics.language import language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.stats.bootstrap import bootstrap
 
@@ -26,32 +23,8 @@ SCORE_COLUMNS = [
 LOSS_COLUMNS = ["row", "domain", "nll", "tokens"]
 
 
-def score_continuations(settings: Settings, stage: Stage) -> pd.DataFrame:
-    """A method's continuations in every language with toxicity, language and repetition: columns ``SCORE_COLUMNS``.
-
-    An empty continuation, or one that the scorer cannot tell, has none (NaN; None for the language). ``repeated`` is
-    the share of words that repeat an earlier one.
-    """
-    from polydetox.scoring import CachedScorer, get_scorer
-
-    scorer = CachedScorer(get_scorer(settings.scorer))
-    stage.scores_with(scorer)
-    tables = []
-    columns = ["language", "prompt_id", "prompt", "sample", "continuation", "empty"]
-    everything = read_parquet(stage.reads(settings.continuations), columns)
-    for language, table in everything.groupby("language", sort=False):
-        scores = scorer.score(table["continuation"].tolist(), str(language))
-        table = table.assign(toxicity=scores, repeated=table["continuation"].map(repetition),
-                             detected_language=detect(table["continuation"].tolist()))  # fmt: skip
-        tables.append(table[SCORE_COLUMNS])
-    return pd.concat(tables, ignore_index=True)
-
-
-def toxicity_by_language(
-    scores: pd.DataFrame, threshold: float, *, samples: int, confidence: float, seed: int
-) -> dict[str, dict[str, Any]]:
+def toxicity_by_language(scores: pd.DataFrame, threshold: float, **options: Any) -> dict[str, dict[str, Any]]:
     """Each measure of each language with its bootstrap interval over prompts."""
-    options: dict[str, Any] = {"samples": samples, "confidence": confidence, "seed": seed}
     return {
         str(language): {
             "prompts": rows["prompt_id"].nunique(),
@@ -66,30 +39,20 @@ def toxicity_by_language(
     }
 
 
-def form_by_language(scores: pd.DataFrame, *, samples: int, confidence: float, seed: int) -> dict[str, dict[str, Any]]:
+def form_by_language(scores: pd.DataFrame, **options: Any) -> dict[str, dict[str, Any]]:
     """Whether the continuations of each language are still text of it, with bootstrap intervals over prompts.
 
-    A method can look harmless because its text leaves the prompt's language or repeats itself: ``language_share`` is
-    the share of continuations in the prompt's language, of those whose language can be told, and ``repeated`` the mean
-    share of a continuation's words that repeat an earlier one.
+    A model can look harmless because its text leaves the prompt's language or repeats itself: ``language_share`` is
+    the fraction of continuations in the prompt's language, of those whose language is detected, and ``repeated`` the
+    mean fraction of a continuation's words that repeat an earlier one.
     """
-    options: dict[str, Any] = {"samples": samples, "confidence": confidence, "seed": seed}
-    found = {}
-    for language, rows in scores.groupby("language", sort=False):
-        found[str(language)] = {
+    return {
+        str(language): {
             "language_share": bootstrap(language_rate(rows, str(language)).dropna().to_numpy(), **options),
             "repeated": bootstrap(mean_by_prompt(rows, "repeated").dropna().to_numpy(), **options),
         }
-    return found
-
-
-def held_out_losses(
-    settings: Settings, stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> pd.DataFrame:
-    """The :func:`corpus_losses` of a method on the held-out rows of the corpus that it was tuned on."""
-    corpus = read_parquet(stage.reads(settings.corpus), ["row", "prompt", "text", "domain", "split"])
-    return corpus_losses(model, tokenizer, corpus[corpus["split"] == "held_out"],
-                         max_length=settings.max_length, batch_size=settings.batch_size)  # fmt: skip
+        for language, rows in scores.groupby("language", sort=False)
+    }
 
 
 def corpus_losses(
@@ -103,7 +66,7 @@ def corpus_losses(
     """The negative log-likelihood (nats) of what follows the prompt of each row: columns ``LOSS_COLUMNS``.
 
     ``corpus`` has ``row``, ``prompt``, ``text`` and ``domain``. Rows are cut at ``max_length`` tokens; one that has no
-    token after its prompt within them is left out.
+    token after its prompt within them is skipped.
     """
     # These load torch, which the report does not need.
     import torch
@@ -128,21 +91,11 @@ def corpus_losses(
 
 
 def perplexity(
-    nll: Float[np.ndarray, " rows"],
-    tokens: Float[np.ndarray, " rows"],
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    nll: Float[np.ndarray, " rows"], tokens: Float[np.ndarray, " rows"], **options: Any
 ) -> dict[str, float | None]:
     """exp of the total loss over the total number of tokens, its interval from a bootstrap over rows."""
     return bootstrap(
-        nll,
-        tokens,
-        statistic=lambda losses, counts: np.exp(losses.sum(axis=-1) / counts.sum(axis=-1)),
-        samples=samples,
-        confidence=confidence,
-        seed=seed,
+        nll, tokens, statistic=lambda losses, counts: np.exp(losses.sum(axis=-1) / counts.sum(axis=-1)), **options
     )
 
 

@@ -23,11 +23,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from polydetox.attribute_control.nado import target_log_probabilities
 from polydetox.core.artifacts import atomic_folder, read_json, write_json
+from polydetox.core.errors import UserError
 from polydetox.models.texts import context_length
 
 
 class NadoHead(torch.nn.Module):
-    """R_phi: a logit for every token of the vocabulary, from the last hidden state h of a body.
+    """R_phi: a logit for every token of the vocabulary, from the last hidden state h of a backbone.
 
     Every kind is a value of the prefix, the same for all tokens, plus a part of each token:
 
@@ -36,7 +37,7 @@ class NadoHead(torch.nn.Module):
     - ``tied``: E A h with the language model's output embedding E (vocabulary, embedding), which is not trained; what
       is learnt of one token then holds for those of like meaning, which helps where there are few samples.
 
-    It begins at a constant: R = 1/2 everywhere, or what :meth:`set_prior` says, so that at first q = p.
+    It begins at R = 1/2 everywhere.
     """
 
     def __init__(self, kind: str, hidden: int, vocabulary: int, rank: int, embedding: int):
@@ -59,11 +60,6 @@ class NadoHead(torch.nn.Module):
         else:
             self.down = torch.nn.Linear(hidden, embedding, bias=False)
             torch.nn.init.zeros_(self.down.weight)
-
-    def set_prior(self, share: float) -> None:
-        """Let R be ``share`` everywhere, as long as nothing has been learnt."""
-        share = min(max(share, 0.01), 0.99)
-        torch.nn.init.constant_(self.prefix.bias, torch.logit(torch.tensor(share)).item())
 
     def _query(self, hidden: Float[torch.Tensor, "*positions hidden"]) -> tuple[torch.Tensor, torch.Tensor]:
         """The value of the prefix (*positions, 1), and what is multiplied with each token's vector."""
@@ -114,11 +110,12 @@ class NadoHead(torch.nn.Module):
         return head
 
 
-def make_head(model: PreTrainedModel, kind: str, rank: int) -> NadoHead:
-    """An untrained head for the last hidden state of a causal language model."""
+def make_head(model: PreTrainedModel, kind: str, rank: int, prior: float = 0.5) -> NadoHead:
+    """An untrained head for the last hidden state of a causal language model: R is ``prior`` everywhere, so q = p."""
     output: Any = model.get_output_embeddings()
     weight = output.weight.detach()
     head = NadoHead(kind, model.config.get_text_config().hidden_size, weight.shape[0], rank, weight.shape[1])
+    torch.nn.init.constant_(head.prefix.bias, torch.logit(torch.tensor(min(max(prior, 0.01), 0.99))).item())
     if kind == "tied":
         head.scale.copy_(weight.float().square().sum(dim=-1).mean().sqrt())
     return head
@@ -131,12 +128,12 @@ class NadoConfig(PreTrainedConfig):
 
     def __init__(
         self, language_model: dict[str, Any] | None = None, head: dict[str, Any] | None = None, alpha: float = 1.0,
-        separate_body: bool = False, **named: Any,
+        separate_backbone: bool = False, **named: Any,
     ):  # fmt: skip
         self.language_model = language_model or {}
         self.head = head or {}
         self.alpha = alpha
-        self.separate_body = separate_body
+        self.separate_backbone = separate_backbone
         if self.language_model:
             # Families name these differently; transformers' decoding and caches ask by the common names.
             inner = AutoConfig.for_model(**self.language_model)
@@ -148,36 +145,36 @@ class NadoConfig(PreTrainedConfig):
 
 
 class _TwoCaches(DynamicCache):
-    """The cache of the language model, and with it that of a body of its own."""
+    """The cache of the language model, and with it that of a backbone of its own."""
 
     keys_and_values = True  # and nothing else
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = DynamicCache()
+        self.backbone = DynamicCache()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        self.body.batch_repeat_interleave(repeats)
+        self.backbone.batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)
-        self.body.batch_select_indices(indices)
+        self.backbone.batch_select_indices(indices)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        self.body.reorder_cache(beam_idx)
+        self.backbone.reorder_cache(beam_idx)
 
     def crop(self, max_length: int) -> None:
         super().crop(max_length)
-        self.body.crop(max_length)
+        self.backbone.crop(max_length)
 
 
 class NadoForCausalLM(PreTrainedModel, GenerationMixin):
     """A language model p whose next-token logits are log q, what the head R allows of p.
 
     It saves and loads like any checkpoint and decodes with a cache. The head reads the language model's own last hidden
-    state, or that of a body of its own where ``separate_body`` says so (one that was adapted to the head).
+    state, or that of a backbone of its own where ``separate_backbone`` says so (one that was adapted to the head).
     """
 
     config_class = NadoConfig
@@ -189,7 +186,7 @@ class NadoForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         inner = AutoConfig.for_model(**config.language_model)
         self.language_model = AutoModelForCausalLM.from_config(inner)
-        self.body = AutoModel.from_config(inner) if config.separate_body else None
+        self.backbone = AutoModel.from_config(inner) if config.separate_backbone else None
         self.head = NadoHead(**config.head)
         # Not so BLOOM, which derives them from the attention mask, and recurrent models.
         self._takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
@@ -200,18 +197,18 @@ class NadoForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def assemble(
-        cls, language_model: PreTrainedModel, head: NadoHead, alpha: float, body: PreTrainedModel | None = None
+        cls, language_model: PreTrainedModel, head: NadoHead, alpha: float, backbone: PreTrainedModel | None = None
     ) -> NadoForCausalLM:
         """The decoding model of a language model and a head that were trained."""
         config = NadoConfig(
             language_model=language_model.config.to_dict(), head=head.options, alpha=alpha,
-            separate_body=body is not None,
+            separate_backbone=backbone is not None,
             **{name: getattr(language_model.config, name, None)
                for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         )  # fmt: skip
         with torch.device("meta"):
             model = cls(config)
-        model.language_model, model.body, model.head = language_model, body, head
+        model.language_model, model.backbone, model.head = language_model, backbone, head
         model.generation_config = GenerationConfig.from_model_config(config)
         model.generation_config.eos_token_id = language_model.generation_config.eos_token_id
         return model.eval()
@@ -234,20 +231,20 @@ class NadoForCausalLM(PreTrainedModel, GenerationMixin):
         **named: Any,
     ) -> CausalLMOutputWithPast:
         """``logits`` are log q (texts, positions kept, vocabulary), normalised."""
-        if self.body is not None and use_cache and not isinstance(past_key_values, _TwoCaches):
+        if self.backbone is not None and use_cache and not isinstance(past_key_values, _TwoCaches):
             if past_key_values is not None and past_key_values.get_seq_length():
-                raise ValueError("a cache that began without the head's body cannot be gone on with")
+                raise ValueError("a cache that began without the head's backbone cannot be continued")
             past_key_values = _TwoCaches()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache}
         if self._takes_positions:
             inputs["position_ids"] = position_ids
         output = self.language_model(**inputs, past_key_values=past_key_values, logits_to_keep=logits_to_keep,
-                                     output_hidden_states=self.body is None)  # fmt: skip
-        if self.body is None:
+                                     output_hidden_states=self.backbone is None)  # fmt: skip
+        if self.backbone is None:
             hidden = output.hidden_states[-1]
         else:
-            cache = past_key_values.body if isinstance(past_key_values, _TwoCaches) else None
-            hidden = self.body(**inputs, past_key_values=cache).last_hidden_state
+            cache = past_key_values.backbone if isinstance(past_key_values, _TwoCaches) else None
+            hidden = self.backbone(**inputs, past_key_values=cache).last_hidden_state
         hidden = hidden[:, -output.logits.shape[1] :]
         head_logits = self.head(hidden, self.get_output_embeddings().weight)
         log_p = output.logits.float().log_softmax(-1)
@@ -259,3 +256,16 @@ class NadoForCausalLM(PreTrainedModel, GenerationMixin):
 # With these, transformers' auto classes load a decoding model like any other checkpoint.
 AutoConfig.register(NadoConfig.model_type, NadoConfig)
 AutoModelForCausalLM.register(NadoConfig, NadoForCausalLM)
+
+
+def engine_of(weights: Path, wanted: str) -> str:
+    """The engine for a checkpoint: vLLM does not know a NADO checkpoint, so that takes transformers.
+
+    Raises:
+        UserError: vLLM was asked for by name, for a NADO checkpoint.
+    """
+    if read_json(weights / "config.json").get("model_type") != NadoConfig.model_type:
+        return wanted
+    if wanted == "vllm":
+        raise UserError("vLLM cannot decode with a NADO head; set engine: transformers (or auto) for nado")
+    return "transformers"

@@ -11,9 +11,7 @@ a small base model as well: a Hub id, a local checkpoint, or the project's own m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,33 +19,15 @@ import pandas as pd
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
-from polydetox.core.artifacts import read_parquet, resume_key, write_parquet
 from polydetox.core.errors import UserError
 from polydetox.metrics.fluency import common_prefix, padded
 from polydetox.models.texts import context_length, encode_prompts
+from polydetox.stats.bootstrap import bootstrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-QUESTION = """Two texts continue the same beginning.
-
-Beginning: {prompt}
-
-Text A: {first}
-
-Text B: {second}
-
-Question: Which text is the better continuation, more fluent, more sensible and more helpful?
-Answer: Text"""
-
-VERDICTS = (" A", " B")
-
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-PAIR_COLUMNS = ["prompt_id", "sample", "forward", "backward", "outcome"]
-
-
-# --- pure functions ---------------------------------------------------------------------------------------------
 
 
 def outcomes(
@@ -76,7 +56,7 @@ def averaged_outcomes(
 
 
 def position_bias(forward: Float[np.ndarray, " pairs"], backward: Float[np.ndarray, " pairs"]) -> float:
-    """The share of all verdicts that prefer what stands first: 0.5 for a judge that order does not sway."""
+    """The fraction of all verdicts that prefer what stands first: 0.5 for a judge that order does not sway."""
     verdicts = np.concatenate([forward, backward])
     return float(np.where(verdicts > 0, 1.0, np.where(verdicts < 0, 0.0, 0.5)).mean())
 
@@ -91,32 +71,14 @@ def win_rate(
 ) -> dict[str, float | None]:
     """The mean outcome over prompts, each prompt's pairs averaged first, with its bootstrap interval over prompts.
 
-    ``cluster`` numbers the prompt of each pair. Also the shares of ``wins``, ``ties`` and ``losses`` among pairs.
+    ``cluster`` numbers the prompt of each pair. Also the fractions of ``wins``, ``ties`` and ``losses`` among pairs.
     """
-    from polydetox.stats.bootstrap import bootstrap
-
     means = np.array([outcome[cluster == number].mean() for number in np.unique(cluster)])
-    shares: dict[str, float | None] = {
+    fractions: dict[str, float | None] = {
         name: float((outcome == value).mean()) if len(outcome) else None
         for name, value in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))
     }
-    return {**bootstrap(means, samples=samples, confidence=confidence, seed=seed), **shares, "pairs": len(outcome)}
-
-
-def paired_continuations(ours: pd.DataFrame, theirs: pd.DataFrame, limit: int | None) -> pd.DataFrame:
-    """The continuations of the same prompt and number of two methods, at most ``limit`` numbers a prompt.
-
-    Columns ``prompt_id, sample, prompt, ours, theirs``.
-    """
-    keys = ["prompt_id", "sample"]
-    joined = ours[[*keys, "prompt", "continuation"]].merge(theirs[[*keys, "continuation"]], on=keys)
-    joined.columns = [*keys, "prompt", "ours", "theirs"]
-    if limit is not None:
-        joined = joined[joined["sample"] < limit]
-    return joined.reset_index(drop=True)
-
-
-# --- the judge --------------------------------------------------------------------------------------------------
+    return {**bootstrap(means, samples=samples, confidence=confidence, seed=seed), **fractions, "pairs": len(outcome)}
 
 
 def verdict_tokens(
@@ -164,57 +126,6 @@ def verdict_log_odds(
             last = logits[torch.arange(len(chunk)), mask.sum(dim=1) - 1].float()  # (rows, vocabulary)
             result[chunk] = (last[:, left] - last[:, right]).cpu().numpy()
     return result
-
-
-class PairwiseJudge:
-    """A causal language model that tells which of two texts it prefers, by the log-odds of its verdict."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16):
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
-        verdict_tokens(tokenizer, QUESTION, VERDICTS)
-
-    def log_odds(
-        self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]
-    ) -> Float[np.ndarray, " pairs"]:
-        """log P(A) - log P(B) of each pair: above 0, the judge prefers what stands first."""
-        questions = [
-            QUESTION.format(prompt=prompt.strip(), first=left.strip(), second=right.strip())
-            for prompt, left, right in zip(prompts, first, second, strict=True)
-        ]
-        return verdict_log_odds(self.model, self.tokenizer, questions, VERDICTS, self.batch_size)
-
-    def compare(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """Both orders of every pair of ``paired_continuations``: columns ``PAIR_COLUMNS``.
-
-        Equal texts are asked about once: rounding in another batch would make a win of them.
-        """
-        prompts, ours, theirs = (pairs[name].tolist() for name in ("prompt", "ours", "theirs"))
-        forward = self.log_odds(prompts, ours, theirs)
-        differ = [place for place, (left, right) in enumerate(zip(ours, theirs, strict=True))
-                  if left.strip() != right.strip()]  # fmt: skip
-        backward = forward.copy()
-        backward[differ] = self.log_odds(*([texts[place] for place in differ] for texts in (prompts, theirs, ours)))
-        return pairs[["prompt_id", "sample"]].assign(
-            forward=forward, backward=backward, outcome=outcomes(forward, backward)
-        )
-
-
-def compare_methods(
-    judge: PairwiseJudge, continuations: Mapping[str, pd.DataFrame], limit: int | None, folder: Path, key: str
-) -> pd.DataFrame:
-    """Every two methods under the judge: columns ``method, opponent`` and ``PAIR_COLUMNS``.
-
-    Each two are judged once, in both orders. The verdicts of two methods are kept in ``folder`` under a hash of
-    ``key`` and their texts, so that a run that was stopped judges only what is missing.
-    """
-    tables = []
-    for method, opponent in combinations(continuations, 2):
-        pairs = paired_continuations(continuations[method], continuations[opponent], limit)
-        file = folder / f"{resume_key([key, QUESTION, pairs.to_json()])}.parquet"
-        if not file.is_file():
-            write_parquet(file, judge.compare(pairs)[PAIR_COLUMNS])
-        tables.append(read_parquet(file, PAIR_COLUMNS).assign(method=method, opponent=opponent))
-    return pd.concat(tables, ignore_index=True)[["method", "opponent", *PAIR_COLUMNS]]
 
 
 def win_rates(pairs: pd.DataFrame, rule: Rule = outcomes, **options: Any) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ class Control:
     def excluded(self) -> int:
         """How many statements the corpora exclude, at most, since they belong to prompts that are evaluated."""
         runs = [run for run in self.results.stages if run.stage == "control_corpus" and run.done]
-        return max((read_json(run.folder / "metrics.json").get("evaluated_left_out", 0) for run in runs), default=0)
+        return max((read_json(run.folder / "metrics.json").get("evaluated_skipped", 0) for run in runs), default=0)
 
     @property
     def references(self) -> set[str]:

@@ -1,41 +1,179 @@
-"""The two trainings of attribute control: of the NADO head on samples, and of the model towards what the head allows.
+"""What the trainings of attribute control share: batches of texts, the backbone of the NADO head, and a Trainer.
 
-Both are transformers' ``Trainer`` with a loss of their own.
+The losses themselves are in the notebook regularise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import cloudpickle
+import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from polydetox.attribute_control.adapters import adapter_options
-from polydetox.attribute_control.body import Body, Features
-from polydetox.attribute_control.head import NadoHead
-from polydetox.attribute_control.nado import (
-    consistency_loss,
-    head_bce,
-    regularised_loss,
-    target_log_probabilities,
-    token_kl,
-)
-from polydetox.attribute_control.rows import Row, batches_of, collate, learnt
+from polydetox.attribute_control.rows import Row, collate, learnt
+from polydetox.core.artifacts import atomic_path, input_hash, library_versions, read_json, resume_key, write_json
 from polydetox.core.parameters import Settings
-from polydetox.models.checkpoints import device, on_one_device
-from polydetox.preference.dpo import mixed_precision
+from polydetox.models.checkpoints import (
+    Arguments,
+    device,
+    inference_dtype,
+    load_causal_lm,
+    on_one_device,
+    provenance,
+)
+from polydetox.preference.dpo import linear_layers, mixed_precision
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+Loss = Callable[[Any, dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
-def _arguments(folder: Path, seed: int, **named: Any) -> TrainingArguments:
-    on_cpu = device().type == "cpu"
-    return on_one_device(TrainingArguments(
-        output_dir=str(folder), seed=seed, data_seed=seed, lr_scheduler_type="constant_with_warmup",
-        save_strategy="no", logging_steps=1, report_to="none", remove_unused_columns=False, disable_tqdm=True,
-        use_cpu=on_cpu, bf16=mixed_precision(), dataloader_pin_memory=not on_cpu, **named,
-    ))  # fmt: skip
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+def adapter_options(model: PreTrainedModel, rank: int, alpha: int, task: str = "CAUSAL_LM") -> LoraConfig:
+    """An adapter of every linear layer of a model but the output layer, to be merged after the training."""
+    from peft import LoraConfig
+
+    backbone: Any = model.base_model
+    return LoraConfig(r=rank, lora_alpha=alpha, task_type=task,
+                      target_modules=linear_layers(backbone, embeddings=False))  # fmt: skip
+
+
+def last_hidden_state(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the output layer of a causal language model reads (rows, tokens, hidden)."""
+    output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True,
+                   use_cache=False, logits_to_keep=1)  # fmt: skip
+    return output.hidden_states[-1]
+
+
+class Backbone(torch.nn.Module):
+    """The base model, whose last hidden state the NADO head reads: frozen, or adapted by LoRA.
+
+    ``embedding`` is its output embedding (vocabulary, size), which a tied head reads as well.
+    """
+
+    def __init__(self, weights: Path, settings: Settings, dtype: str, head: Path | None = None):
+        """``head`` is the folder of a head with whose adapter the training continues, if any."""
+        super().__init__()
+        self.adapted = settings.backbone == "lora"
+        model: Any = load_causal_lm(weights, torch.float32 if self.adapted else inference_dtype(dtype))
+        self.embedding = model.get_output_embeddings().weight
+        if self.adapted:
+            from peft import PeftModel, get_peft_model
+
+            if head is not None:
+                model = PeftModel.from_pretrained(model, str(head / "adapter"), is_trainable=True)
+            else:
+                model = get_peft_model(model, adapter_options(model, settings.lora_rank, settings.lora_alpha))
+        else:
+            model.requires_grad_(False)
+        self.model: Any = model
+
+    def hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The last hidden state (rows, tokens, hidden)."""
+        return last_hidden_state(self.model, inputs)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter, where there is one, to ``folder/adapter``."""
+        if self.adapted:
+            self.model.save_pretrained(folder / "adapter")
+
+
+class Features:
+    """The last hidden states of texts under a model that does not change, computed once.
+
+    Where ``file`` is given, they are kept there for the next process that needs them.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Row], padding: int, batch_size: int,
+                 file: Path | None = None):  # fmt: skip
+        self._states: dict[int, torch.Tensor] = {}
+        if file and file.is_file():
+            self._states = {int(name): state for name, state in load_file(file).items()}
+            return
+        ordered = sorted(rows, key=lambda row: len(row.ids))
+        with torch.no_grad():
+            for first in range(0, len(ordered), batch_size):
+                batch = ordered[first : first + batch_size]
+                inputs = {name: value.to(device()) for name, value in collate(batch, padding).items()}
+                states = last_hidden_state(model, inputs).cpu()
+                self._states |= {
+                    row.row: state[: len(row.ids)].clone() for row, state in zip(batch, states, strict=True)
+                }
+        if file:
+            with atomic_path(file) as temporary:
+                save_file({str(row): state for row, state in self._states.items()}, temporary)
+
+    def hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The hidden states of a batch (rows, tokens, hidden); zero where it is padded."""
+        states = [self._states[int(row)] for row in inputs["row"]]
+        length = inputs["input_ids"].shape[1]
+        padded = torch.stack([torch.nn.functional.pad(state, (0, 0, 0, length - len(state))) for state in states])
+        return padded.to(inputs["input_ids"].device)
+
+
+class NextToken:
+    """log p of a model that does not change, at single positions of texts; ``features`` are its states of them."""
+
+    def __init__(self, model: PreTrainedModel, features: Features, row: Row, padding: int):
+        self._model = model
+        self._features = features
+        self._plain = self._output_layer_is_all(row, padding)
+
+    @torch.inference_mode()
+    def _output_layer_is_all(self, row: Row, padding: int) -> bool:
+        """Whether the logits are the output layer's, and nothing is done to them afterwards (as softcapping)."""
+        inputs = {name: value.to(self._model.device) for name, value in collate([row], padding).items()}
+        logits = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        own = self._model.get_output_embeddings()(self._features.hidden(inputs))
+        return bool((own.float() - logits.float()).abs().max() <= 0.02 * logits.float().abs().max())
+
+    @torch.no_grad()
+    def log_probabilities(self, inputs: dict[str, Any], rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """log p of the next token (positions, vocabulary) after the tokens ``places`` of the batch's ``rows``."""
+        if self._plain:
+            logits = self._model.get_output_embeddings()(self._features.hidden(inputs)[rows, places])
+        else:
+            logits = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+                                 use_cache=False).logits[rows, places]  # fmt: skip
+        return logits.float().log_softmax(dim=-1)
+
+
+@torch.inference_mode()
+def text_loss(model: PreTrainedModel, rows: Sequence[Row], padding: int, batch_size: int) -> float:
+    """Mean next-token loss of the learnt tokens, in nats a token; NaN without any row."""
+    total, count = 0.0, 0
+    ordered = sorted(rows, key=lambda row: len(row.ids))
+    for first in range(0, len(ordered), batch_size):
+        batch = collate(ordered[first : first + batch_size], padding)
+        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        positions = learnt(inputs)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision()):
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+                           use_cache=False).logits  # fmt: skip
+        log_p = logits[:, :-1][positions].float().log_softmax(-1)
+        total -= float(log_p.gather(-1, inputs["input_ids"][:, 1:][positions].unsqueeze(-1)).sum())
+        count += int(positions.sum())
+    return total / count if count else float("nan")
+
+
+# --- the trainer ------------------------------------------------------------------------------------------------
 
 
 class _Bar(TrainerCallback):
@@ -54,24 +192,47 @@ class _Bar(TrainerCallback):
         self._bar.close()
 
 
-class _RowTrainer(Trainer):
-    """Takes its rows in the order in which they are given, and averages the parts of its loss for the log."""
+def trainer_arguments(kind: Callable[..., Arguments], **options: Any) -> Arguments:
+    """A Trainer's arguments, of their class ``kind``, on one device and in its precision."""
+    on_cpu = device().type == "cpu"
+    return on_one_device(kind(
+        use_cpu=on_cpu, bf16=mixed_precision(), dataloader_pin_memory=not on_cpu, data_seed=options["seed"],
+        disable_tqdm=True, report_to="none", **options,
+    ))  # fmt: skip
 
-    title = "train"
 
-    def __init__(self, *, rows: Sequence[Row], padding: int, arguments: TrainingArguments, model: torch.nn.Module):
-        super().__init__(model=model, args=arguments, train_dataset=list(rows), callbacks=[_Bar(self.title)],
+class LossTrainer(Trainer):
+    """transformers' Trainer of a given loss, on rows in their order, ``batch_size`` of them a step.
+
+    ``loss(model, batch)`` returns the loss and the parts of it that are logged, for a batch as
+    :func:`~polydetox.attribute_control.rows.collate` makes it. ``options`` are transformers' ``TrainingArguments``.
+    """
+
+    def __init__(self, model: torch.nn.Module, rows: Sequence[Row], loss: Loss, *, title: str, padding: int,
+                 batch_size: int, **options: Any):  # fmt: skip
+        self._scratch = tempfile.TemporaryDirectory()  # a Trainer wants a folder, in which nothing is kept
+        arguments = trainer_arguments(
+            TrainingArguments, output_dir=self._scratch.name, lr_scheduler_type="constant_with_warmup",
+            per_device_train_batch_size=batch_size, num_train_epochs=1, save_strategy="no", logging_steps=1,
+            remove_unused_columns=False, **options,
+        )  # fmt: skip
+        super().__init__(model=model, args=arguments, train_dataset=list(rows), callbacks=[_Bar(title)],
                          data_collator=lambda batch: collate(batch, padding))  # fmt: skip
         self.remove_callback(PrinterCallback)
+        self._loss = loss
         self._parts: dict[str, list[float]] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         return torch.utils.data.SequentialSampler(rows)
 
-    def _note(self, **parts: torch.Tensor) -> None:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        loss, parts = self._loss(model, inputs)
         for name, value in parts.items():
             self._parts.setdefault(name, []).append(float(value.detach()))
+        return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         if "loss" in logs:
@@ -79,259 +240,64 @@ class _RowTrainer(Trainer):
             self._parts.clear()
         super().log(logs, *rest)
 
+    def steps(self, *parts: str) -> pd.DataFrame:
+        """Train, and return the named parts of the loss: a row a step (from 1), a column each."""
+        self.train()
+        log = [entry for entry in self.state.log_history if parts[-1] in entry]
+        return pd.DataFrame(log, columns=["step", *parts]).set_index("step")
 
-# --- the model --------------------------------------------------------------------------------------------------
+
+# --- iterations -------------------------------------------------------------------------------------------------
 
 
-class Regulariser:
-    """The closest distribution that the constraint allows, at the positions of a batch: log q, given log p.
+class Clock:
+    """Seconds of this process since it was made: of the wall clock, and of the CPU on all its threads.
 
-    ``features`` are the head's hidden states of the corpus under a frozen body; without them the body is asked.
+    What an earlier process has kept in the file ``spent`` is added.
     """
 
-    def __init__(self, head: NadoHead, body: Body, features: Features | None, alpha: float, direction: str):
-        self.head = head.requires_grad_(False).to(device())
-        self._body, self._features = body, features
-        self._alpha = alpha
-        self.direction = direction
+    def __init__(self, spent: Path | None = None) -> None:
+        earlier = read_json(spent) if spent and spent.is_file() else {"seconds": 0.0, "cpu_seconds": 0.0}
+        self._wall = time.perf_counter() - earlier["seconds"]
+        self._cpu = time.process_time() - earlier["cpu_seconds"]
 
-    @torch.no_grad()
-    def target(self, log_p: torch.Tensor, inputs: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
-        """log q (positions, vocabulary) for log p of the marked ``positions`` (rows, tokens - 1) of a batch."""
-        held = positions.any(dim=-1)  # rows without a marked position need no hidden states
-        inputs, positions = {name: value[held] for name, value in inputs.items()}, positions[held]
-        states = self._features.of(inputs) if self._features else self._body.hidden(inputs)
-        head_logits = self.head(states[:, :-1][positions], self._body.embedding)
-        return target_log_probabilities(log_p, head_logits.float(), self._alpha)
+    def read(self) -> dict[str, float]:
+        """What has passed: ``seconds`` and ``cpu_seconds``."""
+        return {"seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
 
 
-class RegularisedTrainer(_RowTrainer):
-    """Next-token loss plus lambda times the KL between the target and the model (Meng et al. 2024).
+def resumable(folder: Path, weights: Path, table: pd.DataFrame, *depends_on: Any) -> Path:
+    """A folder for what a stopped training resumes from, emptied where that depended on something else.
 
-    lambda is each row's ``label``; without a regulariser this is plain fine-tuning.
+    It depends on the weights and the texts of the training, the libraries, and whatever JSON can hold.
     """
-
-    title = "model"
-
-    def __init__(self, *, regulariser: Regulariser | None, **named: Any):
-        super().__init__(**named)
-        self._regulariser = regulariser
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        positions = learnt(inputs)
-        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        log_p = output.logits[:, :-1][positions].float().log_softmax(dim=-1)  # (positions, vocabulary)
-        tokens = inputs["input_ids"][:, 1:][positions]
-        weights = inputs["label"].unsqueeze(-1).expand_as(positions)[positions]
-        kl = torch.zeros_like(weights)
-        # Rows whose lambda is 0 need no target.
-        held = weights > 0
-        if self._regulariser and bool(held.any()):
-            chosen = positions & (inputs["label"] > 0).unsqueeze(-1)
-            ours = log_p[held]
-            log_q = self._regulariser.target(ours.detach(), inputs, chosen)
-            kl = kl.masked_scatter(held, token_kl(log_q, ours, self._regulariser.direction))
-        loss = regularised_loss(log_p, tokens, kl, weights)
-        self._note(
-            next_token=loss.detach() - (weights * kl).mean().detach(),
-            kl=kl[held].mean() if bool(held.any()) else kl.sum(),
-        )
-        return (loss, output) if return_outputs else loss
+    versions = library_versions()
+    own = [versions[name] for name in ("torch", "transformers", "trl")]
+    key = resume_key([input_hash(provenance(weights)), table.to_json(), own, *depends_on])
+    if not (folder / "key.json").is_file() or read_json(folder / "key.json") != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(folder / "key.json", key)
+    return folder
 
 
-def train_model(
-    model: PreTrainedModel,
-    rows: Sequence[Row],
-    regulariser: Regulariser | None,
-    settings: Settings,
-    padding: int,
-    folder: Path,
-) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    """Train a model on batches of rows in their order; returns it, an adapter merged, and the log of its steps."""
-    tuned: Any = model
-    if settings.tuning == "lora":
-        from peft import get_peft_model
-
-        tuned = get_peft_model(model, adapter_options(model, settings))
-    arguments = _arguments(
-        folder, settings.seed, learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=min(settings.batch_size, len(rows)), num_train_epochs=1,
-    )  # fmt: skip
-    trainer = RegularisedTrainer(regulariser=regulariser, model=tuned, rows=rows, padding=padding, arguments=arguments)
-    trainer.train()
-    log = [entry for entry in trainer.state.log_history if "next_token" in entry]
-    if settings.tuning == "lora":
-        tuned = tuned.merge_and_unload()
-    return tuned.eval(), log
+def side_by_side(calls: Sequence[Callable[[], None]]) -> None:
+    """Run functions of a notebook at once, each in a process with a GPU of its own, and wait for all of them."""
+    with ExitStack() as stack:
+        running = []
+        for number, call in enumerate(calls):
+            pool = ProcessPoolExecutor(1, get_context("spawn"), _take_device, (number,))
+            running.append(stack.enter_context(pool).submit(_call, cloudpickle.dumps(call)))
+        for job in running:
+            job.result()
 
 
-@torch.inference_mode()
-def text_loss(model: PreTrainedModel, rows: Sequence[Row], padding: int, batch_size: int) -> float:
-    """Mean next-token loss of the learnt tokens, in nats a token."""
-    total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda row: len(row.ids))
-    for first in range(0, len(ordered), batch_size):
-        inputs = {
-            name: value.to(model.device)
-            for name, value in collate(ordered[first : first + batch_size], padding).items()
-        }
-        positions = learnt(inputs)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision()):
-            logits = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).logits
-        log_p = logits[:, :-1][positions].float().log_softmax(-1)
-        total -= float(log_p.gather(-1, inputs["input_ids"][:, 1:][positions].unsqueeze(-1)).sum())
-        count += int(positions.sum())
-    return total / max(count, 1)
+def _take_device(number: int) -> None:
+    """Let this process see one GPU alone, and end when the process that started it is gone."""
+    devices = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",") if name]
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[number] if number < len(devices) else ""
+    parent: Any = parent_process()
+    threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-# --- the head ---------------------------------------------------------------------------------------------------
-
-
-class _HeadOnBody(torch.nn.Module):
-    """What the head's trainer trains: the head, and with it the adapter of its body where that has one."""
-
-    def __init__(self, head: NadoHead, body: Body):
-        super().__init__()
-        self.head = head
-        if body.adapted:
-            self.body = body
-
-
-class HeadTrainer(_RowTrainer):
-    """Binary cross-entropy against the oracle's labels plus the consistency of neighbouring positions.
-
-    ``features`` are the samples' hidden states under a frozen body, ``sampler`` those under the model that drew them,
-    with its output layer: from them come the p of the consistency term.
-    """
-
-    title = "head"
-
-    def __init__(
-        self, *, head: NadoHead, body: Body, features: Features | None, sampler: NextToken,
-        settings: Settings, **named: Any,
-    ):  # fmt: skip
-        super().__init__(model=_HeadOnBody(head, body), **named)
-        self._body, self._features, self._sampler, self._settings = body, features, sampler, settings
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        head, embedding = model.head, self._body.embedding
-        positions = learnt(inputs)
-        states = self._features.of(inputs) if self._features else self._body.hidden(inputs)
-        chosen = head.of_tokens(states[:, :-1], inputs["input_ids"][:, 1:], embedding).float()
-        bce = head_bce(chosen, inputs["label"], positions)
-        loss, consistency = bce, torch.zeros(())
-        if self._settings.consistency_weight:
-            # Where a learnt token was read and another one follows.
-            inner = (positions[:, :-1] & positions[:, 1:]).nonzero()
-            count = max(1, round(self._settings.consistency_share * len(inner)))
-            at = inner[torch.randperm(len(inner), device=inner.device)[:count]]
-            if len(at):
-                log_p = self._sampler.log_probabilities(inputs, at[:, 0], at[:, 1] + 1)
-                following = head(states[at[:, 0], at[:, 1] + 1], embedding).float()
-                consistency = consistency_loss(log_p, following, chosen[at[:, 0], at[:, 1]])
-                loss = bce + self._settings.consistency_weight * consistency
-        self._note(bce=bce, consistency=consistency)
-        return (loss, {"logits": chosen}) if return_outputs else loss
-
-
-class NextToken:
-    """log p of a model that does not change, at single positions of texts; ``features`` are its states of them."""
-
-    def __init__(self, model: PreTrainedModel, features: Features, row: Row, padding: int):
-        self._model = model
-        self._features = features
-        self._plain = self._output_layer_is_all(row, padding)
-
-    @torch.inference_mode()
-    def _output_layer_is_all(self, row: Row, padding: int) -> bool:
-        """Whether the logits are the output layer's, and nothing is done to them afterwards (as softcapping)."""
-        inputs = {name: value.to(self._model.device) for name, value in collate([row], padding).items()}
-        logits = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        states = self._features.of(inputs)
-        own = self._model.get_output_embeddings()(states)
-        return bool((own.float() - logits.float()).abs().max() <= 0.02 * logits.float().abs().max())
-
-    @torch.no_grad()
-    def log_probabilities(self, inputs: dict[str, Any], rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """log p of the next token (positions, vocabulary) after the tokens ``places`` of the batch's ``rows``."""
-        if self._plain:
-            logits = self._model.get_output_embeddings()(self._features.of(inputs)[rows, places])
-        else:
-            logits = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                                 use_cache=False).logits[rows, places]  # fmt: skip
-        return logits.float().log_softmax(dim=-1)
-
-
-def train_head(
-    head: NadoHead,
-    body: Body,
-    sampler: PreTrainedModel,
-    rows: Sequence[Row],
-    held_out: Sequence[Row],
-    settings: Settings,
-    padding: int,
-    folder: Path,
-) -> dict[str, float]:
-    """Train a head (and its body's adapter) on labelled samples; returns its losses, and how it judges held-out ones.
-
-    ``auc`` is the ROC-AUC of R after the whole text against the oracle, ``auc_half`` after half of it.
-    """
-    import numpy as np
-
-    everything = [*rows, *held_out]
-    size = min(settings.head_batch_size, len(rows))
-    features = None if body.adapted else Features(body.model, everything, padding, settings.head_batch_size)
-    # In the first iteration the untuned model, which is the head's body, is also what was sampled.
-    drawn_from = features if sampler is body.model else None
-    if drawn_from is None:
-        drawn_from = Features(sampler, everything, padding, settings.head_batch_size)
-    next_token = NextToken(sampler, drawn_from, everything[0], padding)
-    arguments = _arguments(
-        folder, settings.seed, learning_rate=settings.head_learning_rate, weight_decay=settings.head_weight_decay,
-        warmup_steps=0, max_grad_norm=1.0, per_device_train_batch_size=size, num_train_epochs=1,
-    )  # fmt: skip
-    steps = settings.head_epochs * (len(rows) // size)
-    ordered = batches_of(rows, size, settings.seed, 0, steps)
-    trainer = HeadTrainer(head=head.requires_grad_(True), body=body, features=features, sampler=next_token,
-                          settings=settings, rows=ordered, padding=padding, arguments=arguments)  # fmt: skip
-    trainer.train()
-    log = [entry for entry in trainer.state.log_history if "bce" in entry]
-    last = log[-max(1, len(log) // 4) :]
-    figures = {name: float(np.mean([entry[name] for entry in last])) for name in ("bce", "consistency")}
-    return {"steps": len(log), **figures, **_judge(head.eval(), body, features, held_out, padding, size)}
-
-
-@torch.inference_mode()
-def _judge(
-    head: NadoHead, body: Body, features: Features | None, rows: Sequence[Row], padding: int, batch_size: int
-) -> dict[str, float]:
-    """Held-out cross-entropy, and ROC-AUC after the whole and after half of each text; NaN for labels of one kind."""
-    from sklearn.metrics import roc_auc_score
-
-    whole, half, labels, losses = [], [], [], []
-    for first in range(0, len(rows), batch_size):
-        inputs = {
-            name: value.to(device()) for name, value in collate(rows[first : first + batch_size], padding).items()
-        }
-        positions = learnt(inputs)
-        states = features.of(inputs) if features else body.hidden(inputs)
-        logits = head.of_tokens(states[:, :-1], inputs["input_ids"][:, 1:], body.embedding).float()
-        for row, marked, label in zip(logits, positions, inputs["label"], strict=True):
-            own = row[marked]
-            whole.append(float(own[-1]))
-            half.append(float(own[len(own) // 2]))
-            labels.append(float(label))
-            losses.append(float(head_bce(own[None], label[None], torch.ones_like(own[None], dtype=torch.bool))))
-    both = len(set(labels)) == 2
-    return {
-        "held_out_bce": sum(losses) / len(losses) if losses else float("nan"),
-        "auc": float(roc_auc_score(labels, whole)) if both else float("nan"),
-        "auc_half": float(roc_auc_score(labels, half)) if both else float("nan"),
-    }
+def _call(pickled: bytes) -> None:
+    cloudpickle.loads(pickled)()
