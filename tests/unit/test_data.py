@@ -49,7 +49,8 @@ def test_a_json_array_and_json_lines_read_the_same(tmp_path):
     rows = [row(0, "a\u2028b"), row(1, "c")]
     write_rtp_lx(tmp_path / "a", "en", rows)
     write_rtp_lx(tmp_path / "b", "en", rows, array=True)
-    assert rtp_lx_rows(tmp_path / "a", "en") == rtp_lx_rows(tmp_path / "b", "en")
+    found = [rtp_lx_rows(tmp_path / name, "en")[0] for name in "ab"]
+    assert found[0].equals(found[1]) and found[0]["prompt"].tolist() == ["a\u2028b", "c"]
 
 
 def test_errors_name_file_line_and_remedy(tmp_path, monkeypatch):
@@ -70,7 +71,7 @@ def test_errors_name_file_line_and_remedy(tmp_path, monkeypatch):
         load_prompts("rtp-lx", "en", folder)
     file.write_text('{"Promt": "a"}\n')
     with pytest.raises(
-        UserError, match=r"RTP_LX_EN\.json:1: no field 'Prompt'; did you mean 'Promt'\? \(it has: Promt\)"
+        UserError, match=r"RTP_LX_EN\.json:1: field 'Prompt' is missing; did you mean 'Promt'\? \(it has: Promt\)"
     ):
         load_prompts("rtp-lx", "en", folder)
     file.write_text('["a"]')
@@ -106,9 +107,9 @@ def test_a_few_malformed_lines_are_left_out_and_listed(tmp_path):
     assert len(table) == 96
     assert skipped.record() == {"blank": 0, "rejected": 4, "rejected_lines": [
         "RTP_LX_EN.json:4: not valid JSON (Unterminated string starting at)",
-        "RTP_LX_EN.json:41: field 'Prompt' is a list, not text",
-        "RTP_LX_EN.json:42: field 'Index' is a text, not a whole number",
-        "RTP_LX_EN.json:43: field 'Index' is 2, which line 3 has already",
+        "RTP_LX_EN.json:41: field 'Prompt' should be a valid string",
+        "RTP_LX_EN.json:42: field 'Index' should be a valid integer, unable to parse string as an integer",
+        "RTP_LX_EN.json:43: field 'Index' is that of line 3 as well",
     ]}  # fmt: skip
     assert "4 malformed lines skipped (RTP_LX_EN.json:4: not" in str(skipped) and "and 1 more" in str(skipped)
     rows[50:53] = ["null", "[1]", "{}"]
@@ -135,7 +136,6 @@ def test_nothing_evaluated_in_any_language_is_trained_on(tmp_path):
     pairs, skipped = rtp_lx_pairs(folder, held_out_prompts=3)
     assert list(pairs["prompt_id"]) == [f"rtp-lx-{index:05d}" for index in (6, 7, 8, 10, 11)] and not skipped
     assert pairs["chosen"][0] == " good words" and pairs["rejected"][0] == " bad words"
-    assert len(rtp_lx_pairs(folder, 3, limit=2)[0]) == 2
     with pytest.raises(UserError, match=r"no pairs: .* \('prompts: limit:' is 11\)"):
         rtp_lx_pairs(folder, 11)
 
@@ -208,11 +208,12 @@ def test_toxicity_pairwise_parts(tmp_path):
     assert pairs[["chosen", "rejected"]].values.tolist() == [[" nice", " mean"]] * 58
     assert pairs["prompt_id"].is_unique
     assert skipped.blank == 2 and [str(line) for line in skipped.rejected] == [
-        f"split_{part}.jsonl:31: field 'unpert_gen_text' is missing; it should be text" for part in (0, 1)]  # fmt: skip
+        f"split_{part}.jsonl:31: field 'unpert_gen_text' is missing" for part in (0, 1)]  # fmt: skip
     with pytest.raises(UserError, match=r"no \*\.jsonl"):
         toxicity_pairwise(tmp_path / "none")
     (tmp_path / "split_0.jsonl").write_text('{"text": "x"}')
-    with pytest.raises(UserError, match=r"split_0\.jsonl:1: no field 'prompt_text'.*is this toxicity_pairwise"):
+    missing = r"split_0\.jsonl:1: field 'prompt_text' is missing \(it has: text\).*if it is toxicity_pairwise"
+    with pytest.raises(UserError, match=missing):
         toxicity_pairwise(tmp_path)
 
 

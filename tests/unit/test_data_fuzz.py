@@ -33,7 +33,6 @@ READERS = {
     "RTP_LX_DE.json": lambda folder: load_prompts("rtp-lx", "de", folder),
     "RTP_LX_EN.json": lambda folder: rtp_lx_pairs(folder, 0),
     "split_0.jsonl": lambda folder: toxicity_pairwise(folder),
-    "de.json": lambda folder: parallel_sentences("folder", "de", folder),
     "de.jsonl": lambda folder: parallel_sentences("folder", "de", folder),
     "de.txt": lambda folder: parallel_sentences("folder", "de", folder),
     "hate_all_1k.txt": lambda folder: load_prompts("toxigen", "en", folder),

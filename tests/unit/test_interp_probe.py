@@ -121,11 +121,11 @@ def test_labelled_texts_of_every_kind_of_file(tmp_path, suffix, columns):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("texts.csv", "words,label\na,1\n", "no column text or comment_text (it has words, label)"),
-    ("texts.csv", "text,mark\na,1\n", "no column label or toxic or toxicity or target"),
+    ("texts.csv", "words,label\na,1\n", "texts.csv:1: field 'text' is missing (it has: words, label)"),
+    ("texts.csv", "text,mark\na,1\n", "texts.csv:1: field 'label' is missing (it has: text, mark)"),
     ("texts.csv", "text,label\na,1\nb,yes\n", "texts.csv:2: label yes (1 rows) is not one of 0, 1; say what each"),
-    ("texts.jsonl", '{"text": "a", "label": [1]}', "texts.jsonl:1: field 'label' is a list, not a label; 1 of 1 rows"),
-    ("texts.csv", "text,label\na,1\nb,\n", "texts.csv:2: field 'label' is a text, not a label; 1 of 2 rows"),
+    ("texts.jsonl", '{"text": "a", "label": [1]}', "texts.jsonl:1: field 'label' should be a label: a number, true"),
+    ("texts.csv", "text,label\na,1\nb,\n", "texts.csv:2: field 'label' should be a label: a number, true"),
     ("texts.jsonl", "{broken", "texts.jsonl:1: not valid JSON"),
     ("texts.xlsx", "", "use one of .csv, .jsonl, .parquet"),
 ])  # fmt: skip

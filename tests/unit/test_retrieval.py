@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,7 +144,7 @@ def test_a_model_is_forecast_from_all_others(monkeypatch):
 
 def test_parallel_files_of_every_kind(tmp_path):
     (tmp_path / "en.txt").write_text("One.\nTwo.\n")
-    (tmp_path / "de.json").write_text(json.dumps(["Eins.", "Zwei."]))
+    (tmp_path / "de.jsonl").write_text('{"text": "Eins."}\n{"text": "Zwei."}\n')
     (tmp_path / "dpo_toxicity_pairwise_fr_200.jsonl").write_text('{"Prompt": "L&#039;un."}\n{"Prompt": "Deux."}\n')
     read = {code: parallel_sentences("folder", code, tmp_path) for code in ("en", "de", "fr")}
     assert read == {"en": ["One.", "Two."], "de": ["Eins.", "Zwei."], "fr": ["L'un.", "Deux."]}
@@ -181,9 +180,9 @@ def test_the_declaration_of_human_rights_is_parallel_text(tmp_path):
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("de.txt", "Eins.\n\nDrei.\n", ":2: no sentence here"),
-    ("de.json", '{"a": 1}', "expected a list of sentences"),
-    ("de.json", "[broken", "not readable"),
-    ("x_de_2.jsonl", '{"Prompt": "Eins."}\n{"words": 1}\n', ":2: no sentence here"),
+    ("de.jsonl", '{"a": 1}', "field 'Prompt' is missing"),
+    ("de.jsonl", "[broken", "not valid JSON"),
+    ("x_de_2.jsonl", '{"Prompt": "Eins."}\n{"words": 1}\n', ":2: field 'Prompt' is missing"),
     ("fr.txt", "Un.\n", "no file of German"),
 ])  # fmt: skip
 def test_bad_parallel_files_are_refused_by_name(tmp_path, name, content, message):
@@ -197,7 +196,7 @@ def test_a_folder_is_needed_and_one_file_a_language(tmp_path):
         parallel_sentences("folder", "de", "")
     with pytest.raises(UserError, match="no such folder"):
         parallel_sentences("folder", "de", tmp_path / "none")
-    for name in ("de.txt", "de.json"):
+    for name in ("de.txt", "de.jsonl"):
         (tmp_path / name).write_text("x")
-    with pytest.raises(UserError, match=r"2 files \(de.txt, de.json\)"):
+    with pytest.raises(UserError, match=r"2 files \(de.txt, de.jsonl\)"):
         parallel_sentences("folder", "de", tmp_path)

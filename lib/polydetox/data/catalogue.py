@@ -178,12 +178,3 @@ def is_available(folder: str | Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def check_named(folder: str | Path, source: str) -> None:
-    """Refuse a source of prompts whose folder nobody has named."""
-    if not str(folder):
-        raise UserError(
-            f"prompts from {source} need their folder: set 'prompts: folder:' in the profile or -p prompts_folder "
-            "(see `polydetox data`)"
-        )

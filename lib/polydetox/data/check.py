@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from pathlib import Path
+
+import pandas as pd
 
 from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.languages import LANGUAGES, known_locale
@@ -12,10 +14,9 @@ from polydetox.data.catalogue import fetched_folder, source, where
 from polydetox.data.fetching import changed
 from polydetox.data.labelled import read_labelled
 from polydetox.data.pairs import toxicity_pairwise
-from polydetox.data.parallel import parallel_sentences
+from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, project_prompts, training_prompts
 from polydetox.data.rows import Skipped
-from polydetox.data.rtp_lx import rtp_lx_file
 
 
 def check_source(name: str) -> str | None:
@@ -32,88 +33,63 @@ def check_source(name: str) -> str | None:
         raise UserError(f"{folder}: changed since it was fetched: {', '.join(wrong[:3])}; fetch {name} again")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; {entry.variable} should name it")
-    return _READERS[name](folder)
+    return _CHECKS[name](folder)
 
 
-def _check_rtp_lx(folder: Path) -> str:
-    said = []
+def _said(read: tuple[pd.DataFrame, Skipped], what: str, toxic: str = "") -> str:
+    """How many rows there are, how many of them are toxic (a column of labels or scores), and what was skipped."""
+    table, skipped = read
+    fraction = f", {(table[toxic].astype(float) >= 0.5).mean():.1%} of them toxic" if toxic else ""
+    numbers = ((skipped.blank, "blank"), (skipped.repeated, "repeated"), (len(skipped.rejected), "malformed"))
+    less = ", ".join(f"{number} {why}" for number, why in numbers if number)
+    return f"{len(table):,} {what}".rstrip() + fraction + (f" ({less})" if less else "")
+
+
+def _each_language(name: str, folder: Path) -> str:
+    said, missing = [], None
     for language in LANGUAGES:
         try:
-            rtp_lx_file(folder, language)
-        except UserError:
-            continue
-        prompts, skipped = load_prompts("rtp-lx", language, folder)
-        said.append(f"{language} {len(prompts)}{_less(skipped)}")
-    if not said:
-        raise UserError(f"{folder}: no RTP_LX_<LOCALE>.json of any of the languages {' '.join(LANGUAGES)}")
-    named = [path.stem[7:] for path in sorted(folder.glob("RTP_LX_*.json"))]
-    others = [locale for locale in named if known_locale(locale) != locale]
+            said.append(f"{language} {_said(load_prompts(name, language, folder), '')}")
+        except DataNotFound as error:
+            missing = missing or error
+    if not said and missing:
+        raise missing
+    others = [locale for path in sorted(folder.glob("RTP_LX_*.json"))
+              if known_locale(locale := path.stem[7:]) != locale]  # fmt: skip
     return f"prompts: {', '.join(said)}" + (f"; known but not supported: {' '.join(others)}" if others else "")
 
 
-def _less(skipped: Skipped) -> str:
-    """What was skipped, in few words."""
-    numbers = ((skipped.blank, "blank"), (skipped.repeated, "repeated"), (len(skipped.rejected), "malformed"))
-    said = [f"{number} {what}" for number, what in numbers if number]
-    return f" ({', '.join(said)})" if said else ""
+def _parallel(folder: Path) -> str:
+    texts = parallel_texts("folder", LANGUAGES, folder)
+    return f"{len(texts['en'])} sentences in {len(texts)} languages"
 
 
-def _check_pairwise(folder: Path) -> str:
-    pairs, skipped = toxicity_pairwise(folder)
-    return f"{len(pairs):,} pairs{_less(skipped)}"
-
-
-def _check_jigsaw(folder: Path) -> str:
-    table, skipped = read_labelled(folder if folder.is_file() else folder / "train.csv", 0.5)
-    return f"{len(table):,} comments, {table['label'].mean():.1%} of them toxic{_less(skipped)}"
-
-
-def _check_parallel(folder: Path) -> str:
-    lengths = {language: len(parallel_sentences("folder", language, folder)) for language in LANGUAGES}
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"{folder}: the files are not parallel, line by line ({lengths})")
-    return f"{lengths['en']} sentences in {len(lengths)} languages"
-
-
-def _check_real_toxicity(folder: Path) -> str:
-    table, skipped = corpora.real_toxicity_prompts(folder)
-    return f"{len(table):,} prompts, {(table['toxicity'] >= 0.5).mean():.1%} of them toxic{_less(skipped)}"
-
-
-def _check_polyglo(folder: Path) -> str:
-    said = []
-    for language in LANGUAGES:
+def _toxigen(folder: Path) -> str:
+    said, missing = [], None
+    for read, what, toxic in ((corpora.toxigen, "statements", "toxic"), (corpora.toxigen_prompts, "toxic prompts", "")):
         try:
-            table, skipped = corpora.polyglo_toxicity_prompts(folder, language)
-        except DataNotFound:
-            continue
-        said.append(f"{language} {len(table):,}{_less(skipped)}")
-    if not said:
-        corpora.polyglo_toxicity_prompts(folder, "en")  # says why not
-    return f"prompts: {', '.join(said)}"
-
-
-def _check_toxigen(folder: Path) -> str:
-    said = []
-    with contextlib.suppress(DataNotFound):  # the lists of prompts alone
-        table, skipped = corpora.toxigen(folder)
-        said.append(f"{len(table):,} statements, {table['toxic'].mean():.1%} of them toxic{_less(skipped)}")
-    with contextlib.suppress(DataNotFound):  # the annotated part alone
-        prompts, skipped = corpora.toxigen_prompts(folder)
-        said.append(f"{len(prompts):,} toxic prompts{_less(skipped)}")
-    if not said:
-        corpora.toxigen_prompts(folder)  # says why not
+            said.append(_said(read(folder), what, toxic))
+        except DataNotFound as error:  # its lists of prompts alone, or its annotated part
+            missing = error
+    if not said and missing:
+        raise missing
     return "; ".join(said)
 
 
-def _check_wikitext(folder: Path) -> str:
+def _wikitext(folder: Path) -> str:
     table, skipped = corpora.wikitext(folder)
-    return f"{len(table):,} paragraphs to train on{_less(Skipped(rejected=skipped.rejected))}"
+    return _said((table, Skipped(rejected=skipped.rejected)), "paragraphs to train on")
 
 
-_READERS = {
-    "rtp-lx": _check_rtp_lx, "toxicity-pairwise": _check_pairwise, "jigsaw": _check_jigsaw,
-    "parallel-prompts": _check_parallel, "udhr": _check_parallel, "real-toxicity-prompts": _check_real_toxicity,
-    "polyglo-toxicity-prompts": _check_polyglo, "toxigen": _check_toxigen, "wikitext-2": _check_wikitext,
-    "wikitext-103": _check_wikitext,
-}  # fmt: skip
+_CHECKS: dict[str, Callable[[Path], str]] = {
+    "rtp-lx": lambda folder: _each_language("rtp-lx", folder),
+    "polyglo-toxicity-prompts": lambda folder: _each_language("polyglo-toxicity-prompts", folder),
+    "toxicity-pairwise": lambda folder: _said(toxicity_pairwise(folder), "pairs"),
+    "jigsaw": lambda folder: _said(read_labelled(folder / "train.csv"), "comments", "label"),
+    "real-toxicity-prompts": lambda folder: _said(corpora.real_toxicity_prompts(folder), "prompts", "toxicity"),
+    "parallel-prompts": _parallel,
+    "udhr": _parallel,
+    "toxigen": _toxigen,
+    "wikitext-2": _wikitext,
+    "wikitext-103": _wikitext,
+}

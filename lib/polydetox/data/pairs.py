@@ -1,18 +1,19 @@
-"""Preference pairs of published data sets: a prompt, a chosen and a rejected completion."""
+"""Preference pairs of data sets: a prompt, a chosen and a rejected completion."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import Field, create_model
 
-from polydetox.core.errors import UserError
+from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.languages import LANGUAGES
 from polydetox.data.catalogue import local_path
-from polydetox.data.rows import Skipped, check_rows, is_blank, read_rows
-from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_id, rtp_lx_rows
+from polydetox.data.rows import Row, Skipped, Text, is_blank, read_table
+from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_rows
 
 PAIR_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected"]
 
@@ -20,86 +21,84 @@ PAIR_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected"]
 _SHIFT = 1
 
 
-def rtp_lx_pairs(folder: str | Path, held_out_prompts: int, limit: int | None = None) -> tuple[pd.DataFrame, Skipped]:
-    """English pairs from RTP-LX: the benign completion chosen, the toxic one rejected; and what was skipped.
+def read_pairs(files: Sequence[Path], columns: Mapping[str, str], title: str) -> tuple[pd.DataFrame, Skipped]:
+    """The pairs of some files (JSON Lines, CSV, Parquet): ``prompt_id, prompt, chosen, rejected``; what was skipped.
 
-    Split by prompt: nothing that is evaluated in any language of the folder (the first ``held_out_prompts`` of each)
-    is trained on. Left out are the English rows of the same ``Index`` as an evaluated row, their neighbours, since
-    some languages are shifted by one, and the rows with the text of an evaluated English prompt, whatever its case,
-    spaces and punctuation. Columns: ``prompt_id, prompt, chosen, rejected``.
+    ``columns`` says how the files name ``prompt``, ``chosen`` and ``rejected``. Rows without one of them are skipped.
     """
-    held_out: set[int] = set()
-    held_out_texts: set[str] = set()
-    for language in LANGUAGES if held_out_prompts else []:
-        try:
-            file = rtp_lx_file(folder, language)
-        except UserError:
-            continue
-        rows = [row for row in rtp_lx_rows(folder, language)[0] if not is_blank(row["Prompt"])][:held_out_prompts]
-        if not all(row["numbered"] for row in rows):
-            raise UserError(
-                f"{file}: rows without field 'Index', which tells what translates what; pairs from this version could "
-                "hold evaluated prompts: take another version of RTP-LX, or other pairs"
-            )
-        for row in rows:
-            held_out |= set(range(row["Index"] - _SHIFT, row["Index"] + _SHIFT + 1))
-            held_out_texts.add(letters(row["Prompt"]))
-    english, skipped = rtp_lx_rows(folder, "en")
-    needed = ("Prompt", "Completion", "BenignCompletion")
-    whole = [row for row in english if not any(is_blank(row.get(field)) for field in needed)]
-    skipped.blank = len(english) - len(whole)
-    pairs = pd.DataFrame([
-        {"prompt_id": rtp_lx_id(row), "prompt": row["Prompt"].rstrip(),
-         "chosen": _rtp_lx_completion(row, "BenignCompletion"), "rejected": _rtp_lx_completion(row, "Completion")}
-        for row in whole if row["Index"] not in held_out and letters(row["Prompt"]) not in held_out_texts
-    ], columns=PAIR_COLUMNS)  # fmt: skip
-    pairs = pairs[pairs["chosen"] != pairs["rejected"]].reset_index(drop=True)
-    if pairs.empty:
-        raise UserError(
-            f"{rtp_lx_file(folder, 'en')}: no pairs: {skipped}, and the rest is evaluated in some language "
-            f"('prompts: limit:' is {held_out_prompts})"
-        )
-    return (pairs.head(limit) if limit else pairs), skipped
+    fields = {name: (Text, Field(alias=columns[name])) for name in PAIR_COLUMNS[1:]}
+    kind = create_model("Pair", __base__=Row, __cls_kwargs__={"title": title}, **fields)  # type: ignore[call-overload]
+    table, skipped = read_table(files, kind, PAIR_COLUMNS[1:])
+    if table.empty:
+        raise UserError(f"{files[0]}: no row has all of {', '.join(map(repr, columns.values()))}")
+    table["prompt"] = table["prompt"].str.rstrip()
+    for side in ("chosen", "rejected"):
+        table[side] = [follows(prompt, text) for prompt, text in zip(table["prompt"], table[side], strict=True)]
+    table["prompt_id"] = [f"{file}-{line - 1:05d}" for file, line in zip(table["file"], table["line"], strict=True)]
+    return table[PAIR_COLUMNS], skipped
 
 
-def _rtp_lx_completion(row: dict[str, Any], field: str) -> str:
-    """A completion as it follows its prompt; of 1,998 English ones 425 begin with a space or, by chance, a newline."""
-    return follows(row["Prompt"].rstrip(), re.sub(r"^\s+", " ", row[field]))
-
-
-def letters(text: str) -> str:
-    """A text without what may differ between two copies of it: case, spaces and punctuation."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
-
-
-def toxicity_pairwise(folder: str | Path, limit: int | None = None) -> tuple[pd.DataFrame, Skipped]:
-    """The paper's pairs: JSONL parts with ``prompt_text``, ``unpert_gen_text`` (chosen), ``pert_gen_text`` (rejected).
-
-    Columns: ``prompt_id, prompt, chosen, rejected``. Rows without any of the three, and malformed ones, are skipped.
-    """
+def toxicity_pairwise(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
+    """The paper's pairs (Lee et al. 2024), in parts: the unperturbed text is chosen, the perturbed one rejected."""
     parts = sorted(local_path(folder).glob("*.jsonl")) if str(folder) else []
     if not parts:
         raise UserError(
             f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see `polydetox data`) "
             "and set 'pairs: toxicity-pairwise: folder:' in the profile or -p folder"
         )
-    rows, skipped = [], Skipped()
-    for part in parts:
-        kept, rejected = check_rows(read_rows(part), "toxicity-pairwise")
-        skipped.rejected += rejected
-        for line, row in kept:
-            prompt, chosen, rejected_text = (row[name] for name in ("prompt_text", "unpert_gen_text", "pert_gen_text"))
-            if any(is_blank(text) for text in (prompt, chosen, rejected_text)):
-                skipped.blank += 1
-            else:
-                prompt = prompt.rstrip()
-                rows.append(
-                    (f"{part.stem}-{line - 1:05d}", prompt, follows(prompt, chosen), follows(prompt, rejected_text))
-                )
-    if not rows:
-        raise UserError(f"{parts[0]}: no row has all of 'prompt_text', 'unpert_gen_text' and 'pert_gen_text'")
-    pairs = pd.DataFrame(rows, columns=PAIR_COLUMNS)
-    return (pairs.head(limit) if limit else pairs), skipped
+    columns = {"prompt": "prompt_text", "chosen": "unpert_gen_text", "rejected": "pert_gen_text"}
+    return read_pairs(parts, columns, "toxicity_pairwise")
+
+
+def rtp_lx_pairs(folder: str | Path, held_out_prompts: int) -> tuple[pd.DataFrame, Skipped]:
+    """English pairs from RTP-LX: the benign completion chosen, the toxic one rejected; and what was skipped.
+
+    Split by prompt: nothing that is evaluated in any language of the folder (the first ``held_out_prompts`` of each)
+    is trained on. Excluded are the English rows of the same ``Index`` as an evaluated row, their neighbours, since
+    some languages are shifted by one, and the rows with the text of an evaluated English prompt, whatever its case,
+    spaces and punctuation. Columns: ``prompt_id, prompt, chosen, rejected``.
+    """
+    indices, texts = _evaluated(folder, held_out_prompts)
+    english, skipped = rtp_lx_rows(folder, "en")
+    whole = english[~english[["prompt", "completion", "benign_completion"]].map(is_blank).any(axis=1)]
+    skipped.blank = len(english) - len(whole)
+    pairs = whole[~whole["index"].isin(indices) & ~whole["prompt"].map(letters).isin(texts)].copy()
+    pairs["prompt"] = pairs["prompt"].str.rstrip()
+    for side, column in (("chosen", "benign_completion"), ("rejected", "completion")):
+        # Of 1,998 English completions 425 begin with a space or, by chance, a newline.
+        pairs[side] = [follows(prompt, re.sub(r"^\s+", " ", text))
+                       for prompt, text in zip(pairs["prompt"], pairs[column], strict=True)]  # fmt: skip
+    pairs = pairs.loc[pairs["chosen"] != pairs["rejected"], PAIR_COLUMNS].reset_index(drop=True)
+    if pairs.empty:
+        raise UserError(
+            f"{rtp_lx_file(folder, 'en')}: no pairs: {skipped}, and the rest is evaluated in some language "
+            f"('prompts: limit:' is {held_out_prompts})"
+        )
+    return pairs, skipped
+
+
+def _evaluated(folder: str | Path, prompts: int) -> tuple[set[int], set[str]]:
+    """The indices whose English rows may be those of evaluated prompts, and the letters of evaluated prompts."""
+    indices, texts = set[int](), set[str]()
+    for language in LANGUAGES if prompts else []:
+        try:
+            rows, _ = rtp_lx_rows(folder, language)
+        except DataNotFound:
+            continue
+        rows = rows[~rows["prompt"].map(is_blank)].head(prompts)
+        if not rows["numbered"].all():
+            raise UserError(
+                f"{rtp_lx_file(folder, language)}: rows without field 'Index', which tells what translates what; pairs "
+                "from this version could hold evaluated prompts: take another version of RTP-LX, or other pairs"
+            )
+        indices |= {index + shift for index in rows["index"] for shift in range(-_SHIFT, _SHIFT + 1)}
+        texts |= set(rows["prompt"].map(letters))
+    return indices, texts
+
+
+def letters(text: str) -> str:
+    """A text without what may differ between two copies of it: case, spaces and punctuation."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
 # What a completion begins with where no space goes before it: a stop or a closing mark; a quotation mark that no word

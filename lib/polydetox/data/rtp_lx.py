@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from polydetox.core.errors import UserError
+import pandas as pd
+from pydantic import AliasPath, Field
+from pydantic.alias_generators import to_pascal
+
+from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.languages import known_locale, rtp_lx_locales
-from polydetox.data.catalogue import check_named, local_path
-from polydetox.data.rows import Skipped, check_rows, read_rows
-from polydetox.data.schemas import whole_number
+from polydetox.data.catalogue import local_path
+from polydetox.data.rows import Row, Skipped, Text, check_rows, read_rows
+
+
+class RtpLx(Row, title="RTP-LX", alias_generator=to_pascal):
+    """Every version has Prompt. Those before May 2024 have no BenignCompletion, some languages of 1.5 no Completion."""
+
+    index: Annotated[int | None, Field(ge=0, lt=10**9)] = None  # a number, or digits
+    prompt: Text
+    completion: Text = None
+    benign_completion: Text = None
+    prompt_toxicity: Any = Field(None, validation_alias=AliasPath("PromptAnnotations", "Toxicity"))
 
 
 def rtp_lx_file(folder: str | Path, language: str) -> Path:
-    """The file of one language in a folder of ``RTP_LX_<LOCALE>.json``; a ``UserError`` where there is none."""
-    check_named(folder, "rtp-lx")
+    """The file of one language in a folder of ``RTP_LX_<LOCALE>.json``; ``DataNotFound`` where there is none."""
     folder = local_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; it should hold RTP_LX_<LOCALE>.json (see `polydetox data`)")
@@ -23,12 +35,12 @@ def rtp_lx_file(folder: str | Path, language: str) -> Path:
         if path := found.get(f"rtp_lx_{locale}".lower()):
             return path
     have = ", ".join(known_locale(path.stem[7:]) for name, path in found.items() if name.startswith("rtp_lx_"))
-    raise UserError(
+    raise DataNotFound(
         f"{folder}: no RTP_LX_{rtp_lx_locales(language)[0]}.json for language {language!r} (found: {have or 'none'})"
     )
 
 
-def rtp_lx_rows(folder: str | Path, language: str) -> tuple[list[dict[str, Any]], Skipped]:
+def rtp_lx_rows(folder: str | Path, language: str) -> tuple[pd.DataFrame, Skipped]:
     """The rows of one language, ordered by ``Index``, and what was rejected; JSON lines or one JSON array.
 
     ``Index`` numbers the English original, as far as it was kept, while a row's place in the file numbers nothing.
@@ -36,22 +48,20 @@ def rtp_lx_rows(folder: str | Path, language: str) -> tuple[list[dict[str, Any]]
     its ``Index`` up to 959; from 960 on, in Arabic, Chinese, French, German and Spanish, that of the ``Index`` before
     (in Indonesian, Japanese and Russian of the same); from 1,000 on, rows are each language's own. A version without
     ``Index`` is numbered by place.
+
+    Returns ``prompt_id, index, numbered`` (whether the file has an Index), ``prompt, completion, benign_completion``
+    (None where there is none) and ``prompt_toxicity`` (people's, from 1 to 5).
     """
     read = read_rows(rtp_lx_file(folder, language))
     numbered = any(row.get("Index") is not None for _, row in read.rows)
-    seen: dict[int, int] = {}
+    seen: dict[str, int] = {}
     for line, row in read.rows if numbered else []:
-        index = row.get("Index")
-        if index is None:
+        if row.get("Index") is None:
             read.reject(line, "Index", "is missing, which other rows have")
-        elif whole_number(index) and seen.setdefault(int(index), line) != line:
-            read.reject(line, "Index", f"is {int(index)}, which line {seen[int(index)]} has already")
-    kept, rejected = check_rows(read, "rtp-lx")
-    rows = [{**row, "Index": int(row["Index"]) if numbered else place, "numbered": numbered}
-            for place, (_, row) in enumerate(kept)]  # fmt: skip
-    return sorted(rows, key=lambda row: row["Index"]), Skipped(rejected=rejected)
-
-
-def rtp_lx_id(row: dict[str, Any]) -> str:
-    """The id of a row's prompt."""
-    return f"rtp-lx-{row['Index']:05d}"
+        elif (first := seen.setdefault(str(row["Index"]), line)) != line:
+            read.reject(line, "Index", f"is that of line {first} as well")
+    kept, rejected = check_rows(read, RtpLx)
+    table = pd.DataFrame([dict(row) for _, row in kept], dtype=object)
+    table["index"] = table["index"].astype(int) if numbered else range(len(table))
+    table["prompt_id"] = table["index"].map("rtp-lx-{:05d}".format)
+    return table.assign(numbered=numbered).sort_values("index", ignore_index=True), Skipped(rejected=rejected)

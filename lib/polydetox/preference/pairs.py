@@ -22,13 +22,11 @@ def make_pairs(settings: Settings, stage: Stage) -> pd.DataFrame:
     """
     if settings.kind != "on-policy":
         if settings.kind == "rtp-lx":
-            pairs, skipped = rtp_lx_pairs(
-                settings.folder, limit=settings.limit, held_out_prompts=settings.held_out_prompts
-            )
+            pairs, skipped = rtp_lx_pairs(settings.folder, settings.held_out_prompts)
         else:
-            pairs, skipped = toxicity_pairwise(settings.folder, limit=settings.limit)
+            pairs, skipped = toxicity_pairwise(settings.folder)
         stage.skips(skipped)
-        return pairs
+        return pairs.head(settings.limit) if settings.limit else pairs
     from polydetox.generation import Sampling, generate
     from polydetox.models.checkpoints import weights_of
     from polydetox.scoring import CachedScorer, get_scorer

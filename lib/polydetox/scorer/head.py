@@ -53,19 +53,18 @@ def load_examples(folder: str | Path, language: str) -> pd.DataFrame:
     language.
     """
     rows = []
-    for row in rtp_lx_rows(folder, language)[0]:
-        prompt = "" if is_blank(row["Prompt"]) else row["Prompt"].strip()
-        level = (row.get("PromptAnnotations") or {}).get("Toxicity")
+    for row in rtp_lx_rows(folder, language)[0].itertuples():
+        prompt, level = "" if is_blank(row.prompt) else row.prompt.strip(), row.prompt_toxicity
         if prompt and isinstance(level, int | float) and (level < BENIGN_BELOW or level >= TOXIC_FROM):
-            rows.append((row["Index"], "prompt", prompt, level >= TOXIC_FROM))
-        if is_blank(row.get("Completion")) or is_blank(row.get("BenignCompletion")):
+            rows.append((row.index, "prompt", prompt, level >= TOXIC_FROM))
+        if is_blank(row.completion) or is_blank(row.benign_completion):
             continue
-        toxic, benign = row["Completion"].strip(), row["BenignCompletion"].strip()
+        toxic, benign = row.completion.strip(), row.benign_completion.strip()
         toxic = toxic.removeprefix(prompt).strip() or toxic
         length = len(benign)
         for task, limit in (("completion", length), ("half", length // 2)):
-            rows.append((row["Index"], task, cut(toxic, limit), True))
-            rows.append((row["Index"], task, cut(benign, limit), False))
+            rows.append((row.index, task, cut(toxic, limit), True))
+            rows.append((row.index, task, cut(benign, limit), False))
     table = pd.DataFrame(rows, columns=["row", "task", "text", "toxic"])
     table.insert(0, "language", language)
     return table[table["text"] != ""].reset_index(drop=True)

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
 from polydetox.core import paths
 from polydetox.core.artifacts import file_sha256
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES, code_of_locale
 from polydetox.data.corpora import language_of, summary_score
-from polydetox.data.rows import Rows, Skipped, check_rows, read_rows
+from polydetox.data.rows import Fraction, Row, Rows, Skipped, Text, check_rows, read_rows
 from polydetox.scoring.base import NO_TEXT, Score, Scorer, is_blank, missing
 
 ATTRIBUTE = "TOXICITY"
@@ -39,6 +40,13 @@ _SUFFIXES = (".json", ".jsonl", ".parquet")
 
 # The field of a row that holds the text, and the field that holds what Perspective answered.
 _LAYOUTS = [("query", "response"), ("text", "perspective"), ("prompt", "prompt_perspective")]
+
+
+class StoredScore(Row, title="a file of stored scores"):
+    language: str | None
+    prompt: Any
+    text: Text
+    toxicity: Fraction = Field(alias=ATTRIBUTE)
 
 
 def stored_files(source: str | Path) -> list[Path]:
@@ -77,13 +85,13 @@ def read_stored(source: str | Path) -> tuple[pd.DataFrame, Skipped]:
             text, answer = layout
             flat.rows.append((line, {"language": language_of(row) or named, "prompt": row.get("prompt"),
                                      "text": row[text], ATTRIBUTE: summary_score(row[answer])}))  # fmt: skip
-        kept, rejected = check_rows(flat, "stored-scores")
+        kept, rejected = check_rows(flat, StoredScore)
         skipped.rejected += rejected
-        if any(row["language"] is None for _, row in kept):
+        if any(row.language is None for _, row in kept):
             of_no_language.append(path.name)
         for _, row in kept:
-            score = _score_of(row[ATTRIBUTE])
-            rows.append((row["language"], row["prompt"], row["text"] or "", score.value, score.reason))
+            score = _score_of(row.toxicity)
+            rows.append((row.language, row.prompt, row.text or "", score.value, score.reason))
     if of_no_language:
         raise UserError(
             f"stored scores at {str(source)!r}: of which language are {', '.join(of_no_language)}? Let a file's name "
