@@ -23,9 +23,8 @@ from polydetox.core.artifacts import read_json, read_parquet
 from polydetox.core.errors import UserError
 from polydetox.quarto import ERROR_FILE, failure_note
 from polydetox.report.assemble import VARIABLE, assemble, book_pages, read_variables
-from polydetox.report.masking import Masked, Passage
+from polydetox.report.masking import cover, passage
 from polydetox.report.rendering import render
-from polydetox.report.sections import stages_table
 from polydetox.workflow import load
 
 PROFILE = synthetic.PROFILE
@@ -182,19 +181,10 @@ def test_variables_have_no_dots_and_every_one_used_is_there(book):
 
 def test_notebooks_are_clean_and_labels_unique(book, run):
     seen: list[str] = []
-    for file in book.rglob("*.ipynb"):
+    assert not list(book.rglob("*.ipynb")), "Quarto would read a notebook as a chapter of its own"
+    for file in book.rglob("*.qmd"):
         text = file.read_text()
-        assert "papermill" not in json.dumps(json.loads(text)["metadata"]) and '"duration"' not in text
-        notebook = nbformat.read(file, as_version=4)
-        nbformat.validate(notebook)
-        assert notebook.metadata.kernelspec.name == "python3"
-        for cell in notebook.cells:
-            tags = cell.metadata.get("tags", [])
-            assert ("remove-cell" in tags) == bool({"parameters", "injected-parameters"} & set(tags))
-            seen += re.findall(r"^#\| label: (\S+)$", cell.source, re.MULTILINE) if cell.cell_type == "code" else []
-    for file in book.glob("notebooks/*.qmd"):
-        text = file.read_text()
-        assert "output_folder" not in text and "work: 100%" not in text, file
+        assert "output_folder" not in text and "work: 100%" not in text and "{{< embed" not in text, file
         seen += re.findall(r"^:+ \{#(\S+)\}$", text, re.MULTILINE)
     for file in book.rglob("*"):
         if file.is_file():
@@ -218,9 +208,10 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert "from 0.50 (Japanese) to 0.80 (Arabic)" in said["retrieval_sentence"]
     assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 3 languages."
     assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
-    stages = {
-        line.split(" | ")[0]: line.split(" | ")[1:3] for line in repr(stages_table(recorded(PROFILE))).splitlines()
-    }
+    summary = nbformat.read(paths.profile_run(PROFILE) / "summary/run/notebook.ipynb", as_version=4)
+    (cell,) = (cell for cell in summary.cells if "label: tbl-stages" in cell.source)
+    lines = [line.split(" | ") for line in cell.outputs[0].data["text/plain"].splitlines()]
+    stages = {title: counts for title, *counts in (line[:3] for line in lines)}
     assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["29", "21"]
     assert stages["Activations"] == ["3", "2"] and "Pretraining in the synthetic setting" not in stages
 
@@ -428,12 +419,11 @@ def quarto(run, tmp_path, monkeypatch):
 
 
 def test_quarto_renders_where_it_is_named(quarto):
-    covered = Masked(("German",), (Passage("continuation", "secret words", "de"),)).to_html()
-    notebook = f'data-notebook="{paths.book(PROFILE)}/summary/run.ipynb" data-notebook-title="Run"'
-    quarto(f'<p {notebook} data-notebook-cellId="cell-x" class="cell">by Quarto</p>{covered}')
+    covered = cover(["German"], [passage("continuation", "secret words", "de")])
+    quarto(f"<p>by Quarto</p>{covered}")
     index = render(PROFILE)
     assert index == paths.site(PROFILE) / "index.html"
-    assert index.read_text() == f'<p class="cell">by Quarto</p>{covered}', "what Quarto notes of this machine is gone"
+    assert index.read_text() == f"<p>by Quarto</p>{covered}"
     (entry,) = read_json(paths.site(PROFILE) / "search.json")
     assert entry["text"] == "shown end"
     assert failure_note(PROFILE) is None

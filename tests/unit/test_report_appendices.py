@@ -15,6 +15,7 @@ from polydetox.core import paths
 from polydetox.core.errors import UserError
 from polydetox.core.params import load_profile
 from polydetox.report import appendices
+from polydetox.report.notebooks import outputs_text
 from polydetox.results.collect import Results
 from polydetox.results.stages import StageRun
 
@@ -158,7 +159,8 @@ def test_a_book_without_a_place_for_the_list_is_refused(runs):
 
 def test_no_output_can_leave_its_fence(runs):
     nasty = new_output("stream", name="stdout", text="```\n::: {#fig-x}\n````")
-    shown = appendices.output_text(nasty, lambda content, suffix: "", "")
+    shown = outputs_text(new_code_cell("", outputs=[nasty]), lambda content, suffix: "")
     assert shown == "`````{.cell-output}\n```\n::: {#fig-x}\n````\n`````"
     markup = new_output("display_data", data={"text/html": "<p>```</p>", "text/plain": "x"})
-    assert appendices.output_text(markup, lambda content, suffix: "", "").startswith("````{=html}\n")
+    shown = outputs_text(new_code_cell("", outputs=[markup]), lambda content, suffix: "")
+    assert shown.startswith("````{=html}\n")

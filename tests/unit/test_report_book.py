@@ -13,27 +13,27 @@ from recorded import SECTIONS, recorded
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
-from polydetox.report import assemble, clean, preview, rendering
+from polydetox.report import assemble, notebooks, preview, rendering
 from polydetox.report.citations import Bibliography
 
-FILE = Path("notebook.ipynb")
 
-
-def executed(*cells) -> nbformat.NotebookNode:
-    return new_notebook(metadata={"papermill": {"start_time": "2026-01-01T10:00:00"}}, cells=list(cells))
+def cells_of(folder: Path, *cells: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """What a page shows of an executed notebook."""
+    metadata = {"papermill": {"start_time": "2026-01-01T10:00:00"}}
+    nbformat.write(new_notebook(metadata=metadata, cells=list(cells)), folder / "notebook.ipynb")
+    return notebooks.read_cells(folder / "notebook.ipynb")
 
 
 # --- cleaning ---------------------------------------------------------------------------------------------------
 
 
-def test_cleaning_removes_what_papermill_and_the_machine_left():
+def test_cleaning_removes_what_papermill_and_the_machine_left(tmp_path):
     folder = paths.root() / "runs" / "x"
     cell = new_code_cell(
         f'show("{folder}/out.parquet")',
         execution_count=1,
         metadata={
             "papermill": {"duration": 1},
-            "tags": ["injected-parameters"],
             "execution": {"iopub.status.idle": "2026"},
         },
         outputs=[
@@ -46,46 +46,48 @@ def test_cleaning_removes_what_papermill_and_the_machine_left():
             new_output("display_data", data={"text/html": "<progress value='48'></progress>", "text/plain": "x"}),
         ],
     )
-    cleaned = clean.clean(executed(cell), FILE)
-    assert "papermill" not in cleaned.metadata and cleaned.metadata.kernelspec.name == "python3"
-    (result,) = cleaned.cells
-    assert result.metadata == {"tags": ["injected-parameters", "remove-cell"]}
+    (result,) = cells_of(tmp_path, cell)
     assert result.source == 'show("runs/x/out.parquet")'
     assert [output.output_type for output in result.outputs] == ["stream", "display_data"]
     assert result.outputs[0].text == "read runs/x/in.csv\n100%\ndef.log\n"
     assert result.outputs[1].data == {"text/plain": "at ."}
-    assert cell.metadata["papermill"], "the notebook that was given is left as it is"
+
+
+@pytest.mark.parametrize("tag", ["parameters", "injected-parameters", "remove-cell"])
+def test_parameter_cells_and_cells_to_remove_are_not_shown(tmp_path, tag):
+    cells = [new_code_cell("lang = 'xx'", execution_count=1, metadata={"tags": [tag]}), new_markdown_cell("# x")]
+    assert [cell.source for cell in cells_of(tmp_path, *cells)] == ["# x"]
 
 
 @pytest.mark.parametrize("text", ["https://a.org/home/x/y", "a/b/c", "1/2", "</div></div>", "and/or", "/x"])
 def test_what_is_no_path_of_this_machine_stays(text):
-    assert clean.without_machine_paths(text) == text
+    assert notebooks.without_machine_paths(text) == text
 
 
-def test_figures_lose_their_date():
+def test_figures_lose_their_date(tmp_path):
     prologue = '<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "x" "y">\n'
     figure = f"{prologue}<svg><metadata><dc:date>2026</dc:date></metadata><g/></svg>"
     cell = new_code_cell(
         "plot()", execution_count=1, outputs=[new_output("display_data", data={"image/svg+xml": figure})]
     )
-    assert clean.clean(executed(cell), FILE).cells[0].outputs[0].data["image/svg+xml"] == "<svg><g/></svg>"
+    assert cells_of(tmp_path, cell)[0].outputs[0].data["image/svg+xml"] == "<svg><g/></svg>"
 
 
-def test_an_unexecuted_or_failed_notebook_is_refused():
+def test_an_unexecuted_or_failed_notebook_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"notebook.ipynb: cell 2 was not executed"):
-        clean.clean(executed(new_markdown_cell("# x"), new_code_cell("1 + 1")), FILE)
+        cells_of(tmp_path, new_markdown_cell("# x"), new_code_cell("1 + 1"))
     failed = new_output("error", ename="ValueError", evalue="no", traceback=[])
     with pytest.raises(UserError, match=r"cell 1 ended with ValueError"):
-        clean.clean(executed(new_code_cell("1 / 0", execution_count=1, outputs=[failed])), FILE)
-    clean.clean(executed(new_code_cell("  ")), FILE)
+        cells_of(tmp_path, new_code_cell("1 / 0", execution_count=1, outputs=[failed]))
+    cells_of(tmp_path, new_code_cell("  "))
 
 
 def test_a_missing_or_broken_notebook_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a.ipynb: no such notebook"):
-        clean.read_notebook(tmp_path / "a.ipynb")
+        notebooks.read_notebook(tmp_path / "a.ipynb")
     (tmp_path / "b.ipynb").write_text("{")
     with pytest.raises(UserError, match=r"b.ipynb: not a notebook"):
-        clean.read_notebook(tmp_path / "b.ipynb")
+        notebooks.read_notebook(tmp_path / "b.ipynb")
 
 
 # --- a small book -----------------------------------------------------------------------------------------------
@@ -136,41 +138,42 @@ def book(tmp_path) -> Path:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    (folder / "summary").mkdir()
-    nbformat.write(executed(figure_cell("fig-a"), figure_cell("fig-b")), folder / "summary/s.ipynb")
+    cells = {label: figure_cell(label) for label in ("fig-a", "fig-b")}
+    for page in sorted(folder.rglob("*.qmd")):
+        page.write_text(assemble.embed(page, {"s": cells}))
     return folder
 
 
-def page_text(book: Path, source: str, work: Path) -> str:
-    loaded = preview.read_book(book)
+def page_text(book: Path, source: str) -> str:
+    loaded = preview.Book(book)
     page = next(page for page in loaded.pages if page.source == source)
-    return preview.Writer(loaded, page, work).text()
+    return preview.Writer(loaded, page).text()
 
 
-def test_numbers_run_by_chapter_and_references_cross_chapters(book, tmp_path):
-    targets = {label: (target.page.source, target.text) for label, target in preview.read_book(book).targets.items()}
+def test_numbers_run_by_chapter_and_references_cross_chapters(book):
+    targets = {label: (page.source, said) for label, (page, said) in preview.Book(book).targets.items() if label}
     assert targets == {
         "sec-one": ("one.qmd", "Chapter 1"), "sec-second": ("one.qmd", "Section 1.2"),
         "eq-e": ("one.qmd", "Equation 1.1"), "sec-two": ("part/two.qmd", "Chapter 2"),
         "fig-a": ("part/two.qmd", "Figure 2.1"), "fig-b": ("part/two.qmd", "Figure 2.2"),
         "fig-n": ("notebooks/n.qmd", "Figure 1"),
     }  # fmt: skip
-    first = page_text(book, "index.qmd", tmp_path)
+    first = page_text(book, "index.qmd")
     assert "[Chapter\N{NO-BREAK SPACE}2](part/two.qmd#sec-two){.quarto-xref}" in first
     assert "[Figure\N{NO-BREAK SPACE}2.2](part/two.qmd#fig-b){.quarto-xref}" in first
     assert "Hello *there*." in first and "This is a preview" in first and "title: A book" in first
-    second = page_text(book, "part/two.qmd", tmp_path)
+    second = page_text(book, "part/two.qmd")
     assert "](../one.qmd#sec-second)" in second and "](#fig-a)" in second
-    assert '![](../figures/part-two-1.svg){.figure-img fig-alt="Alt"}' in second
-    assert (tmp_path / "figures/part-two-2.svg").read_text() == SVG
+    assert '![](figures/fig-a-1.svg){.figure-img fig-alt="Alt"}' in second
+    assert (book / "part/figures/fig-b-1.svg").read_text() == SVG
     assert "Figure\N{NO-BREAK SPACE}2.1:</span> Caption of fig-a" in second and "plot()" not in second
-    appendix = page_text(book, "notebooks/n.qmd", tmp_path)
+    appendix = page_text(book, "notebooks/n.qmd")
     assert "plot()" in appendix and "![](figures/a.svg)" in appendix
     assert "Figure\N{NO-BREAK SPACE}1:</span> Caption of fig-n" in appendix and "](#fig-n)" in appendix
 
 
-def test_math_becomes_mathml_and_code_is_left_alone(book, tmp_path):
-    text = page_text(book, "one.qmd", tmp_path)
+def test_math_becomes_mathml_and_code_is_left_alone(book):
+    text = page_text(book, "one.qmd")
     assert text.count("<math") == 2 and 'id="eq-e"' in text and "(1.1)" in text
     assert "costs \\$5, `$x$ @fig-a` stays" in text
     assert "@fig-nothing {{< var x >}}" in text
@@ -182,33 +185,33 @@ def test_math_becomes_mathml_and_code_is_left_alone(book, tmp_path):
 
 
 @pytest.mark.parametrize("formula", ["\\left( a", "a_b_c", "\\unknown{a}"])
-def test_a_formula_that_cannot_be_read_names_its_page(book, tmp_path, formula):
+def test_a_formula_that_cannot_be_read_names_its_page(book, formula):
     (book / "one.qmd").write_text(f"# One\n\n$$\n{formula}\n$$\n")
     with pytest.raises(UserError, match=r"one.qmd: the formula .* cannot be read"):
-        page_text(book, "one.qmd", tmp_path)
+        page_text(book, "one.qmd")
 
 
-def test_citations_in_author_date_style(tmp_path):
-    file = tmp_path / "references.bib"
-    file.write_text(BIBLIOGRAPHY)
-    bibliography = Bibliography(file)
+def test_citations_name_authors_and_years(book):
+    cited = "[@one2020a; see @three2021, p. 3] [-@team] @others me@team.org [@sec-two; @team]\n\nAs @one2020b say.\n"
+    (book / "one.qmd").write_text(f"# One\n\n{cited}")
+    text = page_text(book, "one.qmd").replace("{.citation}", "")
+    assert "([One and Two 2020a](references.qmd#ref-one2020a); see [Three et al. 2021](" in text
+    assert ", p. 3) ([2022](references.qmd#ref-team)) Señor et al. ([2023](" in text
+    assert " me@team.org ([Chapter" in text and "; [The Team 2022](" in text
+    assert "As One and Two ([2020b](" in text
 
-    def link(said: str, key: str) -> str:
-        return f"<{said}>"
 
-    assert (
-        bibliography.replace("[@one2020a; see @three2021, p. 3]", link)
-        == "(<One and Two 2020a>; see <Three et al. 2021>, p. 3)"
-    )
-    assert bibliography.replace("As @one2020b say, [-@team].", link) == "As One and Two (<2020b>) say, (<2022>)."
-    assert bibliography.replace("@others [@fig-x] me@team.org [@fig-x; @team]", link) == (
-        "Señor et al. (<2023>) [@fig-x] me@team.org [@fig-x; The Team (<2022>)]"
-    )
+def test_the_bibliography_lists_what_is_cited_by_author_and_year(tmp_path):
+    (tmp_path / "references.bib").write_text(BIBLIOGRAPHY)
+    bibliography = Bibliography(tmp_path / "references.bib")
+    for key in ("others", "team", "one2020b", "one2020a"):
+        bibliography.cite(key)
     listed = bibliography.to_html()
-    assert listed.count('class="csl-entry"') == 5
-    assert "One, Ann, and Bo Two. 2020a. &ldquo;First TITLE.&rdquo; <em>J</em> 3." in listed
-    assert "Señor, Gil, et al. 2023. <em>Fifth?</em>" in listed
-    assert listed.index("ref-one2020a") < listed.index("ref-one2020b") < listed.index("ref-team")
+    assert listed.count('class="csl-entry"') == 4 and "ref-three2021" not in listed
+    assert "One, Ann and Two, Bo.\nFirst" in listed and "<em>J</em>" in listed and "2020a" in listed
+    assert "or, Gil and others" in listed and "Fifth?\n2023." in listed
+    places = [listed.index(f"ref-{key}") for key in ("one2020a", "one2020b", "others", "team")]
+    assert places == sorted(places)
 
 
 def test_the_small_book_renders(book, tmp_path):
@@ -291,20 +294,25 @@ def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeyp
         assemble.read_variables(recorded("offline"), book)
 
 
-def test_an_embed_of_a_notebook_that_was_not_run_says_so():
-    text = "See @fig-a and @fig-x.\n\n{{< embed summary/detox.ipynb#fig-a >}}\n"
-    resolved = assemble.resolve_missing(text, Path("page.qmd"), {})
+def test_an_embed_of_a_notebook_that_was_not_run_says_so(tmp_path):
+    (tmp_path / "page.qmd").write_text("See @fig-a and @fig-x.\n\n{{< embed summary/detox.ipynb#fig-a >}}\n")
+    resolved = assemble.embed(tmp_path / "page.qmd", {})
     assert "embed" not in resolved and "summary_detox.ipynb`, which was not run" in resolved
     assert "See (not run) and @fig-x." in resolved
 
 
-def test_an_embed_that_a_notebook_cannot_fill_is_an_error():
-    notebook = executed(new_code_cell("#| label: fig-a\nplot()", execution_count=1))
-    page = Path("page.qmd")
-    with pytest.raises(UserError, match=r"book/page.qmd: embeds summary/s.ipynb#fig-b.*did you mean 'fig-a'"):
-        assemble.resolve_missing("{{< embed summary/s.ipynb#fig-b >}}", page, {"summary/s.ipynb": notebook})
-    with pytest.raises(UserError, match=r"a cell without output"):
-        assemble.resolve_missing("{{< embed summary/s.ipynb#fig-a >}}", page, {"summary/s.ipynb": notebook})
+@pytest.mark.parametrize(("label", "said"), [("fig-b", "did you mean 'fig-a'"), ("fig-a", "a cell without output")])
+def test_an_embed_that_a_notebook_cannot_fill_is_an_error(tmp_path, label, said):
+    cell = new_code_cell("#| label: fig-a\nplot()", execution_count=1)
+    (tmp_path / "page.qmd").write_text(f"{{{{< embed summary/s.ipynb#{label} >}}}}")
+    with pytest.raises(UserError, match=rf"book/page.qmd: embeds summary/s.ipynb#{label}.*{said}"):
+        assemble.embed(tmp_path / "page.qmd", {"s": {"fig-a": cell}})
+
+
+def test_html_that_other_formats_withhold_stands_before_what_they_show():
+    output = new_output("display_data", data={"text/html": "<b>x</b>", "text/markdown": "*y*", "text/plain": "z"})
+    text = notebooks.outputs_text(new_code_cell("show()", outputs=[output]), lambda content, suffix: "")
+    assert text.endswith('</div>\n```\n\n::: {.content-hidden when-format="html"}\n*y*\n:::')
 
 
 @pytest.mark.parametrize("left", ["<strong>?var:x</strong>", "<b>?@fig-a</b>", "{{< var x >}}", "<p>see @tbl-x</p>"])

@@ -175,7 +175,7 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     from polydetox.core.artifacts import Stage, read_json
     from polydetox.data.rows import Rejected, Skipped
 
-    assert set(recorded("tiny").left_out().values()) == {0}
+    assert set(recorded("tiny").skipped().values()) == {0}
     for variant in ("base", "dpo"):
         stage = Stage("generate", paths.profile_run("tiny") / "tiny" / variant / "generate", {})
         stage.skips(Skipped(2, [Rejected("RTP_LX_DE.json", 3, "Prompt", "is a list, not text")]))
@@ -184,7 +184,7 @@ def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, caps
     assert manifest["skipped"] == {"blank": 2, "rejected": 1, "rejected_lines": [line]}
     assert read_json(stage.folder / "manifest.json")["skipped"] == manifest["skipped"]
     assert "2 rows without text skipped, 1 malformed lines skipped (RTP_LX_DE.json:3" in capsys.readouterr().out
-    assert recorded("tiny").left_out() == {"blank": 2, "repeated": 0, "skipped": 0, "rejected": 1}, "once"
+    assert recorded("tiny").skipped() == {"blank": 2, "repeated": 0, "skipped": 0, "rejected": 1}, "once"
     # Every method of attribute control continues the same prompts, and every way of training reads the same comments.
     reads = [
         stages.read_by(stages.StageRun("constrained_decode", Path("anywhere"), "tiny", kind=method))

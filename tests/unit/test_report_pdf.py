@@ -6,38 +6,35 @@ import re
 
 import pandas as pd
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_output
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
 from polydetox.report import rendering
-from polydetox.report.assemble import html_as_markdown
-from polydetox.report.masking import masked_table
-from polydetox.report.pdf import without_covers
+from polydetox.report.masking import masked_table, masked_vectors
+from polydetox.report.notebooks import outputs_text
+from polydetox.report.pdf import for_paper
 from polydetox.results.tables import Cell, Group, PaperTable, number
 
 
-def notebook(*shown):
-    outputs = [new_output("display_data", data={"text/html": one._repr_html_(), "text/plain": repr(one)})
-               for one in shown]  # fmt: skip
-    return html_as_markdown(new_notebook(cells=[new_code_cell("show()", execution_count=1, outputs=outputs)]))
+def page(one) -> str:
+    """What an object that a notebook shows is on a page."""
+    data = one._repr_mimebundle_() if hasattr(one, "_repr_mimebundle_") else {"text/html": one._repr_html_()}
+    cell = new_code_cell("show()", execution_count=1, outputs=[new_output("display_data", data=data)])
+    return outputs_text(cell, lambda content, suffix: "")
 
 
-def test_html_is_a_raw_block_of_markdown():
-    """Quarto sees no HTML output, so that it does not ask for scripts of a content network."""
-    (output,) = notebook(PaperTable(["A"], [Group(None, [["x"]])])).cells[0].outputs
-    assert set(output.data) == {"text/markdown", "text/plain"}
-    assert (
-        output.data["text/markdown"].startswith("```{=html}\n<div class") and "<table" in output.data["text/markdown"]
-    )
-
-
-def test_a_covered_text_is_not_in_the_pdf():
+@pytest.mark.parametrize("vectors", [False, True])
+def test_a_covered_text_is_not_in_the_pdf(vectors):
     table = pd.DataFrame({"prompt": ["secret words"], "continuation": ["more of them"], "toxicity": [0.5]})
-    (output,) = without_covers(notebook(masked_table(table, "de"))).cells[0].outputs
-    assert output.data == {
-        "text/markdown": "*1 text withheld, which may be offensive; the HTML report shows them on request*"
-    }
+    sources = pd.DataFrame({"layer": [1], "neuron": [1], "cosine": [0.5], "activation": [0.1], "tokens": [["secret"]],
+                            "scripts": ["Latin 100%"]})  # fmt: skip
+    text = page(masked_vectors(sources) if vectors else masked_table(table, "de"))
+    assert "secret" in text
+    said = "*1 text withheld, which may be offensive; the HTML report shows them on request*"
+    assert for_paper(f"Before.\n\n{text}\n\nAfter.").split("\n\n") == [
+        "Before.", "", f'::: {{.content-hidden when-format="html"}}\n{said}\n:::', "After."
+    ]  # fmt: skip
 
 
 def test_numbers_stand_on_the_right_and_intervals_stay_on_one_line():
@@ -46,7 +43,7 @@ def test_numbers_stand_on_the_right_and_intervals_stay_on_one_line():
         [Group("This run", [["from here to there", number(0.5, 2, 0.4, 0.6)], ["paper", Cell("0.50 → 0.16")]])],
         spans=[("Of both", 2)],
     )
-    shown = without_covers(notebook(table)).cells[0].outputs[0].data["text/markdown"]
+    shown = for_paper(page(table))
     assert '<td class="number" style="text-align: right">0.50<br><span class="interval">0.40\xa0to\xa00.60<' in shown
     assert ">0.50\xa0→\xa00.16</td>" in shown
     assert '<td style="text-align: left">from here to there</td>' in shown

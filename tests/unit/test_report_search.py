@@ -5,11 +5,11 @@ from __future__ import annotations
 import html
 import json
 
-from polydetox.report.masking import Masked, Passage
+from polydetox.report.masking import cover, passage
 from polydetox.report.search import uncover_nothing
 
 TEXTS = ["you <b>are</b> awful & worse", "so", "noch\u00a0schlimmer"]
-COVERED = Masked(("German",), tuple(Passage("continuation", text, "de") for text in TEXTS)).to_html()
+COVERED = cover(["German"], [passage("continuation", text, "de") for text in TEXTS])
 PAGE = (
     f"<html><body><main><p>We measure it, so to say.<br>Twice.</p>{COVERED}<script>so()</script></main></body></html>"
 )

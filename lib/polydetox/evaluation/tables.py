@@ -143,7 +143,9 @@ def drift_table(results: Results) -> PaperTable:
     for comparison in results.comparisons:
         lines: list[list[Cell | str]] = []
         for language in results.profile.languages:
-            sides = [results.detected(comparison.model, variant, language) for variant in ("base", comparison.variant)]
+            scores = [results.scores(comparison.model, variant, language) for variant in ("base", comparison.variant)]
+            sides = [None if side is None else side["detected_language"].value_counts(normalize=True)
+                     for side in scores]  # fmt: skip
             cells = [
                 _share(shares, chosen) for chosen in (language, ENGLISH) for shares in sides
             ]  # fmt: skip

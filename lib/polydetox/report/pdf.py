@@ -10,50 +10,45 @@ import shutil
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import nbformat
-import yaml
 
 from polydetox.core.errors import UserError
 from polydetox.core.yaml_files import read_yaml
 from polydetox.quarto import run_quarto
 from polydetox.report.appendices import FOLDER, LIST
-from polydetox.report.assemble import CONFIGURATION
+from polydetox.report.assemble import CONFIGURATION, write_yaml
 from polydetox.report.masking import BODY
 
 FILE = "report.pdf"
 
 _LINK = re.compile(r"\[([^\[\]]+)\]\(([\w/-]+\.qmd)[^()]*\)")
+_RAW = re.compile(r"^(`{3,})\{=html\}\n.*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _CELL = re.compile(r"<(t[dh])((?:\s[^>]*)?)>(.*?)</\1>", re.DOTALL)
 
 
 def make_pdf(quarto: str, book: Path) -> None:
     """Write ``report.pdf`` into an assembled book, and let its site link it; a ``UserError`` where Quarto fails."""
+    configuration = read_yaml(book / CONFIGURATION)
     with TemporaryDirectory(prefix="pdf-", dir=book.parent) as folder:
         copy = Path(folder) / "book"
         shutil.copytree(book, copy, ignore=shutil.ignore_patterns(FOLDER, LIST, "_site", ".quarto"))
-        for file in copy.rglob("*.ipynb"):
-            nbformat.write(without_covers(nbformat.read(file, as_version=4)), file)
         for page in copy.glob("*.qmd"):
-            page.write_text(_LINK.sub(partial(_link_within, copy), page.read_text("utf-8")), "utf-8")
-        configuration = read_yaml(copy / CONFIGURATION)
-        chapters = configuration["book"]["chapters"]
-        del configuration["book"]["appendices"]
+            text = _LINK.sub(partial(_link_within, copy), page.read_text("utf-8"))
+            page.write_text(for_paper(text), "utf-8")
         # A part would be a page of its own, on which Quarto's template prints the contents over the title.
-        files = [file for item in chapters for file in ([item] if isinstance(item, str) else item["chapters"])]
-        configuration["book"] |= {"chapters": files, "output-file": Path(FILE).stem}
-        _write(copy, configuration)
+        chapters = [file for item in configuration["book"]["chapters"]
+                    for file in ([item] if isinstance(item, str) else item["chapters"])]  # fmt: skip
+        described = {key: value for key, value in configuration["book"].items() if key != "appendices"}
+        described |= {"chapters": chapters, "output-file": Path(FILE).stem}
+        write_yaml(copy / CONFIGURATION, configuration | {"book": described})
         run_quarto(quarto, copy, "typst", book / "quarto-pdf.log")
         made = copy / "_site" / FILE
         if not made.is_file():
             raise UserError("Quarto made no PDF; see quarto-pdf.log in the assembled book")
         shutil.copy(made, book / FILE)
-    configuration = read_yaml(book / CONFIGURATION)
     configuration["project"]["resources"] = [FILE]
     link = {"icon": "file-pdf", "href": FILE, "text": "This report as a PDF"}
     configuration["book"]["sidebar"] = {**configuration["book"].get("sidebar", {}), "tools": [link]}
-    _write(book, configuration)
+    write_yaml(book / CONFIGURATION, configuration)
 
 
 def _link_within(book: Path, link: re.Match[str]) -> str:
@@ -61,20 +56,9 @@ def _link_within(book: Path, link: re.Match[str]) -> str:
     return link[0] if (book / link[2]).is_file() else link[1]
 
 
-def _write(folder: Path, configuration: dict[str, Any]) -> None:
-    (folder / CONFIGURATION).write_text(yaml.safe_dump(configuration, allow_unicode=True, sort_keys=False), "utf-8")
-
-
-def without_covers(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A summary notebook fit for paper: covered texts give way to a note, and tables say how they are aligned."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            shown = output.get("data", {}).get("text/markdown", "")
-            if BODY in shown:
-                output.data = nbformat.from_dict({"text/markdown": f"*{output.data['text/plain'].strip('[]')}*"})
-            elif "<table" in shown:
-                output.data["text/markdown"] = _CELL.sub(_aligned, shown)
-    return notebook
+def for_paper(text: str) -> str:
+    """A page without its covered texts, whose tables say how they are aligned."""
+    return _RAW.sub(lambda block: "" if BODY in block[0] else _CELL.sub(_aligned, block[0]), text)
 
 
 def _aligned(cell: re.Match[str]) -> str:

@@ -1,19 +1,17 @@
 """The preview renderer: the assembled book as a site where there is no Quarto.
 
-A pass of our own resolves what Quarto would: variables, embedded cells, numbered figures, tables, equations and
-sections, references across chapters, citations, and math as MathML. The result is plain Markdown, from which
-``smalldocs`` makes the pages. Nothing is loaded from elsewhere, and the site works opened from a folder.
+A pass of our own resolves what Quarto would: variables, numbered figures, tables, equations and sections, references
+across chapters, citations, and math as MathML. The result is plain Markdown, from which ``smalldocs`` makes the pages.
+Nothing is loaded from elsewhere, and the site works opened from a folder.
 """
 
 from __future__ import annotations
 
 import html
-import json
 import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +20,45 @@ from latex2mathml.converter import convert as mathml
 
 from polydetox.core.errors import UserError
 from polydetox.core.yaml_files import read_yaml
-from polydetox.report.appendices import FOLDER, output_text, raw
-from polydetox.report.assemble import CONFIGURATION, CROSS_REFERENCE, VARIABLE, VARIABLES
-from polydetox.report.preview_pages import (
-    HEADING,
-    REFS,
-    Block,
-    Book,
-    Cell,
-    Equation,
-    Float,
-    Page,
-    Prose,
-    Verbatim,
-    read_blocks,
-    read_book,
+from polydetox.report.appendices import FOLDER
+from polydetox.report.assemble import (
+    CITATION,
+    CONFIGURATION,
+    CROSS_REFERENCE,
+    VARIABLE,
+    VARIABLES,
+    book_pages,
+    write_yaml,
 )
+from polydetox.report.citations import Bibliography
+from polydetox.report.notebooks import raw
+from polydetox.report.search import uncover_nothing
 
 PREVIEW_NOTE = (
     "This is a preview. It was made without [Quarto](https://quarto.org), by the project's own preview renderer: the "
     "content is the same, the typography is simpler, and there is no PDF."
 )
+KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation"}
 
-_INLINE_MATH = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n]*(?:\n[^$\n]+)*?)(?<=\S)\$(?![\w$])")
-_INLINE_CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
-_PLAIN_TEXT = re.compile(r"(?<=>)[^<>]+(?=<)")
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---[ \t]*\n", re.MULTILINE | re.DOTALL)
+# What this pass reads in a page, from left to right; the name of each is the method that writes it.
+_TOKEN = re.compile(
+    rf"""
+    (?P<verbatim>^(?P<ticks>`{{3,}})[^\n]*\n.*?^(?P=ticks)`*[ \t]*$)
+    |(?P<equation>^\$\$(?P<formula>.+?)\$\$[ \t]*(?:\{{\#(?P<eq>eq-[\w-]+)\}})?[ \t]*$)
+    |(?P<float>^(?P<colons>:{{3,}})[ ]\{{\#(?P<label>(?:fig|tbl)-[\w-]+)\}}\n\n
+        (?P<content>.*?)\n\n(?P<caption>[^\n]+)\n\n(?P=colons)[ \t]*$)
+    |(?P<refs>^:::\s*\{{\#refs\}}\s*^:::[ \t]*$)
+    |(?P<heading>^(?P<marks>\#{{1,6}})[ \t]+(?P<title>[^\n]+?)[ \t]*(?:\{{(?P<attributes>[^{{}}\n]*)\}})?[ \t]*$)
+    |(?P<code>(?P<tick>`+)(?!`)(?:(?!\n\n).)+?(?<!`)(?P=tick)(?!`))
+    |(?P<math>(?<![\\$\w])\$(?=\S)(?P<inline>[^$\n]*(?:\n[^$\n]+)*?)(?<=\S)\$(?![\w$]))
+    |(?P<variable>{VARIABLE.pattern})
+    |(?P<reference>{CROSS_REFERENCE.pattern})
+    |(?P<citations>\[(?P<cited>[^\[\]]*?{CITATION.pattern}[^\[\]]*)\](?!\())
+    |(?P<narrative>{CITATION.pattern})
+    """,
+    re.VERBOSE | re.MULTILINE | re.DOTALL,
+)
 
 
 def build(book_folder: Path, site: Path, note: str) -> None:
@@ -54,24 +66,15 @@ def build(book_folder: Path, site: Path, note: str) -> None:
     from smalldocs.config import BuildError, ConfigError, load
     from smalldocs.site import Site
 
-    book = read_book(book_folder)
-    book.note = note
+    book = Book(book_folder, note)
     with tempfile.TemporaryDirectory(prefix="polydetox-preview-") as temporary:
-        work = Path(temporary)
+        work = Path(temporary) / "book"
+        shutil.copytree(book_folder, work, ignore=shutil.ignore_patterns("_*", "*.log"))
+        # Every citation is seen before the bibliography is written.
+        for page in sorted(book.pages, key=lambda page: "{#refs}" in page.text):
+            (work / page.source).write_text(Writer(book, page).text(), "utf-8")
         configuration = read_yaml(book_folder / CONFIGURATION)
-        for name in _stylesheets(configuration):
-            (work / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(book_folder / name, work / name)
-        for page in _references_last(book):
-            target = work / page.file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(Writer(book, page, work).text(), "utf-8")
-        if (pictures := book_folder / FOLDER / "figures").is_dir():
-            shutil.copytree(pictures, work / FOLDER / "figures")
-        adapted = yaml.safe_dump(
-            site_configuration(configuration, book.pages[0].title, site), allow_unicode=True, sort_keys=False
-        )
-        (work / CONFIGURATION).write_text(adapted, "utf-8")
+        write_yaml(work / CONFIGURATION, site_configuration(configuration, book.pages[0].title, site))
         try:
             built = Site(load(work), quiet=True)
             built.build()
@@ -80,17 +83,8 @@ def build(book_folder: Path, site: Path, note: str) -> None:
         if built.broken:
             page_name, address = built.broken[0]
             raise UserError(f"{page_name}: the link {address!r} leads nowhere")
+    uncover_nothing(site)
     _make_search_local(site)
-
-
-def _references_last(book: Book) -> list[Page]:
-    """The pages in an order in which every citation is seen before the bibliography is written."""
-    return sorted(book.pages, key=lambda page: any(isinstance(b, Prose) and REFS.search(b.text) for b in page.blocks))
-
-
-def _stylesheets(configuration: dict[str, Any]) -> list[str]:
-    css = configuration.get("format", {}).get("html", {}).get("css", [])
-    return [css] if isinstance(css, str) else list(css)
 
 
 def site_configuration(configuration: dict[str, Any], first: str, site: Path) -> dict[str, Any]:
@@ -99,12 +93,11 @@ def site_configuration(configuration: dict[str, Any], first: str, site: Path) ->
     It lays out a book as a website without its appendices, so chapters and appendices become one sidebar, in which
     the first page stands under its own heading, ``first``.
     """
-    book = configuration["book"]
-    contents = [*book["chapters"]]
+    book, options = configuration["book"], configuration.get("format", {}).get("html", {})
+    contents = [{"text": first, "href": "index.qmd"}, *book["chapters"][1:]]
     if book.get("appendices"):
         contents.append({"part": "Appendices", "chapters": book["appendices"]})
-    options = configuration.get("format", {}).get("html", {})
-    kept = {key: options[key] for key in ("theme", "css", "toc", "toc-depth", "code-copy") if key in options}
+    kept = ("theme", "css", "toc", "toc-depth", "code-copy", "include-after-body")
     return {
         "project": {"type": "book", "output-dir": str(site), "resources": ["figures/**", f"{FOLDER}/figures/**"]},
         "lang": configuration.get("lang", "en"),
@@ -113,23 +106,70 @@ def site_configuration(configuration: dict[str, Any], first: str, site: Path) ->
             "description": book.get("description", ""),
             "page-navigation": True,
             "bread-crumbs": True,
-            "sidebar": {
-                **book.get("sidebar", {}),
-                "contents": [{"text": first, "href": "index.qmd"}, *_as_qmd(contents)[1:]],
-            },
+            "sidebar": {**book.get("sidebar", {}), "contents": contents},
         },
-        "format": {"html": kept},
+        "format": {"html": {key: options[key] for key in kept if key in options}},
     }
 
 
-def _as_qmd(items: list[Any]) -> list[Any]:
-    adapted: list[Any] = []
-    for item in items:
-        if isinstance(item, str):
-            adapted.append(posixpath.splitext(item)[0] + ".qmd")
-        else:
-            adapted.append({"part": item["part"], "chapters": _as_qmd(item.get("chapters", []))})
-    return adapted
+# --- the book ---------------------------------------------------------------------------------------------------
+
+
+class Page:
+    """One page: its front matter, its title and label, and its number where it has one."""
+
+    def __init__(self, folder: Path, file: Path):
+        self.source = file.relative_to(folder).as_posix()
+        self.text = file.read_text("utf-8")
+        self.front: dict[str, Any] = {}
+        if front := _FRONT_MATTER.match(self.text):
+            self.front, self.text = yaml.safe_load(front[1]) or {}, self.text[front.end() :]
+        heading = next((token for token in _TOKEN.finditer(self.text) if token["marks"] == "#"), None)
+        if heading is None:
+            raise UserError(f"{self.source}: no heading of level one, which is a page's title")
+        self.title, self.label = heading["title"], _label(heading)
+        self.numbered = ".unnumbered" not in (heading["attributes"] or "")
+        self.number = ""
+        self.text = self.text[: heading.start()] + self.text[heading.end() :]
+
+
+def _label(heading: re.Match[str]) -> str | None:
+    found = re.search(r"#([\w-]+)", heading["attributes"] or "")
+    return found[1] if found else None
+
+
+class Book:
+    """The pages in order, numbered, and what a reference can lead to: a page, and what it is called."""
+
+    def __init__(self, folder: Path, note: str = ""):
+        described = read_yaml(folder / CONFIGURATION)["book"]
+        self.title, self.subtitle, self.note = described["title"], described.get("subtitle", ""), note
+        self.variables = read_yaml(folder / VARIABLES)
+        self.bibliography = Bibliography(folder / "references.bib")
+        self.pages = [Page(folder, file) for file in book_pages(folder)]
+        self.targets: dict[str | None, tuple[Page, str]] = {}
+        for number, page in enumerate((page for page in self.pages if page.numbered), start=1):
+            page.number = str(number)
+        for page in self.pages:
+            self._number(page)
+
+    def _number(self, page: Page) -> None:
+        """Number the figures, tables, equations and sections of a page."""
+        prefix = f"{page.number}." if page.number else ""
+        counts = dict.fromkeys([*KINDS, "sec"], 0)
+        self.targets[page.label] = page, f"Chapter {page.number}" if page.number else page.title
+        for token in _TOKEN.finditer(page.text):
+            if label := token["label"] or token["eq"]:
+                kind = label.split("-")[0]
+                counts[kind] += 1
+                self.targets[label] = page, f"{KINDS[kind]} {prefix}{counts[kind]}"
+            elif token.lastgroup == "heading":
+                counts["sec"] += _is_numbered(token)
+                self.targets[_label(token)] = page, f"Section {prefix}{counts['sec']}" if prefix else token["title"]
+
+
+def _is_numbered(heading: re.Match[str]) -> bool:
+    return heading["marks"] == "##" and ".unnumbered" not in (heading["attributes"] or "")
 
 
 # --- writing a page ---------------------------------------------------------------------------------------------
@@ -138,160 +178,112 @@ def _as_qmd(items: list[Any]) -> list[Any]:
 class Writer:
     """One page as Markdown that smalldocs renders."""
 
-    def __init__(self, book: Book, page: Page, work: Path):
-        self.book, self.page, self.work = book, page, work
-        self.figures = 0
-        self.section = 0
+    def __init__(self, book: Book, page: Page):
+        self.book, self.page, self.section = book, page, 0
 
     def text(self) -> str:
         """The whole page, with its front matter."""
-        number = f"[{self.page.number}]{{.chapter-number}} " if self.page.number else ""
-        title = f"{number}{self._inline(self.page.title)}"
-        first = self.page is self.book.pages[0]
-        front = {
-            **self.page.front,
-            **({"title": self.book.title, "subtitle": self.book.subtitle} if first else {"title": title}),
-        }
-        parts = ["---", yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=1000).strip(), "---"]
-        if self.page.label:
-            parts.append(raw(f'<span id="{self.page.label}"></span>'))
-        if first:
+        page, book = self.page, self.book
+        title = self._resolved(f"[{page.number}]{{.chapter-number}} {page.title}" if page.number else page.title)
+        parts = [raw(f'<span id="{page.label}"></span>')] if page.label else []
+        front = page.front | {"title": title}
+        if page is book.pages[0]:
             # As in Quarto, the first page bears the book's title, and its own heading stands below.
-            parts += [
-                f'::: {{.callout-note title="Preview"}}\n{PREVIEW_NOTE} {self.book.note}\n:::',
-                f"## {title} {{.unnumbered}}",
-            ]
-        parts += [self._block(block) for block in self.page.blocks]
-        return "\n\n".join(parts) + "\n"
+            front |= {"title": book.title, "subtitle": book.subtitle}
+            parts.append(f'::: {{.callout-note title="Preview"}}\n{PREVIEW_NOTE} {book.note}\n:::')
+            parts.append(f"## {title} {{.unnumbered}}")
+        head = yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=1000)
+        return "\n\n".join([f"---\n{head}---", *parts, self._resolved(page.text)]) + "\n"
 
-    def _block(self, block: Block) -> str:
-        if isinstance(block, Verbatim):
-            return block.text
-        if isinstance(block, Equation):
-            return raw(self._equation(block))
-        if isinstance(block, Float):
-            return self._float(block)
-        if isinstance(block, Cell):
-            return self._cell(block)
-        return self._prose(block.text)
+    def _resolved(self, text: str) -> str:
+        return _TOKEN.sub(lambda token: str(getattr(self, f"_{token.lastgroup}")(token)), text)
 
-    # --- prose
+    def _verbatim(self, token: re.Match[str]) -> str:
+        return token[0]
 
-    def _prose(self, text: str) -> str:
-        text = VARIABLE.sub(self._variable, text)
-        if REFS.search(text):
-            before, after = REFS.split(text, maxsplit=1)
-            return "\n\n".join([self._prose(before), raw(self.book.bibliography.to_html()), self._prose(after)])
-        return HEADING.sub(self._heading, self._inline(text))
+    _code = _verbatim
 
-    def _variable(self, match: re.Match[str]) -> str:
-        try:
-            return str(self.book.variables[match[1]])
-        except KeyError:
-            raise UserError(f"{self.page.source}: no variable {match[1]!r} in {VARIABLES}") from None
-
-    def _inline(self, text: str) -> str:
-        """Math, references and citations outside inline code."""
-
-        def outside_code(piece: str) -> str:
-            return _outside(_INLINE_MATH, piece, lambda match: _inline_math(match[1], self.page.source), self._words)
-
-        return _outside(_INLINE_CODE, text, lambda match: match[0], outside_code)
-
-    def _words(self, text: str) -> str:
-        return self.book.bibliography.replace(CROSS_REFERENCE.sub(self._reference, text), self._citation)
-
-    def _reference(self, match: re.Match[str]) -> str:
-        target = self.book.targets.get(match[1])
-        if target is None:
-            raise UserError(f"{self.page.source}: reference @{match[1]} leads nowhere")
-        # A no-break space keeps the number beside its word.
-        said = target.text.replace(" ", "\N{NO-BREAK SPACE}", 1)
-        return f"[{said}]({self.page.linked(target.page, match[1])}){{.quarto-xref}}"
-
-    def _citation(self, said: str, key: str) -> str:
-        home = next((page for page in self.book.pages if page.source == "references.qmd"), None)
-        return f"[{said}]({self.page.linked(home, f'ref-{key}')}){{.citation}}" if home else said
-
-    def _heading(self, match: re.Match[str]) -> str:
-        marks, title, attributes = match[1], match[2], match[3]
-        numbered = len(marks) == 2 and ".unnumbered" not in (attributes or "")
+    def _heading(self, token: re.Match[str]) -> str:
         number = ""
-        if numbered:
+        if _is_numbered(token) and self.page.number:
             self.section += 1
-            if self.page.number:
-                number = f"[{self.page.number}.{self.section}]{{.header-section-number}} "
-        return f"{marks} {number}{title}" + (f" {{{attributes}}}" if attributes else "")
+            number = f"[{self.page.number}.{self.section}]{{.header-section-number}} "
+        attributes = f" {{{token['attributes']}}}" if token["attributes"] else ""
+        return f"{token['marks']} {number}{self._resolved(token['title'])}{attributes}"
 
-    # --- equations, figures, tables
-
-    def _equation(self, block: Equation) -> str:
-        formula = _mathml(block.latex, "block", self.page.source)
-        if block.label is None:
-            return f'<div class="equation">{formula}</div>'
-        number = self.book.targets[block.label].text.rsplit(" ", 1)[1]
-        return (
-            f'<div id="{block.label}" class="equation">{formula}<span class="equation-number">({number})</span></div>'
-        )
-
-    def _cell(self, block: Cell) -> str:
-        options, kind = block.options, block.label.split("-")[0]
-        caption = str(options.get(f"{kind}-cap", ""))
-        alternative = str(options.get("fig-alt") or caption)
-        texts = [output_text(output, self._picture, alternative) for output in block.outputs]
-        blocks = read_blocks("\n\n".join(texts), self.work, self.work / self.page.file)
-        inner = self._float(Float(block.label, caption, blocks)) if kind in ("fig", "tbl") else self._all(blocks)
-        return f"::: {{.cell}}\n\n{inner}\n\n:::"
-
-    def _all(self, blocks: list[Block]) -> str:
-        return "\n\n".join(self._block(block) for block in blocks)
-
-    def _float(self, block: Float) -> str:
+    def _float(self, token: re.Match[str]) -> str:
         """A numbered figure or table: a table's caption stands above it, a figure's below."""
-        kind = block.label.split("-")[0]
-        number = self.book.targets[block.label].text.replace(" ", "\N{NO-BREAK SPACE}")
-        caption = raw(
-            f'<figcaption><span class="float-number">{number}:</span> {html.escape(block.caption)}</figcaption>'
-        )
-        inner = [caption, self._all(block.blocks)] if kind == "tbl" else [self._all(block.blocks), caption]
-        opening = raw(f'<div id="{block.label}" class="quarto-float quarto-float-{kind}"><figure class="figure">')
+        label = token["label"]
+        number, said = self._called(label), html.escape(token["caption"])
+        caption = raw(f'<figcaption><span class="float-number">{number}:</span> {said}</figcaption>')
+        kind, content = label.split("-")[0], self._resolved(token["content"])
+        opening = raw(f'<div id="{label}" class="quarto-float quarto-float-{kind}"><figure class="figure">')
+        inner = [caption, content] if kind == "tbl" else [content, caption]
         return "\n\n".join([opening, *inner, raw("</figure></div>")])
 
-    def _picture(self, content: bytes, suffix: str) -> str:
-        """Write a picture to a file of its own; returns its address from this page."""
-        self.figures += 1
-        stem = posixpath.splitext(self.page.source)[0].replace("/", "-")
-        name = f"figures/{stem}-{self.figures}.{suffix}"
-        (self.work / name).parent.mkdir(exist_ok=True)
-        (self.work / name).write_bytes(content)
-        return posixpath.relpath(name, posixpath.dirname(self.page.file) or ".")
+    def _equation(self, token: re.Match[str]) -> str:
+        formula, label = self._mathml(token["formula"].strip(), "block"), token["eq"]
+        if label is None:
+            return raw(f'<div class="equation">{formula}</div>')
+        number = f'<span class="equation-number">({self._called(label).rpartition(_NO_BREAK)[2]})</span>'
+        return raw(f'<div id="{label}" class="equation">{formula}{number}</div>')
+
+    def _math(self, token: re.Match[str]) -> str:
+        # Its signs are written as entities: Markdown would read an asterisk or a bracket as its own.
+        formula = self._mathml(token["inline"], "inline")
+        return re.sub(r"(?<=>)[^<>]+(?=<)", lambda text: _entities(html.unescape(text[0])), formula)
+
+    def _mathml(self, latex: str, display: str) -> str:
+        try:
+            converted = mathml(latex, display=display)
+            unknown = re.search(r"<mi>(\\\w+)</mi>", converted)
+            reason = f"unknown command {unknown[1]}" if unknown else ""
+        except Exception as error:  # latex2mathml raises a dozen kinds; all mean that the formula cannot be read
+            reason = type(error).__name__
+        if reason:
+            raise UserError(f"{self.page.source}: the formula {latex!r} cannot be read ({reason})")
+        return converted
+
+    def _variable(self, token: re.Match[str]) -> str:
+        return self._resolved(str(self.book.variables[VARIABLE.sub(r"\1", token[0])]))
+
+    def _reference(self, token: re.Match[str]) -> str:
+        label = token[0][1:]
+        return self._link(self._called(label), self.book.targets[label][0], label, "quarto-xref")
+
+    def _called(self, label: str) -> str:
+        """What a label leads to, such as ``Figure 3.1``; a no-break space keeps the number beside its word."""
+        return self.book.targets[label][1].replace(" ", _NO_BREAK, 1)
+
+    def _link(self, said: str, page: Page, label: str, kind: str) -> str:
+        here = posixpath.dirname(self.page.source) or "."
+        address = "" if page is self.page else posixpath.relpath(page.source, here)
+        return f"[{said}]({address}#{label}){{.{kind}}}"
+
+    def _citations(self, token: re.Match[str]) -> str:
+        """``[@a; @b, p. 3]`` becomes (A 2020; B 2021, p. 3), ``[-@a]`` becomes (2020)."""
+
+        def cited(match: re.Match[str]) -> str:
+            names, year = self.book.bibliography.cite(match[1])
+            return self._cited(year if match[0].startswith("-") else f"{names} {year}", match[1])
+
+        return f"({CROSS_REFERENCE.sub(self._reference, CITATION.sub(cited, token['cited']))})"
+
+    def _narrative(self, token: re.Match[str]) -> str:
+        """``@a`` becomes A (2020)."""
+        key = token[0].lstrip("-@")
+        names, year = self.book.bibliography.cite(key)
+        return f"{names} ({self._cited(year, key)})"
+
+    def _cited(self, said: str, key: str) -> str:
+        home = next((page for page in self.book.pages if "{#refs}" in page.text), None)
+        return self._link(said, home, f"ref-{key}", "citation") if home else said
+
+    def _refs(self, token: re.Match[str]) -> str:
+        return raw(self.book.bibliography.to_html())
 
 
-def _outside(
-    pattern: re.Pattern[str], text: str, inside: Callable[[re.Match[str]], str], outside: Callable[[str], str]
-) -> str:
-    """Map the matches of a pattern with one function and the text between them with another."""
-    parts, position = [], 0
-    for match in pattern.finditer(text):
-        parts += [outside(text[position : match.start()]), inside(match)]
-        position = match.end()
-    return "".join([*parts, outside(text[position:])])
-
-
-def _mathml(latex: str, display: str, source: str) -> str:
-    try:
-        converted = mathml(latex, display=display)
-    except Exception as error:  # latex2mathml raises a dozen kinds; all mean that the formula cannot be read
-        raise UserError(f"{source}: the formula {latex!r} cannot be read ({type(error).__name__})") from None
-    unknown = re.search(r"<mi>(\\\w+)</mi>", converted)
-    if unknown:
-        raise UserError(f"{source}: the formula {latex!r} cannot be read (unknown command {unknown[1]})")
-    return converted
-
-
-def _inline_math(latex: str, source: str) -> str:
-    """Inline math, its signs written as entities: Markdown would read an asterisk or a bracket as its own."""
-    return _PLAIN_TEXT.sub(lambda match: _entities(html.unescape(match[0])), _mathml(latex, "inline", source))
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def _entities(text: str) -> str:
@@ -303,9 +295,8 @@ def _entities(text: str) -> str:
 
 def _make_search_local(site: Path) -> None:
     """Give the pages the search index as a script: a page that is opened from a folder may not fetch a file."""
-    index = json.loads((site / "search.json").read_text("utf-8"))
+    answer = (site / "search.json").read_text("utf-8").replace("</", "<\\/")
     (site / "search.json").unlink()
-    answer = json.dumps(index, ensure_ascii=False).replace("</", "<\\/")
     script = (
         f"const searchIndex = {answer};\n"
         "window.fetch = ((fetch) => (address, options) => String(address).endsWith('search.json')\n"

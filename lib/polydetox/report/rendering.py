@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from polydetox.core import paths
@@ -13,7 +12,7 @@ from polydetox.core.artifacts import atomic_folder
 from polydetox.core.errors import UserError
 from polydetox.quarto import COLOURS, ERROR_FILE, failure_note, find_quarto, run_quarto, why_none
 from polydetox.report.assemble import assemble
-from polydetox.report.clean import without_machine_paths
+from polydetox.report.notebooks import without_machine_paths
 from polydetox.report.pdf import make_pdf
 from polydetox.report.search import uncover_nothing
 
@@ -24,16 +23,6 @@ _UNRESOLVED = re.compile(r"\?(?:var|meta):[\w.-]+|\?@[\w-]+|\{\{<[^>]*>\}\}|(?<!
 _NOT_PROSE = re.compile(
     r'<details class="masked">.*?</details>|<script\b.*?</script>|<pre\b.*?</pre>|<code\b.*?</code>', re.DOTALL
 )
-# Quarto notes at every embedded cell which notebook of this machine it comes from.
-_NOTEBOOK_NOTES = re.compile(r'\s+data-notebook[\w-]*="[^"]*"')
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why Quarto's site cannot be used, in one line, and all that is known of it."""
-
-    line: str
-    details: str
 
 
 def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
@@ -55,8 +44,8 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
         return paths.site(profile) / INDEX
     if failure:
         # As HTML, since the renderer takes a link to what is written after it for a broken one.
-        messages = f'<a href="{ERROR_FILE}">messages</a>'
-        note = f"Quarto failed (its {messages} are kept): <code>{_plain_text(failure.line)}</code>"
+        messages, line = f'<a href="{ERROR_FILE}">messages</a>', _plain_text(failure.splitlines()[0])
+        note = f"Quarto failed (its {messages} are kept): <code>{line}</code>"
     elif preview:
         note = "It was asked for."
     else:
@@ -65,9 +54,8 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
         from polydetox.report.preview import build
 
         build(book, site, note)
-        uncover_nothing(site)
         if failure:
-            (site / ERROR_FILE).write_text(f"{failure.line}\n\n{failure.details}", "utf-8")
+            (site / ERROR_FILE).write_text(failure, "utf-8")
         check_site(site)
     if said := failure_note(profile):
         print(said, file=sys.stderr)
@@ -79,8 +67,11 @@ def _plain_text(line: str) -> str:
     return re.sub(r"[^\w\s.,:;()/-]", lambda match: f"&#{ord(match[0])};", line)
 
 
-def _with_quarto(quarto: str, book: Path, profile: str) -> _Failure | None:
-    """Let Quarto's site take the place of the older one; where it cannot, keep it aside and return why."""
+def _with_quarto(quarto: str, book: Path, profile: str) -> str | None:
+    """Let Quarto's site take the place of the older one; where it cannot, keep it aside and return why.
+
+    The reason is one line, below which stands all that Quarto said.
+    """
     refused = paths.site(profile).with_name("site.refused")
     shutil.rmtree(refused, ignore_errors=True)
     log = book / "quarto.log"
@@ -91,8 +82,6 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> _Failure | None:
                 raise UserError(f"it wrote no {INDEX}")
             shutil.copytree(rendered, site, dirs_exist_ok=True)
             shutil.rmtree(rendered)
-            for page in site.rglob("*.html"):
-                page.write_text(_NOTEBOOK_NOTES.sub("", page.read_text("utf-8")), "utf-8")
             try:
                 uncover_nothing(site)
                 check_site(site)
@@ -100,8 +89,8 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> _Failure | None:
                 shutil.copytree(site, refused)
                 raise UserError(f"{error}; Quarto's site is kept in {paths.relative(refused)}") from None
     except UserError as error:
-        details = COLOURS.sub("", log.read_text("utf-8", errors="replace")) if log.is_file() else ""
-        return _Failure(without_machine_paths(str(error)), without_machine_paths(details))
+        said = COLOURS.sub("", log.read_text("utf-8", errors="replace")) if log.is_file() else ""
+        return without_machine_paths(f"{error}\n\n{said}")
     return None
 
 
