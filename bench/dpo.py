@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback, LlamaConfi
 from notebook_cells import make_trainer
 from polydetox.core.parameters import Settings, checked
 from polydetox.models.checkpoints import load_causal_lm
-from polydetox.preference.dpo import dpo_loss, mixed_precision
+from polydetox.training.shared import mixed_precision
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 0.77
@@ -91,7 +91,8 @@ def plain(weights: Path, batches: list, settings: Settings) -> float:
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         per_token = logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
         chosen, rejected = (per_token * batch["completion_mask"][:, 1:]).sum(-1).chunk(2)
-        loss = dpo_loss(chosen, rejected, batch["ref_chosen_logps"], batch["ref_rejected_logps"], settings.beta).mean()
+        margin = (chosen - batch["ref_chosen_logps"]) - (rejected - batch["ref_rejected_logps"])
+        loss = -torch.nn.functional.logsigmoid(settings.beta * margin).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()

@@ -43,7 +43,7 @@ from polydetox.mechanism.architectures import MLPs
 from polydetox.mechanism.decoding import greedy
 from polydetox.metrics import fluency
 from polydetox.models.decoders import check_decoder, next_logits
-from polydetox.preference.dpo import linear_layers
+from polydetox.training.shared import linear_layers
 from tiny import TEXTS, tiny_tokenizer
 
 MOST = 3e7  # parameters of a model that is tried

@@ -22,8 +22,8 @@ from generation import cpu_seconds, model_of
 
 from polydetox.core.languages import LANGUAGES
 from polydetox.mechanism.representations import mean_pooled
+from polydetox.metrics.retrieval import retrieval_figures
 from polydetox.models.checkpoints import load_causal_lm
-from polydetox.transfer.accuracy import retrieval_figures
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 1.8

@@ -28,9 +28,7 @@ install_import_hook(
         "polydetox.mechanism.vectors",
         "polydetox.metrics",
         "polydetox.models.trimming",
-        "polydetox.preference.dpo",
         "polydetox.attribute_control.nado",
-        "polydetox.transfer.accuracy",
     ],
     "beartype.beartype",
 )

@@ -71,6 +71,20 @@ def some_cells(notebook: str, settings: Any, stage: Stage, cells: Sequence[str] 
     return space
 
 
+def run_cell(notebook: str, identifier: str, **names: Any) -> dict[str, Any]:
+    """Run one cell of a notebook, given the names that it needs; returns its namespace."""
+    cells = nbformat.read(next(NOTEBOOKS.rglob(f"{notebook}.ipynb")), as_version=4).cells
+    (source,) = (cell.source for cell in cells if cell.id == identifier)
+    exec(compile(source, f"{notebook}, cell {identifier}", "exec"), names)
+    return names
+
+
+def merge(base: Path, tuned: Path, folder: Path) -> tuple[Path, float]:
+    """The weights that ``merge.ipynb`` writes, and the largest difference of a logit that it found."""
+    space = run_cells("merge", checkpoint=str(base), tuned=str(tuned), output_folder=str(folder))
+    return space["weights"], space["difference"]
+
+
 def train_dpo(weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Any, folder: Path):
     """The training of ``dpo.ipynb`` on these pairs: its log and its figures."""
     space = dpo_cells(weights, train, held_out, settings, folder, "e0413019")
@@ -88,7 +102,7 @@ def dpo_cells(
     """The namespace of ``dpo.ipynb`` after the cell ``last``, given what its first cells load."""
     stage = SimpleNamespace(folder=folder)
     given = {"weights": weights, "tokenizer": load_tokenizer(weights), "train": train, "held_out": held_out}
-    skipped = ("3c840eff", "32e677ea")  # the parameters, and what loads the pairs
+    skipped = ("3c840eff", "32e677ea", "dpo-split")  # the parameters, and what loads and splits the pairs
     space: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("polydetox.core.notebook.begin", lambda *_: (settings, stage))

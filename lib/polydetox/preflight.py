@@ -148,7 +148,7 @@ def _check_model(run: Run, model: str) -> None:
             check_known(configuration)
     adapter = Path(listed.tuned.path).expanduser() if listed.tuned and listed.tuned.path else None
     if adapter is not None and (adapter / "adapter_config.json").is_file():
-        from polydetox.preference.dpo import check_mergeable
+        from polydetox.preference.merging import check_mergeable
 
         check_mergeable(adapter)
 

@@ -7,9 +7,10 @@ import torch
 import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
+from notebook_cells import merge
 from polydetox.core.errors import UserError
 from polydetox.models.checkpoints import load_causal_lm
-from polydetox.preference.dpo import linear_layers, merge_adapter
+from polydetox.training.shared import linear_layers
 from tiny import tiny_model, tiny_tokenizer
 
 EMBEDDING = {"gpt2": "wte", "bloom": "word_embeddings", "gemma3_text": "embed_tokens", "cohere": "embed_tokens"}
@@ -61,8 +62,9 @@ def test_an_adapter_of_a_tied_layer_changes_no_other(tmp_path, family, adapts, t
              else value for key, value in adapts.items()}  # fmt: skip
     adapter = LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **named)
     expected = saved(tmp_path, family, adapter)
-    assert merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", "Good morning") < 1e-3
-    merged = load_causal_lm(tmp_path / "merged", torch.float32)
+    weights, difference = merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert difference < 1e-3
+    merged = load_causal_lm(weights, torch.float32)
     with torch.inference_mode():
         torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-3)
     assert merged.config.tie_word_embeddings == tied
@@ -73,8 +75,8 @@ def test_an_adapter_of_a_tied_layer_changes_no_other(tmp_path, family, adapts, t
 def test_an_adapter_that_changes_no_weights_is_refused_by_its_type(tmp_path, kind):
     saved(tmp_path, "gpt2", kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(UserError, match=r"adapter: an adapter of type PR.*_TUNING changes no weights"):
-        merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", "Good morning")
-    assert not (tmp_path / "merged").exists()
+        merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged/weights").exists()
 
 
 def test_an_adapter_that_peft_loads_in_part_is_refused(tmp_path):
@@ -82,7 +84,7 @@ def test_an_adapter_that_peft_loads_in_part_is_refused(tmp_path):
     saved(tmp_path, "gpt2", LoraConfig(r=4, init_lora_weights=False, target_modules=["wte", "lm_head"],
                                        ensure_weight_tying=True))  # fmt: skip
     with pytest.raises(UserError, match=r"PEFT does not load 2 tensors of this adapter \(as .*lm_head.*lora_A"):
-        merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", "Good morning")
+        merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_layers_are_named_so_that_nothing_else_is_meant():

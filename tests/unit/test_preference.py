@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import types
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -14,11 +15,13 @@ import pandas as pd
 import pytest
 import torch
 
-from notebook_cells import dpo_cells, make_trainer, train_dpo
+from notebook_cells import dpo_cells, make_trainer, merge, run_cell, train_dpo
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration
+from polydetox.models import checkpoints
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-from polydetox.preference import dpo, pairs
+from polydetox.preference import pairs
+from polydetox.training import dpo, shared
 from tiny import FAMILIES, tiny_tokenizer
 
 
@@ -47,17 +50,11 @@ def test_split_is_by_prompt():
         pairs.split_pairs(table.head(2), 0.1, seed=0)
 
 
-def test_dpo_loss_by_hand():
-    zero = torch.zeros(1)
-    assert float(dpo.dpo_loss(zero, zero, zero, zero, 0.1)) == pytest.approx(math.log(2))
-    # beta * ((-1 - -2) - (-5 - -3)) = 0.5 * 3
-    loss = dpo.dpo_loss(torch.tensor([-1.0]), torch.tensor([-5.0]), torch.tensor([-2.0]), torch.tensor([-3.0]), 0.5)
-    assert float(loss) == pytest.approx(-math.log(1 / (1 + math.exp(-1.5))))
-
-
 def test_simpo_loss_by_hand():
     # 2 * (-1 - -3 - 0.5) = 3; without a margin between the completions only the target is left
-    loss = dpo.simpo_loss(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -2.0]), 2.0, 0.5)
+    asked = settings(loss="simpo", beta=2.0, gamma_beta_ratio=0.5)
+    simpo_loss = run_cell("dpo", "dpo-loss", torch=torch, settings=asked)["own_losses"]["simpo"]
+    loss = simpo_loss(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -2.0]))
     assert loss.tolist() == pytest.approx([math.log1p(math.exp(-3)), math.log1p(math.exp(1))])
 
     from trl.experimental.cpo import CPOTrainer
@@ -66,7 +63,7 @@ def test_simpo_loss_by_hand():
                                  accelerator=types.SimpleNamespace(device="cpu"))  # fmt: skip
     chosen, rejected = -torch.rand(5), -torch.rand(5)
     expected, _, _ = CPOTrainer.cpo_loss(trls, chosen, rejected)
-    assert torch.allclose(dpo.simpo_loss(chosen, rejected, 2.0, 0.5), expected)
+    assert torch.allclose(simpo_loss(chosen, rejected), expected)
 
 
 PAIRS = pd.DataFrame({
@@ -110,14 +107,17 @@ def test_full_training_learns_the_preference_and_reports_the_papers_loss(
     assert set(log["split"]) == {"train", "held_out"}
     assert not (tmp_path / "checkpoints").exists()
 
-    # TRL's reported loss is the equation's, with the tuned and the untuned model read back from disk.
+    # TRL's reported loss is that of Rafailov et al. (2023), eq. 7, with both models read back from disk.
     tokenizer = load_tokenizer(weights)
-    tuned, untuned = load_causal_lm(tmp_path / "weights", torch.float32), load_causal_lm(weights, torch.float32)
+    tuned, base = load_causal_lm(tmp_path / "weights", torch.float32), load_causal_lm(weights, torch.float32)
     losses = []
     for row in held_out.itertuples():
-        values = [sequence_log_probability(model, tokenizer, row.prompt, text)
-                  for model in (tuned, untuned) for text in (row.chosen, row.rejected)]  # fmt: skip
-        losses.append(float(dpo.dpo_loss(*(value.reshape(1) for value in values), beta=0.1)))
+        chosen, rejected = (
+            float(sequence_log_probability(tuned, tokenizer, row.prompt, text))
+            - float(sequence_log_probability(base, tokenizer, row.prompt, text))
+            for text in (row.chosen, row.rejected)
+        )
+        losses.append(math.log1p(math.exp(-0.1 * (chosen - rejected))))
     # In float32 nothing but summation order differs; products in bfloat16 have eight bits of mantissa.
     assert figures["held_out_loss"] == pytest.approx(np.mean(losses), rel=1e-2 if mixed else 1e-5)
     assert not list((tmp_path / "weights").glob("*.bin")), "no pickle"
@@ -166,28 +166,33 @@ def test_adapter_merges_to_the_same_logits(tiny_checkpoints, tmp_path, family):
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
     train_dpo(weights, train, held_out, settings(method="lora", learning_rate=1e-2), tmp_path / "dpo")
     assert (tmp_path / "dpo/weights/adapter_config.json").is_file()
-    difference = dpo.merge_adapter(weights, tmp_path / "dpo/weights", tmp_path / "merged", "The neighbours are")
+    merged, difference = merge(weights, tmp_path / "dpo/weights", tmp_path / "merged")
     assert difference < 1e-3
-    tokenizer = load_tokenizer(tmp_path / "merged")
+    tokenizer = load_tokenizer(merged)
     ids = torch.tensor([tokenizer("The neighbours are")["input_ids"]])
     with torch.inference_mode():
-        merged = load_causal_lm(tmp_path / "merged", torch.float32)(ids).logits
-        untuned = load_causal_lm(weights, torch.float32)(ids).logits
-    assert float((merged - untuned).abs().max()) > 1e-3, "the adapter changes something"
+        after = load_causal_lm(merged, torch.float32)(ids).logits
+        before = load_causal_lm(weights, torch.float32)(ids).logits
+    assert float((after - before).abs().max()) > 1e-3, "the adapter changes something"
 
 
 def test_linear_layers_leave_the_output_layer_out(tiny_checkpoints):
     from transformers import FalconConfig, FalconForCausalLM
 
     llama = load_causal_lm(tiny_checkpoints["llama"], torch.float32)
-    names = dpo.linear_layers(llama, embeddings=True)
+    names = shared.linear_layers(llama, embeddings=True)
     assert names == ["down_proj", "embed_tokens", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert "embed_tokens" not in dpo.linear_layers(llama, embeddings=False)
+    assert "embed_tokens" not in shared.linear_layers(llama, embeddings=False)
     gpt2 = load_causal_lm(tiny_checkpoints["gpt2"], torch.float32)
-    assert dpo.linear_layers(gpt2, embeddings=False) == ["c_attn", "c_fc", "c_proj"]
+    assert shared.linear_layers(gpt2, embeddings=False) == ["c_attn", "c_fc", "c_proj"]
     # Falcon's linear layers are of a class of its own.
     falcon = FalconForCausalLM(FalconConfig(vocab_size=16, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
-    assert dpo.linear_layers(falcon, embeddings=False) == ["dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"]
+    assert shared.linear_layers(falcon, embeddings=False) == [
+        "dense",
+        "dense_4h_to_h",
+        "dense_h_to_4h",
+        "query_key_value",
+    ]
 
 
 def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(checkout, tiny_checkpoints, tmp_path):
@@ -209,24 +214,26 @@ def test_a_published_adapter_is_merged_into_the_whole_model_it_was_made_from(che
     )
     base, tuned = weights_of("tiny"), weights_of(asked["tuned"])
     assert base == tiny_checkpoints["llama"] and tuned == tmp_path / "adapter"
-    assert dpo.merge_adapter(base, tuned, tmp_path / "merged", "The weather") < 1e-4
+    merged, difference = merge(base, tuned, tmp_path / "merged")
+    assert difference < 1e-4
     ids = torch.tensor([[2, 300, 301]])
     with torch.inference_mode():
-        merged = load_causal_lm(tmp_path / "merged", torch.float32)(ids).logits
-        untuned = load_causal_lm(base, torch.float32)(ids).logits
-    assert not torch.allclose(merged, untuned, atol=1e-3)
+        after = load_causal_lm(merged, torch.float32)(ids).logits
+        before = load_causal_lm(base, torch.float32)(ids).logits
+    assert not torch.allclose(after, before, atol=1e-3)
     with pytest.raises(UserError, match="the adapter does not fit the base model"):
-        dpo.merge_adapter(tiny_checkpoints["gpt2"], tuned, tmp_path / "other", "x")
+        merge(tiny_checkpoints["gpt2"], tuned, tmp_path / "other")
 
 
-def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, monkeypatch):
+def test_qlora_is_refused_where_it_cannot_be_run(tiny_checkpoints, tmp_path, monkeypatch):
+    arguments = tiny_checkpoints["llama"], PAIRS, PAIRS, settings(method="qlora"), tmp_path
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"needs bitsandbytes: pip install --no-deps -r requirements-gpu.txt"):
-        dpo.load_trainable(tiny_checkpoints["llama"], "qlora")
+        train_dpo(*arguments)
     monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace())
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="needs an NVIDIA GPU"):
-            dpo.load_trainable(tiny_checkpoints["llama"], "qlora")
+            train_dpo(*arguments)
 
 
 @pytest.fixture
@@ -234,10 +241,12 @@ def four_bits_on_a_cpu(monkeypatch):
     """A CPU trains in four bits as long as the weights are not packed for evaluation; slowly, so users are refused."""
     modules = pytest.importorskip("bitsandbytes.nn.modules", reason="bitsandbytes is not installed (the extra gpu)")
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
-    monkeypatch.setattr(dpo, "_check_four_bit", lambda: None)
-    load = dpo.load_causal_lm
+    monkeypatch.setattr(shared, "check_four_bit", lambda: None)
+    load = checkpoints.load_causal_lm
     monkeypatch.setattr(
-        dpo, "load_causal_lm", lambda weights, dtype, **options: load(weights, dtype, **options | {"device_map": "cpu"})
+        checkpoints,
+        "load_causal_lm",
+        lambda weights, dtype, **options: load(weights, dtype, **options | {"device_map": "cpu"}),
     )
 
 
@@ -251,8 +260,7 @@ def test_qlora_lowers_the_loss_and_its_adapter_merges_into_the_whole_weights(
     losses = log[(log["split"] == "held_out") & (log["metric"] == "loss")].set_index("step")["value"]
     assert losses[0] == pytest.approx(math.log(2), abs=0.02) and losses[12] < losses[4] < losses[0]
     assert figures["method"] == "qlora" and (tmp_path / "weights/adapter_config.json").is_file()
-    differs = dpo.merge_adapter(tiny_checkpoints[family], tmp_path / "weights", tmp_path / "merged", "The neighbours")
-    assert differs < 1e-3
+    assert merge(tiny_checkpoints[family], tmp_path / "weights", tmp_path / "merged")[1] < 1e-3
 
 
 def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path, four_bits_on_a_cpu):
@@ -281,13 +289,13 @@ def test_qlora_quantises_the_linear_layers_and_trains_the_adapter_alone(tmp_path
 
 def test_a_whole_checkpoint_is_linked_not_copied(tiny_checkpoints, tmp_path):
     shutil.copytree(tiny_checkpoints["llama"], tmp_path / "tuned")
-    assert dpo.merge_adapter(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "merged", "x") == 0.0
-    assert (tmp_path / "merged/model.safetensors").stat().st_nlink == 2
+    merged, difference = merge(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "merged")
+    assert difference == 0.0 and (merged / "model.safetensors").stat().st_nlink == 2
 
     for file in (tmp_path / "tuned").glob("*token*"):
         file.unlink()
-    dpo.merge_adapter(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "alone", "x")
-    assert load_tokenizer(tmp_path / "alone")("The neighbours")["input_ids"]
+    alone, _ = merge(tiny_checkpoints["llama"], tmp_path / "tuned", tmp_path / "alone")
+    assert load_tokenizer(alone)("The neighbours")["input_ids"]
 
 
 def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_path, monkeypatch):
@@ -351,15 +359,18 @@ def test_the_patience_of_early_stopping_outlives_a_stop(tiny_checkpoints, tmp_pa
 def test_a_training_that_diverges_is_an_error():
     log = dpo.training_log([{"step": 1, "eval_loss": float("nan")}, {"step": 2, "eval_loss": float("nan")}])
     with pytest.raises(UserError, match="held-out loss is not a number; lower learning_rate"):
-        dpo._best_step(log)
+        dpo.best_step(log)
 
 
 def test_other_settings_do_not_resume_from_old_checkpoints(tiny_checkpoints, tmp_path):
-    arguments = tiny_checkpoints["llama"], PAIRS, PAIRS
-    first = dpo._checkpoint_folder(*arguments, settings(), tmp_path)
+    def checkpoints_of(**changes) -> Path:
+        kept = dpo.bookkeeping(tiny_checkpoints["llama"], PAIRS, PAIRS, settings(**changes), tmp_path)
+        return Path(kept["output_dir"])
+
+    first = checkpoints_of()
     first.mkdir(parents=True)
-    assert dpo._checkpoint_folder(*arguments, settings(), tmp_path) == first and first.is_dir()
-    assert dpo._checkpoint_folder(*arguments, settings(learning_rate=2e-3), tmp_path) != first
+    assert checkpoints_of() == first and first.is_dir()
+    assert checkpoints_of(learning_rate=2e-3) != first
     assert not first.exists()
 
 
@@ -369,11 +380,16 @@ def test_a_training_that_is_never_evaluated_is_refused(tiny_checkpoints, tmp_pat
 
 
 def test_prompts_are_cut_to_their_last_tokens(tiny_checkpoints):
-    tokenizer = load_tokenizer(tiny_checkpoints["llama"])
-    long = pd.DataFrame({"prompt": ["The neighbours are loud again and nobody says a word"]})
-    short = dpo.truncate_prompts(long, tokenizer, 3)["prompt"][0]
-    assert long["prompt"][0].endswith(short) and len(short) < len(long["prompt"][0])
-    assert dpo.truncate_prompts(long, tokenizer, 500)["prompt"][0] == long["prompt"][0]
+    long = "The neighbours are loud again and nobody says a word"
+    table = pd.DataFrame({"prompt": [long, "La capital"], "chosen": "x", "rejected": "y"})
+
+    def shortened(limit: int) -> str:
+        tokenizer = load_tokenizer(tiny_checkpoints["llama"])
+        return run_cell("dpo", "dpo-split", tokenizer=tokenizer, pairs=table, split_pairs=pairs.split_pairs,
+                        settings=settings(max_prompt_length=limit))["shorten"](long)  # fmt: skip
+
+    assert long.endswith(shortened(3)) and len(shortened(3)) < len(long)
+    assert shortened(500) == long
 
 
 def test_training_log_separates_the_splits():
@@ -406,18 +422,12 @@ def test_reference_log_probabilities_are_computed_once(tiny_checkpoints, tmp_pat
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
     trainer = make_trainer(weights, train, held_out, settings(method=method), tmp_path / "a")
     kept = list((tmp_path / "runs/cache/reference").glob("*/*.parquet"))
-    assert sum(seen) == 8 and len(kept) == 2  # those of training and held out
+    assert sum(seen) == 8 and len(kept) == 2, "those of training and held out"
     for row, cached in zip(train.itertuples(), trainer.train_dataset, strict=True):
         expected = sequence_log_probability(model, tokenizer, row.prompt, row.chosen)
         assert cached["ref_chosen_logps"] == pytest.approx(float(expected), rel=1e-5)
         expected = sequence_log_probability(model, tokenizer, row.prompt, row.rejected)
         assert cached["ref_rejected_logps"] == pytest.approx(float(expected), rel=1e-5)
-
-    # So they are where an earlier release has left one file of them.
-    table = pd.concat(map(pd.read_parquet, kept))
-    for file in kept:
-        file.unlink()
-    table.to_parquet(kept[0].parent.with_name(f"{kept[0].parent.name}.parquet"))
 
     # Another split and another learning rate find all pairs; other weights or another precision find none.
     train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=3)
@@ -436,15 +446,15 @@ def test_a_training_that_stops_before_the_last_pair_computes_no_reference_ahead(
     trainer = make_trainer(tiny_checkpoints["llama"], train, held_out, short, tmp_path / "a")
     assert "ref_chosen_logps" not in trainer.train_dataset.column_names
     assert not (tmp_path / "runs/cache/reference").exists()
-    assert dpo._sees_all_pairs(settings(max_steps=None, epochs=1), 6)
-    assert not dpo._sees_all_pairs(settings(max_steps=None, epochs=0.5), 6)
+    for epochs, ahead in ((1, True), (0.5, False)):
+        asked = settings(max_steps=None, epochs=epochs, eval_steps=1)
+        kept = dpo.bookkeeping(tiny_checkpoints["llama"], train, held_out, asked, tmp_path / "b")
+        assert kept["precompute_ref_log_probs"] is ahead
 
 
 def test_pairs_of_like_length_share_a_batch():
-    from polydetox.preference.buckets import LengthBuckets
-
     lengths = torch.randint(5, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
-    sampler = LengthBuckets(lengths, 4, seed=1)
+    sampler = shared.LengthBuckets(lengths, 4, seed=1)
     order = list(sampler)
     assert sorted(order) == list(range(203)) and order == list(sampler)
     batches = [[lengths[place] for place in order[start : start + 4]] for start in range(0, 200, 4)]

@@ -12,8 +12,8 @@ import pytest
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.data.parallel import parallel_sentences
+from polydetox.metrics.retrieval import retrieval_figures
 from polydetox.stats.correlation import correlation, leave_one_out, line
-from polydetox.transfer.accuracy import retrieval_figures
 from polydetox.transfer.correlation import transfer_figures
 
 

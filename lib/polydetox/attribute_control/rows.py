@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from polydetox.preference.buckets import LengthBuckets
+from polydetox.training.shared import LengthBuckets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -35,7 +35,7 @@ from polydetox.models.checkpoints import (
     on_one_device,
     provenance,
 )
-from polydetox.preference.dpo import linear_layers, mixed_precision
+from polydetox.training.shared import linear_layers, mixed_precision
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 
 from polydetox.metrics.fluency import token_nll
+from polydetox.metrics.retrieval import cosines
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.synthetic.phrasebook import Phrasebook
-from polydetox.transfer.accuracy import cosines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

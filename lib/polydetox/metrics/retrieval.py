@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 
@@ -25,9 +22,9 @@ def retrieval_figures(
 ) -> dict[str, float]:
     """How well translations find each other at one depth; row i of both is the same sentence.
 
-    ``to_english`` and ``from_english`` are the shares of sentences whose nearest neighbour by cosine on the other side
-    is their translation (ties go to the first), ``accuracy`` their mean. ``aligned_cosine`` is the mean cosine of the
-    aligned pairs, which the authors' script prints under the name accuracy; ``other_cosine`` that of all other pairs.
+    ``to_english`` and ``from_english`` are the fractions of sentences whose nearest neighbour by cosine on the other
+    side is their translation (ties go to the first), ``accuracy`` their mean. ``aligned_cosine`` is the mean cosine of
+    the aligned pairs, which the authors' script prints as accuracy; ``other_cosine`` that of all other pairs.
     """
     matrix = cosines(english, other)
     index = np.arange(len(matrix))
@@ -41,15 +38,4 @@ def retrieval_figures(
         "accuracy": (from_english + to_english) / 2.0,
         "aligned_cosine": aligned,
         "other_cosine": float((matrix.sum() - np.trace(matrix)) / pairs) if pairs else float("nan"),
-    }
-
-
-def mean_over_layers(table: pd.DataFrame) -> dict[str, Any]:
-    """The figures of one language as means over layers, and its best layer."""
-    best = table.loc[table["accuracy"].idxmax()]
-    return {
-        "layers": len(table),
-        **{name: float(table[name].mean()) for name in table.columns if name not in ("layer", "language")},
-        "best_layer": int(best["layer"]),
-        "best_accuracy": float(best["accuracy"]),
     }
