@@ -23,7 +23,7 @@ from generation import cpu_seconds
 from polydetox.metrics.diversity import distinct_tokens
 from tiny import TEXTS, tiny_tokenizer
 
-TARGET = 10
+TARGET = 3
 K = 25
 
 

@@ -1,4 +1,4 @@
-"""Every decoder family of the installed transformers: how a tiny random model of it is sampled, judged and trained.
+"""Every decoder family of the installed transformers: how a tiny random model of it is sampled, scored and trained.
 
     python bench/families.py [family ...] > families.md
 
@@ -222,20 +222,20 @@ def row(family: str, tokenizer: Any, folder: Path) -> tuple[list[str], bool]:
         engine = engines.TransformersEngine(folder, "float32")
         sampling = engines.Sampling(n=2, temperature=0.0, max_new_tokens=6)
         drawn = engine.draw([str(number) for number in range(len(PROMPTS))], PROMPTS, sampling)
-        judge = fluency.Judge(folder, "float32", batch_size=3)
-        found = judge.perplexities(PROMPTS, ENDINGS)
+        reference = fluency.ReferenceModel(folder, "float32", batch_size=3)
+        found = reference.perplexities(PROMPTS, ENDINGS)
     except UserError as error:
         return [f"refused: {str(error).split(': ', 1)[1][:110]}"], True
     wrong = wrong_tokens(engine.model, tokenizer, drawn)
-    relative = float(np.abs(found / true_perplexities(judge.model, tokenizer) - 1).max())
+    relative = float(np.abs(found / true_perplexities(reference.model, tokenizer) - 1).max())
     watched = mechanism(engine.model, tokenizer)
     try:
-        trained, idle = adapter_difference(judge.model, tokenizer)
+        trained, idle = adapter_difference(reference.model, tokenizer)
         lora = f"{trained:.0e}" + (f" ({idle} idle)" if idle else "")
     except Exception as error:
         trained, lora = 0.0, f"fails: {type(error).__name__}: {str(error).splitlines()[0][:60]}"
     right = not wrong and relative < WRONG and trained < 10 * WRONG and watched != "WRONG"
-    return [engine.way, judge.way, f"{relative:.0e}", str(wrong), lora, watched], right
+    return [engine.way, reference.way, f"{relative:.0e}", str(wrong), lora, watched], right
 
 
 def too_slow(*_: Any) -> None:

@@ -1,7 +1,7 @@
-"""The judge's perplexities against the published ones, one continuation at a time, in CPU seconds on one thread.
+"""A reference model's perplexities against the published ones, one continuation at a time, in CPU seconds, one thread.
 
 Random-weight models (hidden size 256, 4 layers): three causal families, which share a prompt's cache between its 25
-continuations, and a T5 in both ways of judging. The published way runs the model on the whole text and on its prompt
+continuations, and a T5 in both ways of reading. The published way runs the model on the whole text and on its prompt
 for every continuation; for a T5 whose encoder reads the prompt alone it is one pass a continuation. Prompts have 10 to
 60 tokens, continuations 20. The perplexities must be equal within 1e-4; the last line is the worst ratio of all.
 """
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from generation import cpu_seconds, model_of
 
-from polydetox.metrics.fluency import Judge
+from polydetox.metrics.fluency import ReferenceModel
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 5
@@ -57,21 +57,21 @@ def t5_of(vocabulary: int):
     return model
 
 
-def published(judge: Judge, prompt: str, continuation: str) -> float:
+def published(reference: ReferenceModel, prompt: str, continuation: str) -> float:
     """The published perplexity of one continuation: two passes."""
 
     def loss(text: str) -> tuple[float, int]:
-        ids = judge.tokenizer(text, return_tensors="pt")["input_ids"]
-        return float(judge.model(input_ids=ids, labels=ids).loss), ids.shape[1]
+        ids = reference.tokenizer(text, return_tensors="pt")["input_ids"]
+        return float(reference.model(input_ids=ids, labels=ids).loss), ids.shape[1]
 
     (whole, tokens), (alone, of_prompt) = loss(prompt + continuation), loss(prompt)
     return math.exp((whole * (tokens - 1) - alone * (of_prompt - 1)) / (tokens - of_prompt))
 
 
-def after_encoder(judge: Judge, prompt: str, continuation: str) -> float:
+def after_encoder(reference: ReferenceModel, prompt: str, continuation: str) -> float:
     """The perplexity of one continuation by a decoder whose encoder has read the prompt: one pass."""
-    labels = judge.tokenizer(continuation.strip(), return_tensors="pt")["input_ids"]
-    return float(judge.model(**judge.tokenizer(prompt, return_tensors="pt"), labels=labels).loss.exp())
+    labels = reference.tokenizer(continuation.strip(), return_tensors="pt")["input_ids"]
+    return float(reference.model(**reference.tokenizer(prompt, return_tensors="pt"), labels=labels).loss.exp())
 
 
 def main() -> int:
@@ -82,7 +82,7 @@ def main() -> int:
     tokenizer = tiny_tokenizer()
     lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
     print(f"{len(set(prompts))} prompts of {min(lengths)} to {max(lengths)} tokens, {K} continuations each")
-    ways: list[tuple[str, str, Callable[[Judge, str, str], float]]] = [
+    ways: list[tuple[str, str, Callable[[ReferenceModel, str, str], float]]] = [
         ("llama", "published", published), ("gpt2", "published", published), ("bloom", "published", published),
         ("t5", "conditional", after_encoder), ("t5", "published", published),
     ]  # fmt: skip
@@ -93,17 +93,17 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="polydetox-bench-") as folder:
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-                judge = Judge(Path(folder), "float32", method=method)
+                reference = ReferenceModel(Path(folder), "float32", method=method)
             found: dict[str, np.ndarray | list[float]] = {}
 
-            def ours(judge: Judge = judge, found: dict = found) -> None:
-                found["ours"] = judge.perplexities(prompts, continuations)
+            def ours(reference: ReferenceModel = reference, found: dict = found) -> None:
+                found["ours"] = reference.perplexities(prompts, continuations)
 
-            def theirs(judge: Judge = judge, found: dict = found, alone: Callable = alone) -> None:
+            def theirs(reference: ReferenceModel = reference, found: dict = found, alone: Callable = alone) -> None:
                 with torch.inference_mode():
-                    found["published"] = [alone(judge, *row) for row in zip(prompts, continuations, strict=True)]
+                    found["published"] = [alone(reference, *row) for row in zip(prompts, continuations, strict=True)]
 
-            judge.perplexities(prompts[:K], continuations[:K])  # warm up
+            reference.perplexities(prompts[:K], continuations[:K])  # warm up
             mine, one_by_one = cpu_seconds(ours), cpu_seconds(theirs)
             np.testing.assert_allclose(found["ours"], found["published"], rtol=1e-4)
             ratios.append(one_by_one / mine)

@@ -22,7 +22,7 @@ import torch
 from polydetox.core import paths
 from polydetox.data.prompts import project_prompts
 from polydetox.generation.engines import Sampling, TransformersEngine, VLLMEngine, choose_engine
-from polydetox.metrics.fluency import Judge
+from polydetox.metrics.fluency import ReferenceModel
 from polydetox.models.checkpoints import device, load_causal_lm
 
 PAIR = (8, 88)  # sequences of a step, and their tokens
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument(
         "weights", nargs="?", type=Path, default=paths.profile_run("offline") / "gemma-3-270m/trim/weights"
     )
-    parser.add_argument("--prompts", type=int, default=8, help="prompts that are continued and judged (8)")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts that are continued and scored (8)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds, of which the best counts (2)")
     options = parser.parse_args()
     table = project_prompts("en").head(options.prompts)
@@ -79,17 +79,17 @@ def main() -> int:
     decoding = seconds(lambda: engine.draw(ids, prompts, sampling), options.rounds)
 
     loading = seconds(lambda: load_causal_lm(options.weights, torch.bfloat16), options.rounds)
-    judge = Judge(options.weights, "bfloat16", sampling.n)
-    size = sum(weight.numel() for weight in judge.model.parameters())
+    reference = ReferenceModel(options.weights, "bfloat16", sampling.n)
+    size = sum(weight.numel() for weight in reference.model.parameters())
     pairs = [(prompt, engine.tokenizer.decode(continuation.tokens)) for prompt, row in zip(prompts, drawn, strict=True)
              for continuation in row]  # fmt: skip
-    judging = seconds(lambda: judge.perplexities(*map(list, zip(*pairs, strict=True))), options.rounds)
+    scoring = seconds(lambda: reference.perplexities(*map(list, zip(*pairs, strict=True))), options.rounds)
 
     step = train_step(load_causal_lm(options.weights, torch.float32).train())
     training = seconds(step, options.rounds + 1)
     print(f"{options.weights.name}: {size / 1e6:.0f} million parameters on {device().type}, torch {torch.__version__}")
     print(f"  decode:  {tokens * size / decoding:.2e}   # {tokens} tokens in {decoding:.2f} s, engine {engine.name}")
-    print(f"  forward: {tokens * size / judging:.2e}   # {tokens} tokens judged in {judging:.2f} s")
+    print(f"  forward: {tokens * size / scoring:.2e}   # {tokens} tokens scored in {scoring:.2f} s")
     print(f"  train:   {PAIR[0] * PAIR[1] * size / training:.2e}   # {PAIR[0] * PAIR[1]} tokens in {training:.2f} s")
     print(f"  load:    {2 * size / loading:.2e}   # {2 * size / 1e9:.2f} GB in {loading:.2f} s")
     print(f"  engine:  {max(0.0, started - loading):.1f}   # seconds to start it, less those of loading the weights")

@@ -11,7 +11,7 @@ from polydetox.core.errors import UserError
 from polydetox.generation import engines
 from polydetox.generation.engines import Sampling, TransformersEngine
 from polydetox.generation.sampling import sample, uniforms
-from polydetox.metrics.fluency import Judge, common_prefix
+from polydetox.metrics.fluency import ReferenceModel, common_prefix
 from polydetox.models import decoders
 from polydetox.models.checkpoints import load_causal_lm
 from tiny import TEXTS, tiny_tokenizer
@@ -82,22 +82,22 @@ def test_continuations_are_those_of_whole_texts(decoder, temperature):
 @pytest.mark.parametrize("method", ["conditional", "published"])
 def test_perplexities_are_those_of_whole_texts(decoder, method):
     family, folder = decoder
-    judge = Judge(folder, "float32", batch_size=3, method=method)
+    reference = ReferenceModel(folder, "float32", batch_size=3, method=method)
 
     def nll(ids, start):
-        scores = decoders.next_logits(judge.model, ids).log_softmax(-1)
+        scores = decoders.next_logits(reference.model, ids).log_softmax(-1)
         return [-float(scores[at - 1, ids[at]]) for at in range(start, len(ids))]
 
     expected = []
     for prompt, ending in zip(PROMPTS, ENDINGS, strict=True):
-        before, whole = judge.tokenizer(prompt)["input_ids"], judge.tokenizer(prompt + ending)["input_ids"]
+        before, whole = reference.tokenizer(prompt)["input_ids"], reference.tokenizer(prompt + ending)["input_ids"]
         if method == "conditional":
             expected.append(np.exp(np.mean(nll(whole, max(1, common_prefix(before, whole))))))
         else:
             added = len(whole) - len(before)
             expected.append(np.exp((sum(nll(whole, 1)) - sum(nll(before, 1))) / added) if added > 0 else np.nan)
-    assert judge.perplexities(PROMPTS, ENDINGS) == pytest.approx(expected, rel=1e-3, nan_ok=True)
-    assert judge.way == WAYS[family][1]
+    assert reference.perplexities(PROMPTS, ENDINGS) == pytest.approx(expected, rel=1e-3, nan_ok=True)
+    assert reference.way == WAYS[family][1]
 
 
 def test_a_cache_that_holds_more_than_keys_and_values_is_not_shared(decoder):

@@ -11,7 +11,7 @@ import torch
 from polydetox.metrics import fluency
 from polydetox.metrics.diversity import published_distinct
 from polydetox.metrics.evaluate import OUTLIER
-from polydetox.metrics.fluency import Judge, by_length, padded
+from polydetox.metrics.fluency import ReferenceModel, by_length, padded
 from tiny import FAMILIES, tiny_tokenizer
 
 PROMPTS = ["The neighbours", "Der Nachbar ist", "The neighbours are loud", "今日は", "Der Nachbar mit"]
@@ -47,18 +47,18 @@ def encoder_decoder(tmp_path_factory, tiny_checkpoints):
     return folder
 
 
-def losses(judge: Judge, text: str) -> tuple[float, int]:
+def losses(reference: ReferenceModel, text: str) -> tuple[float, int]:
     """The loss of a whole text as the model gives it, and its number of tokens."""
-    ids = judge.tokenizer(text, return_tensors="pt")["input_ids"]
+    ids = reference.tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        return float(judge.model(input_ids=ids, labels=ids).loss), ids.shape[1]
+        return float(reference.model(input_ids=ids, labels=ids).loss), ids.shape[1]
 
 
-def one_by_one(judge: Judge, prompt: str, continuation: str) -> float:
+def one_by_one(reference: ReferenceModel, prompt: str, continuation: str) -> float:
     """The published perplexity: the loss of the text less that of its prompt, each times its tokens but one."""
     if not continuation.strip():
         return math.nan
-    (whole, tokens), (alone, of_prompt) = losses(judge, prompt + continuation), losses(judge, prompt)
+    (whole, tokens), (alone, of_prompt) = losses(reference, prompt + continuation), losses(reference, prompt)
     if tokens <= of_prompt:
         return math.nan
     return math.exp((whole * (tokens - 1) - alone * (of_prompt - 1)) / (tokens - of_prompt))
@@ -69,35 +69,35 @@ def columns(rows):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_causal_judge_gives_the_published_perplexities(tiny_checkpoints, family):
-    judge = Judge(tiny_checkpoints[family], "float32", batch_size=4, method="published")
-    expected = [one_by_one(judge, *row) for row in ROWS]
-    assert judge.perplexities(*columns(ROWS)) == pytest.approx(expected, rel=1e-4, nan_ok=True)
+def test_a_causal_model_gives_the_published_perplexities(tiny_checkpoints, family):
+    reference = ReferenceModel(tiny_checkpoints[family], "float32", batch_size=4, method="published")
+    expected = [one_by_one(reference, *row) for row in ROWS]
+    assert reference.perplexities(*columns(ROWS)) == pytest.approx(expected, rel=1e-4, nan_ok=True)
     assert sum(map(math.isnan, expected)) >= len(PROMPTS)  # the blank ones
     # Where the prompt's tokens begin the text's, the published perplexity is the conditional one.
-    conditional = Judge(tiny_checkpoints[family], "float32", batch_size=4)
-    expected = [one_by_one(judge, *row) for row in SPACED]
+    conditional = ReferenceModel(tiny_checkpoints[family], "float32", batch_size=4)
+    expected = [one_by_one(reference, *row) for row in SPACED]
     assert conditional.perplexities(*columns(SPACED)) == pytest.approx(expected, rel=1e-4, nan_ok=True)
 
 
-def test_an_encoder_decoder_judge_gives_the_published_perplexities(encoder_decoder):
-    judge = Judge(encoder_decoder, "float32", batch_size=4, method="published")
-    expected = [one_by_one(judge, *row) for row in ROWS]
-    found = judge.perplexities(*columns(ROWS))
+def test_an_encoder_decoder_gives_the_published_perplexities(encoder_decoder):
+    reference = ReferenceModel(encoder_decoder, "float32", batch_size=4, method="published")
+    expected = [one_by_one(reference, *row) for row in ROWS]
+    found = reference.perplexities(*columns(ROWS))
     assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)
     assert np.nanmax(found) > 1.5 * np.nanmin(found)
 
 
-def test_an_encoder_decoder_judge_reads_the_prompt_alone(encoder_decoder):
-    judge = Judge(encoder_decoder, "float32", batch_size=4)
-    found = judge.perplexities(*columns(ROWS))
+def test_an_encoder_decoder_reads_the_prompt_alone(encoder_decoder):
+    reference = ReferenceModel(encoder_decoder, "float32", batch_size=4)
+    found = reference.perplexities(*columns(ROWS))
     for (prompt, ending), value in zip(ROWS, found, strict=True):
         if not ending.strip():
             assert math.isnan(value)
             continue
-        labels = judge.tokenizer(ending.strip(), return_tensors="pt")["input_ids"]
+        labels = reference.tokenizer(ending.strip(), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
-            loss = judge.model(**judge.tokenizer(prompt, return_tensors="pt"), labels=labels).loss
+            loss = reference.model(**reference.tokenizer(prompt, return_tensors="pt"), labels=labels).loss
         assert value == pytest.approx(float(loss.exp()), rel=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_an_encoder_decoder_judge_reads_the_prompt_alone(encoder_decoder):
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_prompt_is_read_once(tiny_checkpoints, encoder_decoder, kind, method):
     """All prompts together take no more passes than one with as many continuations."""
-    judge = Judge(
+    reference = ReferenceModel(
         encoder_decoder if kind == "t5" else tiny_checkpoints[kind], "float32", batch_size=1000, method=method
     )
     read: list[int] = []
@@ -114,9 +114,9 @@ def test_a_prompt_is_read_once(tiny_checkpoints, encoder_decoder, kind, method):
         ids = next(keywords[name] for name in ("decoder_input_ids", "labels", "input_ids") if name in keywords)
         read.append(len(ids))
 
-    judge.model.register_forward_pre_hook(count, with_kwargs=True)
+    reference.model.register_forward_pre_hook(count, with_kwargs=True)
     prompts, continuations = ["The neighbours"] * 25 + ["Der Nachbar"] * 25, [f" say {n}" for n in range(25)] * 2
-    judge.perplexities(prompts, continuations)
+    reference.perplexities(prompts, continuations)
     if (kind, method) == ("t5", "published"):
         assert read == [52]  # every text and each prompt once
     else:
@@ -124,10 +124,10 @@ def test_a_prompt_is_read_once(tiny_checkpoints, encoder_decoder, kind, method):
 
 
 def test_what_the_published_code_leaves_out_is_kept(tiny_checkpoints):
-    judge = Judge(tiny_checkpoints["llama"], "float32")
+    reference = ReferenceModel(tiny_checkpoints["llama"], "float32")
     with torch.no_grad():
-        judge.model.lm_head.weight.mul_(30.0)  # far surer of itself than it has reason to be
-    found = judge.perplexities(["The neighbours"] * 3, [" are loud", " say", " again"])
+        reference.model.lm_head.weight.mul_(30.0)  # far surer of itself than it has reason to be
+    found = reference.perplexities(["The neighbours"] * 3, [" are loud", " say", " again"])
     assert np.isfinite(found).all() and (found >= OUTLIER).any()
 
 
@@ -138,8 +138,9 @@ def test_batches_of_like_length():
 
 
 def test_a_cache_is_left_as_it_was(tiny_checkpoints):
-    judge = Judge(tiny_checkpoints["gpt2"], "float32")
-    cache = judge.model(torch.tensor([[2, 5], [2, 6]]), use_cache=True).past_key_values
+    reference = ReferenceModel(tiny_checkpoints["gpt2"], "float32")
+    with torch.inference_mode():
+        cache = reference.model(torch.tensor([[2, 5], [2, 6]]), use_cache=True).past_key_values
     before = cache.layers[0].keys.clone()
     chosen = fluency.rows_of(cache, torch.tensor([1, 1, 0]))
     assert torch.equal(cache.layers[0].keys, before)

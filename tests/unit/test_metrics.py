@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from polydetox.metrics import diversity, language, toxicity
 from polydetox.metrics.evaluate import interval_text, summarise
-from polydetox.metrics.fluency import Judge, common_prefix
+from polydetox.metrics.fluency import ReferenceModel, common_prefix
 from polydetox.metrics.scores import token_diversity
 from polydetox.metrics.toxicity import matrix
 from polydetox.stats.bootstrap import bootstrap, pooled_quantile
@@ -97,24 +97,24 @@ def test_language_detection_in_the_papers_languages():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_perplexity_is_that_of_a_plain_forward_pass(tiny_checkpoints, family):
     """The shared prompt cache must give what one pass over each whole text gives."""
-    judge = Judge(tiny_checkpoints[family], "float32", batch_size=2)
+    reference = ReferenceModel(tiny_checkpoints[family], "float32", batch_size=2)
     prompts = ["The neighbours"] * 4 + ["Der Nachbar"]
     continuations = [" are loud again", " say a word", "", " are", " ist heute"]
-    found = judge.perplexities(prompts, continuations)
+    found = reference.perplexities(prompts, continuations)
     assert math.isnan(found[2])
     for prompt, continuation, value in zip(prompts, continuations, found, strict=True):
         if not continuation:
             continue
-        start = len(judge.tokenizer(prompt)["input_ids"])
-        ids = torch.tensor([judge.tokenizer(prompt + continuation)["input_ids"]])
+        start = len(reference.tokenizer(prompt)["input_ids"])
+        ids = torch.tensor([reference.tokenizer(prompt + continuation)["input_ids"]])
         with torch.inference_mode():
-            logits = judge.model(ids).logits[0, :-1].log_softmax(-1)
+            logits = reference.model(ids).logits[0, :-1].log_softmax(-1)
         nll = -logits.gather(-1, ids[0, 1:, None])[start - 1 :, 0]
         assert value == pytest.approx(float(nll.mean().exp()), rel=1e-4)
 
 
-def test_encoder_decoder_judge(tmp_path, tiny_checkpoints):
-    """mT5's kind of judge: the prompt is read by the encoder, the continuation predicted by the decoder."""
+def test_encoder_decoder_reference_model(tmp_path, tiny_checkpoints):
+    """mT5's kind of reference model: the prompt is read by the encoder, the continuation predicted by the decoder."""
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoints["llama"])
@@ -125,8 +125,8 @@ def test_encoder_decoder_judge(tmp_path, tiny_checkpoints):
     ).eval()  # fmt: skip
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    judge = Judge(tmp_path, "float32")
-    found = judge.perplexities(["The neighbours"] * 2, [" are loud", " say"])
+    reference = ReferenceModel(tmp_path, "float32")
+    found = reference.perplexities(["The neighbours"] * 2, [" are loud", " say"])
     for continuation, value in zip(["are loud", "say"], found, strict=True):
         labels = torch.tensor([tokenizer(continuation)["input_ids"]])
         with torch.inference_mode():

@@ -17,7 +17,7 @@ from polydetox.core.errors import UserError
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
 from polydetox.mechanism.decoding import greedy
 from polydetox.mechanism.representations import mean_pooled
-from polydetox.metrics.fluency import Judge
+from polydetox.metrics.fluency import ReferenceModel
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.models.decoders import next_logits
 from polydetox.models.texts import Shortened, context_length, encode_prompts, shortened
@@ -68,7 +68,7 @@ def test_every_stage_reads_an_open_text(tiny_checkpoints, ending, tmp_path):
     found = []
     for weights in (tiny_checkpoints["llama"], ending):
         drawn = TransformersEngine(weights, "float32").draw(["a", "b"], TEXTS[:2], Sampling(n=2, max_new_tokens=6))
-        perplexity = Judge(weights, "float32").perplexities(TEXTS[:2], [" again", " und so"])
+        perplexity = ReferenceModel(weights, "float32").perplexities(TEXTS[:2], [" again", " und so"])
         pooled = mean_pooled(weights, TEXTS, "last", [tmp_path / f"{weights.name}.safetensors"], dtype="float32")
         model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
         found.append((drawn, perplexity.tolist(), pooled.tolist(), greedy(model, tokenizer, TEXTS[:2]).continuations))
@@ -141,15 +141,15 @@ def test_a_long_text_is_pooled_over_its_first_tokens(tiny_checkpoints, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["conditional", "published"])
-def test_a_long_prompt_is_judged_by_its_last_tokens(tiny_checkpoints, method):
-    judge = Judge(tiny_checkpoints["gpt2"], "float32", method=method)
+def test_of_a_long_prompt_the_last_tokens_are_read(tiny_checkpoints, method):
+    reference = ReferenceModel(tiny_checkpoints["gpt2"], "float32", method=method)
     prompts, endings = ["You are welcome", LONG, "You are welcome"], [" here", " now and then", f" {LONG}"]
-    found = judge.perplexities(prompts, endings)
-    assert found[0] == pytest.approx(judge.perplexities(prompts[:1], endings[:1])[0], rel=1e-5)
-    before, whole = (judge.tokenizer(text)["input_ids"] for text in (LONG, LONG + endings[1]))
+    found = reference.perplexities(prompts, endings)
+    assert found[0] == pytest.approx(reference.perplexities(prompts[:1], endings[:1])[0], rel=1e-5)
+    before, whole = (reference.tokenizer(text)["input_ids"] for text in (LONG, LONG + endings[1]))
     assert whole[: len(before)] == before
     ids = [2, *whole[-255:]]
-    scores = next_logits(judge.model, ids).log_softmax(-1)
+    scores = next_logits(reference.model, ids).log_softmax(-1)
     losses = [-float(scores[at - 1, ids[at]]) for at in range(256 - (len(whole) - len(before)), 256)]
     assert found[1] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
     assert math.isnan(found[2])  # nothing of its prompt is left
@@ -165,14 +165,14 @@ def test_an_encoder_with_positions_reads_the_last_tokens_of_a_prompt(tmp_path):
         bos_token_id=2, eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None, init_std=0.5,
     )).save_pretrained(tmp_path)  # fmt: skip
     tokenizer.save_pretrained(tmp_path)
-    judge = Judge(tmp_path, "float32")
-    found = judge.perplexities([LONG, "You", LONG], [" and then", " here", LONG])
+    reference = ReferenceModel(tmp_path, "float32")
+    found = reference.perplexities([LONG, "You", LONG], [" and then", " here", LONG])
     for value, prompt, ending in zip(found, [LONG, "You"], ["and then", "here"], strict=False):
         ids, labels = (torch.tensor([tokenizer(text)["input_ids"][-48:]]) for text in (prompt, ending))
         with torch.inference_mode():
-            assert value == pytest.approx(float(judge.model(input_ids=ids, labels=labels).loss.exp()), rel=1e-4)
+            assert value == pytest.approx(float(reference.model(input_ids=ids, labels=labels).loss.exp()), rel=1e-4)
     assert math.isnan(found[2])
-    published = Judge(tmp_path, "float32", method="published").perplexities([LONG, "You"], [" and", " here"])
+    published = ReferenceModel(tmp_path, "float32", method="published").perplexities([LONG, "You"], [" and", " here"])
     assert math.isnan(published[0]) and published[1] > 0
 
 

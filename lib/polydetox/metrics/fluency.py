@@ -1,14 +1,15 @@
-"""Conditional perplexity of continuations under a judge model (Li et al. 2024, section 3.2).
+"""Conditional perplexity of continuations under a reference model (Li et al. 2024, section 3.2).
 
-The judge of the paper is mT5-XL; any causal or encoder-decoder checkpoint works. Continuations are judged in batches of
-like length; what belongs to a prompt is computed once and shared by its continuations.
+The paper's is mT5-XL; any causal or encoder-decoder checkpoint works. Continuations are read in batches of like length;
+what belongs to a prompt is computed once for all its continuations.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,8 +25,8 @@ from polydetox.models.tokenizers import affixes
 
 Item = TypeVar("Item")
 
-# Logits that are turned into probabilities at once: a piece stays in a CPU's cache.
-_PIECE = 1 << 19
+# Logits that are turned into probabilities at once: a chunk stays in a CPU's cache.
+_CHUNK = 1 << 19
 
 
 def token_nll(
@@ -34,16 +35,24 @@ def token_nll(
     """Each row's summed negative log-likelihood (nats) and its number of targets; -100 marks padding."""
     flat = logits.flatten(0, 1)  # (rows * tokens, vocabulary)
     chosen = targets.clamp(min=0).flatten().unsqueeze(-1)
-    size = max(1, _PIECE // flat.shape[-1])
-    pieces = zip(flat.split(size), chosen.split(size), strict=True)
+    size = max(1, _CHUNK // flat.shape[-1])
+    chunks = zip(flat.split(size), chosen.split(size), strict=True)
     nll = torch.cat([
-        piece.float().logsumexp(dim=-1) - piece.gather(-1, target).squeeze(-1).float() for piece, target in pieces
+        chunk.float().logsumexp(dim=-1) - chunk.gather(-1, target).squeeze(-1).float() for chunk, target in chunks
     ])  # fmt: skip
     counted = targets != -100
     return (nll.view_as(targets) * counted).sum(dim=-1), counted.sum(dim=-1)
 
 
-class Judge:
+class _Text(NamedTuple):
+    """A text for a causal model: which of its tokens others begin with too, and from which one on they count."""
+
+    tokens: list[int]
+    head: int  # 0: it is read whole, by itself
+    start: int
+
+
+class ReferenceModel:
     """A checkpoint that tells how likely a continuation is after its prompt.
 
     Args:
@@ -52,30 +61,27 @@ class Judge:
         batch_size: continuations a forward pass.
         method: ``conditional``, the likelihood of the continuation's tokens after its prompt, which an encoder reads
             where there is one; or ``published``, what the code of Li et al. computes: the likelihood of the whole text
-            less that of the prompt. With a causal judge the two are the same wherever the prompt's tokens begin the
-            whole text's. With an encoder-decoder judge they are not: the published code lets the encoder read the whole
+            less that of the prompt. With a causal model the two are the same wherever the prompt's tokens begin the
+            whole text's. With an encoder-decoder they are not: the published code lets the encoder read the whole
             text, continuation included, and takes of T tokens the mean loss times T - 1.
     """
 
     def __init__(self, weights: Path, dtype: str, batch_size: int = 64, method: str = "conditional"):
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
         self.batch_size = batch_size
         configuration = AutoConfig.from_pretrained(weights)
-        self._limit = context_length(configuration)
-        if configuration.is_encoder_decoder:
-            from transformers import AutoModelForSeq2SeqLM
-
-            self.tokenizer = load_tokenizer(weights, closing=True)
-            self.model: Any = AutoModelForSeq2SeqLM.from_pretrained(weights, dtype=inference_dtype(dtype))
-            self.model = self.model.to(device()).eval()
-            self._log_perplexities = self._whole_texts if method == "published" else self._after_encoder
-        else:
-            self.tokenizer = load_tokenizer(weights)
-            self.model = load_causal_lm(weights, inference_dtype(dtype))
-            self._log_perplexities = partial(self._causal, less_prompt=method == "published")
+        self._limit, self._published = context_length(configuration), method == "published"
+        self._progress = tqdm(disable=True)
+        self.tokenizer = load_tokenizer(weights, closing=configuration.is_encoder_decoder)
         self._opening, _ = affixes(self.tokenizer)
-        if not configuration.is_encoder_decoder:
+        if configuration.is_encoder_decoder:
+            model = AutoModelForSeq2SeqLM.from_pretrained(weights, dtype=inference_dtype(dtype))
+            self.model: Any = model.to(device()).eval()
+            self._log_perplexities = self._whole_texts if self._published else self._after_encoder
+        else:
+            self.model = load_causal_lm(weights, inference_dtype(dtype))
+            self._log_perplexities = self._causal
             self.way = self._exact_way()
 
     def perplexities(self, prompts: Sequence[str], continuations: Sequence[str]) -> Float[np.ndarray, " n"]:
@@ -87,186 +93,155 @@ class Judge:
         result = np.full(len(prompts), np.nan)
         rows = [position for position, text in enumerate(continuations) if text.strip()]
         if rows:
-            with torch.inference_mode(), tqdm(total=len(rows), desc="perplexity", unit="continuation") as progress:
-                found = self._log_perplexities(
-                    [prompts[row] for row in rows], [continuations[row] for row in rows], progress.update
-                )
-            with np.errstate(over="ignore"):
+            bar = tqdm(total=len(rows), desc="perplexity", unit="text")
+            with torch.inference_mode(), np.errstate(over="ignore"), bar as self._progress:
+                found = self._log_perplexities([prompts[row] for row in rows], [continuations[row] for row in rows])
                 result[rows] = np.exp(found)
         return result
 
-    # --- causal judges ------------------------------------------------------------------------------------------
+    # --- causal models ------------------------------------------------------------------------------------------
 
     def _exact_way(self) -> str:
         """How texts are read: what a prompt's have in common once, where that is exact for this model, else each whole.
 
         It is tried on a few texts, in batches with padding.
         """
-        prompts = ["The weather in the mountains", "One", "One", "One or two of them"]
-        continuations = [" is good again", " a", " of the others is", " say so"]
+        texts = self._texts(
+            ["The weather in the mountains", "One", "One", "One or two of them"],
+            [" is good again", " a", " of the others is", " say so"],
+            published=False,
+        )[0]
 
-        def trial(judged: Callable[..., np.ndarray]) -> float:
+        def means(read: Callable[..., Any], chosen: list[_Text]) -> Float[np.ndarray, " texts"]:
             with torch.inference_mode():
-                return float(np.abs(judged(prompts, continuations, less_prompt=False) - alone).max())
+                return read(chosen) / [len(text.tokens) - text.start for text in chosen]
 
-        with torch.inference_mode():
-            alone = np.concatenate([self._each_whole([prompt], [text], less_prompt=False)
-                                    for prompt, text in zip(prompts, continuations, strict=True)])  # fmt: skip
+        alone = np.concatenate([means(self._each_whole, [text]) for text in texts])
         ways = {
-            "in padded batches": partial(trial, self._after_prefix),
-            "text by text": partial(trial, self._each_whole),
+            "in padded batches": lambda: float(np.abs(means(self._after_heads, texts) - alone).max()),
+            "text by text": lambda: float(np.abs(means(self._each_whole, texts) - alone).max()),
         }
-        return first_exact(self.model, "perplexity", ways, self.tokenizer(prompts[0] + continuations[0])["input_ids"])
+        return first_exact(self.model, "perplexity", ways, texts[0].tokens)
 
-    def _causal(
-        self, prompts: list[str], continuations: list[str], done: Callable[[int], Any], *, less_prompt: bool
-    ) -> Float[np.ndarray, " n"]:
-        """Mean negative log-likelihoods with a causal judge; a text of more tokens than its positions is read alone."""
-        judged = self._after_prefix if self.way == "in padded batches" else self._each_whole
-        long = np.zeros(len(prompts), dtype=bool)
-        if self._limit is not None:
-            whole = self.tokenizer([prompt + text for prompt, text in zip(prompts, continuations, strict=True)])
-            long = np.array([len(ids) > self._limit for ids in whole["input_ids"]])
-        result = np.full(len(prompts), np.nan)
-        for chosen, judge in ((~long, judged), (long, self._each_whole)):
+    def _causal(self, prompts: list[str], continuations: list[str]) -> Float[np.ndarray, " n"]:
+        """Mean negative log-likelihoods with a causal model; a text of more tokens than its positions is read alone."""
+        texts, of_whole, of_prompt = self._texts(prompts, continuations, published=self._published)
+        self._progress.reset(total=len(texts))
+        nll, count = np.zeros(len(texts)), np.array([len(text.tokens) - text.start for text in texts])
+        shared = np.array([text.head > 0 and self.way == "in padded batches" for text in texts])
+        for chosen, read in ((shared, self._after_heads), (~shared, self._each_whole)):
             if chosen.any():
-                rows = np.flatnonzero(chosen)
-                result[rows] = judge([prompts[row] for row in rows], [continuations[row] for row in rows],
-                                     done, less_prompt=less_prompt)  # fmt: skip
-        return result
+                nll[chosen] = read([texts[number] for number in np.flatnonzero(chosen)])
+        nll, count = (np.append(each, 0)[of_whole] - np.append(each, 0)[of_prompt] for each in (nll, count))
+        return np.divide(nll, count, out=np.full(len(prompts), np.nan), where=count > 0)
 
-    def _each_whole(
-        self, prompts: list[str], continuations: list[str], done: Callable[[int], Any] = int, *, less_prompt: bool
-    ) -> Float[np.ndarray, " n"]:
-        """Mean negative log-likelihoods from whole texts, those of one length together, so that nothing is padded.
+    def _texts(
+        self, prompts: list[str], continuations: list[str], *, published: bool
+    ) -> tuple[list[_Text], list[int], list[int]]:
+        """The texts to read, which of them each continuation's is, and which its prompt's (-1: none).
 
-        Of a text of more tokens than the judge has positions the last ones are read; NaN where these hold no token of
-        the prompt. A published one is then the conditional one, the same wherever the prompt's tokens begin the text's.
+        Of a text of more tokens than the model has positions the last ones are read, and none count where these hold
+        no token of the prompt. A published perplexity is then the conditional one.
         """
-        tasks: list[tuple[list[int], int]] = []  # token ids, and from which on they count
-        shares: list[tuple[int, int | None]] = []  # of each continuation its text among them, and its prompt
-        for prompt, text in zip(prompts, continuations, strict=True):
-            prefix, ids = (self.tokenizer(part)["input_ids"] for part in (prompt, prompt + text))
-            read = last_tokens(ids, self._limit, self._opening)
-            if less_prompt and len(read) == len(ids):
-                shares.append((len(tasks), len(tasks) + 1))
-                tasks += [(ids, 1), (prefix, 1)]
-            else:
-                start = max(1, common_prefix(prefix, ids)) - (len(ids) - len(read))
-                shares.append((len(tasks), None))
-                tasks.append((read, start if start > 0 else len(read)))
-        nll, count = np.zeros(len(tasks)), np.array([len(ids) - start for ids, start in tasks])
-        for length in sorted({len(ids) for ids, _ in tasks}, reverse=True):
-            same = [number for number, (ids, _) in enumerate(tasks) if len(ids) == length > 1]
-            for begun in range(0, len(same), self.batch_size):
-                chunk = same[begun : begun + self.batch_size]
-                ids = torch.tensor([tasks[number][0] for number in chunk], device=self.model.device)  # (rows, length)
-                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-                targets = ids[:, 1:].clone()
-                for row, number in enumerate(chunk):
-                    targets[row, : tasks[number][1] - 1] = -100
-                nll[chunk] = token_nll(logits[:, :-1], targets)[0].cpu().numpy()
-        result = np.full(len(prompts), np.nan)
-        for position, (whole, opening) in enumerate(shares):
-            counted = count[whole] - (0 if opening is None else count[opening])
-            if counted > 0:
-                result[position] = (nll[whole] - (0.0 if opening is None else nll[opening])) / counted
-        done(len(prompts))
-        return result
-
-    def _after_prefix(
-        self, prompts: list[str], continuations: list[str], done: Callable[[int], Any] = int, *, less_prompt: bool
-    ) -> Float[np.ndarray, " n"]:
-        """Mean negative log-likelihoods with a causal judge; what the texts of a prompt share is read once."""
-        texts = [prompt + text for prompt, text in zip(prompts, continuations, strict=True)]
-        whole: list[list[int]] = self.tokenizer(texts)["input_ids"]
+        whole = self.tokenizer([prompt + text for prompt, text in zip(prompts, continuations, strict=True)])[
+            "input_ids"
+        ]
         owners = list(dict.fromkeys(prompts))
         prefixes = dict(zip(owners, self.tokenizer(owners)["input_ids"], strict=True))
-        groups: dict[str, list[int]] = {}
-        for position, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(position)
-        # What is read once, by its length: the beginning that all texts of a prompt share, and what follows it.
-        heads: dict[int, list[tuple[list[int], list[_Tail]]]] = {}
+        # Tokens may merge across the boundary: what a text has in common with its prompt counts as the prompt, at
+        # least one token.
+        starts = [max(1, common_prefix(prefixes[prompt], ids)) for prompt, ids in zip(prompts, whole, strict=True)]
+        texts: list[_Text] = []
+        of_whole, of_prompt, groups = [-1] * len(prompts), [-1] * len(prompts), defaultdict(list)
+        for position, (prompt, ids) in enumerate(zip(prompts, whole, strict=True)):
+            read = last_tokens(ids, self._limit, self._opening)
+            if len(read) == len(ids):
+                groups[prompt].append(position)
+            else:
+                start = starts[position] - (len(ids) - len(read))
+                of_whole[position] = len(texts)
+                texts.append(_Text(read, 0, start if start > 0 else len(read)))
         for prompt, positions in groups.items():
-            prefix = prefixes[prompt]
-            # Tokens may merge across the boundary: what a text shares with its prompt counts as the prompt, at least
-            # one token.
-            starts = {position: max(1, common_prefix(prefix, whole[position])) for position in positions}
-            shared = min(starts.values())
+            shared = min(starts[position] for position in positions)
             together = len({tuple(whole[position][:shared]) for position in positions}) == 1
             # A tokenizer without a beginning-of-sequence token may not even have the first token in common.
             for part in [positions] if together else [[position] for position in positions]:
-                begun = min(starts[position] for position in part)
-                tails = [_Tail(position, whole[position][begun:], 0 if less_prompt else starts[position] - begun)
-                         for position in part]  # fmt: skip
-                if less_prompt and len(prefix) > begun:
-                    tails.append(_Tail(None, prefix[begun:], 0))
-                heads.setdefault(begun, []).append((whole[part[0]][:begun], tails))
-        result = np.full(len(prompts), np.nan)
-        for length, found in heads.items():
-            for start in range(0, len(found), self.batch_size):
-                self._score_tails(length, found[start : start + self.batch_size], result, done, less_prompt)
-        return result
+                head = min(starts[position] for position in part)
+                for position in part:
+                    of_whole[position] = len(texts)
+                    texts.append(_Text(whole[position], head, head if published else starts[position]))
+                if published:
+                    for position in part:
+                        of_prompt[position] = len(texts)
+                    # A prompt that its texts do not begin with is no head of theirs, and is read by itself.
+                    same = prefixes[prompt][:head] == whole[part[0]][:head]
+                    texts.append(_Text(prefixes[prompt], head if same else 0, head))
+        return texts, of_whole, of_prompt
 
-    def _score_tails(
-        self, length: int, heads: list[tuple[list[int], list[_Tail]]], result: np.ndarray, done: Callable[[int], Any],
-        less_prompt: bool,
-    ) -> None:  # fmt: skip
-        """Score what follows heads of one length, so that no head is padded."""
-        ids = torch.tensor([head for head, _ in heads], device=self.model.device)  # (heads, length)
-        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        if not keeps_keys_and_values(output.past_key_values):
-            raise TypeError("the cache is not one of keys and values")
-        tails = [(number, tail) for number, (_, tails) in enumerate(heads) for tail in tails]
-        prompt_nll = np.zeros(len(heads))
-        prompt_tokens = np.full(len(heads), length)
-        found: dict[int, tuple[int, float, int]] = {}
-        for batch in by_length(tails, self.batch_size, lambda item: len(item[1].tokens)):
-            owners = torch.tensor([number for number, _ in batch], device=self.model.device)
-            targets = padded([tail.tokens for _, tail in batch], -100).to(self.model.device)  # (rows, width)
-            counted = targets.clone()
-            for row, (_, tail) in enumerate(batch):
-                counted[row, : tail.start] = -100
-            nll, count = self._after(output.logits[:, -1:], output.past_key_values, owners, targets, counted, length)
-            for (number, tail), value, tokens in zip(batch, nll.tolist(), count.tolist(), strict=True):
-                if tail.position is None:
-                    prompt_nll[number], prompt_tokens[number] = value, length + tokens
-                else:
-                    found[tail.position] = (number, value, tokens)
-        for position, (number, value, tokens) in found.items():
-            if less_prompt:
-                value, tokens = value - prompt_nll[number], length + tokens - prompt_tokens[number]
-            result[position] = value / tokens if tokens > 0 else np.nan
-        done(len(found))
+    def _each_whole(self, texts: list[_Text]) -> Float[np.ndarray, " texts"]:
+        """Negative log-likelihoods of whole texts, those of one length together, so that nothing is padded."""
+        nll, by_size = np.zeros(len(texts)), defaultdict(list)
+        for number, text in enumerate(texts):
+            by_size[len(text.tokens)].append(number)
+        for length in sorted(by_size.keys() - {1}, reverse=True):
+            for batch in by_length(by_size[length], self.batch_size, lambda _: 0):
+                ids = torch.tensor([texts[number].tokens for number in batch], device=self.model.device)
+                logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+                counted = self._counted(ids, [texts[number].start for number in batch])  # (rows, length)
+                nll[batch] = token_nll(logits[:, :-1], counted[:, 1:])[0].cpu().numpy()
+                self._progress.update(len(batch))
+        return nll
+
+    def _after_heads(self, texts: list[_Text]) -> Float[np.ndarray, " texts"]:
+        """Negative log-likelihoods of texts whose heads are read once; heads of one length together, not padded."""
+        nll = np.zeros(len(texts))
+        owned: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+        for number, text in enumerate(texts):
+            if len(text.tokens) > text.head:
+                owned[text.head][tuple(text.tokens[: text.head])].append(number)
+        for length, numbers in owned.items():
+            for heads in by_length(list(numbers), self.batch_size, len):
+                ids = torch.tensor(heads, device=self.model.device)  # (heads, length)
+                output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+                if not keeps_keys_and_values(output.past_key_values):
+                    raise TypeError("the cache is not one of keys and values")
+                tails = [(owner, number) for owner, head in enumerate(heads) for number in numbers[head]]
+                for batch in by_length(tails, self.batch_size, lambda tail: len(texts[tail[1]].tokens)):
+                    chosen = [texts[number] for _, number in batch]
+                    targets = padded([text.tokens[length:] for text in chosen], -100).to(ids.device)  # (rows, width)
+                    counted = self._counted(targets, [text.start - length for text in chosen])
+                    mask = torch.ones(len(batch), length + targets.shape[1] - 1, dtype=torch.long, device=ids.device)
+                    owners = torch.tensor([owner for owner, _ in batch], device=ids.device)
+                    found, _ = self._after(output, owners, targets, counted, "input_ids", attention_mask=mask)
+                    nll[[number for _, number in batch]] = found.cpu().numpy()
+                    self._progress.update(len(batch))
+        return nll
+
+    @staticmethod
+    def _counted(targets: Int[torch.Tensor, "rows width"], starts: Sequence[int]) -> Int[torch.Tensor, "rows width"]:
+        """Targets of which those before each row's start do not count."""
+        places = torch.arange(targets.shape[1], device=targets.device)
+        return targets.masked_fill(places < torch.tensor(starts, device=targets.device).unsqueeze(1), -100)
 
     def _after(
-        self, first: torch.Tensor, cache: Any, owners: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor,
-        length: int, **inputs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Negative log-likelihood and number of the counted tokens of rows that continue cached beginnings.
+        self, output: Any, owners: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor, name: str, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood and number of the counted tokens of rows that continue beginnings.
 
-        ``first`` (beginnings, 1, vocabulary) predicts each row's first token, ``owners`` (rows,) says which beginning a
-        row continues.
+        ``output`` is of the beginnings, with their cache; its last logits predict each row's first token. ``owners``
+        (rows,) says which one a row continues, ``name`` which of the model's inputs its tokens are.
         """
-        nll, count = token_nll(first[owners], counted[:, :1])
+        nll, count = token_nll(output.logits[owners, -1:], counted[:, :1])
         if targets.shape[1] == 1:
             return nll, count
-        tokens = targets[:, :-1].clamp(min=0)
         # Padding is on the right, where no counted position looks at it, so a mask of ones is right for each row.
-        if inputs:
-            inputs = {"decoder_input_ids": tokens, **inputs}
-        else:
-            mask = torch.ones(len(owners), length + tokens.shape[1], dtype=torch.long, device=tokens.device)
-            inputs = {"input_ids": tokens, "attention_mask": mask}
-        logits = self.model(**inputs, past_key_values=rows_of(cache, owners), use_cache=False).logits
-        nll_rest, count_rest = token_nll(logits, counted[:, 1:])
-        return nll + nll_rest, count + count_rest
+        inputs |= {name: targets[:, :-1].clamp(min=0), "past_key_values": rows_of(output.past_key_values, owners)}
+        rest, of_rest = token_nll(self.model(**inputs, use_cache=False).logits, counted[:, 1:])
+        return nll + rest, count + of_rest
 
-    # --- encoder-decoder judges ---------------------------------------------------------------------------------
+    # --- encoder-decoders ---------------------------------------------------------------------------------------
 
-    def _after_encoder(
-        self, prompts: list[str], continuations: list[str], done: Callable[[int], Any]
-    ) -> Float[np.ndarray, " n"]:
+    def _after_encoder(self, prompts: list[str], continuations: list[str]) -> Float[np.ndarray, " n"]:
         """Mean negative log-likelihoods of what the decoder says after the encoder has read the prompt.
 
         Each prompt is encoded once, and its keys and values for the decoder's cross-attention are made once.
@@ -274,69 +249,57 @@ class Judge:
         from transformers.modeling_outputs import BaseModelOutput
 
         targets = self.tokenizer([text.strip() for text in continuations])["input_ids"]
-        owners = list(dict.fromkeys(prompts))
-        groups: dict[str, list[int]] = {prompt: [] for prompt in owners}
+        owned = defaultdict(list)
         for position, prompt in enumerate(prompts):
             if self._fits(targets[position]):
-                groups[prompt].append(position)
-        owners = [prompt for prompt in owners if groups[prompt]]
+                owned[prompt].append(position)
         result = np.full(len(prompts), np.nan)
-        if not owners:
-            return result
-        read = (last_tokens(ids, self._limit, self._opening) for ids in self.tokenizer(owners)["input_ids"])
-        encoded = dict(zip(owners, read, strict=True))
+        owners = list(owned)
+        read = self.tokenizer(owners)["input_ids"] if owners else []
+        encoded = {
+            prompt: last_tokens(ids, self._limit, self._opening) for prompt, ids in zip(owners, read, strict=True)
+        }
         for bundle in by_length(owners, self.batch_size, lambda prompt: len(encoded[prompt])):
-            ids = padded([encoded[prompt] for prompt in bundle], 0).to(self.model.device)
-            mask = (padded([encoded[prompt] for prompt in bundle], -1) != -1).long().to(self.model.device)
-            states = self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+            ids = padded([encoded[prompt] for prompt in bundle], -1).to(self.model.device)
+            mask = (ids != -1).long()
+            states = self.model.get_encoder()(input_ids=ids.clamp(min=0), attention_mask=mask).last_hidden_state
             begin = torch.full((len(bundle), 1), self.model.config.decoder_start_token_id, device=ids.device)
             output = self.model(encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask,
                                 decoder_input_ids=begin, use_cache=True)  # fmt: skip
-            rows = [(number, position) for number, prompt in enumerate(bundle) for position in groups[prompt]]
+            rows = [(number, position) for number, prompt in enumerate(bundle) for position in owned[prompt]]
             for batch in by_length(rows, self.batch_size, lambda row: len(targets[row[1]])):
                 owner = torch.tensor([number for number, _ in batch], device=ids.device)
                 wanted = padded([targets[position] for _, position in batch], -100).to(ids.device)
                 nll, count = self._after(
-                    output.logits, output.past_key_values, owner, wanted, wanted, 1,
+                    output, owner, wanted, wanted, "decoder_input_ids",
                     encoder_outputs=BaseModelOutput(last_hidden_state=states[owner]), attention_mask=mask[owner],
                 )  # fmt: skip
                 result[[position for _, position in batch]] = (nll / count).cpu().numpy()
-            done(len(rows))
+                self._progress.update(len(batch))
         return result
 
     def _fits(self, ids: Sequence[int]) -> bool:
         """Whether an encoder-decoder has positions for a text; mT5's are relative, and have no limit."""
         return self._limit is None or len(ids) <= self._limit
 
-    def _whole_texts(
-        self, prompts: list[str], continuations: list[str], done: Callable[[int], Any]
-    ) -> Float[np.ndarray, " n"]:
+    def _whole_texts(self, prompts: list[str], continuations: list[str]) -> Float[np.ndarray, " n"]:
         """Log-perplexities as published: encoder and decoder both have the whole text, and the prompt, once each."""
         texts = [prompt + text for prompt, text in zip(prompts, continuations, strict=True)]
         distinct = list(dict.fromkeys([*texts, *prompts]))
         tokens = dict(zip(distinct, self.tokenizer(distinct)["input_ids"], strict=True))
         distinct = [text for text in distinct if self._fits(tokens[text])]
-        asked, losses = set(texts), dict[str, float]()
+        losses = dict.fromkeys(tokens, np.nan)
+        self._progress.reset(total=len(distinct))
         for batch in by_length(distinct, self.batch_size, lambda text: len(tokens[text])):
             targets = padded([tokens[text] for text in batch], -100).to(self.model.device)  # (rows, width)
             mask = (targets != -100).long()
             logits = self.model(input_ids=targets.clamp(min=0), attention_mask=mask, labels=targets).logits
             nll, count = token_nll(logits, targets)
             losses |= dict(zip(batch, (nll / count * (count - 1)).tolist(), strict=True))
-            done(len(set(batch) & asked))
-        result = np.full(len(texts), np.nan)
-        for position, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-            added = len(tokens[text]) - len(tokens[prompt]) if text in losses and prompt in losses else 0
-            result[position] = (losses[text] - losses[prompt]) / added if added > 0 else np.nan
-        return result
-
-
-class _Tail(NamedTuple):
-    """What follows a head: which result it belongs to (None: the prompt itself), and from which token on it counts."""
-
-    position: int | None
-    tokens: list[int]
-    start: int
+            self._progress.update(len(batch))
+        added = np.array([len(tokens[text]) - len(tokens[prompt]) for text, prompt in zip(texts, prompts, strict=True)])
+        loss = np.array([losses[text] - losses[prompt] for text, prompt in zip(texts, prompts, strict=True)])
+        return np.divide(loss, added, out=np.full(len(texts), np.nan), where=added > 0)
 
 
 def by_length(items: Sequence[Item], size: int, length: Callable[[Item], int]) -> Iterator[list[Item]]:
@@ -347,30 +310,17 @@ def by_length(items: Sequence[Item], size: int, length: Callable[[Item], int]) -
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Int[torch.Tensor, "rows width"]:
     """Rows of token ids as one tensor, padded on the right."""
-    table = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for number, row in enumerate(rows):
-        table[number, : len(row)] = row
-    return torch.from_numpy(table)
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
 def rows_of(cache: Any, owners: Int[torch.Tensor, " rows"]) -> Any:
     """A cache whose row i is row ``owners[i]`` of ``cache``, which is left as it is."""
-    chosen = copy.copy(cache)
-    if hasattr(cache, "cross_attention_cache"):
-        chosen.self_attention_cache = rows_of(cache.self_attention_cache, owners)
-        chosen.cross_attention_cache = rows_of(cache.cross_attention_cache, owners)
-        chosen.is_updated = dict(cache.is_updated)
-        return chosen
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(owners)  # gives each copied layer new tensors
+    chosen = copy.deepcopy(cache)
+    chosen.batch_select_indices(owners)
     return chosen
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """The length of the longest common beginning of two sequences."""
-    length = 0
-    for left, right in zip(first, second, strict=False):
-        if left != right:
-            break
-        length += 1
-    return length
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
