@@ -10,11 +10,24 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from polydetox.results.collect import METRICS, Results
-from polydetox.results.figures import INK, MUTED, SIDES, WIDTH, legend, panels, points, use_theme, x_label
+from polydetox.results.figures import (
+    INK,
+    MUTED,
+    ROW,
+    SIDES,
+    WIDTH,
+    language_axis,
+    legend,
+    panels,
+    points,
+    use_theme,
+    x_label,
+)
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_MEASURED, NOT_RUN
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -47,15 +60,12 @@ def plot_perplexity_quartiles(results: Results) -> Figure:
     """The quartiles of the continuations' perplexity in each language, before and after, on a logarithmic axis."""
     figure, axes = panels(results)
     for axis, comparison in zip(axes, results.comparisons, strict=True):
-        for offset, (side, variant) in zip(
-            (-0.17, 0.17), (("before", "base"), ("after", comparison.variant)), strict=True
-        ):
+        variants = {"before": "base", "after": comparison.variant}
+        for offset, (side, variant) in zip((-0.17, 0.17), variants.items(), strict=True):
             mine = (results.metrics["model"] == comparison.model) & (results.metrics["variant"] == variant)
             wide = results.metrics[mine].pivot(index="language", columns="metric", values="value")
-            quartiles = wide.reindex(
-                results.profile.languages, columns=["perplexity", "perplexity_q1", "perplexity_q3"]
-            )
-            panel = quartiles.set_axis([side, f"{side}_low", f"{side}_high"], axis="columns")
+            panel = wide.reindex(results.profile.languages, columns=["perplexity", "perplexity_q1", "perplexity_q3"])
+            panel = panel.set_axis([side, f"{side}_low", f"{side}_high"], axis="columns")
             why = _why_missing(_rows(results, comparison, "perplexity"), side)
             points(axis, panel, side, offset, *SIDES[side], missing=why)
         axis.set_xscale("log")
@@ -82,27 +92,65 @@ def _why_missing(panel: pd.DataFrame, *sides: str) -> list[str]:
 def plot_toxicity_distribution(scores: pd.DataFrame, threshold: float) -> Figure:
     """Histograms of toxicity: of all continuations, and of the most toxic one of each prompt.
 
-    ``scores`` has the columns ``prompt_id`` and ``toxicity``; missing scores are left out.
+    ``scores`` has the columns ``prompt_id`` and ``toxicity``; missing scores are skipped.
     """
     use_theme()
     highest = scores.groupby("prompt_id")["toxicity"].max()
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
-    bins = np.linspace(0.0, 1.0, 26)
-    for axis, values, title, counted in zip(
-        axes,
-        (scores["toxicity"], highest),
-        ("All continuations", "The most toxic of each prompt"),
-        ("continuations", "prompts"),
-        strict=True,
-    ):
-        axis.hist(values.dropna(), bins, color=INK, alpha=0.75, edgecolor="white")
+    shown = [(scores["toxicity"], "All continuations", "continuations"),
+             (highest, "The most toxic of each prompt", "prompts")]  # fmt: skip
+    for axis, (values, title, counted) in zip(axes, shown, strict=True):
+        axis.hist(values.dropna(), np.linspace(0.0, 1.0, 26), color=INK, alpha=0.75, edgecolor="white")
         axis.axvline(threshold, color=MUTED, linewidth=1.0, linestyle="--")
         axis.annotate(f"toxic from {threshold:g}", (threshold, 1.0), xycoords=("data", "axes fraction"),
                       xytext=(3, -2), textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
-        axis.set_xlim(0.0, 1.0)
-        axis.set_xlabel("toxicity (0 to 1)")
-        axis.set_ylabel(counted)
-        axis.set_title(title)
+        axis.set(xlim=(0.0, 1.0), xlabel="toxicity (0 to 1)", ylabel=counted, title=title)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(True, axis="y")
     return figure
+
+
+def plot_drop_by_scorer(results: Results, drops: pd.DataFrame) -> Figure:
+    """The drop of ToxProb in each language under every scorer, at matched thresholds; a panel a comparison."""
+    figure, axes = panels(results)
+    for axis, comparison in zip(axes, results.comparisons, strict=True):
+        rows = drops[drops["comparison"] == comparison.name]
+        shown = {name: mine.set_index("language").reindex(results.profile.languages)[["drop", "drop_low", "drop_high"]]
+                 for name, mine in rows.groupby("scorer", sort=False)}  # fmt: skip
+        _side_by_side(axis, shown)
+        axis.axvline(0.0, color=MUTED, linewidth=1.0, linestyle="--")
+    x_label(figure, "drop of ToxProb at matched thresholds (before minus after)")
+    legend(figure, axes[0])
+    return figure
+
+
+def plot_agreement(agreed: pd.DataFrame) -> Figure:
+    """Rank correlation, area under the curve and kappa on the base model's continuations by language, with intervals.
+
+    ``agreed`` has the columns of ``scoring.several.PAIR_COLUMNS``; a colour a pair of scorers.
+    """
+    use_theme()
+    base = agreed[agreed["variant"] == "base"]
+    languages = list(dict.fromkeys(base["language"]))
+    measures = {"spearman": "Spearman", "auc_of_second": "AUC of the second", "kappa": "kappa"}
+    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 1.1 + ROW * max(len(languages), 3)), sharey=True)
+    for axis, (measure, said) in zip(axes, measures.items(), strict=True):
+        language_axis(axis, languages)
+        columns = [measure, f"{measure}_low", f"{measure}_high"]
+        _side_by_side(axis, {" and ".join(pair): rows.set_index("language").reindex(languages)[columns]
+                             for pair, rows in base.groupby(["first", "second"], sort=False)})  # fmt: skip
+        axis.set_xlabel(said)
+    legend(figure, axes[0])
+    return figure
+
+
+def _side_by_side(axis: Axes, shown: dict[str, pd.DataFrame]) -> None:
+    """A point and interval for each language of each table (value, low, high), in a colour and a shape of its own."""
+    import seaborn as sns
+
+    colours = [INK, *sns.color_palette("colorblind")]
+    for position, (name, panel) in enumerate(shown.items()):
+        panel = panel.set_axis([name, f"{name}_low", f"{name}_high"], axis="columns")
+        offset = (position - (len(shown) - 1) / 2) * 0.6 / max(len(shown), 2)
+        colour = colours[position % len(colours)]
+        points(axis, panel, name, offset, colour, "oDs^vP"[position % 6], colour, missing="")

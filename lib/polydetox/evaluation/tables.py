@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -13,20 +13,12 @@ from polydetox.results.published import PAPER, paper_model, paper_models
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
-if TYPE_CHECKING:
-    pass
-
 MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "token_distinct_2", "language_share"]
-
-
 FLUENCY_METRICS = [
-    "perplexity",
-    "token_distinct_1",
-    "token_distinct_2",
-    "token_distinct_3",
-    "distinct_2",
-    "language_share",
-]
+    "perplexity", "token_distinct_1", "token_distinct_2", "token_distinct_3", "distinct_2", "language_share",
+]  # fmt: skip
+TOXICITY = ["emt", "toxprob"]
+SIDES = ("before", "after", "drop")
 
 
 def main_table(results: Results, metrics: list[str] = MAIN_METRICS) -> PaperTable:
@@ -35,33 +27,15 @@ def main_table(results: Results, metrics: list[str] = MAIN_METRICS) -> PaperTabl
     groups = []
     for comparison in results.comparisons:
         rows = means[means["comparison"] == comparison.name].set_index("metric")
-        groups.append(Group(_heading(comparison, rows, results), _before_after(rows, metrics)))
-    ours = {
-        model["title"] for comparison in results.comparisons for model in [paper_model(comparison.reference)] if model
-    }
-    models = sorted(paper_models(), key=lambda model: model["title"] not in ours)  # those of this run first
+        covered, asked = int(rows["languages"].max()), len(results.profile.languages)
+        part = f"{covered} languages" if covered == asked else f"{covered} of {asked} languages"
+        groups.append(Group(f"This run: {comparison.title}, mean over {part}", [
+            [side, *(_compared(rows.loc[metric], side, METRICS[metric].digits) for metric in metrics)] for side in SIDES
+        ]))  # fmt: skip
+    of_run = [paper_model(comparison.reference) for comparison in results.comparisons]
+    models = sorted(paper_models(), key=lambda model: model not in of_run)  # those of this run first
     groups.append(Group(f"{PAPER}, Table 2: before → after", [_paper_line(model, metrics) for model in models]))
     return PaperTable(["", *(METRICS[metric].title for metric in metrics)], groups)
-
-
-def _heading(comparison: Comparison, rows: pd.DataFrame, results: Results) -> str:
-    covered, asked = int(rows["languages"].max()), len(results.profile.languages)
-    part = f"{covered} languages" if covered == asked else f"{covered} of {asked} languages"
-    return f"This run: {comparison.title}, mean over {part}"
-
-
-def _before_after(rows: pd.DataFrame, metrics: list[str]) -> list[list[Cell | str]]:
-    lines: list[list[Cell | str]] = []
-    for side in ("before", "after", "drop"):
-        lines.append([side, *(_compared(rows.loc[metric], side, METRICS[metric].digits) for metric in metrics)])
-    return lines
-
-
-def _compared(row: pd.Series, side: str, digits: int, *, bounded: bool = True) -> Cell:
-    """Before, after or the drop, with its interval; what is missing was not run, or has nothing to be measured on."""
-    ran = all(row[f"{name}_run"] for name in (("before", "after") if side == "drop" else (side,)))
-    interval = (row[f"{side}_low"], row[f"{side}_high"]) if bounded else ()
-    return number(row[side], digits, *interval, missing=NOT_MEASURED if ran else NOT_RUN)
 
 
 def _paper_line(model: dict[str, Any], metrics: list[str]) -> list[Cell | str]:
@@ -73,130 +47,113 @@ def _paper_line(model: dict[str, Any], metrics: list[str]) -> list[Cell | str]:
     return [model["title"], *cells]
 
 
+def _compared(row: pd.Series, side: str, digits: int, *, bounded: bool = True) -> Cell:
+    """Before, after or the drop, with its interval; what is missing was not run, or has nothing to be measured on."""
+    ran = all(row[f"{name}_run"] for name in (("before", "after") if side == "drop" else (side,)))
+    interval = (row[f"{side}_low"], row[f"{side}_high"]) if bounded else ()
+    return number(row[side], digits, *interval, missing=NOT_MEASURED if ran else NOT_RUN)
+
+
 def transfer_table(results: Results) -> PaperTable:
     """English, the language of the pairs, beside the mean of all other languages."""
-    groups = []
-    for comparison in results.comparisons:
-        mine = results.means[results.means["comparison"] == comparison.name]
-        lines: list[list[Cell | str]] = []
-        for scope, said in (("english", "English"), ("others", "other languages")):
-            rows = mine[mine["scope"] == scope].set_index("metric")
-            lines.append([said, *_triples(rows, ["emt", "toxprob"])])
-        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
-    return _triple_table("", groups, ["emt", "toxprob"])
+    scopes = {"english": "English", "others": "other languages"}
+    rows = results.means.set_index(["comparison", "scope", "metric"])
+    return _table(results, "", scopes, _metrics_of(rows, TOXICITY, SIDES), _spans(TOXICITY, SIDES))
 
 
 def language_table(results: Results) -> PaperTable:
     """EMT and ToxProb before and after, and their drop, in every language."""
-    metrics = ["emt", "toxprob"]
-    return _triple_table("Language", _by_language(results, metrics), metrics)
-
-
-def _triple_table(first: str, groups: list[Group], metrics: list[str]) -> PaperTable:
-    """A table with before, after and drop under the name of each metric."""
-    spans = [("", 1), *((METRICS[metric].title, 3) for metric in metrics)]
-    return PaperTable([first, *["before", "after", "drop"] * len(metrics)], groups, spans)
-
-
-def _by_language(results: Results, metrics: list[str]) -> list[Group]:
-    """Before, after and drop of some metrics in every language, a group a comparison."""
-    groups = []
-    for comparison in results.comparisons:
-        mine = results.by_language[results.by_language["comparison"] == comparison.name]
-        lines: list[list[Cell | str]] = []
-        for language in results.profile.languages:
-            rows = mine[mine["language"] == language].set_index("metric")
-            lines.append([LANGUAGES[language], *_triples(rows, metrics)])
-        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
-    return groups
-
-
-def _triples(rows: pd.DataFrame, metrics: Iterable[str]) -> list[Cell]:
-    """Before, after and drop of each metric, the drop with its interval."""
-    cells = []
-    for metric in metrics:
-        cells += [_compared(rows.loc[metric], side, METRICS[metric].digits, bounded=side == "drop")
-                  for side in ("before", "after", "drop")]  # fmt: skip
-    return cells
+    return _metrics_by_language(results, TOXICITY, SIDES)
 
 
 def fluency_by_language_table(results: Results) -> PaperTable:
     """Perplexity, distinct word pairs and language before and after, in every language."""
-    metrics = ["perplexity", "distinct_2", "language_share"]
-    groups = []
-    for comparison in results.comparisons:
-        mine = results.by_language[results.by_language["comparison"] == comparison.name]
-        lines: list[list[Cell | str]] = []
-        for language in results.profile.languages:
-            rows = mine[mine["language"] == language].set_index("metric")
-            sides = ((metric, side) for metric in metrics for side in ("before", "after"))
-            cells = [_compared(rows.loc[metric], side, METRICS[metric].digits, bounded=False) for metric, side in sides]
-            lines.append([LANGUAGES[language], *cells])
-        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
-    spans = [("", 1), *((METRICS[metric].title, 2) for metric in metrics)]
-    return PaperTable(["Language", *["before", "after"] * len(metrics)], groups, spans)
+    return _metrics_by_language(results, ["perplexity", "distinct_2", "language_share"], SIDES[:2])
+
+
+def _metrics_by_language(results: Results, metrics: Sequence[str], sides: Sequence[str]) -> PaperTable:
+    rows = results.by_language.set_index(["comparison", "language", "metric"])
+    cells = _metrics_of(rows, metrics, sides)
+    return _table(results, "Language", _languages(results), cells, _spans(metrics, sides))
+
+
+def _languages(results: Results) -> dict[str, str]:
+    return {language: LANGUAGES[language] for language in results.profile.languages}
+
+
+def _metrics_of(
+    rows: pd.DataFrame, metrics: Sequence[str], sides: Sequence[str]
+) -> Callable[[Comparison, str], list[Cell]]:
+    """The sides of each metric, the drop with its interval."""
+
+    def cells(comparison: Comparison, line: str) -> list[Cell]:
+        return [_compared(rows.loc[(comparison.name, line, metric)], side, METRICS[metric].digits,
+                          bounded=side == "drop") for metric in metrics for side in sides]  # fmt: skip
+
+    return cells
+
+
+def _spans(metrics: Sequence[str], sides: Sequence[str]) -> dict[str, Sequence[str]]:
+    return {METRICS[metric].title: sides for metric in metrics}
+
+
+def _table(
+    results: Results, first: str, lines: dict[str, str], cells: Callable[[Comparison, str], Sequence[Cell]],
+    spans: Mapping[str, Sequence[str]],
+) -> PaperTable:  # fmt: skip
+    """A group a comparison, in it a line a key of ``lines``; ``spans`` are the columns under each heading."""
+    groups = [
+        Group(comparison.title if len(results.comparisons) > 1 else None,
+              [[title, *cells(comparison, key)] for key, title in lines.items()])
+        for comparison in results.comparisons
+    ]  # fmt: skip
+    columns = [first, *(column for columns in spans.values() for column in columns)]
+    return PaperTable(columns, groups, [("", 1), *((title, len(columns)) for title, columns in spans.items())])
 
 
 def drift_table(results: Results) -> PaperTable:
     """Where continuations go that leave their prompt's language: to English, and to which other language most."""
-    groups = []
-    for comparison in results.comparisons:
-        lines: list[list[Cell | str]] = []
-        for language in results.profile.languages:
-            scores = [results.scores(comparison.model, variant, language) for variant in ("base", comparison.variant)]
-            sides = [None if side is None else side["detected_language"].value_counts(normalize=True)
-                     for side in scores]  # fmt: skip
-            cells = [
-                _share(shares, chosen) for chosen in (language, ENGLISH) for shares in sides
-            ]  # fmt: skip
-            lines.append([LANGUAGES[language], *cells, *(_elsewhere(shares, language) for shares in sides)])
-        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
-    spans = [("", 1), ("In its language", 2), ("In English", 2), ("Most often else", 2)]
-    return PaperTable(["Language", *["before", "after"] * 3], groups, spans)
+
+    def cells(comparison: Comparison, language: str) -> list[Cell]:
+        scores = [results.scores(comparison.model, variant, language) for variant in ("base", comparison.variant)]
+        sides = [None if side is None else side["detected_language"].value_counts(normalize=True) for side in scores]
+        named = [_fraction(found, chosen) for chosen in (language, ENGLISH) for found in sides]
+        return [*named, *(_elsewhere(found, language) for found in sides)]
+
+    spans = dict.fromkeys(["In its language", "In English", "Most often else"], SIDES[:2])
+    return _table(results, "Language", _languages(results), cells, spans)
 
 
-def _share(shares: pd.Series | None, language: str) -> Cell:
-    """The share of one language; not measured where no continuation has a language that can be told."""
-    if shares is None or shares.empty:
-        return Cell(NOT_RUN if shares is None else NOT_MEASURED)
-    return number(float(shares.get(language, 0.0)), 2)
+def _fraction(found: pd.Series | None, language: str) -> Cell:
+    """The fraction in one language; not measured where no continuation has a language that can be told."""
+    if found is None or found.empty:
+        return Cell(NOT_RUN if found is None else NOT_MEASURED)
+    return number(float(found.get(language, 0.0)), 2)
 
 
-def _elsewhere(shares: pd.Series | None, language: str) -> Cell:
-    """The most frequent language that is neither the prompt's nor English, with its share."""
-    if shares is None:
+def _elsewhere(found: pd.Series | None, language: str) -> Cell:
+    """The most frequent language that is neither the prompt's nor English, with its fraction."""
+    if found is None:
         return Cell(NOT_RUN, number=False)
-    others = shares.drop([language, ENGLISH], errors="ignore")
-    if others.empty:
-        return Cell(NOT_APPLICABLE, number=False)
-    return Cell(f"{LANGUAGES[others.index[0]]} {fixed(others.iloc[0], 2)}", number=False)
+    others = found.drop([language, ENGLISH], errors="ignore")
+    text = f"{LANGUAGES[others.index[0]]} {fixed(others.iloc[0], 2)}" if len(others) else NOT_APPLICABLE
+    return Cell(text, number=False)
 
 
 def agreement_table(results: Results) -> PaperTable:
-    """What share each scorer calls toxic before and after, and how often the two agree, by language."""
-    columns = ["Language", "before", "after", "before", "after", "same verdict", "kappa"]
-    spans = [("", 1), ("First scorer", 2), ("Second scorer", 2), ("Agreement", 2)]
+    """Which fraction each scorer calls toxic before and after, and how often the two agree, by language."""
     table = results.agreement.set_index(["model", "variant", "language"])
-    groups = []
-    for comparison in results.comparisons:
-        lines: list[list[Cell | str]] = []
-        for language in results.profile.languages:
-            sides = [
-                table.loc[key] if (key := (comparison.model, variant, language)) in table.index else None
-                for variant in ("base", comparison.variant)
-            ]
-            cells = [_of(side, name, 2) for name in ("flagged_first", "flagged_second") for side in sides]
-            lines.append([LANGUAGES[language], *cells, _of(sides[1], "share", 2), _kappa(sides[0])])
-        groups.append(Group(comparison.title if len(results.comparisons) > 1 else None, lines))
-    return PaperTable(columns, groups, spans)
+
+    def cells(comparison: Comparison, language: str) -> list[Cell]:
+        keys = [(comparison.model, variant, language) for variant in ("base", comparison.variant)]
+        before, after = (table.loc[key] if key in table.index else None for key in keys)
+        flagged = [_of(side, name) for name in ("flagged_first", "flagged_second") for side in (before, after)]
+        # Kappa is not defined where one scorer gave every continuation the same verdict.
+        return [*flagged, _of(after, "share"), _of(before, "kappa", NOT_APPLICABLE)]
+
+    spans = {"First scorer": SIDES[:2], "Second scorer": SIDES[:2], "Agreement": ["same verdict", "kappa"]}
+    return _table(results, "Language", _languages(results), cells, spans)
 
 
-def _of(row: pd.Series | None, name: str, digits: int) -> Cell:
-    return Cell(NOT_RUN) if row is None else number(row[name], digits, missing=NOT_MEASURED)
-
-
-def _kappa(row: pd.Series | None) -> Cell:
-    """Kappa; a dash where one scorer gave every continuation the same verdict."""
-    if row is None:
-        return Cell(NOT_RUN)
-    return number(row["kappa"], 2) if pd.notna(row["kappa"]) else Cell(NOT_APPLICABLE)
+def _of(row: pd.Series | None, name: str, missing: str = NOT_MEASURED) -> Cell:
+    return Cell(NOT_RUN) if row is None else number(row[name], 2, missing=missing)
