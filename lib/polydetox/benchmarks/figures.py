@@ -15,27 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_changes(table: pd.DataFrame) -> Figure:
+def plot_changes(changes: pd.DataFrame) -> Figure:
     """Accuracy before and after in each language, with intervals; a panel a comparison and suite."""
     use_theme()
-    keys = list(table.groupby(["title", "suite"], sort=False).groups)
-    most = max(len(table[(table["title"] == title) & (table["suite"] == suite)]) for title, suite in keys)
-    columns = min(3, len(keys))
-    rows = -(-len(keys) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, rows * (1.0 + 0.3 * max(most, 3))), squeeze=False)
-    for axis in list(grid.flat)[len(keys) :]:
+    parts = list(changes.groupby(["title", "suite"], sort=False))
+    columns = min(3, len(parts))
+    rows = -(-len(parts) // columns)
+    height = rows * (1.0 + 0.3 * max(3, *(len(panel) for _, panel in parts)))
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False)
+    for axis in list(grid.flat)[len(parts) :]:
         axis.set_visible(False)
-    for axis, (title, suite) in zip(grid.flat, keys, strict=False):
-        panel = table[(table["title"] == title) & (table["suite"] == suite)]
+    for axis, ((title, suite), panel) in zip(grid.flat, parts, strict=False):
         points(axis, panel, "before", -0.15, BEFORE, "o", "white")
         points(axis, panel, "after", 0.15, AFTER, "D", AFTER)
-        axis.set_yticks(np.arange(len(panel)), [
-            "mean" if language == "mean" else language_name(language) for language in panel["language"]
-        ])  # fmt: skip
-        axis.set_ylim(len(panel) - 0.4, -0.6)
+        names = ["mean" if language == "mean" else language_name(language) for language in panel["language"]]
+        axis.set_yticks(np.arange(len(panel)), names)
         axis.tick_params(axis="y", length=0)
-        axis.set_title(suite_title(suite) if table["title"].nunique() == 1 else f"{title}\n{suite_title(suite)}")
-        axis.set_xlabel("accuracy (%)")
-        axis.set_xlim(-3, 103)
+        axis.set_title(suite_title(suite) if changes["title"].nunique() == 1 else f"{title}\n{suite_title(suite)}")
+        axis.set(xlabel="accuracy (%)", xlim=(-3, 103), ylim=(len(panel) - 0.4, -0.6))
     legend(figure, grid[0, 0])
     return figure

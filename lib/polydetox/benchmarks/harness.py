@@ -7,9 +7,8 @@ that their difference has an interval of its own.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,66 +72,45 @@ _DECIDING = ("torch", "transformers", "tokenizers", "datasets", "lm-eval")
 
 
 def _language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
-    with _quiet():
-        from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM
 
-        return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    for name in ("lm_eval", "lm-eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # it logs every setting
+    return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
 
 def _answer(harness: Any, task: str, shots: int, limit: int | None, seed: int) -> pd.DataFrame:
     """The items of one task, or of all tasks of a group."""
-    with _quiet():
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
-        ours = task in local_tasks()
-        manager = TaskManager(include_defaults=False) if ours else harness_manager()
-        try:
-            done = simple_evaluate(
-                model=harness, tasks=[local_configuration(task) if ours else task], num_fewshot=shots, limit=limit,
-                bootstrap_iters=0, log_samples=True, task_manager=manager, random_seed=seed, numpy_random_seed=seed,
-                torch_random_seed=seed, fewshot_random_seed=seed,
-            )  # fmt: skip
-        except (OSError, ValueError) as error:
-            # datasets and huggingface-hub raise either where they cannot download; only that is explained here.
-            if ours or not _no_data(error):
-                raise
-            raise UserError(
-                f"task {task!r}: its data is not at hand ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
-                "run once with a network, or name tasks of params/tasks/ in the suite"
-            ) from None
-    rows = [
-        {"task": task, "part": part, "item": int(sample["doc_id"]), "correct": float(sample[_measure(sample)])}
-        for part, samples in done["samples"].items()
-        for sample in samples
-    ]
+    ours = task in local_tasks()
+    manager = TaskManager(include_defaults=False) if ours else harness_manager()
+    try:
+        done = simple_evaluate(
+            model=harness, tasks=[local_configuration(task) if ours else task], num_fewshot=shots, limit=limit,
+            bootstrap_iters=0, log_samples=True, task_manager=manager, random_seed=seed, numpy_random_seed=seed,
+            torch_random_seed=seed, fewshot_random_seed=seed,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        # datasets and huggingface-hub raise either where they cannot download; only that is explained here.
+        if ours or not any(word in str(error).lower() for word in _NO_DATA):
+            raise
+        raise UserError(
+            f"task {task!r}: its data is not available ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+            "run once with a network, or name tasks of params/tasks/ in the suite"
+        ) from None
+    rows = []
+    for part, samples in done["samples"].items():
+        for sample in samples:
+            measure = next((name for name in ("acc_norm", "acc") if name in sample), None)
+            if measure is None:
+                raise UserError("a suite may only list multiple-choice tasks, which have an accuracy")
+            rows.append({"task": task, "part": part, "item": int(sample["doc_id"]), "correct": float(sample[measure])})
     return pd.DataFrame(rows)
 
 
-def _no_data(error: BaseException) -> bool:
-    words = ("offline", "connect", "reach the", "resolve", "couldn't find", "doesn't exist", "not found", "cached")
-    return any(word in str(error).lower() for word in words)
-
-
-def _measure(sample: Mapping[str, Any]) -> str:
-    for measure in ("acc_norm", "acc"):
-        if measure in sample:
-            return measure
-    raise UserError("a suite may only list multiple-choice tasks, which have an accuracy")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the harness's log of every setting."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+_NO_DATA = ("offline", "connect", "reach the", "resolve", "couldn't find", "doesn't exist", "not found", "cached")
 
 
 # --- from items to accuracies -----------------------------------------------------------------------------------
@@ -141,13 +119,12 @@ def _quiet() -> Iterator[None]:
 def suite_replicates(
     correct: list[Float[np.ndarray, " items"]], *, samples: int, seed: int
 ) -> tuple[float, Float[np.ndarray, " samples"]]:
-    """The unweighted mean over tasks of the share of right items, and its bootstrap replicates.
+    """The unweighted mean over tasks of the fraction of right items, and its bootstrap replicates.
 
-    Items are drawn within each task. The draws depend on the numbers of items and the seed alone, so that two models
-    that answered the same items can be compared replicate by replicate.
+    Items are resampled within each task. The samples depend on the numbers of items and the seed alone, so that two
+    models that answered the same items can be compared replicate by replicate.
     """
-    rng = np.random.default_rng(seed)
-    total = np.zeros(samples)
+    rng, total = np.random.default_rng(seed), np.zeros(samples)
     for values in correct:
         total += replicates(mean, values, samples=samples, seed=rng)
     return float(np.mean([values.mean() for values in correct])), total / len(correct)
@@ -174,22 +151,17 @@ def accuracies(
 
 
 def accuracy_change(
-    before: pd.DataFrame,
-    after: pd.DataFrame,
-    suite: str,
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
+    before: pd.DataFrame, after: pd.DataFrame, suite: str, *, samples: int = 1000, confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Accuracy after minus before on the items of one suite that both models answered, with its paired interval."""
     keys = ["suite", "task", "part", "item"]
     both = before.merge(after[[*keys, "correct"]], on=keys, suffixes=("", "_after"))
-    left = by_task(both, suite)
-    right = by_task(both.assign(correct=both["correct_after"]), suite)
-    if not left:
-        return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
-    value, old = suite_replicates(left, samples=samples, seed=seed)
-    new_value, new = suite_replicates(right, samples=samples, seed=seed)
-    low, high = percentile_interval(new - old, confidence)
-    return {"value": new_value - value, "low": low, "high": high}
+    if both.empty:
+        return dict.fromkeys(("value", "low", "high"), float("nan"))
+    (old, of_old), (new, of_new) = (
+        suite_replicates(by_task(side, suite), samples=samples, seed=seed)
+        for side in (both, both.assign(correct=both["correct_after"]))
+    )
+    low, high = percentile_interval(of_new - of_old, confidence)
+    return {"value": new - old, "low": low, "high": high}

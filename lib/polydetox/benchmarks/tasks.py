@@ -1,4 +1,4 @@
-"""The tasks that utility is measured on: those of lm-evaluation-harness by name, and this project's own files.
+"""The tasks of the capability benchmarks: those of lm-evaluation-harness by name, and this project's own files.
 
 A file of ``params/tasks/`` is a task that needs no download: a YAML file that names JSON Lines of questions, and says
 in the harness's own keys how a question is asked. One with ``languages`` is a task a language, ``<file>_<language>``.
@@ -6,23 +6,24 @@ in the harness's own keys how a question is asked. One with ``languages`` is a t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.parameters import Strict, checked, explain
+from polydetox.core.parameters import Languages, Strict, checked, explain
 from polydetox.core.yaml_files import read_yaml
 
 # Multilingual families of the harness, whose task names end in a language.
 _HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")
+
+Text = Annotated[str, Field(pattern=r"\S")]
 
 
 class TaskFile(Strict):
@@ -31,18 +32,27 @@ class TaskFile(Strict):
     title: str  # as the report prints it
     test: str  # JSON Lines beside the file: question, choices, answer (counted from 0), language
     dev: str | None = None  # JSON Lines of the examples that are shown before a question
-    languages: list[str] | None = None  # a task each; None: one task in English
+    languages: Languages | None = None  # a task each; None: one task in English
     doc_to_text: str  # Jinja over a row
     doc_to_choice: str | list[str] = "choices"  # the field of the answers, or what is scored instead of them
     target_delimiter: str = Field(" ")  # between question and answer
 
-    @field_validator("languages")
-    @classmethod
-    def _languages(cls, value: list[str] | None) -> list[str] | None:
-        for language in value or []:
-            if language not in LANGUAGES:
-                raise ValueError(f"unknown language {language!r}{nearest(language, LANGUAGES)}")
-        return value
+
+class Question(BaseModel):
+    """A line of a task's JSON Lines."""
+
+    question: Text
+    choices: list[Text] = Field(min_length=2)
+    answer: int = Field(ge=0, strict=True)  # the position of the right choice
+    language: str | None = None
+
+    @model_validator(mode="after")
+    def _one_is_right(self) -> Question:
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("choices: two of them are the same")
+        if self.answer >= len(self.choices):
+            raise ValueError(f"answer: {self.answer} is no position of a choice, from 0 to {len(self.choices) - 1}")
+        return self
 
 
 def local_tasks() -> dict[str, tuple[Path, str]]:
@@ -57,20 +67,14 @@ def local_tasks() -> dict[str, tuple[Path, str]]:
 
 def read_task_file(file: Path) -> TaskFile:
     """A file of ``params/tasks/``, checked."""
-    content = read_yaml(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{paths.relative(file)}: expected keys and values, see the other files in its folder")
     try:
-        return TaskFile.model_validate(content)
+        return TaskFile.model_validate(read_yaml(file))
     except ValidationError as error:
         raise explain(error, paths.relative(file)) from None
 
 
 def read_questions(file: Path, language: str | None = None) -> list[dict[str, Any]]:
-    """The questions of a JSON Lines file, those of one language where the file has several.
-
-    Each has ``question``, ``choices`` (two at least, all different) and ``answer`` (the position of the right one).
-    """
+    """The questions of a JSON Lines file, those of one language where the file has several."""
     where = paths.relative(file)
     try:
         lines = file.read_text("utf-8").splitlines()
@@ -78,33 +82,14 @@ def read_questions(file: Path, language: str | None = None) -> list[dict[str, An
         raise UserError(f"{where}: cannot be read ({error})") from None
     rows = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}:{number}: not valid JSON ({error})") from None
-        problem = _problem(row)
-        if problem:
-            raise UserError(f"{where}:{number}: {problem}")
-        if language is None or row.get("language") == language:
-            rows.append({"question": row["question"], "choices": row["choices"], "answer": row["answer"]})
-    if not rows:
+            rows += [Question.model_validate_json(line)] if line.strip() else []
+        except ValidationError as error:
+            raise explain(error, f"{where}:{number}") from None
+    asked = [row.model_dump(exclude={"language"}) for row in rows if language in (None, row.language)]
+    if not asked:
         raise UserError(f"{where}: no questions" + (f" in {LANGUAGES[language]} ({language})" if language else ""))
-    return rows
-
-
-def _problem(row: Any) -> str | None:
-    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
-        return "'question' must be a text"
-    choices: Any = row.get("choices")
-    texts = isinstance(choices, list) and all(isinstance(choice, str) and choice.strip() for choice in choices)
-    if not texts or len(set(choices)) != len(choices) or len(choices) < 2:
-        return "'choices' must list two or more different texts"
-    answer = row.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        return f"'answer' must be the position of the right choice, from 0 to {len(choices) - 1}"
-    return None
+    return asked
 
 
 def task_language(task: str) -> str:
@@ -185,13 +170,9 @@ def harness_tasks() -> list[str]:
     return list(harness_manager().all_tasks)
 
 
-_MANAGER: list[Any] = []
-
-
+@cache
 def harness_manager() -> Any:
-    """The harness's own index of its tasks, made once: it reads thousands of files."""
-    if not _MANAGER:
-        from lm_eval.tasks import TaskManager
+    """The harness's own index of its tasks: it reads thousands of files."""
+    from lm_eval.tasks import TaskManager
 
-        _MANAGER.append(TaskManager())
-    return _MANAGER[0]
+    return TaskManager()
