@@ -21,9 +21,8 @@ SECOND = np.array([0.2, 0.9, 0.3, 0.1, 0.4])
 
 def test_agreement_by_hand():
     # Ranks 1 3 4 2 against 2 4 3 1: 1 - 6 (1 + 1 + 1 + 1) / (4 * 15).
-    assert agreement.spearman(FIRST, SECOND) == pytest.approx(0.6)
+    assert agreement.weighted_spearman(FIRST[:4], SECOND[:4], np.ones((1, 4)))[0] == pytest.approx(0.6)
     # Toxic: 0 1 1 0 against 0 1 0 0; observed 3/4, by chance 1/2 * 1/4 + 1/2 * 3/4 = 1/2.
-    assert agreement.kappa(FIRST, SECOND, 0.5, 0.5) == pytest.approx(0.5)
     assert agreement.verdicts(FIRST, SECOND, 0.5, 0.5) == pytest.approx(
         {"share": 0.75, "kappa": 0.5, "flagged_first": 0.5, "flagged_second": 0.25}
     )
@@ -32,8 +31,8 @@ def test_agreement_by_hand():
 
 
 def test_what_is_not_defined_is_missing():
-    assert np.isnan(agreement.spearman(FIRST, np.zeros(5)))
-    assert np.isnan(agreement.kappa(np.zeros(3), np.zeros(3), 0.5, 0.5))
+    assert np.isnan(agreement.weighted_spearman(FIRST[:4], np.zeros(4), np.ones((1, 4)))).all()
+    assert np.isnan(agreement.verdicts(np.zeros(3), np.zeros(3), 0.5, 0.5)["kappa"])
     assert np.isnan(agreement.verdicts(np.array([0.9, 0.1]), np.zeros(2), 0.5, 0.5)["kappa"])
     assert np.isnan(agreement.verdicts(np.array([]), np.array([]), 0.5, 0.5)["share"])
     assert np.isnan(agreement.auc(np.array([True, True]), np.array([0.1, 0.2])))

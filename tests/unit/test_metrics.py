@@ -79,8 +79,8 @@ def test_pooled_quantile_against_brute_force():
     groups = [generator.exponential(size=size) for size in (3, 1, 5, 4)]
     result = pooled_quantile(groups, 0.5, samples=200, confidence=0.8, seed=3)
     assert result["value"] == pytest.approx(np.median(np.concatenate(groups)))
-    draws = np.random.default_rng(3).integers(4, size=(200, 4))
-    brute = [np.quantile(np.concatenate([groups[i] for i in draw]), 0.5, method="inverted_cdf") for draw in draws]
+    places = np.random.default_rng(3).integers(4, size=(200, 4))
+    brute = [np.quantile(np.concatenate([groups[i] for i in row]), 0.5, method="inverted_cdf") for row in places]
     assert [result["low"], result["high"]] == pytest.approx(list(np.quantile(brute, [0.1, 0.9])))
 
 

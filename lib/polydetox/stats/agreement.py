@@ -1,7 +1,7 @@
 """How far two scorers agree on the same texts, and how to compare what they say on one scale.
 
-The texts of one prompt are not independent, so intervals draw whole prompts. A replicate is a weight for each text,
-how often its prompt was drawn; every measure here takes such weights, all replicates at once.
+The texts of one prompt are not independent, so intervals resample whole prompts. A replicate is a weight for each text,
+how often its prompt is there; every measure here takes such weights, all replicates at once.
 """
 
 from __future__ import annotations
@@ -17,27 +17,11 @@ from polydetox.stats.bootstrap import percentile_interval, weighted_replicates
 Measure = Callable[[Float[np.ndarray, "replicates n"]], Float[np.ndarray, " replicates"]]
 
 
-def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Spearman's rank correlation over the texts that both scored; NaN where a scorer gave one value to all."""
-    first, second = both(first, second)
-    return float(weighted_spearman(first, second, np.ones((1, len(first))))[0])
-
-
 def auc(toxic: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
-    """Area under the ROC curve, leaving out missing scores; NaN where only one class is left."""
+    """Area under the ROC curve of the texts that have a score; NaN where only one class is left."""
     toxic, scores = np.asarray(toxic, dtype=bool), np.asarray(scores, dtype=np.float64)
     known = ~np.isnan(scores)
     return float(weighted_auc(toxic[known], scores[known], np.ones((1, int(known.sum()))))[0])
-
-
-def kappa(
-    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], first_threshold: float, second_threshold: float
-) -> float:
-    """Cohen's kappa (1960) of toxic or not over the texts that both scored.
-
-    1 for full agreement, 0 for what chance would give; NaN where a scorer puts all texts into one class.
-    """
-    return verdicts(first, second, first_threshold, second_threshold)["kappa"]
 
 
 def verdicts(
@@ -73,11 +57,13 @@ def both(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def weighted_spearman(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], weights: Float[np.ndarray, "replicates n"]
 ) -> Float[np.ndarray, " replicates"]:
-    """Spearman's correlation as if text i were there ``weights[:, i]`` times; equal scores share their mean rank."""
+    """Spearman's correlation as if text i were there ``weights[:, i]`` times; equal scores have their mean rank."""
     if len(first) < 2:
         return np.full(len(weights), np.nan)
-    ranks = [_weighted_ranks(values, weights) for values in (first, second)]
-    total = weights.sum(axis=1, keepdims=True)
+    total, ranks = weights.sum(axis=1, keepdims=True), []
+    for values in (first, second):
+        weight, owner = _by_value(values, weights)
+        ranks.append((weight.cumsum(axis=1) - (weight - 1) / 2)[:, owner])  # from 1, of all repetitions together
     left, right = (rank - (weights * rank).sum(axis=1, keepdims=True) / total for rank in ranks)
     scale = (weights * left**2).sum(axis=1) * (weights * right**2).sum(axis=1)
     varies = scale > 1e-12
@@ -117,12 +103,6 @@ def _by_value(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
     return np.add.reduceat(weights[:, order], starts, axis=1), owner
 
 
-def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks from 1, of all repetitions together: ``(replicates, n)``."""
-    weight, owner = _by_value(values, weights)
-    return (weight.cumsum(axis=1) - (weight - 1) / 2)[:, owner]
-
-
 # --- intervals by prompt ----------------------------------------------------------------------------------------
 
 
@@ -131,8 +111,8 @@ def by_prompt(
 ) -> dict[str, float]:
     """A measure with its percentile interval from a bootstrap over prompts: ``value``, ``low``, ``high``.
 
-    ``prompts`` says which prompt each text belongs to. Replicates in which the measure is not defined (all texts drawn
-    have one verdict) do not count; NaN where none is.
+    ``prompts`` says which prompt each text belongs to. Replicates in which the measure is not defined (all their
+    texts have one verdict) do not count; NaN where none is.
     """
     if len(prompts) == 0:
         return dict.fromkeys(("value", "low", "high"), float("nan"))
@@ -143,14 +123,9 @@ def by_prompt(
 
 
 def cluster_auc(
-    toxic: Bool[np.ndarray, " n"],
-    scores: Float[np.ndarray, " n"],
-    prompts: Int[np.ndarray, " n"],
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, float | None]:
+    toxic: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"], prompts: Int[np.ndarray, " n"],
+    *, samples: int = 1000, confidence: float = 0.95, seed: int = 0,
+) -> dict[str, float | None]:  # fmt: skip
     """Area under the ROC curve with its interval by prompt; all three None where the texts have one label."""
     if toxic.all() or not toxic.any():
         return {"value": None, "low": None, "high": None}

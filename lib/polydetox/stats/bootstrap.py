@@ -1,6 +1,6 @@
 """The bootstrap (Efron 1979) over units that are independent: prompts, items, models.
 
-The continuations of one prompt are not independent, so whole prompts are drawn. ``seed`` is a number, a list of
+The continuations of one prompt are not independent, so whole prompts are resampled. ``seed`` is a number, a list of
 numbers or a generator, as ``numpy.random.default_rng`` takes it; a generator goes on from one call to the next.
 """
 
@@ -24,22 +24,22 @@ def mean(values: np.ndarray) -> np.ndarray | np.floating:
     return values.mean(axis=-1)
 
 
-def draws(units: int, samples: int, seed: Seed) -> Int[np.ndarray, "samples units"]:
+def resampled(units: int, samples: int, seed: Seed) -> Int[np.ndarray, "samples units"]:
     """The units of each replicate, with replacement."""
     return np.random.default_rng(seed).integers(units, size=(samples, units))
 
 
-def counts(drawn: Int[np.ndarray, "samples units"]) -> Int[np.ndarray, "samples units"]:
-    """How often each replicate has drawn each unit."""
-    return np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])
+def counts(places: Int[np.ndarray, "samples units"]) -> Int[np.ndarray, "samples units"]:
+    """How often each replicate has each unit."""
+    return np.stack([np.bincount(row, minlength=places.shape[1]) for row in places])
 
 
 def replicates(
     statistic: Callable[..., np.ndarray | np.floating], *values: np.ndarray, samples: int, seed: Seed
 ) -> Float[np.ndarray, " samples"]:
     """A statistic of each replicate. Each of ``values`` has a row a unit; ``statistic`` gets (samples, units, ...)."""
-    drawn = draws(len(values[0]), samples, seed)
-    return np.asarray(statistic(*(value[drawn] for value in values)))
+    places = resampled(len(values[0]), samples, seed)
+    return np.asarray(statistic(*(value[places] for value in values)))
 
 
 def weighted_replicates(
@@ -49,15 +49,14 @@ def weighted_replicates(
     samples: int,
     seed: Seed,
 ) -> Float[np.ndarray, " samples"]:
-    """A measure of values that belong to units: value i has a weight, how often the replicate has drawn ``owner[i]``.
+    """A measure of values that belong to units: value i has a weight, how often the replicate has ``owner[i]``.
 
     Of measures that are costly to compute from repeated values; ``owner`` numbers the units from 0.
     """
-    drawn = draws(int(owner.max()) + 1, samples, seed)
+    places = resampled(int(owner.max()) + 1, samples, seed)
     size = max(1, _CHUNK // len(owner))
-    return np.concatenate([
-        measure(counts(drawn[start : start + size])[:, owner].astype(np.float64)) for start in range(0, samples, size)
-    ])  # fmt: skip
+    chunks = (places[start : start + size] for start in range(0, samples, size))
+    return np.concatenate([measure(counts(chunk)[:, owner].astype(np.float64)) for chunk in chunks])
 
 
 def percentile_interval(replicates: Float[np.ndarray, " samples"], confidence: float) -> tuple[float, float]:
@@ -70,12 +69,9 @@ def percentile_interval(replicates: Float[np.ndarray, " samples"], confidence: f
 
 
 def bootstrap(
-    *values: np.ndarray,
-    statistic: Callable[..., np.ndarray | np.floating] = mean,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: Seed = 0,
-) -> Interval:
+    *values: np.ndarray, statistic: Callable[..., np.ndarray | np.floating] = mean, samples: int = 1000,
+    confidence: float = 0.95, seed: Seed = 0,
+) -> Interval:  # fmt: skip
     """A statistic with its percentile interval: ``value``, ``low``, ``high``; None without any value.
 
     ``values`` have an entry a unit, and ``statistic`` works along their last axis.
@@ -97,25 +93,21 @@ def pooled_replicates(
 
     ``places`` gives of a number of values which of them in order are averaged; ``side`` as in ``numpy.searchsorted``.
     """
-    values = np.concatenate(groups)
-    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    values, owner = np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     order = np.argsort(values, kind="stable")
     values, owner = values[order], owner[order]
-    found = np.empty(len(times))
-    for row, repeated in enumerate(times):
-        # How often each value is there, summed up: no replicate needs a sort, nor is it written out.
-        weight = repeated[owner].cumsum()
-        found[row] = values[np.searchsorted(weight, places(weight[-1]), side=side)].mean()
-    return found
+    # How often each value is there, summed up: no replicate needs a sort, nor is it written out.
+    weights = (repeated[owner].cumsum() for repeated in times)
+    return np.array([values[np.searchsorted(weight, places(weight[-1]), side=side)].mean() for weight in weights])
 
 
 def pooled_quantile(
     groups: list[np.ndarray], quantile: float, *, samples: int = 1000, confidence: float = 0.95, seed: Seed = 0
 ) -> Interval:
-    """A quantile over all values of all groups, its interval by drawing whole groups (prompts)."""
+    """A quantile over all values of all groups, its interval by resampling whole groups (prompts)."""
     groups = [group for group in groups if len(group)]
     if not groups:
         return {"value": None, "low": None, "high": None}
-    times = counts(draws(len(groups), samples, seed))
+    times = counts(resampled(len(groups), samples, seed))
     low, high = percentile_interval(pooled_replicates(groups, times, lambda size: quantile * size), confidence)
     return {"value": float(np.quantile(np.concatenate(groups), quantile)), "low": low, "high": high}

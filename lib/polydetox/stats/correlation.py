@@ -22,7 +22,7 @@ def correlation(
     """Pearson's r and its two-sided p, a bootstrap interval over the points, and the range of r without one point.
 
     Where points belong together (the languages of one model), ``groups`` numbers what they belong to: whole groups are
-    then drawn and skipped, and there is no p, which would count the points as independent. Figures are None where
+    then resampled and skipped, and there is no p, which would count the points as independent. Figures are None where
     there are fewer than four points or three groups, or where one side does not vary.
     """
     from scipy import stats
@@ -33,10 +33,10 @@ def correlation(
         return {"points": len(x), **dict.fromkeys(names)}
     result = stats.pearsonr(x, y)
     left, right = x - x.mean(), y - y.mean()
-    # r is a function of sums over points, so that a draw adds up the sums of the groups drawn.
+    # r is a function of sums over points, so that a replicate adds up the sums of its groups.
     sums = np.zeros((group.max() + 1, 6))
     np.add.at(sums, group, np.stack([np.ones(len(x)), left, right, left**2, right**2, left * right], axis=1))
-    found = replicates(lambda drawn: _pearson(drawn.sum(axis=1)), sums, samples=samples, seed=seed)
+    found = replicates(lambda groups: _pearson(groups.sum(axis=1)), sums, samples=samples, seed=seed)
     low, high = percentile_interval(found[~np.isnan(found)], confidence)
     without = _pearson(sums.sum(axis=0) - sums)
     return {
@@ -81,14 +81,9 @@ def leave_one_out(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> dic
     """
     if len(x) < 4 or np.ptp(x) == 0:
         return {"predicted": None, "error": None, "mean_error": None}
-    predicted, means = [], []
-    for out in range(len(x)):
-        rest = np.delete(np.arange(len(x)), out)
-        slope, intercept = line(x[rest], y[rest])
-        predicted.append(slope * float(x[out]) + intercept)
-        means.append(float(y[rest].mean()))
-    return {
-        "predicted": predicted,
-        "error": float(np.sqrt(np.mean((np.array(predicted) - y) ** 2))),
-        "mean_error": float(np.sqrt(np.mean((np.array(means) - y) ** 2))),
-    }
+    others = [np.delete(np.arange(len(x)), out) for out in range(len(x))]
+    lines = [line(x[rest], y[rest]) for rest in others]
+    predicted = [slope * float(value) + intercept for value, (slope, intercept) in zip(x, lines, strict=True)]
+    means = [float(y[rest].mean()) for rest in others]
+    error, mean_error = (float(np.sqrt(np.mean((np.array(each) - y) ** 2))) for each in (predicted, means))
+    return {"predicted": predicted, "error": error, "mean_error": mean_error}

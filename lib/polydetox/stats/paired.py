@@ -1,7 +1,7 @@
 """Before and after over the same prompts, as a difference prompt by prompt.
 
-Each bootstrap replicate draws prompts within a language and takes both sides from the same draw. A mean over languages
-averages the replicates of its languages, which are drawn independently. What was not run is missing (NaN), never a
+Each bootstrap replicate resamples prompts within a language, the same ones on both sides. A mean over languages
+averages the replicates of its languages, which are resampled independently. What was not run is missing (NaN), never a
 number.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from polydetox.stats.bootstrap import counts, draws, percentile_interval, pooled_replicates
+from polydetox.stats.bootstrap import counts, percentile_interval, pooled_replicates, resampled
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,26 @@ class Side:
 def paired_means(
     before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " prompts"], samples: int, rng: np.random.Generator
 ) -> tuple[Side, Side]:
-    """The means of two values a prompt; each replicate takes both sides from the same draw of prompts."""
-    drawn = draws(len(before), samples, rng)
-    left, right = (Side(float(side.mean()), side[drawn].mean(axis=1)) for side in (before, after))
+    """The means of two values a prompt; each replicate has the same prompts on both sides."""
+    places = resampled(len(before), samples, rng)
+    left, right = (Side(float(side.mean()), side[places].mean(axis=1)) for side in (before, after))
     return left, right
 
 
 def paired_medians(
     before: list[np.ndarray], after: list[np.ndarray], samples: int, rng: np.random.Generator
 ) -> tuple[Side, Side]:
-    """The medians over all continuations; each replicate draws whole prompts, the same ones on both sides."""
-    times = counts(draws(len(before), samples, rng))
+    """The medians over all continuations; each replicate has whole prompts, the same ones on both sides."""
+
+    def middle(size: int) -> list[int]:
+        return [(size - 1) // 2, size // 2]
+
+    times = counts(resampled(len(before), samples, rng))
     left, right = (
-        Side(float(np.median(np.concatenate(side))), pooled_replicates(side, times, _middle, side="right"))
+        Side(float(np.median(np.concatenate(side))), pooled_replicates(side, times, middle, side="right"))
         for side in (before, after)
     )
     return left, right
-
-
-def _middle(size: int) -> list[int]:
-    """The places of the two middle values of so many."""
-    return [(size - 1) // 2, size // 2]
 
 
 def compare_prompts(
@@ -69,23 +68,20 @@ def compare_prompts(
     A side that was not run is None; the other is then summarised over its own prompts, and so it is where a side has a
     value for no prompt, as of a model that writes nothing.
     """
-    before, after = (side if side is not None and any(map(_has, side)) else None for side in (before, after))
-    if before is None and after is None:
-        return Side.missing(samples), Side.missing(samples), 0
-    if before is None or after is None:
-        lone = before if before is not None else after
-        side, _, prompts = compare_prompts(lone, lone, samples, rng)
-        missing = Side.missing(samples)
-        return (side, missing, prompts) if before is not None else (missing, side, prompts)
-    shared = [
-        prompt for prompt in before.index if prompt in after.index and _has(before[prompt]) and _has(after[prompt])
-    ]
+    measured = [pd.Series(dtype=float) if side is None else side[[_has(value) for value in side]]
+                for side in (before, after)]  # fmt: skip
+    run = [side for side in measured if len(side)]
+    shared = [prompt for prompt in run[0].index if prompt in run[-1].index] if run else []
+    missing = Side.missing(samples)
     if not shared:
-        return Side.missing(samples), Side.missing(samples), 0
-    left, right = before[shared], after[shared]
+        return missing, missing, 0
+    left, right = run[0][shared], run[-1][shared]
     if isinstance(left.iloc[0], np.ndarray):
-        return *paired_medians(list(left), list(right), samples, rng), len(shared)
-    return *paired_means(left.to_numpy(dtype=float), right.to_numpy(dtype=float), samples, rng), len(shared)
+        sides = paired_medians(list(left), list(right), samples, rng)
+    else:
+        sides = paired_means(left.to_numpy(dtype=float), right.to_numpy(dtype=float), samples, rng)
+    first, second = (side if len(values) else missing for side, values in zip(sides, measured, strict=True))
+    return first, second, len(shared)
 
 
 def _has(value: Any) -> bool:
@@ -98,19 +94,18 @@ def mean_over_languages(sides: list[tuple[Side, Side]], samples: int) -> tuple[S
     Where some language has only one side, only languages with both count, so that the two means cover the same
     languages; where none has both, the side that was run stands alone.
     """
+    before, after = ([pair[place] for pair in sides if not np.isnan(pair[place].value)] for place in (0, 1))
     both = [pair for pair in sides if not any(np.isnan(side.value) for side in pair)]
     if both:
-        before, after = zip(*both, strict=True)
-        return _average(before), _average(after), len(both)
-    missing = Side.missing(samples)
-    for position in (0, 1):
-        run = [pair[position] for pair in sides if not np.isnan(pair[position].value)]
-        if run:
-            return (_average(run), missing, len(run)) if position == 0 else (missing, _average(run), len(run))
-    return missing, missing, 0
+        before, after = map(list, zip(*both, strict=True))
+    elif before:
+        after = []
+    return _average(before, samples), _average(after, samples), len(before or after)
 
 
-def _average(sides: Sequence[Side]) -> Side:
+def _average(sides: Sequence[Side], samples: int) -> Side:
+    if not sides:
+        return Side.missing(samples)
     return Side(float(np.mean([side.value for side in sides])), np.mean([side.replicates for side in sides], axis=0))
 
 
