@@ -343,6 +343,20 @@ NOT_RUN = "Not run in this profile; `polydetox run --profile world` runs it."
 
 
 @pytest.fixture
+def levels(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """The means by size and alignment that the summary notebook makes of a table of measurements."""
+
+    def run(table: pd.DataFrame) -> pd.DataFrame:
+        monkeypatch.setattr(results, "folders", lambda profile: [])
+        monkeypatch.setattr(results, "measurements", lambda profile: table)
+        record = tmp_path / "run.json"
+        write_json(record, {"profile": load_profile("world").model_dump(mode="json")})
+        return run_cells("summary_world", until="levels-02", run=str(record), output_folder=str(tmp_path))["levels"]
+
+    return run
+
+
+@pytest.fixture
 def summary(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], tuple[dict[str, str], dict]]:
     """What the summary notebook says of a table of measurements, by the name of the variable; and what correlates."""
 
@@ -357,8 +371,8 @@ def summary(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], tuple[dict[str, s
     return run
 
 
-def test_levels_are_means_of_models_over_other_languages(measured):
-    levels = results.by_alignment(measured)
+def test_levels_are_means_of_models_over_other_languages(levels, measured):
+    levels = levels(measured)
     assert list(levels["alignment"]) == [0.0, 1.0] and list(levels["models"]) == [8, 8]
     others = measured[(measured["language"] != "en") & (measured["alignment"] == 1.0)]
     assert levels["relative_drop"].iloc[1] == pytest.approx(others["relative_drop"].mean())
@@ -411,7 +425,7 @@ def test_models_without_the_concept_are_told_apart(summary, measured):
     assert "0.12 on average (0.12 to 0.12) in the 1 that do not" in summary(made)[0]["world_concept"]
 
 
-def test_a_tone_that_was_not_measured_is_no_number(summary, measured):
+def test_a_tone_that_was_not_measured_is_no_number(summary, levels, measured):
     some = measured.assign(tone_effect=measured["tone_effect"].where(measured["seed"] > 0))
     concept = summary(some)[0]["world_concept"]
     assert "in the 7 that do, without aligned text" in concept
@@ -421,7 +435,7 @@ def test_a_tone_that_was_not_measured_is_no_number(summary, measured):
     assert said["world_concept"] == "No text says a tone: not measured."
     assert "over all alignments: not measured." in said["world_sentence"] and "nan" not in said["world_sentence"]
     for table in (
-        tables.levels_table(results.by_alignment(none), tuned=False),
+        tables.levels_table(levels(none), tuned=False),
         tables.configuration_table(none.head(4)),
     ):
         lines = repr(table).splitlines()
@@ -439,7 +453,7 @@ def test_a_drop_that_follows_the_models_own_retrieval_is_seen(summary, measured)
     assert "retrieval accuracy correlates positively with the drop" in verdict and "it was not set" in verdict
 
 
-def test_directions_are_told_beside_retrieval(summary, measured):
+def test_directions_are_told_beside_retrieval(summary, levels, measured):
     """Of whole models alone: hand-made drops that follow the cosine, and not retrieval, where only the seed differs."""
     own = measured["direction_cosine"] - measured.groupby(["alignment", "language"])["direction_cosine"].transform(
         "mean"
@@ -461,9 +475,8 @@ def test_directions_are_told_beside_retrieval(summary, measured):
     against, _ = summary(measured.assign(relative_drop=measured["relative_drop"] - 2.0 * own))
     assert "this cosine correlates negatively with the drop" in against["world_directions"]
     assert "cosine of directions, relative drop of insults | 48 |" in repr(tables.correlations_table(found))
-    levels = results.by_alignment(measured)
     wanted = others[others["alignment"] == 1.0]["direction_cosine"].mean()
-    assert levels["direction_cosine"].iloc[1] == pytest.approx(wanted)
+    assert levels(measured)["direction_cosine"].iloc[1] == pytest.approx(wanted)
 
 
 def test_an_older_folder_is_named(checkout, measured):

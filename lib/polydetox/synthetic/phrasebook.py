@@ -20,8 +20,6 @@ from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.yaml_files import read_yaml
 
-_HABIT = 0.8  # how often a speaker keeps to what is usual
-
 _LISTS = ("speakers", "verbs", "insults", "kindnesses", "activities", "times")
 
 
@@ -129,25 +127,6 @@ class Phrasebook:
         """Every everyday sentence."""
         sizes = (range(len(self.phrases[kind])) for kind in ("speakers", "activities", "times"))
         return [Everyday(*places) for places in itertools.product(*sizes)]
-
-    def sample(self, rng: np.random.Generator, *, remark_rate: float, insult: bool, tone_rate: float) -> Meaning:
-        """A random meaning: a remark with probability ``remark_rate``, which says its tone with ``tone_rate``.
-
-        What a speaker says and does goes with the speaker (two phrases of each list come most often), and the time
-        with the activity: words that could stand anywhere would give a model nothing to represent.
-        """
-
-        def one(kind: str, owner: int) -> int:
-            size = len(self.phrases[kind])
-            usual = (2 * owner + int(rng.integers(2))) % size
-            return usual if rng.random() < _HABIT else int(rng.integers(size))
-
-        speaker = int(rng.integers(len(self.phrases["speakers"])))
-        if rng.random() >= remark_rate:
-            activity = one("activities", speaker)
-            return Everyday(speaker, activity, one("times", activity))
-        verb, quality = one("verbs", speaker), one("insults" if insult else "kindnesses", speaker)
-        return Remark(speaker, verb, insult, quality, toned=bool(rng.random() < tone_rate))
 
     @cached_property
     def words(self) -> dict[str, set[str]]:

@@ -1,17 +1,15 @@
-"""The models of the synthetic multilingual setting as tidy tables, and what correlates with their drop of insults."""
+"""The models of the synthetic multilingual setting as a tidy table, and what goes with their drop of insults."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from polydetox.core.artifacts import read_json, read_parquet
 from polydetox.results.collect import ENGLISH, Results
-from polydetox.stats.correlation import correlation
 
 MEASURES = [
     "before", "after", "relative_drop", "kept_before", "kept_after", "kept_drop", "well_formed_before",
@@ -21,7 +19,6 @@ PREDICTORS = {"accuracy": "retrieval accuracy", "direction_cosine": "cosine of d
 OF_MODEL = ["configuration", "size", "alignment", "seed", "parameters"]
 ALIGNMENT = ["size", "alignment"]  # what models of the same corpus have in common
 SEED = [*ALIGNMENT, "language"]  # and with the language, only the seed is left to differ
-TIED = 0.5  # an effect of the tone from here on counts as a tie
 
 
 def folders(results: Results) -> list[Path]:
@@ -43,41 +40,6 @@ def measurements(results: Results) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def by_alignment(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each size and alignment the mean over models of each model's mean over languages, and its deviation.
-
-    Columns: ``size, alignment, models``, each of ``MEASURES`` (languages other than English) with ``_sd`` (standard
-    deviation over seeds), and ``english_before, english_after``.
-    """
-    english = table["language"] == ENGLISH
-    models = table[~english].groupby([*ALIGNMENT, "configuration"])[MEASURES].mean().groupby(ALIGNMENT)
-    levels = [
-        models.size().rename("models"),
-        models.mean(),
-        models.std().add_suffix("_sd"),
-        table[english].groupby(ALIGNMENT)[["before", "after"]].mean().add_prefix("english_"),
-    ]
-    return pd.concat(levels, axis=1).reset_index()
-
-
-def by_tie(table: pd.DataFrame) -> pd.DataFrame:
-    """The drop among well-formed continuations by whether a model ties the tone of a remark to the kind of its ending.
-
-    A model does if in English an angry tone makes an insult more probable than a kind one by ``TIED`` or more. Columns:
-    ``tied, aligned`` (whether any text was), ``models``, and ``mean, low, high`` of the models' means over the other
-    languages. Models whose drop or tone was not measured are missing.
-    """
-    english = table[table["language"] == ENGLISH].set_index("configuration")
-    others = table[table["language"] != ENGLISH].groupby("configuration")
-    models = others["kept_drop"].mean().astype(float).to_frame("drop")
-    models["tone_effect"] = english["tone_effect"].astype(float)
-    models = models.dropna()
-    models["tied"] = models["tone_effect"] >= TIED
-    models["aligned"] = (english["alignment"].astype(float) > 0.0) & models["tied"]  # what is not tied is one group
-    groups = models.groupby(["tied", "aligned"])["drop"]
-    return groups.agg(models="size", mean="mean", low="min", high="max").reset_index()
-
-
 def others(table: pd.DataFrame) -> pd.DataFrame:
     """What correlates: a row a model and language other than English whose drop is defined."""
     return table[(table["language"] != ENGLISH) & table["relative_drop"].notna()].astype(
@@ -89,12 +51,6 @@ def within(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """What predicts and the relative drop less their means over the points that have the same ``keys``."""
     values = points[[*PREDICTORS, "relative_drop"]]
     return values - values.groupby([points[key] for key in keys]).transform("mean")
-
-
-def model_correlation(rows: pd.DataFrame, x: str, y: str) -> dict[str, Any]:
-    """Over the rows in which both are defined; whole models are resampled, as the languages of one depend."""
-    rows = rows[[x, y, "configuration"]].dropna()
-    return correlation(rows[x].to_numpy(), rows[y].to_numpy(), pd.factorize(rows["configuration"])[0])
 
 
 def permutation_p(
