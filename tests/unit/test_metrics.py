@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polydetox.metrics import diversity, language, toxicity
-from polydetox.metrics.evaluate import interval_text, summarise
+from polydetox.metrics.evaluate import summarise
 from polydetox.metrics.fluency import ReferenceModel, common_prefix
 from polydetox.metrics.scores import token_diversity
 from polydetox.metrics.toxicity import matrix
@@ -186,8 +186,3 @@ def test_matrix_keeps_prompts_in_order_and_gaps_missing():
     shuffled = table().iloc[[2, 3, 1, 0]]
     assert matrix(shuffled, "perplexity")[1].tolist() == [10.0, 20.0]
     assert math.isnan(matrix(shuffled, "perplexity")[0, 0])
-
-
-def test_interval_text():
-    assert interval_text({"value": 0.314, "low": 0.2, "high": 0.4}) == "0.31 [0.20, 0.40]"
-    assert interval_text({"value": None, "low": None, "high": None}) == "not measured"

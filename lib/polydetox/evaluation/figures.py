@@ -9,20 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from polydetox.results import figures
 from polydetox.results.collect import METRICS, Results
-from polydetox.results.figures import (
-    INK,
-    MUTED,
-    ROW,
-    SIDES,
-    WIDTH,
-    language_axis,
-    legend,
-    panels,
-    points,
-    use_theme,
-    x_label,
-)
+from polydetox.results.figures import INK, MUTED, SIDES, legend, panels, points, use_theme, x_label
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_MEASURED, NOT_RUN
 
@@ -96,7 +85,7 @@ def plot_toxicity_distribution(scores: pd.DataFrame, threshold: float) -> Figure
     """
     use_theme()
     highest = scores.groupby("prompt_id")["toxicity"].max()
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
+    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.6))
     shown = [(scores["toxicity"], "All continuations", "continuations"),
              (highest, "The most toxic of each prompt", "prompts")]  # fmt: skip
     for axis, (values, title, counted) in zip(axes, shown, strict=True):
@@ -133,9 +122,9 @@ def plot_agreement(agreed: pd.DataFrame) -> Figure:
     base = agreed[agreed["variant"] == "base"]
     languages = list(dict.fromkeys(base["language"]))
     measures = {"spearman": "Spearman", "auc_of_second": "AUC of the second", "kappa": "kappa"}
-    figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 1.1 + ROW * max(len(languages), 3)), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(figures.WIDTH, 1.1 + figures.ROW * max(len(languages), 3)), sharey=True)
     for axis, (measure, said) in zip(axes, measures.items(), strict=True):
-        language_axis(axis, languages)
+        figures.language_axis(axis, languages)
         columns = [measure, f"{measure}_low", f"{measure}_high"]
         _side_by_side(axis, {" and ".join(pair): rows.set_index("language").reindex(languages)[columns]
                              for pair, rows in base.groupby(["first", "second"], sort=False)})  # fmt: skip

@@ -23,13 +23,6 @@ SCORE_COLUMNS = [
 ]  # fmt: skip
 
 
-def interval_text(metric: dict[str, float | None]) -> str:
-    """A metric with its interval as prose prints it, ``0.31 [0.27, 0.36]``; ``not measured`` without a value."""
-    if metric["value"] is None:
-        return "not measured"
-    return f"{metric['value']:.2f} [{metric['low']:.2f}, {metric['high']:.2f}]"
-
-
 def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:
     """Each metric's value for each prompt, as a series over ``prompt_id``; NaN where there is nothing to measure.
 

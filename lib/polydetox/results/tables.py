@@ -106,8 +106,10 @@ def compared(value: float, low: float, high: float, digits: int) -> str:
     return f"{verdict} ({bracketed(value, low, high, digits)})"
 
 
-def bracketed(value: float, low: float, high: float, digits: int) -> str:
-    """A value and its interval: ``0.60 [0.50, 0.70]``."""
+def bracketed(value: float | None, low: float | None, high: float | None, digits: int) -> str:
+    """A value and its interval: ``0.60 [0.50, 0.70]``; ``not measured`` without a value."""
+    if value is None:
+        return NOT_MEASURED
     return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
