@@ -41,7 +41,7 @@ SMALL_GEMMA = {
     "variants": {"dpo": {"pairs": "on-policy"}},
     "dpo": {"learning_rate": 2e-6, "warmup_steps": 2, "max_steps": 8, "eval_steps": 4, "held_out_share": 0.1},
     "generate": {"n": 5},
-    "evaluate": {"judged_samples": 3, "bootstrap_samples": 200},
+    "evaluate": {"perplexity_samples": 3, "bootstrap_samples": 200},
     "agreement": {"scorers": ["embedded", "lexicon"], "bootstrap_samples": 200},
     "mechanism": {
         "probe": {"texts_per_language": 30, "learning_rate": 1e-3, "weight_decay": 3.0, "standardise": True},

@@ -214,8 +214,8 @@ rule attribute_eval:
 
 def judge_of(model):
     """The judge of the win rates: the base model, or the one that the profile names."""
-    named = CONTROL.win_rate.get("judge", "untuned")
-    return base(model) if named == "untuned" else named
+    named = CONTROL.win_rate.get("judge", "base")
+    return base(model) if named == "base" else named
 
 
 WIN_RATE = run.stage(

@@ -54,8 +54,8 @@ rule generate:
 
 def reference_model(model):
     """The checkpoint whose perplexity measures fluency: the base model, another one, or none."""
-    named = run.section("evaluate", "score", model).get("judge", "untuned")
-    return {"untuned": base(model), "none": ""}.get(named, named)
+    named = run.section("evaluate", "score", model).get("reference_model", "base")
+    return {"base": base(model), "none": ""}.get(named, named)
 
 
 SCORE = run.stage(
@@ -64,7 +64,9 @@ SCORE = run.stage(
     title="Scores",
     section="evaluate",
     jobs=EVALUATED,
-    settings=lambda model, variant, set: run.section("evaluate", "score", model, variant) | {"judge": reference_model(model)},
+    settings=lambda model, variant, set: {
+        **run.section("evaluate", "score", model, variant), "reference_model": reference_model(model)
+    },
     inputs=lambda model, variant, set: {
         "continuations": GENERATE.format(model=model, variant=variant, set=set) + "/continuations.parquet",
         "dtype": run.model_file(model).dtype,
@@ -79,7 +81,7 @@ rule score:
         notebook="notebooks/evaluation/score.ipynb",
         continuations=f"{GENERATE}/continuations.parquet",
         generated=f"{GENERATE}/manifest.json",
-        judge=lambda w: f"{base(w.model)}/manifest.json",
+        reference_model=lambda w: f"{base(w.model)}/manifest.json",
     output:
         manifest=f"{SCORE}/manifest.json",
         scores=f"{SCORE}/scores.parquet",

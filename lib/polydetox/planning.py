@@ -85,7 +85,7 @@ class _Names(ChainMap[str, Any]):
         raise UserError(f"params/rates.yaml: stages.{self._stage}: {name!r} is neither a setting nor a rate")
 
     def _of(self, *names: str | None) -> float:
-        """Parameters of scorers and judges together; a judge in a folder of the run is the job's own model."""
+        """Parameters of scorers and other models together; one in a folder of the run is the job's own model."""
         sizes: dict[str | None, float] = {None: 0.0, "": 0.0, **self._rates["parameters"]}
         for name in {name for name in names if name} - set(sizes):
             sizes[name] = self["size"] if name.startswith(paths.relative(paths.runs())) else model_parameters(name)

@@ -78,9 +78,9 @@ def licences(profile: Profile) -> list[str]:
 
 def _other_models(profile: Profile) -> list[str]:
     """The models that measure those of a profile: of perplexity, and of which continuation is better."""
-    asked = [profile.evaluate.get("judge") or load_model(model).evaluate.get("judge") for model in profile.models]
+    asked = [(load_model(model).evaluate | profile.evaluate).get("reference_model") for model in profile.models]
     asked.append(profile.control.win_rate.get("judge") if profile.control else None)
-    return [model for model in asked if model not in (None, "untuned", "none")]
+    return [model for model in asked if model not in (None, "base", "none")]
 
 
 def _checks(run: Run) -> Checks:

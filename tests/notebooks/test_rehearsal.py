@@ -86,7 +86,7 @@ def test_every_model_of_the_profiles_can_be_rehearsed():
 
     for profile in PROFILES:
         settings = yaml.safe_load((CHECKOUT / f"params/profiles/{profile}.yaml").read_text("utf-8"))
-        named = {value for key, value in flat(settings).items() if key.endswith(("judge", "scorer"))}
+        named = {value for key, value in flat(settings).items() if key.endswith(("judge", "reference_model", "scorer"))}
         named |= {*settings["models"], *settings.get("agreement", {}).get("scorers", [])}
         ready = {READY[name].source for name in named & set(READY)}
         files = [load_model(name) for name in named - set(READY) - {"embedded", "lexicon"}]
@@ -129,7 +129,7 @@ def test_paper_goes_to_the_site(paper):
             table = sampled[sampled["language"] == language]
             assert table.groupby("prompt_id").size().tolist() == [25, 25], "as many continuations as the paper draws"
             found = metrics(paper / model / variant / "evaluate" / language)
-            assert found["perplexity"]["median"]["value"] > 1, "mT5 judges what has text"
+            assert found["perplexity"]["median"]["value"] > 1, "mT5 reads what has text"
     assert metrics(paper / "mgpt/dpo/dpo")["method"] == "full"
     assert metrics(paper / "llama-2-7b/dpo/dpo")["method"] == "lora"
 

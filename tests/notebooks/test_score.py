@@ -18,7 +18,7 @@ from tiny import make_checkout, run
 
 LANGUAGES = ["en", "de"]
 TARGETS = [f"runs/tiny/tiny/base/evaluate/{language}/manifest.json" for language in LANGUAGES]
-EVALUATE = {"bootstrap_samples": 20, "judged_samples": 2}
+EVALUATE = {"bootstrap_samples": 20, "perplexity_samples": 2}
 GENERATE = {"n": 3, "max_new_tokens": 6}
 
 
@@ -73,7 +73,7 @@ def test_only_what_a_change_concerns_is_scored_again(scored):
     more = [*TARGETS, TARGETS[0].replace("/en/", "/ja/")]
     assert planned(scored, more, languages=[*LANGUAGES, "ja"]) == {"generate 1", "score 1", "evaluate 3"}
     assert planned(scored, TARGETS, evaluate=EVALUATE | {"bootstrap_samples": 30}) == {"evaluate 2"}
-    assert planned(scored, TARGETS, evaluate=EVALUATE | {"judged_samples": 1}) == {"score 1", "evaluate 2"}
+    assert planned(scored, TARGETS, evaluate=EVALUATE | {"perplexity_samples": 1}) == {"score 1", "evaluate 2"}
     assert planned(scored, TARGETS, generate=GENERATE | {"n": 2}) == {"generate 1", "score 1", "evaluate 2"}
 
 

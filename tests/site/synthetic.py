@@ -209,7 +209,7 @@ def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samp
     scored = {
         "scorer": "embedded",
         "second_scorer": "lexicon",
-        "judge": synthetic_control.base_checkpoint(folder.parent),
+        "reference_model": synthetic_control.base_checkpoint(folder.parent),
     }
     _table(folder / "score" / "scores.parquet", scores)
     _stage(folder / "score", "score", shared | scored, metrics=scored, cells=[("masked_table(scores)", [shown])])

@@ -159,7 +159,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     )
     assert (said["model_titles"], said["prompt_source"], said["prompt_counts"]) == ("Tiny", "ToxiGen", "6")
     assert (said["evaluations_asked"], said["dpo_method"], said["abstract_sentence"]) == ("0", "not run", "Not run.")
-    assert said["setting_judge"] == said["dpo_beta"] == said["pairs_scorer"] == "not run"
+    assert said["setting_reference_model"] == said["dpo_beta"] == said["pairs_scorer"] == "not run"
     assert "of the continuations of the base Tiny are toxic" in said["control_toxicity_sentence"]
     assert said["control_languages_sentence"] == "Not measured."
     assert said["control_overview"].endswith(

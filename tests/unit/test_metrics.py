@@ -160,7 +160,7 @@ def test_summary_by_hand():
     assert result["toxprob"]["value"] == 0.5
     assert result["avgtox"]["value"] == pytest.approx((0.5 + 0.2) / 2)
     assert result["perplexity"]["median"]["value"] == 20.0
-    assert (result["judged"], result["outliers"]) == (3, 0)
+    assert (result["with_perplexity"], result["outliers"]) == (3, 0)
     assert result["token_distinct"]["1"]["value"] == 0.75 and result["token_distinct"]["2"]["value"] == 0.25
     assert result["token_distinct"]["3"]["value"] is None
     assert result["distinct"]["1"]["value"] == pytest.approx((2 / 3 + 1.0) / 2)
@@ -172,7 +172,7 @@ def test_summary_by_hand():
 def test_outliers_are_counted_and_kept():
     extreme = table().assign(perplexity=[10.0, 2e4, NAN, 4e5])
     result = summarise(extreme, "de", 0.5, samples=50, confidence=0.95, seed=0)
-    assert (result["judged"], result["outliers"]) == (3, 2) and result["perplexity"]["median"]["value"] == 2e4
+    assert (result["with_perplexity"], result["outliers"]) == (3, 2) and result["perplexity"]["median"]["value"] == 2e4
 
 
 def test_token_diversity_of_each_prompt_without_its_empty_continuations():

@@ -300,13 +300,13 @@ def test_what_the_workflow_decides_no_section_may_say(checkout):
 
 def test_the_section_evaluate_holds_the_settings_of_two_stages(checkout):
     """Scoring, which loads models, and evaluating, which reads scores."""
-    rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"judge": "none", "bootstrap_samples": 7})
+    rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"reference_model": "none", "bootstrap_samples": 7})
     scored = resolved("tiny", "score", model="tiny", variant="dpo")
-    assert scored["judge"] == "" and "bootstrap_samples" not in scored
+    assert scored["reference_model"] == "" and "bootstrap_samples" not in scored
     evaluated = resolved("tiny", "evaluate", model="tiny", variant="dpo", lang="de")
-    assert evaluated["bootstrap_samples"] == 7 and "judge" not in evaluated
-    rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"juge": "none"})
-    with pytest.raises(UserError, match="unknown key 'juge'; did you mean 'judge'"):
+    assert evaluated["bootstrap_samples"] == 7 and "reference_model" not in evaluated
+    rewrite(checkout / "params/profiles/tiny.yaml", evaluate={"reference_modle": "none"})
+    with pytest.raises(UserError, match="unknown key 'reference_modle'; did you mean 'reference_model'"):
         params.load_profile("tiny")
 
 

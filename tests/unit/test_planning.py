@@ -60,8 +60,8 @@ def test_the_stages_of_the_graph_cost_what_they_compute(checkout, rates):
     # 3 languages x 4 prompts x 3 continuations x 6 tokens
     assert work("generate tiny base", "decode") == pytest.approx(216 * size)
     scorers = rates["parameters"]["embedded"] + rates["parameters"]["lexicon"]
-    judged = 216 + 12 * rates["prompt_tokens"]
-    assert work("score tiny dpo", "forward") == pytest.approx(216 * scorers + judged * size)
+    texts = 216 + 12 * rates["prompt_tokens"]
+    assert work("score tiny dpo", "forward") == pytest.approx(216 * scorers + texts * size)
     # 4 steps of 4 pairs, two sequences each
     assert work("dpo tiny dpo", "train") == pytest.approx(4 * 4 * 2 * rates["pair_tokens"] * size)
 

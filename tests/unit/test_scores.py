@@ -27,7 +27,9 @@ def table() -> pd.DataFrame:
 @pytest.fixture
 def settings(checkout, monkeypatch) -> Settings:
     monkeypatch.setattr(scores, "_PROMPTS", 2)
-    return checked("score", judge="tiny", dtype="float32", scorer="lexicon", second_scorer=None, judged_samples=2)
+    return checked(
+        "score", reference_model="tiny", dtype="float32", scorer="lexicon", second_scorer=None, perplexity_samples=2
+    )
 
 
 def test_values_go_with_their_rows(settings, table, tmp_path):
@@ -74,13 +76,13 @@ def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
     assert not has_values(Scoring(settings), table, "de", tmp_path / "en")
     assert not has_values(Scoring(settings), table.assign(continuation=" other"), "en", tmp_path / "en")
     for change in (
-        {"judged_samples": None},
-        {"judge": ""},
+        {"perplexity_samples": None},
+        {"reference_model": ""},
         {"perplexity": "published"},
         {"batch_size": 2},
         {"second_scorer": "lexicon"},
     ):
         assert not has_values(Scoring(settings.model_copy(update=change)), table, "en", tmp_path / "en")
     # Scores under other settings take the place of those before.
-    Scoring(settings.model_copy(update={"judge": ""})).values(table, "en", tmp_path / "en")
+    Scoring(settings.model_copy(update={"reference_model": ""})).values(table, "en", tmp_path / "en")
     assert len(list((tmp_path / "en").iterdir())) == 1

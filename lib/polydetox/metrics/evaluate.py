@@ -72,7 +72,7 @@ def summarise(
         },
         "distinct": {str(order): means[f"distinct_{order}"] for order in ORDERS},
         "token_distinct": {str(order): means[f"token_distinct_{order}"] for order in ORDERS},
-        "judged": int(scores["perplexity"].notna().sum()),
+        "with_perplexity": int(scores["perplexity"].notna().sum()),
         "outliers": int((scores["perplexity"] >= OUTLIER).sum()),
         **{name: means[name] for name in ("language_share", "second_opinion")},
     }

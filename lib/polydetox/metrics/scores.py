@@ -37,7 +37,7 @@ class Scoring:
         self._settings = settings
         self.scorers = [CachedScorer(get_scorer(name)) if name else None
                          for name in (settings.scorer, settings.second_scorer)]  # fmt: skip
-        self.reference_weights = weights_of(settings.judge) if settings.judge else None
+        self.reference_weights = weights_of(settings.reference_model) if settings.reference_model else None
 
     @cached_property
     def _reference_model(self) -> ReferenceModel | None:
@@ -82,7 +82,7 @@ class Scoring:
             "language": language,
             "scorers": [scorer and [scorer.id, scorer.revision] for scorer in self.scorers],
             "reference_model": weights and input_hash(provenance(weights)),
-            "perplexity": [settings.dtype, settings.batch_size, settings.perplexity, settings.judged_samples],
+            "perplexity": [settings.dtype, settings.batch_size, settings.perplexity, settings.perplexity_samples],
             "versions": {name: versions.get(name) for name in ("polydetox", "torch", "transformers", "tokenizers")},
         })  # fmt: skip
 
@@ -94,7 +94,7 @@ class Scoring:
         }
         found["perplexity"] = np.full(len(rows), np.nan)
         if self._reference_model is not None:
-            chosen = rows["sample"] < (self._settings.judged_samples or len(rows))
+            chosen = rows["sample"] < (self._settings.perplexity_samples or len(rows))
             texts = rows["continuation"].where(chosen, "").tolist()
             found["perplexity"] = self._reference_model.perplexities(rows["prompt"].tolist(), texts)
         return pd.DataFrame(found)

@@ -138,7 +138,7 @@ def plot_prompt_sets(results: Results, table: pd.DataFrame, metric: str = "emt")
 
 
 def plot_perplexities(found: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Histograms of the perplexity of all judged continuations on a logarithmic axis; a panel a comparison.
+    """Histograms of the perplexity of all continuations that have one on a logarithmic axis; a panel a comparison.
 
     What lies above the axis is drawn in its last bin, so that nothing is left out.
     """

@@ -333,7 +333,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def perplexities(results: Results) -> dict[str, dict[str, np.ndarray]]:
-    """The perplexity of every judged continuation before and after, by the title of each comparison that was run."""
+    """The perplexity of the continuations before and after, by the title of each comparison that was run."""
     found = {}
     for comparison in results.comparisons:
         sides: dict[str, list[np.ndarray]] = {"before": [], "after": []}

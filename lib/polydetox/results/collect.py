@@ -52,7 +52,7 @@ METRICS: dict[str, Metric] = {
     "second_opinion": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
 }
 
-COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "judged", "outliers"]
+COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "with_perplexity", "outliers"]
 MANIFEST_COLUMNS = ["stage", "model", "variant", "language", "kind", "prompt_set", "run", "wall_seconds", "finished",
                     "git_commit", "seed", "parameters", "versions", "skipped", "output_sha256"]  # fmt: skip
 SKIPPED = ["blank", "repeated", "skipped", "rejected"]
