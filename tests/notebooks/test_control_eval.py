@@ -72,7 +72,7 @@ def test_every_method_answers_the_same_questions_and_prompts(finished):
         assert list(found["toxicity"]) == ["de", "en"] and set(found["suites"]) == set(SUITES)
         for language in ("de", "en"):
             assert found["toxicity"][language]["prompts"] == 4
-            share = found["toxicity"][language]["toxic_share"]
+            share = found["toxicity"][language]["toxic_fraction"]
             assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
         assert all(found["perplexity"][half]["value"] > 1 for half in ("toxic", "neutral"))
         folder = finished / RUN / method / "attribute_eval"

@@ -179,7 +179,7 @@ def make_scores(variant: str, language: str, position: int, prompts: int, sample
                 "sample": sample,
                 "continuation": "" if empty else f"{MARKER} {variant} {language} {prompt} {sample} {hostile}",
                 "toxicity": np.nan if empty else float(np.clip(rng.normal(level, 0.2), 0, 1)),
-                "second_opinion": np.nan if empty else float(rng.random() < level),
+                "secondary_toxicity": np.nan if empty else float(rng.random() < level),
                 "perplexity": np.nan if empty else float(np.exp(rng.normal(2.3, 0.4))),
                 "detected_language": None if empty else (language if rng.random() < 0.9 else "en"),
                 "empty": empty,
@@ -229,7 +229,9 @@ def _agreement(run: Path, languages: list[str], prompts: int, samples: int) -> N
         make_scores(variant, language, position, prompts, samples).assign(variant=variant, language=language)
         for variant in ("base", TRAINED) for position, language in enumerate(languages)
     ]  # fmt: skip
-    scores = pd.concat(tables, ignore_index=True).rename(columns={"toxicity": "embedded", "second_opinion": "lexicon"})
+    scores = pd.concat(tables, ignore_index=True).rename(
+        columns={"toxicity": "embedded", "secondary_toxicity": "lexicon"}
+    )
     scores = scores[[*several.KEYS, "embedded", "lexicon"]]
     scores.loc[scores["language"] == languages[-1], "lexicon"] = np.nan
     thresholds = {"embedded": 0.5, "lexicon": 0.5}
@@ -288,8 +290,8 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
         for classifier, shift in (("probe", 0.0), ("logistic regression", 0.02))
         for position, part in enumerate(["validation", "test", *languages])
     ]
-    columns = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "roc_auc_low", "roc_auc_high",
-               "average_precision"]  # fmt: skip
+    columns = ["classifier", "texts_of", "texts", "toxic_fraction", "accuracy", "roc_auc", "roc_auc_low",
+               "roc_auc_high", "average_precision"]  # fmt: skip
     _table(run / "probe" / "quality.parquet", pd.DataFrame(quality, columns=columns))
     _stage(run / "probe", "probe", {}, metrics={"texts": {"train": 40}})
 

@@ -117,7 +117,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     for number, condition in enumerate(("untouched", "sft-lm", "regularised-lm")):
         area = cluster_auc(labels == 1, labels + np.linspace(0, 2 + number, 20), np.arange(20) // 4, **options)
         level = {"value": 0.2 + 0.1 * number, "low": 0.1, "high": 0.5}
-        metrics = {"condition": condition, "prompting": area, "head": area, "avgtox": level, "toxic_share": level}
+        metrics = {"condition": condition, "prompting": area, "head": area, "avgtox": level, "toxic_fraction": level}
         write(control / "jigsaw_classify" / condition, "jigsaw_classify", {"condition": condition}, metrics=metrics)
 
 

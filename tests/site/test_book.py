@@ -68,7 +68,7 @@ def test_means_are_the_means_of_the_evaluations(run):
     results = recorded(PROFILE, samples=50)
     means = results.means[(results.means["scope"] == "all") & (results.means["comparison"] == "tiny/dpo")]
     by_metric = means.set_index("metric")
-    for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "language_share"):
+    for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "language_rate"):
         for side, variant in (("before", "base"), ("after", "dpo")):
             rows = results.metrics[(results.metrics["metric"] == metric) & (results.metrics["variant"] == variant)]
             assert by_metric.loc[metric, side] == pytest.approx(rows["value"].mean()), (metric, side)
@@ -273,9 +273,9 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
     assert "compares filtering, never run, plain fine-tuning and regularised" in said["control_overview"]
     assert "3 of 4 trainings were run. " in said["control_overview"]
     metrics = read_json(paths.profile_run(PROFILE) / "tiny/control/regularised/attribute_eval/metrics.json")
-    share = 100 * metrics["toxicity"]["en"]["toxic_share"]["value"]
+    share = 100 * metrics["toxicity"]["en"]["toxic_fraction"]["value"]
     assert f"with regularised it is {share:.1f}%, lower (" in said["control_toxicity_sentence"]
-    others = [100 * metrics["toxicity"][language]["toxic_share"]["value"] for language in ("ar", "de", "ja")]
+    others = [100 * metrics["toxicity"][language]["toxic_fraction"]["value"] for language in ("ar", "de", "ja")]
     assert f"with regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
     # A claim is made where the interval excludes zero, and nowhere else.
     table = Control(recorded(PROFILE)).toxicity

@@ -26,7 +26,7 @@ from polydetox.workflow import load
 
 Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
 LANGUAGES = ["ar", "de", "en", "ja"]
-VALUES = ["toxicity", "second_opinion", "perplexity", *(f"token_distinct_{order}" for order in (1, 2, 3))]
+VALUES = ["toxicity", "secondary_toxicity", "perplexity", *(f"token_distinct_{order}" for order in (1, 2, 3))]
 
 
 def empty(scores: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def the_base_is_not_scored(variant: str, language: str, scores: pd.DataFrame) ->
 
 
 def all_scores_are_equal(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
-    return scores.assign(toxicity=0.5, second_opinion=1.0, perplexity=3.0, detected_language=language)
+    return scores.assign(toxicity=0.5, secondary_toxicity=1.0, perplexity=3.0, detected_language=language)
 
 
 def unchanged(variant: str, language: str, scores: pd.DataFrame) -> pd.DataFrame:
@@ -133,7 +133,7 @@ def test_the_correlation_of_what_is_left_is_told_or_not_defined(case, tmp_path):
 def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
     results = recorded(synthetic.PROFILE, samples=50)
     tiny = results.means[(results.means["comparison"] == "tiny/dpo") & (results.means["scope"] == "all")]
-    for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "token_distinct_2", "language_share"):
+    for metric in ("emt", "toxprob", "avgtox", "perplexity", "distinct_2", "token_distinct_2", "language_rate"):
         row = tiny.set_index("metric").loc[metric]
         base = results.metrics[(results.metrics["metric"] == metric) & (results.metrics["variant"] == "base")]
         assert row["before"] == pytest.approx(base["value"].mean()), "the base model stands alone"

@@ -24,7 +24,7 @@ def test_agreement_by_hand():
     assert agreement.weighted_spearman(FIRST[:4], SECOND[:4], np.ones((1, 4)))[0] == pytest.approx(0.6)
     # Toxic: 0 1 1 0 against 0 1 0 0; observed 3/4, by chance 1/2 * 1/4 + 1/2 * 3/4 = 1/2.
     assert agreement.verdicts(FIRST, SECOND, 0.5, 0.5) == pytest.approx(
-        {"share": 0.75, "kappa": 0.5, "flagged_first": 0.5, "flagged_second": 0.25}
+        {"same_verdict": 0.75, "kappa": 0.5, "flagged_first": 0.5, "flagged_second": 0.25}
     )
     # Of the pairs of a toxic and a benign text, 0.9 > 0.2, 0.9 > 0.1, 0.3 > 0.2, 0.3 > 0.1.
     assert agreement.auc(FIRST[:4] >= 0.5, SECOND[:4]) == 1.0
@@ -34,7 +34,7 @@ def test_what_is_not_defined_is_missing():
     assert np.isnan(agreement.weighted_spearman(FIRST[:4], np.zeros(4), np.ones((1, 4)))).all()
     assert np.isnan(agreement.verdicts(np.zeros(3), np.zeros(3), 0.5, 0.5)["kappa"])
     assert np.isnan(agreement.verdicts(np.array([0.9, 0.1]), np.zeros(2), 0.5, 0.5)["kappa"])
-    assert np.isnan(agreement.verdicts(np.array([]), np.array([]), 0.5, 0.5)["share"])
+    assert np.isnan(agreement.verdicts(np.array([]), np.array([]), 0.5, 0.5)["same_verdict"])
     assert np.isnan(agreement.auc(np.array([True, True]), np.array([0.1, 0.2])))
 
 
@@ -200,7 +200,7 @@ def test_pairs_of_scorers(scored):
     # a: 2/3 1/2 1 0, b: 1/3 1/2 0 2/3: exactly opposite ranks.
     assert english["spearman"] == pytest.approx(-1.0)
     assert (english["auc_of_second"], english["auc_of_first"]) == (0.0, 0.0)
-    assert (english["share"], english["kappa"]) == (0.0, -1.0)
+    assert (english["same_verdict"], english["kappa"]) == (0.0, -1.0)
     assert english["spearman_low"] <= english["spearman"] <= english["spearman_high"]
 
 

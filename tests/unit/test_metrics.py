@@ -144,7 +144,7 @@ def table():
     return pd.DataFrame({
         "prompt_id": ["a", "a", "b", "b"], "prompt": ["x", "x", "y", "y"], "sample": [0, 1, 0, 1],
         "continuation": ["du du", "nein", "", "ja"], "toxicity": [0.9, 0.1, NAN, 0.2],
-        "second_opinion": [1.0, 0.0, NAN, 0.0], "perplexity": [10.0, 20.0, NAN, 40.0],
+        "secondary_toxicity": [1.0, 0.0, NAN, 0.0], "perplexity": [10.0, 20.0, NAN, 40.0],
         "detected_language": ["de", "en", None, "de"], "empty": [False, False, True, False],
         "truncated": [True, True, False, True],
         "token_distinct_1": [0.5, 0.5, 1.0, 1.0], "token_distinct_2": [0.25, 0.25, NAN, NAN],
@@ -164,8 +164,8 @@ def test_summary_by_hand():
     assert result["token_distinct"]["1"]["value"] == 0.75 and result["token_distinct"]["2"]["value"] == 0.25
     assert result["token_distinct"]["3"]["value"] is None
     assert result["distinct"]["1"]["value"] == pytest.approx((2 / 3 + 1.0) / 2)
-    assert result["language_share"]["value"] == pytest.approx((0.5 + 1.0) / 2)
-    assert result["second_opinion"]["value"] == pytest.approx((0.5 + 0.0) / 2)
+    assert result["language_rate"]["value"] == pytest.approx((0.5 + 1.0) / 2)
+    assert result["secondary_toxicity"]["value"] == pytest.approx((0.5 + 0.0) / 2)
     assert 0.2 <= result["emt"]["low"] <= result["emt"]["value"] <= result["emt"]["high"] <= 0.9
 
 

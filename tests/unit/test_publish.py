@@ -31,7 +31,7 @@ def interval(value):
 def evaluation(emt):
     return {"prompts": 4, "continuations": 12, "scored": 12, "scorer": "embedded", "threshold": 0.5,
             "reference_model": "base", "emt": interval(emt), "toxprob": interval(emt / 2), "avgtox": interval(emt / 4),
-            "perplexity": {"median": interval(12.5)}, "language_share": interval(0.9)}  # fmt: skip
+            "perplexity": {"median": interval(12.5)}, "language_rate": interval(0.9)}  # fmt: skip
 
 
 def tiny(folder):

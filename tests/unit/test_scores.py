@@ -39,7 +39,7 @@ def test_values_go_with_their_rows(settings, table, tmp_path):
     # Nothing is told of a blank text, and of the third sample no perplexity.
     assert values["toxicity"].isna().tolist() == [True, False, False] * 5
     assert values["perplexity"].isna().tolist() == [True, False, True] * 5
-    assert values["second_opinion"].isna().all()
+    assert values["secondary_toxicity"].isna().all()
     # In another order, or alone, a row has the same values.
     shuffled = table.sample(frac=1, random_state=0)
     other = Scoring(settings).values(shuffled, "en", tmp_path / "other").loc[table.index]

@@ -66,13 +66,13 @@ def test_the_summary_is_the_mean_of_the_values_of_the_prompts():
     rng = np.random.default_rng(0)
     scores = pd.DataFrame({
         "prompt_id": np.repeat(["c", "a", "b"], 4), "sample": np.tile(range(4), 3), "continuation": "one two one",
-        "toxicity": [*rng.random(8), *[np.nan] * 4], "second_opinion": rng.random(12), "perplexity": rng.random(12),
+        "toxicity": [*rng.random(8), *[np.nan] * 4], "secondary_toxicity": rng.random(12), "perplexity": rng.random(12),
         "detected_language": ["de", "de", "en", None] * 2 + [None] * 4, "empty": False, "truncated": False,
         **{f"token_distinct_{order}": 0.5 for order in (1, 2, 3)},
     })  # fmt: skip
     values = prompt_values(scores, 0.5, "de")
     assert list(values["emt"].index) == ["c", "a", "b"] and np.isnan(values["emt"]["b"]), "no score is not 0"
     summary = summarise(scores, "de", 0.5, **OPTIONS)
-    for name in ("emt", "toxprob", "avgtox", "language_share", "second_opinion"):
+    for name in ("emt", "toxprob", "avgtox", "language_rate", "secondary_toxicity"):
         assert summary[name]["value"] == values[name].mean(), name
     assert language_rate(scores, "de").dropna().to_dict() == {"c": pytest.approx(2 / 3), "a": pytest.approx(2 / 3)}

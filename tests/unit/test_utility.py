@@ -269,7 +269,7 @@ def test_a_tokenizer_that_cannot_tell_verdicts_apart_is_refused():
 # --- toxicity, perplexity, detection ----------------------------------------------------------------------------
 
 
-def test_toxic_share_skips_what_was_not_scored():
+def test_toxic_fraction_skips_what_was_not_scored():
     scores = pd.DataFrame({
         "prompt_id": ["a", "a", "b", "b", "c", "c"], "sample": [0, 1] * 3,
         "toxicity": [0.9, 0.1, 0.7, np.nan, np.nan, np.nan],
@@ -277,7 +277,7 @@ def test_toxic_share_skips_what_was_not_scored():
     measured = prompt_toxicity(scores, "toxicity", 0.5)
     assert measured.index.tolist() == ["a", "b", "c"] and measured.loc["c"].isna().all()
     measured = measured.dropna()
-    assert measured["toxic_share"].tolist() == [0.5, 1.0]
+    assert measured["toxic_fraction"].tolist() == [0.5, 1.0]
     assert measured["emt"].tolist() == [0.9, 0.7] and measured["avgtox"].tolist() == [0.5, 0.7]
 
 
@@ -287,7 +287,7 @@ def test_the_form_of_continuations_by_hand():
         "detected_language": ["de", "en", "de", None, None],
     })  # fmt: skip
     found = form_by_language(scores, samples=10, confidence=0.95, seed=0)["de"]
-    assert found["language_share"]["value"] == pytest.approx((0.5 + 1.0) / 2), "prompt c tells no language"
+    assert found["language_rate"]["value"] == pytest.approx((0.5 + 1.0) / 2), "prompt c tells no language"
     assert found["repeated"]["value"] == pytest.approx((0.3 + 0.0) / 2)
 
 

@@ -42,13 +42,13 @@ def toxicity_by_language(scores: pd.DataFrame, threshold: float, **options: Any)
 def form_by_language(scores: pd.DataFrame, **options: Any) -> dict[str, dict[str, Any]]:
     """Whether the continuations of each language are still text of it, with bootstrap intervals over prompts.
 
-    A model can look harmless because its text leaves the prompt's language or repeats itself: ``language_share`` is
+    A model can look harmless because its text leaves the prompt's language or repeats itself: ``language_rate`` is
     the fraction of continuations in the prompt's language, of those whose language is detected, and ``repeated`` the
     mean fraction of a continuation's words that repeat an earlier one.
     """
     return {
         str(language): {
-            "language_share": bootstrap(language_rate(rows, str(language)).dropna().to_numpy(), **options),
+            "language_rate": bootstrap(language_rate(rows, str(language)).dropna().to_numpy(), **options),
             "repeated": bootstrap(mean_by_prompt(rows, "repeated").dropna().to_numpy(), **options),
         }
         for language, rows in scores.groupby("language", sort=False)

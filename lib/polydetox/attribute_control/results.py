@@ -205,7 +205,7 @@ class Control:
             measures: dict[str, dict[str, pd.Series]] = {"toxic": {}, "in_language": {}, "repeated": {}}
             for language, rows in scores.groupby("language", sort=False):
                 threshold = metrics["threshold"]
-                measures["toxic"][str(language)] = prompt_toxicity(rows, "toxicity", threshold)["toxic_share"]
+                measures["toxic"][str(language)] = prompt_toxicity(rows, "toxicity", threshold)["toxic_fraction"]
                 measures["in_language"][str(language)] = language_rate(rows, str(language))
                 measures["repeated"][str(language)] = mean_by_prompt(rows, "repeated")
             found[model, method] = measures

@@ -51,11 +51,11 @@ def method_table(metrics: Mapping[str, Any]) -> PaperTable:
     """One method: toxicity in each language, perplexity of both halves, and the accuracy of each suite."""
     lines: list[list[Cell | str]] = []
     for language, measured in metrics["toxicity"].items():
-        for name, said in (("toxic_share", "toxic continuations (%)"), ("emt", "EMT")):
+        for name, said in (("toxic_fraction", "toxic continuations (%)"), ("emt", "EMT")):
             row = measured[name]
-            lines.append([LANGUAGES[language], said, _percent(row) if name == "toxic_share" else _bounded(row, 2)])
+            lines.append([LANGUAGES[language], said, _percent(row) if name == "toxic_fraction" else _bounded(row, 2)])
         form = metrics["form"][language]
-        lines.append([LANGUAGES[language], "in the prompt's language (%)", _percent(form["language_share"])])
+        lines.append([LANGUAGES[language], "in the prompt's language (%)", _percent(form["language_rate"])])
         lines.append([LANGUAGES[language], "repeated words (%)", _percent(form["repeated"])])
     for domain, row in metrics["perplexity"].items():
         lines.append(["held-out text", f"perplexity, {domain} half", _bounded(row, 1)])
@@ -252,7 +252,7 @@ def jigsaw_table(control: Control) -> PaperTable:
 def _condition_cells(row: Mapping[str, Any] | None) -> list[Cell]:
     if row is None:
         return [Cell(NOT_RUN)] * 4
-    return [*(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")), _percent(row["toxic_share"])]
+    return [*(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")), _percent(row["toxic_fraction"])]
 
 
 def _paper_condition_cells(row: pd.Series) -> list[Cell]:

@@ -13,9 +13,9 @@ from polydetox.results.published import PAPER, paper_model, paper_models
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
-MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "token_distinct_2", "language_share"]
+MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "token_distinct_2", "language_rate"]
 FLUENCY_METRICS = [
-    "perplexity", "token_distinct_1", "token_distinct_2", "token_distinct_3", "distinct_2", "language_share",
+    "perplexity", "token_distinct_1", "token_distinct_2", "token_distinct_3", "distinct_2", "language_rate",
 ]  # fmt: skip
 TOXICITY = ["emt", "toxprob"]
 SIDES = ("before", "after", "drop")
@@ -68,7 +68,7 @@ def language_table(results: Results) -> PaperTable:
 
 def fluency_by_language_table(results: Results) -> PaperTable:
     """Perplexity, distinct word pairs and language before and after, in every language."""
-    return _metrics_by_language(results, ["perplexity", "distinct_2", "language_share"], SIDES[:2])
+    return _metrics_by_language(results, ["perplexity", "distinct_2", "language_rate"], SIDES[:2])
 
 
 def _metrics_by_language(results: Results, metrics: Sequence[str], sides: Sequence[str]) -> PaperTable:
@@ -149,7 +149,7 @@ def agreement_table(results: Results) -> PaperTable:
         before, after = (table.loc[key] if key in table.index else None for key in keys)
         flagged = [_of(side, name) for name in ("flagged_first", "flagged_second") for side in (before, after)]
         # Kappa is not defined where one scorer gave every continuation the same verdict.
-        return [*flagged, _of(after, "share"), _of(before, "kappa", NOT_APPLICABLE)]
+        return [*flagged, _of(after, "same_verdict"), _of(before, "kappa", NOT_APPLICABLE)]
 
     spans = {"First scorer": SIDES[:2], "Second scorer": SIDES[:2], "Agreement": ["same verdict", "kappa"]}
     return _table(results, "Language", _languages(results), cells, spans)

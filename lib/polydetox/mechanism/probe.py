@@ -199,7 +199,7 @@ def quality(
     area = cluster_auc(truth == 1, logits, pd.factorize(texts["group"])[0])
     return {
         "texts": len(truth),
-        "toxic_share": float(truth.mean()) if len(truth) else None,
+        "toxic_fraction": float(truth.mean()) if len(truth) else None,
         "accuracy": float(((logits >= 0) == truth).mean()) if len(truth) else None,
         "roc_auc": area["value"],
         "roc_auc_low": area["low"],
@@ -227,7 +227,7 @@ def fit_probes(
     return {"probe": probe, "logistic regression": logistic_regression(x, y)}
 
 
-QUALITY_COLUMNS = ["classifier", "texts_of", "texts", "toxic_share", "accuracy", "roc_auc", "roc_auc_low",
+QUALITY_COLUMNS = ["classifier", "texts_of", "texts", "toxic_fraction", "accuracy", "roc_auc", "roc_auc_low",
                    "roc_auc_high", "average_precision"]  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def probe_table(qualities: Mapping[str, pd.DataFrame]) -> PaperTable:
             parts = rows.set_index("texts_of")
             test = parts.loc["test"]
             lines.append([
-                str(name), number(test["texts"], 0), number(test["toxic_share"], 2),
+                str(name), number(test["texts"], 0), number(test["toxic_fraction"], 2),
                 number(parts.loc["validation", "accuracy"], 3),
                 number(test["roc_auc"], 3, test["roc_auc_low"], test["roc_auc_high"], missing=NOT_APPLICABLE),
                 number(test["average_precision"], 3, missing=NOT_APPLICABLE),

@@ -18,7 +18,7 @@ OUTLIER = 1e4
 TOKEN_DISTINCT = [f"token_distinct_{order}" for order in ORDERS]  # of a prompt, the same in each of its rows
 
 SCORE_COLUMNS = [
-    "prompt_id", "prompt", "sample", "continuation", "toxicity", "second_opinion", "perplexity",
+    "prompt_id", "prompt", "sample", "continuation", "toxicity", "secondary_toxicity", "perplexity",
     "detected_language", "empty", "truncated", *TOKEN_DISTINCT,
 ]  # fmt: skip
 
@@ -27,7 +27,7 @@ def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict
     """Each metric's value for each prompt, as a series over ``prompt_id``; NaN where there is nothing to measure.
 
     ``scores`` has a row a continuation and the columns ``SCORE_COLUMNS``; without ``TOKEN_DISTINCT`` or
-    ``second_opinion`` those metrics are NaN. ``perplexity`` holds an array a prompt, the perplexities of its
+    ``secondary_toxicity`` those metrics are NaN. ``perplexity`` holds an array a prompt, the perplexities of its
     continuations, since its summary is a median over all of them.
     """
     groups = scores.groupby("prompt_id", sort=False)
@@ -35,15 +35,15 @@ def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict
     missing = pd.Series(np.nan, toxicity.index)
     values: dict[str, pd.Series] = {name: toxicity[name] for name in ("emt", "toxprob", "avgtox")}
     values["perplexity"] = groups["perplexity"].apply(lambda column: column.dropna().to_numpy(dtype=float))
-    values["language_share"] = language_rate(scores, language)
+    values["language_rate"] = language_rate(scores, language)
     texts = {prompt: list(group.loc[~group["empty"], "continuation"]) for prompt, group in groups}
     for order, column in zip(ORDERS, TOKEN_DISTINCT, strict=True):
         values[f"distinct_{order}"] = pd.Series(
             {prompt: distinct(group, order, language) for prompt, group in texts.items()}, dtype=float
         )
         values[column] = groups[column].first() if column in scores else missing
-    second = mean_by_prompt(scores, "second_opinion") if "second_opinion" in scores else missing
-    return values | {"second_opinion": second}
+    second = mean_by_prompt(scores, "secondary_toxicity") if "secondary_toxicity" in scores else missing
+    return values | {"secondary_toxicity": second}
 
 
 def summarise(
@@ -74,7 +74,7 @@ def summarise(
         "token_distinct": {str(order): means[f"token_distinct_{order}"] for order in ORDERS},
         "with_perplexity": int(scores["perplexity"].notna().sum()),
         "outliers": int((scores["perplexity"] >= OUTLIER).sum()),
-        **{name: means[name] for name in ("language_share", "second_opinion")},
+        **{name: means[name] for name in ("language_rate", "secondary_toxicity")},
     }
 
 

@@ -26,7 +26,7 @@ from polydetox.scoring import CachedScorer, get_scorer
 if TYPE_CHECKING:
     from polydetox.metrics.fluency import ReferenceModel
 
-VALUES = ["toxicity", "second_opinion", "perplexity"]
+VALUES = ["toxicity", "secondary_toxicity", "perplexity"]
 _PROMPTS = 64  # of a shard
 
 

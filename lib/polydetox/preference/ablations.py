@@ -25,7 +25,7 @@ from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_o
 
 Kind = Literal["seed", "method", "learning-rate", "pairs"]
 KINDS: tuple[Kind, ...] = ("seed", "method", "learning-rate", "pairs")
-SHOWN = ["emt", "toxprob", "perplexity", "distinct_2", "language_share"]
+SHOWN = ["emt", "toxprob", "perplexity", "distinct_2", "language_rate"]
 MEAN = "mean"  # stands where a row is a mean over languages
 BASE = "base model"
 

@@ -48,8 +48,8 @@ METRICS: dict[str, Metric] = {
     "token_distinct_1": Metric("Dist-1, tokens", "distinct tokens over tokens", False),
     "token_distinct_2": Metric("Dist-2, tokens", "distinct token pairs over tokens", False),
     "token_distinct_3": Metric("Dist-3, tokens", "distinct token triples over tokens", False),
-    "language_share": Metric("In language", "fraction of continuations in the prompt's language", False),
-    "second_opinion": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
+    "language_rate": Metric("In language", "fraction of continuations in the prompt's language", False),
+    "secondary_toxicity": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
 }
 
 COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "with_perplexity", "outliers"]
@@ -214,7 +214,7 @@ class Results:
         """Every evaluation in tidy form, a row a metric: ``model, variant, language, metric, value, low, high``.
 
         Perplexity has three: its median under that name, and ``perplexity_q1`` and ``perplexity_q3``. What was not
-        run has its row ``emt`` to ``second_opinion`` with missing values.
+        run has its row ``emt`` to ``secondary_toxicity`` with missing values.
         """
         rows = [{**of, "metric": metric, **{key: value.get(key) for key in ("value", "low", "high")}}
                 for of, content in self._evaluations for metric, value in _flat(content).items()]  # fmt: skip
@@ -233,9 +233,9 @@ class Results:
         for of, content in self._evaluations:
             scores = self.scores(of["model"], of["variant"], of["language"])
             if content and scores is not None:
-                first, second = (scores[name].to_numpy(dtype=float) for name in ("toxicity", "second_opinion"))
+                first, second = (scores[name].to_numpy(dtype=float) for name in ("toxicity", "secondary_toxicity"))
                 rows.append({**of, **verdicts(first, second, content["threshold"], content["threshold"])})
-        return pd.DataFrame(rows, columns=[*IDENTITY, "share", "kappa", "flagged_first", "flagged_second"])
+        return pd.DataFrame(rows, columns=[*IDENTITY, "same_verdict", "kappa", "flagged_first", "flagged_second"])
 
     # --- before and after
 
@@ -335,7 +335,7 @@ def _flat(content: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
     """The metrics of one ``metrics.json`` under the names of ``METRICS``; of None, all of them without values."""
     if content is None:
         return {metric: {} for metric in METRICS}
-    flat = {name: content[name] for name in ("emt", "toxprob", "avgtox", "language_share", "second_opinion")}
+    flat = {name: content[name] for name in ("emt", "toxprob", "avgtox", "language_rate", "secondary_toxicity")}
     for name in ("distinct", "token_distinct"):
         flat |= {f"{name}_{order}": value for order, value in content.get(name, {}).items()}
     quartiles = {"perplexity": "median", "perplexity_q1": "q1", "perplexity_q3": "q3"}

@@ -103,7 +103,8 @@ def linked(scores: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 PAIR_COLUMNS = [
-    "variant", "language", "first", "second", "texts", "scored_by_both", "flagged_first", "flagged_second", "share",
+    "variant", "language", "first", "second", "texts", "scored_by_both", "flagged_first", "flagged_second",
+    "same_verdict",
     *(f"{name}{end}" for name in ("kappa", "spearman", "auc_of_second", "auc_of_first")
       for end in ("", "_low", "_high")),
 ]  # fmt: skip
@@ -114,9 +115,10 @@ def pair_agreement(
 ) -> pd.DataFrame:
     """The agreement of every two scorers on the continuations of each variant and language.
 
-    Columns ``PAIR_COLUMNS``: how many texts both scored and what share each calls toxic at its threshold; ``share`` of
-    equal verdicts; and with bootstrap intervals by prompt ``kappa``, ``spearman``, and ``auc_of_second``, the area
-    under the ROC curve of the second's scores against the first's verdicts (``auc_of_first`` the other way round).
+    Columns ``PAIR_COLUMNS``: how many texts both scored and which fraction each calls toxic at its threshold;
+    ``same_verdict``, that of equal verdicts; and with bootstrap intervals by prompt ``kappa``, ``spearman``, and
+    ``auc_of_second``, the area under the ROC curve of the second's scores against the first's verdicts
+    (``auc_of_first`` the other way round).
     """
     rows = []
     options: dict[str, Any] = {"samples": samples, "confidence": confidence, "seed": seed}

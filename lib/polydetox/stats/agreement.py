@@ -29,15 +29,15 @@ def verdicts(
 ) -> dict[str, float]:
     """How two scorers' verdicts (score at or above the threshold) agree on the texts that both scored.
 
-    ``share`` of equal verdicts; ``kappa``, that fraction corrected for chance (Cohen 1960), NaN where one scorer gives
-    every text the same verdict; ``flagged_first`` and ``flagged_second``, the fractions called toxic.
+    ``same_verdict``, the fraction of equal verdicts; ``kappa``, that corrected for chance (Cohen 1960), NaN where
+    one scorer gives every text the same verdict; ``flagged_first`` and ``flagged_second``, the fractions called toxic.
     """
     first, second = both(first, second)
     if len(first) == 0:
-        return dict.fromkeys(("share", "kappa", "flagged_first", "flagged_second"), float("nan"))
+        return dict.fromkeys(("same_verdict", "kappa", "flagged_first", "flagged_second"), float("nan"))
     left, right, once = first >= first_threshold, second >= second_threshold, np.ones((1, len(first)))
     return {
-        "share": float((left == right).mean()),
+        "same_verdict": float((left == right).mean()),
         "kappa": float(weighted_kappa(left, right, once)[0]),
         "flagged_first": float(left.mean()),
         "flagged_second": float(right.mean()),
