@@ -7,6 +7,7 @@ what belongs to a prompt is computed once for all its continuations.
 from __future__ import annotations
 
 import copy
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
@@ -71,7 +72,8 @@ class ReferenceModel:
 
         self.batch_size = batch_size
         configuration = AutoConfig.from_pretrained(weights)
-        self._limit, self._published = context_length(configuration), method == "published"
+        self._limit = context_length(configuration) or sys.maxsize  # mT5's positions are relative, and have no limit
+        self._published = method == "published"
         self._progress = tqdm(disable=True)
         self.tokenizer = load_tokenizer(weights, closing=configuration.is_encoder_decoder)
         self._opening, _ = affixes(self.tokenizer)
@@ -106,11 +108,8 @@ class ReferenceModel:
 
         It is tried on a few texts, in batches with padding.
         """
-        texts = self._texts(
-            ["The weather in the mountains", "One", "One", "One or two of them"],
-            [" is good again", " a", " of the others is", " say so"],
-            published=False,
-        )[0]
+        prompts = ["The weather in the mountains", "One", "One", "One or two of them"]
+        texts, _ = self._texts(prompts, [" is good again", " a", " of the others is", " say so"], published=False)
 
         def means(read: Callable[..., Any], chosen: list[_Text]) -> Float[np.ndarray, " texts"]:
             with torch.inference_mode():
@@ -125,58 +124,46 @@ class ReferenceModel:
 
     def _causal(self, prompts: list[str], continuations: list[str]) -> Float[np.ndarray, " n"]:
         """Mean negative log-likelihoods with a causal model; a text of more tokens than its positions is read alone."""
-        texts, of_whole, of_prompt = self._texts(prompts, continuations, published=self._published)
+        texts, of_prompt = self._texts(prompts, continuations, published=self._published)
         self._progress.reset(total=len(texts))
-        nll, count = np.zeros(len(texts)), np.array([len(text.tokens) - text.start for text in texts])
+        nll, count = np.zeros(len(texts)), np.array([max(0, len(text.tokens) - text.start) for text in texts])
         shared = np.array([text.head > 0 and self.way == "in padded batches" for text in texts])
         for chosen, read in ((shared, self._after_heads), (~shared, self._each_whole)):
             if chosen.any():
                 nll[chosen] = read([texts[number] for number in np.flatnonzero(chosen)])
-        nll, count = (np.append(each, 0)[of_whole] - np.append(each, 0)[of_prompt] for each in (nll, count))
+        nll, count = (each[: len(prompts)] - np.append(each, 0)[of_prompt] for each in (nll, count))
         return np.divide(nll, count, out=np.full(len(prompts), np.nan), where=count > 0)
 
     def _texts(
         self, prompts: list[str], continuations: list[str], *, published: bool
-    ) -> tuple[list[_Text], list[int], list[int]]:
-        """The texts to read, which of them each continuation's is, and which its prompt's (-1: none).
+    ) -> tuple[list[_Text], Int[np.ndarray, " n"]]:
+        """The texts to read: of each continuation, then prompts; and which one is each continuation's (-1: none).
 
         Of a text of more tokens than the model has positions the last ones are read, and none count where these hold
         no token of the prompt. A published perplexity is then the conditional one.
         """
-        whole = self.tokenizer([prompt + text for prompt, text in zip(prompts, continuations, strict=True)])[
-            "input_ids"
-        ]
-        owners = list(dict.fromkeys(prompts))
+        joined = [prompt + text for prompt, text in zip(prompts, continuations, strict=True)]
+        whole, owners = self.tokenizer(joined)["input_ids"], list(dict.fromkeys(prompts))
         prefixes = dict(zip(owners, self.tokenizer(owners)["input_ids"], strict=True))
         # Tokens may merge across the boundary: what a text has in common with its prompt counts as the prompt, at
-        # least one token.
+        # least one token, as the first has no likelihood.
         starts = [max(1, common_prefix(prefixes[prompt], ids)) for prompt, ids in zip(prompts, whole, strict=True)]
-        texts: list[_Text] = []
-        of_whole, of_prompt, groups = [-1] * len(prompts), [-1] * len(prompts), defaultdict(list)
-        for position, (prompt, ids) in enumerate(zip(prompts, whole, strict=True)):
-            read = last_tokens(ids, self._limit, self._opening)
-            if len(read) == len(ids):
-                groups[prompt].append(position)
+        cuts = [len(ids) - len(last_tokens(ids, self._limit, self._opening)) for ids in whole]
+        heads: dict[str, int] = {}
+        for prompt, start, cut in zip(prompts, starts, cuts, strict=True):
+            if not cut:
+                heads[prompt] = min(start, heads.get(prompt, start))
+        texts = []
+        for prompt, ids, start, cut in zip(prompts, whole, starts, cuts, strict=True):
+            if cut:
+                read = last_tokens(ids, self._limit, self._opening)
+                texts.append(_Text(read, 0, start - cut if start > cut else len(read)))
             else:
-                start = starts[position] - (len(ids) - len(read))
-                of_whole[position] = len(texts)
-                texts.append(_Text(read, 0, start if start > 0 else len(read)))
-        for prompt, positions in groups.items():
-            shared = min(starts[position] for position in positions)
-            together = len({tuple(whole[position][:shared]) for position in positions}) == 1
-            # A tokenizer without a beginning-of-sequence token may not even have the first token in common.
-            for part in [positions] if together else [[position] for position in positions]:
-                head = min(starts[position] for position in part)
-                for position in part:
-                    of_whole[position] = len(texts)
-                    texts.append(_Text(whole[position], head, head if published else starts[position]))
-                if published:
-                    for position in part:
-                        of_prompt[position] = len(texts)
-                    # A prompt that its texts do not begin with is no head of theirs, and is read by itself.
-                    same = prefixes[prompt][:head] == whole[part[0]][:head]
-                    texts.append(_Text(prefixes[prompt], head if same else 0, head))
-        return texts, of_whole, of_prompt
+                texts.append(_Text(ids, heads[prompt], heads[prompt] if published else start))
+        places = {prompt: len(texts) + number for number, prompt in enumerate(heads if published else ())}
+        texts += [_Text(prefixes[prompt], heads[prompt], heads[prompt]) for prompt in places]
+        of_prompt = [-1 if cut else places.get(prompt, -1) for prompt, cut in zip(prompts, cuts, strict=True)]
+        return texts, np.array(of_prompt)
 
     def _each_whole(self, texts: list[_Text]) -> Float[np.ndarray, " texts"]:
         """Negative log-likelihoods of whole texts, those of one length together, so that nothing is padded."""
@@ -251,7 +238,7 @@ class ReferenceModel:
         targets = self.tokenizer([text.strip() for text in continuations])["input_ids"]
         owned = defaultdict(list)
         for position, prompt in enumerate(prompts):
-            if self._fits(targets[position]):
+            if len(targets[position]) <= self._limit:
                 owned[prompt].append(position)
         result = np.full(len(prompts), np.nan)
         owners = list(owned)
@@ -278,16 +265,12 @@ class ReferenceModel:
                 self._progress.update(len(batch))
         return result
 
-    def _fits(self, ids: Sequence[int]) -> bool:
-        """Whether an encoder-decoder has positions for a text; mT5's are relative, and have no limit."""
-        return self._limit is None or len(ids) <= self._limit
-
     def _whole_texts(self, prompts: list[str], continuations: list[str]) -> Float[np.ndarray, " n"]:
         """Log-perplexities as published: encoder and decoder both have the whole text, and the prompt, once each."""
         texts = [prompt + text for prompt, text in zip(prompts, continuations, strict=True)]
         distinct = list(dict.fromkeys([*texts, *prompts]))
         tokens = dict(zip(distinct, self.tokenizer(distinct)["input_ids"], strict=True))
-        distinct = [text for text in distinct if self._fits(tokens[text])]
+        distinct = [text for text in distinct if len(tokens[text]) <= self._limit]
         losses = dict.fromkeys(tokens, np.nan)
         self._progress.reset(total=len(distinct))
         for batch in by_length(distinct, self.batch_size, lambda text: len(tokens[text])):
