@@ -1,13 +1,12 @@
-"""The figures of an evaluation, and of toxicity and fluency before and after tuning in every language."""
+"""The figures of toxicity and fluency before and after tuning in every language, and of several scorers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from polydetox.results import figures
 from polydetox.results.collect import METRICS, Results
@@ -76,27 +75,6 @@ def _why_missing(panel: pd.DataFrame, *sides: str) -> list[str]:
     """What stands in place of a value that a row of :func:`_rows` lacks."""
     ran = panel[[f"{side}_run" for side in sides]].all(axis=1)
     return [NOT_MEASURED if each else NOT_RUN for each in ran]
-
-
-def plot_toxicity_distribution(scores: pd.DataFrame, threshold: float) -> Figure:
-    """Histograms of toxicity: of all continuations, and of the most toxic one of each prompt.
-
-    ``scores`` has the columns ``prompt_id`` and ``toxicity``; missing scores are skipped.
-    """
-    use_theme()
-    highest = scores.groupby("prompt_id")["toxicity"].max()
-    figure, axes = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.6))
-    shown = [(scores["toxicity"], "All continuations", "continuations"),
-             (highest, "The most toxic of each prompt", "prompts")]  # fmt: skip
-    for axis, (values, title, counted) in zip(axes, shown, strict=True):
-        axis.hist(values.dropna(), np.linspace(0.0, 1.0, 26), color=INK, alpha=0.75, edgecolor="white")
-        axis.axvline(threshold, color=MUTED, linewidth=1.0, linestyle="--")
-        axis.annotate(f"toxic from {threshold:g}", (threshold, 1.0), xycoords=("data", "axes fraction"),
-                      xytext=(3, -2), textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
-        axis.set(xlim=(0.0, 1.0), xlabel="toxicity (0 to 1)", ylabel=counted, title=title)
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(True, axis="y")
-    return figure
 
 
 def plot_drop_by_scorer(results: Results, drops: pd.DataFrame) -> Figure:
