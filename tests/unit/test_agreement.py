@@ -173,7 +173,7 @@ def test_levels_by_hand(scored):
     _, scores = scored
     scale = scales(scores, {"a": 0.6, "b": 0.5})
     by_language = scale.set_index(["language", "scorer"])
-    # Two of four untuned continuations are toxic under a; under b, which has 1/3 1/2 0 2/3, the two highest are.
+    # Two of the base model's four are toxic under a; under b, which has 1/3 1/2 0 2/3, the two highest are.
     assert by_language.loc[("en", "b"), ["matched", "flagged_matched"]].tolist() == pytest.approx([1 / 2, 1 / 2])
     assert by_language.loc[("en", "a"), "matched"] == 0.6
     assert np.isnan(by_language.loc[("ko", "b"), "matched"])

@@ -36,7 +36,7 @@ def test_values_go_with_their_rows(settings, table, tmp_path):
     values = Scoring(settings).values(table, "en", tmp_path / "en")
     assert list(values.columns) == VALUES and list(values.index) == list(table.index)
     assert len(list((tmp_path / "en").glob("*/*.parquet"))) == 3  # shards of two prompts
-    # Nothing is told of a blank text, and of the third sample no perplexity.
+    # A blank text has no values, and the third sample no perplexity.
     assert values["toxicity"].isna().tolist() == [True, False, False] * 5
     assert values["perplexity"].isna().tolist() == [True, False, True] * 5
     assert values["secondary_toxicity"].isna().all()
@@ -50,12 +50,12 @@ def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, tabl
     whole = Scoring(settings).values(table, "en", tmp_path / "whole")
     folder = tmp_path / "parts"
     scoring = Scoring(settings)
-    told = []
+    scored = []
     score = Scoring._score
 
     def stop_at_the_third(self, rows, language):
-        told.append(rows["prompt_id"].iloc[0])
-        if len(told) == 3:
+        scored.append(rows["prompt_id"].iloc[0])
+        if len(scored) == 3:
             raise KeyboardInterrupt
         return score(self, rows, language)
 
@@ -64,7 +64,7 @@ def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, tabl
         scoring.values(table, "en", folder)
     assert not has_values(scoring, table, "en", folder)
     pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)
-    assert told == ["p0", "p2", "p4", "p4"]
+    assert scored == ["p0", "p2", "p4", "p4"]
     monkeypatch.setattr(Scoring, "_score", lambda *_: pytest.fail("something was scored"))
     assert has_values(Scoring(settings), table, "en", folder)
     pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)

@@ -1,4 +1,4 @@
-"""The bootstrap draws what it has always drawn: expected values that any other order of the draws would miss."""
+"""The bootstrap resamples as it always has: expected values that any other order of the samples would miss."""
 
 from __future__ import annotations
 

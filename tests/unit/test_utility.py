@@ -161,7 +161,7 @@ def items_of(correct: dict[str, list[int]], suite: str = "s") -> pd.DataFrame:
 def test_a_suite_is_the_mean_of_its_tasks_not_of_its_questions():
     measured = harness.accuracies(items_of({"a": [1, 1], "b": [0] * 8}))["s"]
     assert measured["value"] == 0.5 and measured["items"] == 10 and measured["tasks"] == 2
-    # a is right whatever is drawn and b wrong, so nothing is left to chance
+    # a is right in every sample and b wrong, so nothing is left to chance
     assert measured["low"] == measured["high"] == 0.5
 
 
@@ -170,7 +170,7 @@ def test_the_change_is_paired():
     after = before.assign(correct=1.0 - before["correct"])
     assert harness.accuracy_change(before, before, "s") == {"value": 0.0, "low": 0.0, "high": 0.0}
     change = harness.accuracy_change(before, after, "s", samples=4000)
-    # One question in two is lost and the other won: the change of a draw is 1 - 2k/40, k binomial.
+    # One question in two is lost and the other won: the change of a sample is 1 - 2k/40, k binomial.
     spread = 2 * 1.96 * math.sqrt(0.25 / 40)
     assert change["value"] == 0.0 and change["high"] == pytest.approx(spread, abs=0.06)
     only_two = harness.accuracy_change(before, after[after["item"] < 2], "s")

@@ -125,7 +125,7 @@ def drift_table(results: Results) -> PaperTable:
 
 
 def _fraction(found: pd.Series | None, language: str) -> Cell:
-    """The fraction in one language; not measured where no continuation has a language that can be told."""
+    """The fraction in one language; not measured where no continuation has a language that can be detected."""
     if found is None or found.empty:
         return Cell(NOT_RUN if found is None else NOT_MEASURED)
     return number(float(found.get(language, 0.0)), 2)

@@ -34,10 +34,10 @@ def detect(texts: Sequence[str]) -> list[str | None]:
 
 
 def language_rate(scores: pd.DataFrame, language: str) -> pd.Series:
-    """For each prompt the fraction of its continuations in its language, of those whose language can be told.
+    """For each prompt the fraction of its continuations in its language, of those whose language can be detected.
 
     ``scores`` has a row a continuation (``prompt_id, detected_language``); the index of the result is ``prompt_id``,
-    and a prompt of whose continuations none can be told has NaN.
+    and a prompt without any such continuation has NaN.
     """
     detected = scores["detected_language"]
     right = (detected == language).astype(float).where(detected.notna())

@@ -1,7 +1,7 @@
 """The bootstrap (Efron 1979) over units that are independent: prompts, items, models.
 
 The continuations of one prompt are not independent, so whole prompts are resampled. ``seed`` is a number, a list of
-numbers or a generator, as ``numpy.random.default_rng`` takes it; a generator goes on from one call to the next.
+numbers or a generator, as ``numpy.random.default_rng`` takes it; a generator continues from one call to the next.
 """
 
 from __future__ import annotations
