@@ -40,7 +40,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from polydetox.core.errors import UserError
 from polydetox.generation import engines
 from polydetox.mechanism.architectures import MLPs
-from polydetox.mechanism.decoding import greedy
+from polydetox.mechanism.decoding import greedy, mean_over_new_tokens, recorded
 from polydetox.metrics import fluency
 from polydetox.models.decoders import check_decoder, next_logits
 from polydetox.training.shared import linear_layers
@@ -197,10 +197,16 @@ def mechanism(model: Any, tokenizer: Any) -> str:
     except UserError:
         return "refused"
     neurons = [(layer, place) for layer in range(len(mlps)) for place in (0, 3)]
-    together = greedy(model, tokenizer, PROMPTS[:4], new_tokens=5, watch=neurons)
-    alone = [greedy(model, tokenizer, [prompt], new_tokens=5, watch=neurons) for prompt in PROMPTS[:4]]
-    same = together.continuations == [one.continuations[0] for one in alone]
-    close = np.allclose(together.activations, np.concatenate([one.activations for one in alone]), rtol=1e-3, atol=1e-4)
+
+    def watched(prompts: list[str]) -> tuple[list[str], np.ndarray]:
+        with recorded(mlps, neurons, len(prompts)) as passes:
+            decoded = greedy(model, tokenizer, prompts, 5)
+        return decoded.continuations, mean_over_new_tokens(passes, decoded.counted)
+
+    texts, activations = watched(PROMPTS[:4])
+    alone = [watched([prompt]) for prompt in PROMPTS[:4]]
+    same = texts == [text for (text,), _ in alone]
+    close = np.allclose(activations, np.concatenate([one for _, one in alone]), rtol=1e-3, atol=1e-4)
     return "yes" if same and close else "WRONG"
 
 

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from generation import cpu_seconds, model_of
 
-from polydetox.mechanism.probe import Probe, train_probe
-from polydetox.mechanism.representations import mean_pooled
+from notebook_cells import train_probe
+from polydetox.mechanism.probe import Probe
+from polydetox.mechanism.representations import pooled
+from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 10
@@ -75,7 +77,8 @@ def main() -> int:
         tokenizer.save_pretrained(folder / "model")
 
         def ours() -> None:
-            features = mean_pooled(folder / "model", texts, "last", [folder / "features.safetensors"], dtype="float32")
+            loaded = load_causal_lm(folder / "model", torch.float32), load_tokenizer(folder / "model")
+            features = pooled(*loaded, texts, "last")
             probes["ours"] = train_probe(features[:, 0], labels, learning_rate=LEARNING_RATE, batch_size=BATCH,
                                          epochs=EPOCHS)  # fmt: skip
 

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ import torch
 from generation import cpu_seconds, model_of
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.mechanism.representations import mean_pooled
+from polydetox.mechanism.representations import pooled
 from polydetox.metrics.retrieval import retrieval_figures
-from polydetox.models.checkpoints import load_causal_lm
+from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from tiny import TEXTS, tiny_tokenizer
 
 TARGET = 1.8
@@ -76,13 +77,14 @@ def main() -> int:
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
 
-        def pooled(language: str) -> np.ndarray:
-            cache = folder / f"{language}.safetensors"
-            return mean_pooled(folder / "model", sentences[language], "all", [cache], dtype="float32", batch_size=BATCH)
+        @cache
+        def represented(language: str) -> np.ndarray:
+            loaded = load_causal_lm(folder / "model", torch.float32), load_tokenizer(folder / "model")
+            return pooled(*loaded, sentences[language], "all", BATCH)
 
         def ours() -> None:
             for language in others:
-                found["ours"][language] = accuracies(pooled(ENGLISH), pooled(language))
+                found["ours"][language] = accuracies(represented(ENGLISH), represented(language))
 
         def theirs() -> None:
             for language in others:

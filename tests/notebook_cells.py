@@ -10,11 +10,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
 
 from polydetox.core.artifacts import Stage
+from polydetox.core.parameters import checked
+from polydetox.mechanism.probe import Probe
 from polydetox.models.checkpoints import load_tokenizer
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -55,7 +58,9 @@ def run_cells(notebook: str, *, until: str | None = None, **parameters: Any) -> 
     return space | {"shown": shown}
 
 
-def some_cells(notebook: str, settings: Any, stage: Stage, cells: Sequence[str] = (), **given: Any) -> dict[str, Any]:
+def some_cells(
+    notebook: str, settings: Any, stage: Stage | None, cells: Sequence[str] = (), **given: Any
+) -> dict[str, Any]:
     """The namespace of a notebook after some of its code cells, named by the ends of their ids; none: all of them.
 
     ``given`` names stand for what the notebook would make of its own, in every cell.
@@ -83,6 +88,14 @@ def merge(base: Path, tuned: Path, folder: Path) -> tuple[Path, float]:
     """The weights that ``merge.ipynb`` writes, and the largest difference of a logit that it found."""
     space = run_cells("merge", checkpoint=str(base), tuned=str(tuned), output_folder=str(folder))
     return space["weights"], space["difference"]
+
+
+def train_probe(features: np.ndarray, labels: np.ndarray, **settings: Any) -> Probe:
+    """The probe that ``probe.ipynb`` trains on these features and labels."""
+    texts = pd.DataFrame({"label": labels, "part": "train"})
+    cells = ("924e7e84", "31d586c8", "probe-loop", "probe-probe")
+    return some_cells("probe", checked("probe", **settings), None, cells, features=features, texts=texts,
+                      logistic_regression=lambda *_: None)["probe"]  # fmt: skip
 
 
 def train_dpo(weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Any, folder: Path):

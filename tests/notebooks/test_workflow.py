@@ -132,8 +132,8 @@ def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
         groups = {
             group: set(zip(rows["layer"], rows["neuron"], strict=True)) for group, rows in neurons.groupby("group")
         }
-        assert groups["sources"] == actual and len(groups["control"]) == len(actual)
-        assert not groups["control"] & set(zip(sources["layer"], sources["neuron"], strict=True))
+        assert groups["sources"] == actual and len(groups["random"]) == len(actual)
+        assert not groups["random"] & set(zip(sources["layer"], sources["neuron"], strict=True))
     # What is watched while English is continued is what made the sources actual.
     english = pd.read_parquet(run / "base/activations/neurons.parquet").query("language == 'en'")
     assert np.allclose(english.loc[english["group"] == "sources", "activation"],
@@ -142,7 +142,7 @@ def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
     assert set(shifted.loc[shifted["group"] == "neutral", "language"]) == {"en"}
     shifted = shifted[shifted["language"] == "en"]
     counts = shifted.groupby(["group", "offset"]).size().to_dict()
-    assert counts == {("sources", 0.0): 2, ("sources", -2.0): 2, ("control", 0.0): 2, ("control", -2.0): 2,
+    assert counts == {("sources", 0.0): 2, ("sources", -2.0): 2, ("random", 0.0): 2, ("random", -2.0): 2,
                       ("neutral", 0.0): 8, ("neutral", 5.0): 8}  # fmt: skip
 
 

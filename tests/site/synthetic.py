@@ -312,15 +312,15 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
         for position, language in enumerate(languages):
             by_prompt = [level + 0.01 * (prompt % 3) - 0.002 * position for prompt in range(prompts)]
             flat = [0.001 * (prompt % 2) for prompt in range(prompts)]
-            means = {"sources": float(np.mean(by_prompt)), "control": float(np.mean(flat))}
-            each = {"sources_by_prompt": by_prompt, "control_by_prompt": flat}
+            means = {"sources": float(np.mean(by_prompt)), "random": float(np.mean(flat))}
+            each = {"sources_by_prompt": by_prompt, "random_by_prompt": flat}
             metrics[language] = {"prompts": prompts, "neurons": NEURONS - 1, **means, **each}
         _stage(folder, "activations", {"variant": variant}, metrics={"languages": metrics})
     _intervene(run / "base" / "intervene", languages, prompts)
 
 
 def _intervene(folder: Path, languages: list[str], prompts: int) -> None:
-    from polydetox.mechanism.sources import by_offset
+    from polydetox.mechanism.tables import by_offset
 
     tables = {language: _shifted(language, prompts) for language in languages}
     _table(folder / "continuations.parquet", pd.concat(tables.values(), ignore_index=True))
@@ -334,7 +334,7 @@ def _shifted(language: str, prompts: int) -> pd.DataFrame:
         {"prompt_id": f"p{prompt:02d}", "prompt": f"{MARKER} prompt", "group": group, "offset": offset,
          "added": offset, "continuation": f"{MARKER} {group} {offset:g}",
          "toxicity": 0.4 + (0.15 * offset if group == "sources" else 0.01 * offset)}
-        for group in ("sources", "control") for offset in (0.0, -1.0, -2.0) for prompt in range(prompts)
+        for group in ("sources", "random") for offset in (0.0, -1.0, -2.0) for prompt in range(prompts)
     ]  # fmt: skip
     if language == "en":
         rows += [

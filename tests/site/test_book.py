@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import nbformat
@@ -15,7 +16,7 @@ import yaml
 from recorded import recorded, write_record
 
 import synthetic
-from notebook_cells import run_cells
+from notebook_cells import run_cells, some_cells
 from polydetox.attribute_control import tables
 from polydetox.attribute_control.results import PAPER, Control, undominated
 from polydetox.core import paths
@@ -233,17 +234,17 @@ def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
 
 def test_a_probe_is_tried_on_what_was_evaluated(run):
     """The first continuations of every prompt, with the evaluation's own scores; empty ones are left out."""
-    from polydetox.core.artifacts import Stage
     from polydetox.core.parameters import checked
-    from polydetox.mechanism.probe import zero_shot_texts
 
     settings = checked("probe", scores=str(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet"),
                        languages=["ar", "de", "en", "ja"], texts_per_language=7, label_threshold=0.6)  # fmt: skip
-    texts = zero_shot_texts(settings, Stage("probe", run / "probe", {}))
-    assert texts.groupby("language").size().to_dict() == dict.fromkeys(["ar", "de", "en", "ja"], 7)
+    english = pd.DataFrame({"text": ["a fine day"], "label": [0], "group": ["e01"], "part": ["train"]})
+    texts = some_cells("probe", settings, SimpleNamespace(reads=Path), ("924e7e84", "probe-others"),
+                       english=english)["texts"].iloc[1:]  # fmt: skip
+    assert texts.groupby("part").size().to_dict() == dict.fromkeys(["ar", "de", "en", "ja"], 7)
     scores = pd.read_parquet(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet").query("language == 'de'")
     wanted = scores.sort_values(["sample", "prompt_id"]).head(7)
-    german = texts[texts["language"] == "de"]
+    german = texts[texts["part"] == "de"]
     assert german["text"].tolist() == wanted["continuation"].str.strip().tolist()
     assert german["group"].tolist() == wanted["prompt_id"].tolist() and german["group"].nunique() == 6
     assert german["label"].tolist() == (wanted["toxicity"] >= 0.6).astype(int).tolist()

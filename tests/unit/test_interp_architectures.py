@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,14 +12,13 @@ import torch
 from polydetox.core.errors import UserError
 from polydetox.generation.engines import continuation_text
 from polydetox.mechanism.architectures import FAMILIES, MLPs
-from polydetox.mechanism.decoding import Shift, _decode, greedy, watched
-from polydetox.mechanism.representations import mean_pooled
-from polydetox.models.checkpoints import load_tokenizer
-from polydetox.models.texts import encode_prompts
+from polydetox.mechanism.decoding import batches, greedy, hooked, mean_over_new_tokens, recorded
+from polydetox.mechanism.representations import pooled
+from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from tiny import TEXTS, tiny_tokenizer
 
 WATCHED = [(0, 3), (1, 5), (0, 1)]
-SHIFT = Shift([(0, 2), (1, 1)], -2.0)
+SHIFT = ([(0, 2), (1, 1)], -2.0)  # neurons, and what is added to their activations
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,10 @@ def model(request, tokenizer):
     return random_model(request.param, len(tokenizer))
 
 
+def layer_of(model, number: int):
+    return model.get_submodule(FAMILIES[model.config.model_type].layers)[number]
+
+
 def seen(module, run):
     """What enters and what leaves a module during ``run``; copies, since a model may change them in place."""
     found = {}
@@ -92,7 +96,7 @@ def test_an_mlp_is_the_sum_of_its_neurons(model, tokenizer):
 
 def test_the_activation_of_a_gated_neuron_is_gate_times_up(model, tokenizer):
     mlps = MLPs(model)
-    mlp = getattr(mlps.layers[1], "mlp", None)
+    mlp = getattr(layer_of(model, 1), "mlp", None)
     gated = hasattr(mlp, "gate_proj")
     assert gated == (model.config.model_type not in ("gpt2", "bloom", "falcon", "gpt_neox", "opt"))
     inputs = tokenizer(TEXTS[2], return_tensors="pt")
@@ -103,12 +107,12 @@ def test_the_activation_of_a_gated_neuron_is_gate_times_up(model, tokenizer):
         wanted = mlp.act_fn(gate) * up
     else:
         first = {"gpt2": "mlp.c_fc", "opt": "fc1"}.get(model.config.model_type, "mlp.dense_h_to_4h")
-        _, before = seen(mlps.layers[1].get_submodule(first), lambda: model(**inputs))
+        _, before = seen(layer_of(model, 1).get_submodule(first), lambda: model(**inputs))
         wanted = torch.relu(before) if model.config.model_type == "opt" else torch.nn.functional.gelu(before)
     torch.testing.assert_close(activations, wanted, rtol=1e-3, atol=2e-3)  # families approximate GELU differently
 
 
-def test_contributions_add_up_to_what_the_residual_stream_gains(model, tokenizer):
+def test_value_vectors_add_up_to_what_the_residual_stream_gains(model, tokenizer):
     """Against the layer with its MLP silenced: what its output then lacks is what the neurons and the bias add."""
     exact = double(model)
     mlps = MLPs(exact)
@@ -123,18 +127,14 @@ def test_contributions_add_up_to_what_the_residual_stream_gains(model, tokenizer
     silent = mlps.output(1).register_forward_hook(lambda _, inputs, output: torch.zeros_like(output))
     gained = whole - stream()
     silent.remove()
-    values, bias = mlps.contributions(1, activations)
-    total = (values.sum(dim=-2) + bias).reshape(gained.shape)
-    exactly = 1e-10 if FAMILIES[model.config.model_type].after is None else 1e-5  # Gemma's norms work in float32
-    torch.testing.assert_close(total, gained, rtol=0, atol=exactly)
-    # Where a norm follows the MLP, what is added is the norm's output, not the MLP's.
-    same = torch.allclose(gained, output.reshape(gained.shape), rtol=0, atol=1e-10)
-    assert same == (FAMILIES[model.config.model_type].after is None)
-    # A value vector is the direction of a neuron's contribution, whatever its activation.
-    direction = mlps.value_vectors(1).double()
-    cosine = torch.nn.functional.cosine_similarity(values, direction.expand_as(values), dim=-1)
-    moved = activations.reshape(cosine.shape).abs() > 1e-4
-    torch.testing.assert_close(cosine[moved], activations.reshape(cosine.shape)[moved].sign(), rtol=0, atol=1e-5)
+    after = FAMILIES[model.config.model_type].after
+    # In 32 bits, as Gemma's norms are. What norm there is divides all neurons of a position by one number.
+    value, matrix = mlps.value_vectors(1).double(), mlps.matrix(1)
+    size = output.square().mean(dim=-1, keepdim=True).add(1e-6).sqrt() if after else 1.0
+    bias = mlps.output(1).bias
+    total = (activations @ value + (0.0 if bias is None else bias)) / size
+    torch.testing.assert_close(total.reshape(gained.shape), gained, rtol=0, atol=1e-4)
+    assert torch.allclose(value, matrix, rtol=0, atol=1e-5) == (after is None)
 
 
 def test_directions_through_the_final_norm_and_the_unembedding_give_the_logits(model, tokenizer):
@@ -145,15 +145,17 @@ def test_directions_through_the_final_norm_and_the_unembedding_give_the_logits(m
     centred = stream - stream.mean(dim=-1, keepdim=True) if "RMS" not in type(mlps.final_norm).__name__ else stream
     size = centred.square().mean(dim=-1, keepdim=True).sqrt()
     bias = getattr(mlps.final_norm, "bias", None)
-    wanted = mlps.before_unembedding(stream) / size + (0.0 if bias is None else bias)
-    torch.testing.assert_close(normed, wanted, rtol=1e-3, atol=1e-3)
+    head = model.get_output_embeddings().weight.detach()
+    raw = normed @ head.T
+    wanted = mlps.logits(stream) / size + (0.0 if bias is None else bias @ head.T)
+    torch.testing.assert_close(raw, wanted, rtol=1e-3, atol=1e-3)
     with torch.inference_mode():
         logits = model(**inputs).logits[0]
-    raw = (normed @ mlps.unembedding().T).reshape(logits.shape)
+    raw = raw.reshape(logits.shape)
     assert (raw.argsort(dim=-1)[:, -3:] == logits.argsort(dim=-1)[:, -3:]).all(), "scaled or capped, not reordered"
 
 
-def recomputed(model, tokenizer, prompt: str, steps: int, shift: Shift | None) -> tuple[list[int], np.ndarray]:
+def recomputed(model, tokenizer, prompt: str, steps: int, shift: tuple | None) -> tuple[list[int], np.ndarray]:
     """Greedy decoding by the book: the whole prefix again at every step, activations read by hooks of its own."""
     mlps = MLPs(model)
     found: dict[int, torch.Tensor] = {}
@@ -161,9 +163,9 @@ def recomputed(model, tokenizer, prompt: str, steps: int, shift: Shift | None) -
     def hook(layer: int):
         def inner(_, inputs):
             changed = inputs[0].clone()
-            for at, place in shift.neurons if shift else ():
+            for at, place in shift[0] if shift else ():
                 if at == layer:
-                    changed[..., place] += shift.offset
+                    changed[..., place] += shift[1]
             found[layer] = changed.reshape(-1, changed.shape[-1])[-1]
             return (changed,)
 
@@ -185,13 +187,27 @@ def recomputed(model, tokenizer, prompt: str, steps: int, shift: Shift | None) -
     return tokens, np.mean(rows, axis=0)
 
 
+def shift_some(mlps, shifts):
+    """A hook a layer that adds to the activations of the texts that have a shift."""
+
+    def add(layer, activations):
+        activations = activations.clone()
+        for row, (neurons, offset) in ((row, shift) for row, shift in enumerate(shifts) if shift):
+            activations[row, :, [place for at, place in neurons if at == layer]] += offset
+        return activations
+
+    return {layer: partial(add, layer) for layer in range(len(mlps))}
+
+
 def test_a_cached_batch_decodes_as_each_prompt_alone(model, tokenizer):
     """Half of the prompts are shifted, and all share one left-padded batch."""
-    shifts = [SHIFT if position % 2 else None for position in range(len(TEXTS))]
-    together = greedy(model, tokenizer, TEXTS, new_tokens=4, watch=WATCHED, shifts=shifts)
+    mlps, shifts = MLPs(model), [SHIFT if position % 2 else None for position in range(len(TEXTS))]
+    with hooked(mlps, len(TEXTS), shift_some(mlps, shifts)), recorded(mlps, WATCHED, len(TEXTS)) as passes:
+        together = greedy(model, tokenizer, TEXTS, 4)
+    activations = mean_over_new_tokens(passes, together.counted)
     for position, (text, shift) in enumerate(zip(TEXTS, shifts, strict=True)):
         tokens, means = recomputed(model, tokenizer, text, 4, shift)
-        np.testing.assert_allclose(together.activations[position], means, rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(activations[position], means, rtol=1e-3, atol=2e-4)
         kept = [token for token in tokens if token != tokenizer.eos_token_id]
         assert together.continuations[position] == continuation_text(tokenizer, tokenizer(text)["input_ids"], kept)
 
@@ -200,10 +216,9 @@ def test_a_cached_batch_in_bfloat16_sees_what_the_whole_prefix_would_give(model,
     """The tokens of the cached path, given to the naive one: activations and choices agree but for rounding."""
     rounded = copy.deepcopy(model).bfloat16()
     mlps = MLPs(rounded)
-    steps = 4
-    with torch.inference_mode(), watched(mlps, WATCHED, len(TEXTS)) as passes:
-        rows, stop = encode_prompts(tokenizer, TEXTS), frozenset([tokenizer.eos_token_id])
-        tokens, counted = _decode(rounded, tokenizer, rows, steps, stop)
+    with recorded(mlps, WATCHED, len(TEXTS)) as passes:
+        decoded = greedy(rounded, tokenizer, TEXTS, 4)
+    tokens, counted = decoded.tokens, decoded.counted
     cached = torch.stack(passes, dim=1)  # (texts, steps, neurons)
     assert cached.dtype == torch.float32 and torch.isfinite(cached).all()
     for row, text in enumerate(TEXTS):
@@ -226,28 +241,37 @@ def test_pooled_streams_are_those_of_each_text_alone(model, tokenizer, tmp_path,
     """Against the model's own hidden states of one unpadded text; the last is taken before the final norm."""
     model.save_pretrained(tmp_path / "weights")
     tokenizer.save_pretrained(tmp_path / "weights")
-    pooled, last = (
-        mean_pooled(tmp_path / "weights", TEXTS, depth, [tmp_path / f"{depth}.safetensors"], dtype="float32")
-        for depth in ("all", "last")
-    )
-    mlps, loaded = MLPs(model), load_tokenizer(tmp_path / "weights")  # Qwen's class splits texts in its own way
+    loaded = load_tokenizer(tmp_path / "weights")  # Qwen's class splits texts in its own way
+    saved, mlps = load_causal_lm(tmp_path / "weights", torch.float32), MLPs(model)
+    every, last = (pooled(saved, loaded, TEXTS, depth) for depth in ("all", "last"))
     for row, text in enumerate(TEXTS):
         inputs, states = loaded(text, return_tensors="pt"), []
         entered, _ = seen(mlps.final_norm, lambda i=inputs, s=states: s.extend(
             model(**i, output_hidden_states=True).hidden_states))  # fmt: skip
         wanted = [states[1][0].mean(dim=0), entered.reshape(-1, entered.shape[-1]).mean(dim=0)]
-        np.testing.assert_allclose(pooled[row], torch.stack(wanted), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(last[:, 0], pooled[:, -1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(every[row], torch.stack(wanted), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(last[:, 0], every[:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_shifted_changes_what_is_written(tokenizer):
     model = random_model("llama", len(tokenizer))
-    far = Shift([(layer, place) for layer in range(2) for place in range(24)], 5.0)
-    plain = greedy(model, tokenizer, TEXTS, new_tokens=4)
-    moved = greedy(model, tokenizer, TEXTS, new_tokens=4, shifts=[far] * len(TEXTS))
-    assert plain.continuations != moved.continuations
-    again = greedy(model, tokenizer, TEXTS, new_tokens=4)
-    assert again.continuations == plain.continuations, "a shift must not stay behind"
+    mlps, far = MLPs(model), ([(layer, place) for layer in range(2) for place in range(24)], 5.0)
+    plain = greedy(model, tokenizer, TEXTS, 4)
+    with hooked(mlps, len(TEXTS), shift_some(mlps, [far] * len(TEXTS))):
+        assert plain.continuations != greedy(model, tokenizer, TEXTS, 4).continuations
+    assert greedy(model, tokenizer, TEXTS, 4).continuations == plain.continuations, "a shift must not stay behind"
+
+
+def test_a_checkpoints_own_settings_of_generation_are_not_followed(tokenizer):
+    model = random_model("llama", len(tokenizer))
+    plain = greedy(model, tokenizer, TEXTS, 6)
+    model.generation_config.update(repetition_penalty=50.0, temperature=0.3, do_sample=True, max_new_tokens=2)
+    again = greedy(model, tokenizer, TEXTS, 6)
+    assert again.continuations == plain.continuations
+
+
+def test_batches_have_texts_of_like_length_and_miss_none():
+    assert list(batches(["aaa", "a", "aaaa", "aa", "b"], 2)) == [[1, 4], [3, 0], [2]]
 
 
 def test_an_unknown_family_says_what_to_add(tokenizer):

@@ -6,21 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from notebook_cells import some_cells, train_probe
 from polydetox.core.errors import UserError
+from polydetox.core.parameters import checked
 from polydetox.data.labelled import read_labelled
 from polydetox.mechanism.architectures import MLPs
-from polydetox.mechanism.probe import Probe, logistic_regression, quality, quality_table, split, train_probe
-from polydetox.mechanism.representations import mean_pooled
-from polydetox.mechanism.sources import by_offset
-from polydetox.mechanism.vectors import (
-    control_neurons,
-    potential_sources,
-    script,
-    scripts_of,
-    tokens_promoted_by,
-    typical_size,
-)
-from tiny import TEXTS, tiny_model, tiny_tokenizer
+from polydetox.mechanism.neurons import random_neurons, script, scripts_of
+from polydetox.mechanism.probe import Probe, logistic_regression, quality, split
+from polydetox.mechanism.representations import kept
+from polydetox.mechanism.tables import by_offset
+from tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -80,10 +75,13 @@ def test_quality_against_counting_pairs():
     assert lone["roc_auc"] is None and lone["accuracy"] == 1.0
 
 
-def test_quality_table_has_a_row_a_part_but_for_training():
+def test_a_probe_is_tried_on_every_part_but_that_of_the_training():
     probe = Probe(np.ones(1, np.float32), 0.0, np.ones(1, np.float32))
     texts = alone([0, 0, 1, 1, 0]).assign(part=["train", "test", "test", "de", "de"])
-    table = quality_table({"probe": probe}, np.arange(5.0, dtype=np.float32).reshape(5, 1), texts)
+    table = some_cells(
+        "probe", checked("probe"), None, ("924e7e84", "probe-quality"), probes={"probe": probe}, texts=texts,
+        features=np.arange(5.0, dtype=np.float32).reshape(5, 1), train=(texts["part"] == "train").to_numpy(),
+    )["qualities"]  # fmt: skip
     assert dict(zip(table["texts_of"], table["roc_auc"], strict=True)) == {"test": 1.0, "de": 0.0}
 
 
@@ -148,8 +146,6 @@ def test_bad_labelled_texts_are_refused_by_name(tmp_path, name, content, message
     (["Toxic", "neutral", "unsure"], {"toxic": "toxic", "neutral": "neutral", "unsure": "skipped"}, [1, 0, None]),
 ])  # fmt: skip
 def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wanted):
-    from polydetox.core.parameters import checked
-
     texts = ["one", "two", "three"]
     file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": texts, "label": given}))
     read, skipped = read_labelled(file, 0.5, checked("probe", labels=said).labels)
@@ -172,8 +168,6 @@ def test_the_reader_says_what_a_label_means(tmp_path, suffix, given, said, wante
     (["you are all fools", *"abc"], {}, ":1: label a text (1 rows), a (1 rows), b (1 rows), c (1 rows) is not one of"),
 ])  # fmt: skip
 def test_a_label_of_which_nobody_said_what_it_means_is_refused(tmp_path, suffix, given, said, message):
-    from polydetox.core.parameters import checked
-
     file = written(tmp_path / f"texts{suffix}", pd.DataFrame({"text": list("abcd"), "label": given}))
     with pytest.raises(UserError) as error:
         read_labelled(file, 0.5, checked("probe", labels=said).labels)
@@ -181,8 +175,6 @@ def test_a_label_of_which_nobody_said_what_it_means_is_refused(tmp_path, suffix,
 
 
 def test_settings_of_labels_are_checked():
-    from polydetox.core.parameters import checked
-
     for said in ({-1: "skip", 1: "toxic"}, "score", [0, 1]):
         with pytest.raises(UserError, match=r"labels.*give 'scores', or for each label one of toxic, neutral, skipped"):
             checked("probe", labels=said)
@@ -192,16 +184,13 @@ def test_settings_of_labels_are_checked():
 # --- representations --------------------------------------------------------------------------------------------
 
 
-def test_pooled_streams_are_computed_once(tiny_checkpoints, tmp_path, checkout, monkeypatch):
-    from polydetox.mechanism import representations
-
-    own, shared = tmp_path / "own.safetensors", tmp_path / "shared.safetensors"
-    first = mean_pooled(tiny_checkpoints["llama"], TEXTS[:2], "all", [shared])
-    monkeypatch.setattr(representations, "pooled", lambda *_: pytest.fail("computed again"))
-    assert (mean_pooled(tiny_checkpoints["llama"], TEXTS[:2], "all", [own, shared]) == first).all()
-    assert not own.exists()
+def test_features_are_computed_once(tmp_path):
+    file, features = tmp_path / "features.safetensors", np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    assert kept(file, ["a", "b"], lambda: features) is features
+    assert (kept(file, ["a", "b"], lambda: pytest.fail("computed again")) == features).all()
+    assert (kept(file, ["a", "c"], lambda: features + 1) == features + 1).all()
     with pytest.raises(pytest.fail.Exception, match="computed again"):
-        mean_pooled(tiny_checkpoints["llama"], TEXTS[1:3], "all", [own, shared])
+        kept(file, ["a", "b"], lambda: pytest.fail("computed again"))
 
 
 # --- value vectors ----------------------------------------------------------------------------------------------
@@ -220,7 +209,8 @@ def mlps(tokenizer):
 def test_potential_sources_are_the_nearest_of_all_layers(mlps):
     rng = np.random.default_rng(1)
     probe = Probe(rng.normal(size=32).astype(np.float32), 0.0, rng.uniform(0.5, 2.0, 32).astype(np.float32))
-    found = potential_sources(mlps, probe, 10)
+    found = some_cells("value_vectors", checked("value_vectors", top=10), None,
+                       ("04b1aab7", "vectors-cosine", "vectors-top"), mlps=mlps, probe=probe)["table"]  # fmt: skip
     brute = []
     for layer in range(2):
         for place, vector in enumerate(mlps.value_vectors(layer).numpy()):
@@ -232,20 +222,24 @@ def test_potential_sources_are_the_nearest_of_all_layers(mlps):
 
 
 def test_promoted_tokens_are_those_of_the_highest_logit(mlps, tokenizer):
-    (tokens,) = tokens_promoted_by(mlps, tokenizer, [(1, 7)], 3)
+    (tokens,) = some_cells(
+        "value_vectors", checked("value_vectors", promoted_tokens=3), None, ("04b1aab7", "882a16ca"), mlps=mlps,
+        tokenizer=tokenizer, neurons=[(1, 7)],
+        table=pd.DataFrame({"layer": [1], "neuron": [7], "cosine": [0.5], "activation": [1.0], "actual": [True]}),
+    )["sources"]["tokens"]  # fmt: skip
     head = mlps.model.lm_head.weight.detach() * mlps.model.model.norm.weight.detach()
     logits = head @ mlps.value_vectors(1)[7]
     assert tokens == [tokenizer.decode([int(token)]) for token in logits.argsort(descending=True)[:3]]
 
 
-def test_the_control_group_has_the_layers_of_the_sources(mlps):
+def test_random_neurons_have_the_layers_of_the_sources(mlps):
     sources = [(0, 1), (0, 2), (1, 5)]
     excluded = [*sources, *((0, place) for place in range(10, 50))]
-    control = control_neurons(mlps, sources, excluded, seed=0)
-    assert [layer for layer, _ in control] == [0, 0, 1] and len(set(control)) == 3
-    assert not set(control) & set(excluded)
-    assert control == control_neurons(mlps, sources, excluded, seed=0)
-    assert control != control_neurons(mlps, sources, excluded, seed=1)
+    chosen = random_neurons(mlps, sources, excluded, seed=0)
+    assert [layer for layer, _ in chosen] == [0, 0, 1] and len(set(chosen)) == 3
+    assert not set(chosen) & set(excluded)
+    assert chosen == random_neurons(mlps, sources, excluded, seed=0)
+    assert chosen != random_neurons(mlps, sources, excluded, seed=1)
 
 
 def test_scripts_of_tokens():
@@ -254,8 +248,7 @@ def test_scripts_of_tokens():
     assert scripts_of(["a", "b", "я", "…"]) == {"Latin": pytest.approx(2 / 3), "Cyrillic": pytest.approx(1 / 3)}
 
 
-def test_small_measures():
-    assert typical_size(np.array([[3.0, 4.0], [np.nan, 5.0]])) == pytest.approx(np.sqrt(50 / 3))
+def test_offsets_in_brief():
     table = pd.DataFrame({
         "group": ["sources", "sources", "neutral"], "offset": [-1.0, -1.0, 5.0], "added": [-0.2, -0.2, 1.0],
         "prompt": ["p", "q", "n"], "continuation": ["a a", "a b", "c"], "toxicity": [0.2, np.nan, 0.9],

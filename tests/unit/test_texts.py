@@ -16,7 +16,7 @@ from polydetox.core.artifacts import Stage, read_json
 from polydetox.core.errors import UserError
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
 from polydetox.mechanism.decoding import greedy
-from polydetox.mechanism.representations import mean_pooled
+from polydetox.mechanism.representations import pooled
 from polydetox.metrics.fluency import ReferenceModel
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.models.decoders import next_logits
@@ -63,15 +63,15 @@ def ending(tiny_checkpoints, tmp_path):
     return tmp_path / "ending"
 
 
-def test_every_stage_reads_an_open_text(tiny_checkpoints, ending, tmp_path):
+def test_every_stage_reads_an_open_text(tiny_checkpoints, ending):
     """Sampling, perplexity, representations and greedy decoding as with a tokenizer that adds no EOS."""
     found = []
     for weights in (tiny_checkpoints["llama"], ending):
         drawn = TransformersEngine(weights, "float32").draw(["a", "b"], TEXTS[:2], Sampling(n=2, max_new_tokens=6))
         perplexity = ReferenceModel(weights, "float32").perplexities(TEXTS[:2], [" again", " und so"])
-        pooled = mean_pooled(weights, TEXTS, "last", [tmp_path / f"{weights.name}.safetensors"], dtype="float32")
         model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
-        found.append((drawn, perplexity.tolist(), pooled.tolist(), greedy(model, tokenizer, TEXTS[:2]).continuations))
+        states = pooled(model, tokenizer, TEXTS, "last")
+        found.append((drawn, perplexity.tolist(), states.tolist(), greedy(model, tokenizer, TEXTS[:2]).continuations))
     assert found[0] == found[1]
 
 
@@ -128,11 +128,11 @@ def test_new_tokens_that_leave_no_room_are_refused(tiny_checkpoints):
         engine.draw(["a"], ["You are"], Sampling(n=1, max_new_tokens=255))
 
 
-def test_a_long_text_is_pooled_over_its_first_tokens(tiny_checkpoints, tmp_path):
+def test_a_long_text_is_pooled_over_its_first_tokens(tiny_checkpoints):
     """As the paper's code truncates: at the end, to the model's positions."""
     weights, texts = tiny_checkpoints["gpt2"], ["You are welcome.", LONG]
-    found = mean_pooled(weights, texts, "last", [tmp_path / "features"], dtype="float32")[:, 0]
     model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
+    found = pooled(model, tokenizer, texts, "last")[:, 0]
     streams = []
     model.transformer.ln_f.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0][0]))
     for text in texts:

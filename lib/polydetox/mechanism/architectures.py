@@ -7,8 +7,7 @@ family needs no more than the names of four modules.
 
 In Gemma 2 and 3 an RMS norm follows the MLP. What is added to the residual stream is then
 ``gain * (sum_i a_i v_i) / rms(sum_i a_i v_i)``: the direction in which neuron ``i`` writes is ``gain * v_i``, and all
-neurons share the positive factor ``1 / rms``. :meth:`MLPs.value_vectors` gives that direction, and
-:meth:`MLPs.contributions` what exactly each neuron adds.
+neurons share the positive factor ``1 / rms``.
 """
 
 from __future__ import annotations
@@ -74,11 +73,9 @@ class MLPs:
         check_known(model.config)
         family = FAMILIES[str(model.config.model_type)]
         self.model = model
-        layers = model.get_submodule(family.layers)
-        assert isinstance(layers, torch.nn.ModuleList)
-        self.layers = list(layers)
-        self._outputs = [layer.get_submodule(family.output) for layer in self.layers]
-        self._after = [layer.get_submodule(family.after) if family.after else None for layer in self.layers]
+        layers: Any = model.get_submodule(family.layers)
+        self._outputs: list[Any] = [layer.get_submodule(family.output) for layer in layers]
+        self._after = [layer.get_submodule(family.after) if family.after else None for layer in layers]
         self.final_norm: torch.nn.Module = model.get_submodule(family.norm)
 
     def __len__(self) -> int:
@@ -86,7 +83,8 @@ class MLPs:
 
     def output(self, layer: int) -> torch.nn.Module:
         """The linear layer whose input are the activations of a layer's neurons."""
-        return self._outputs[layer]
+        module: torch.nn.Module = self._outputs[layer]
+        return module
 
     def neurons(self, layer: int) -> int:
         """How many neurons a layer's MLP has."""
@@ -94,8 +92,8 @@ class MLPs:
 
     def matrix(self, layer: int) -> Float[torch.Tensor, "neurons hidden"]:
         """The value vectors as the MLP's last linear layer holds them, before any norm that follows."""
-        module: Any = self._outputs[layer]
-        weight: Any = module.weight.detach()
+        module = self._outputs[layer]
+        weight: torch.Tensor = module.weight.detach()
         return weight if isinstance(module, Conv1D) else weight.T  # Conv1D keeps its weight as (in, out)
 
     def value_vectors(self, layer: int) -> Float[torch.Tensor, "neurons hidden"]:
@@ -103,59 +101,23 @@ class MLPs:
 
         The value vector itself, or, where an RMS norm follows the MLP, the value vector times that norm's gain.
         """
-        vectors = self.matrix(layer).float()
-        gain = self._gain(layer)
-        return vectors if gain is None else vectors * gain.float()
+        vectors, norm = self.matrix(layer).float(), self._after[layer]
+        return vectors if norm is None else vectors * _gain(norm)
 
-    def contributions(
-        self, layer: int, activations: Float[torch.Tensor, "... neurons"]
-    ) -> tuple[Float[torch.Tensor, "... neurons hidden"], Float[torch.Tensor, "... hidden"]]:
-        """What each neuron, and the bias, adds to the residual stream, given the activations of all neurons.
-
-        Their sum over neurons plus the bias's part is exactly what the layer's MLP adds. In float32, or in float64
-        where the activations are.
-        """
-        module: Any = self._outputs[layer]
-        values = _wide(activations).unsqueeze(-1) * _wide(self.matrix(layer))
-        bias = _wide(module.bias.detach()) if module.bias is not None else values.new_zeros(values.shape[-1])
-        gain, norm = self._gain(layer), self._after[layer]
-        if gain is None or norm is None:
-            return values, bias.expand(values.shape[:-2] + bias.shape)
-        total = values.sum(dim=-2) + bias
-        scale = (total.square().mean(dim=-1, keepdim=True) + _epsilon(norm)).rsqrt()  # 1 / rms
-        return values * gain * scale.unsqueeze(-1), bias * gain * scale
-
-    def unembedding(self) -> Float[torch.Tensor, "vocabulary hidden"]:
-        """The matrix that turns the normalised residual stream into logits, float32."""
-        weight: Any = self.model.get_output_embeddings().weight.detach()
-        return weight.float()
-
-    def before_unembedding(self, directions: Float[torch.Tensor, "... hidden"]) -> Float[torch.Tensor, "... hidden"]:
-        """Directions of the residual stream as the final norm passes them on, but for its scale and bias, float32.
+    def logits(self, directions: Float[torch.Tensor, "... hidden"]) -> Float[torch.Tensor, "... vocabulary"]:
+        """What directions of the residual stream add to the logits, but for the scale and bias of the final norm.
 
         That is the part of the norm that is linear: a layer norm takes away each direction's mean, and every norm
-        multiplies by its gain.
+        multiplies by its gain; then the unembedding. float32.
         """
         wide = directions.float()
         if "RMS" not in type(self.final_norm).__name__:
             wide = wide - wide.mean(dim=-1, keepdim=True)
-        return wide * _gain(self.final_norm).float()
-
-    def _gain(self, layer: int) -> torch.Tensor | None:
-        norm = self._after[layer]
-        return None if norm is None else _gain(norm)
+        unembedding: Any = self.model.get_output_embeddings()
+        return (wide * _gain(self.final_norm)) @ unembedding.weight.detach().float().T
 
 
 def _gain(norm: Any) -> torch.Tensor:
-    """By what a norm multiplies each direction; Gemma's norms hold the difference from one."""
-    weight = _wide(norm.weight.detach())
+    """By what a norm multiplies each direction, float32; Gemma's norms hold the difference from one."""
+    weight: torch.Tensor = norm.weight.detach().float()
     return weight + 1.0 if type(norm).__name__.startswith("Gemma") else weight
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in no less than float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _epsilon(norm: Any) -> float:
-    return float(getattr(norm, "eps", None) or norm.variance_epsilon)

@@ -1,4 +1,4 @@
-"""Greedy decoding that watches, or shifts, the activations of chosen MLP neurons.
+"""Greedy decoding of a batch, and hooks on the activations of MLP neurons meanwhile.
 
 Each prompt is prefilled once and then costs one token a step with its cache. The published code runs the whole prefix
 again at every step; activations and tokens are the same (see the tests).
@@ -6,95 +6,80 @@ again at every step; activations and tokens are the same (see the tests).
 
 from __future__ import annotations
 
-import inspect
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from polydetox.generation.engines import continuation_text, end_of_sequence
 from polydetox.mechanism.architectures import MLPs
+from polydetox.mechanism.neurons import Neuron
 from polydetox.models.texts import context_length, encode_prompts, left_padded
 
-Neuron = tuple[int, int]  # layer, and place in that layer's MLP
-
-
-@dataclass(frozen=True)
-class Shift:
-    """What is added to the activations of which neurons."""
-
-    neurons: Sequence[Neuron]
-    offset: float
+Activations = Float[torch.Tensor, "texts positions neurons"]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What greedy decoding gave for each prompt, in the order of the prompts."""
+    """What greedy decoding gave for each prompt of a batch."""
 
     continuations: list[str]
-    activations: Float[np.ndarray, "prompts neurons"]  # of the watched neurons, mean over the new tokens
+    tokens: torch.Tensor  # (texts, steps)
+    counted: Bool[torch.Tensor, "texts steps"]  # up to and with the token that ends a text
+
+
+def batches(prompts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """The positions of prompts of like length, at most ``size`` at once, with a progress bar."""
+    order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
+    starts = range(0, len(order), size)
+    for start in tqdm(starts, desc="greedy", unit="batch", disable=len(starts) == 1):
+        yield order[start : start + size]
+
+
+def greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int = 20
+) -> Decoded:
+    """Continue a batch of prompts greedily by up to ``new_tokens`` tokens.
+
+    What else a checkpoint suggests for generating (penalties, forced tokens) is taken from the model for good.
+    """
+    stop = end_of_sequence(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=sorted(stop) or None, pad_token_id=tokenizer.pad_token_id)
+    rows = encode_prompts(tokenizer, prompts, context_length(model.config), new_tokens)
+    inputs = left_padded(tokenizer, rows).to(model.device)
+    causal: Any = model  # every causal model has `generate`, which their base class does not say
+    tokens = causal.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)[:, inputs["input_ids"].shape[1] :]
+    ends = torch.isin(tokens, torch.tensor(sorted(stop), device=tokens.device))  # (texts, steps)
+    counted = ends.cumsum(dim=-1) - ends.long() == 0
+    texts = [
+        continuation_text(tokenizer, row, [token for token in new[: int(number)] if token not in stop])
+        for row, new, number in zip(rows, tokens.tolist(), counted.sum(dim=-1), strict=True)
+    ]
+    return Decoded(texts, tokens, counted)
 
 
 @contextmanager
-def watched(mlps: MLPs, neurons: Sequence[Neuron], rows: int) -> Iterator[list[torch.Tensor]]:
-    """Keep the activations of some neurons at the last position of every forward pass over ``rows`` texts.
+def hooked(mlps: MLPs, texts: int, hooks: Mapping[int, Callable[[Activations], torch.Tensor | None]]) -> Iterator[None]:
+    """Within this context a layer's hook sees the activations of its neurons in every forward pass over some texts.
 
-    Yields a list that grows by one float32 tensor a pass, of shape (rows, neurons), columns in the order given.
+    What a hook returns, if anything, takes their place.
     """
-    passes: list[torch.Tensor] = []
-    by_layer = _by_layer(neurons)
-    found: dict[int, torch.Tensor] = {}
 
-    def keep(layer: int) -> Any:
-        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            activations = inputs[0].reshape(rows, -1, inputs[0].shape[-1])  # OPT flattens rows and positions
-            found[layer] = activations[:, -1, by_layer[layer][1]].float()
-            if len(found) == len(by_layer):
-                row = activations.new_empty((rows, len(neurons)), dtype=torch.float32)
-                for at, (places, _) in by_layer.items():
-                    row[:, places] = found[at]
-                passes.append(row)
-                found.clear()
-
-        return hook
-
-    handles = [mlps.output(layer).register_forward_pre_hook(keep(layer)) for layer in by_layer]
-    try:
-        yield passes
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def shifted(mlps: MLPs, shifts: Sequence[Shift | None]) -> Iterator[None]:
-    """Add to the activations of some neurons, at every position of every forward pass; an entry of ``shifts`` a text.
-
-    Texts with different shifts thus share a batch.
-    """
-    added: dict[int, torch.Tensor] = {}  # by layer: (texts, 1, neurons)
-    for row, shift in enumerate(shifts):
-        for layer, place in shift.neurons if shift else ():
-            if layer not in added:
-                added[layer] = torch.zeros(len(shifts), 1, mlps.neurons(layer), device=mlps.matrix(layer).device)
-            added[layer][row, 0, place] = shift.offset  # type: ignore[union-attr]
-
-    def add(layer: int) -> Any:
-        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def before_output(hook: Callable[[Activations], torch.Tensor | None]) -> Callable[..., Any]:
+        def inner(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
             activations = inputs[0]
-            rows = activations.reshape(len(shifts), -1, activations.shape[-1])  # OPT flattens rows and positions
-            return ((rows + added[layer].to(activations.dtype)).reshape(activations.shape), *inputs[1:])
+            changed = hook(activations.reshape(texts, -1, activations.shape[-1]))  # OPT flattens texts and positions
+            return None if changed is None else (changed.reshape(activations.shape), *inputs[1:])
 
-        return hook
+        return inner
 
-    handles = [mlps.output(layer).register_forward_pre_hook(add(layer)) for layer in added]
+    handles = [mlps.output(layer).register_forward_pre_hook(before_output(hook)) for layer, hook in hooks.items()]
     try:
         yield
     finally:
@@ -102,77 +87,35 @@ def shifted(mlps: MLPs, shifts: Sequence[Shift | None]) -> Iterator[None]:
             handle.remove()
 
 
-def _by_layer(neurons: Sequence[Neuron]) -> dict[int, tuple[list[int], list[int]]]:
-    """For each layer the positions of its neurons in ``neurons``, and their places in the layer."""
-    grouped: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for position, (layer, place) in enumerate(neurons):
-        grouped[layer][0].append(position)
-        grouped[layer][1].append(place)
-    return dict(grouped)
+@contextmanager
+def recorded(mlps: MLPs, neurons: Sequence[Neuron], texts: int) -> Iterator[list[torch.Tensor]]:
+    """Keep the activations of some neurons at the last position of every forward pass over some texts.
 
-
-def greedy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    new_tokens: int = 20,
-    watch: Sequence[Neuron] = (),
-    shifts: Sequence[Shift | None] | None = None,
-    batch_size: int = 64,
-) -> Decoded:
-    """Continue each prompt greedily by up to ``new_tokens`` tokens.
-
-    The activations of ``watch`` are taken where each new token is predicted, and averaged over the new tokens of a
-    prompt up to its end. ``shifts`` has an entry a prompt; its offset is added at all positions, the prompt's included.
+    Yields a list that grows by one float32 tensor a pass, of shape (texts, neurons), columns in the order given.
     """
-    mlps = MLPs(model)
-    stop = end_of_sequence(model.generation_config, tokenizer)
-    encoded = encode_prompts(tokenizer, prompts, context_length(model.config), new_tokens)
-    order = sorted(range(len(prompts)), key=lambda position: len(prompts[position]))
-    texts = [""] * len(prompts)
-    means = np.full((len(prompts), len(watch)), np.nan, dtype=np.float32)
-    starts = range(0, len(order), batch_size)
-    with torch.inference_mode():
-        for start in tqdm(starts, desc="greedy", unit="batch", disable=len(starts) == 1):
-            rows = order[start : start + batch_size]
-            added = [shifts[row] if shifts else None for row in rows]
-            with shifted(mlps, added), watched(mlps, watch, len(rows)) as passes:
-                tokens, counted = _decode(model, tokenizer, [encoded[row] for row in rows], new_tokens, stop)
-            if watch:
-                stacked = torch.stack(passes, dim=1)  # (rows, steps, neurons)
-                weight = counted.unsqueeze(-1).float()
-                mean = (stacked * weight).sum(dim=1) / weight.sum(dim=1)
-                means[rows] = mean.cpu().numpy()
-            for row, new, kept in zip(rows, tokens.tolist(), counted.sum(dim=1).tolist(), strict=True):
-                text = [token for token in new[: int(kept)] if token not in stop]
-                texts[row] = continuation_text(tokenizer, encoded[row], text)
-    return Decoded(texts, means)
+    passes: list[torch.Tensor] = []
+    layers = sorted({layer for layer, _ in neurons})
+
+    def keep(layer: int) -> Callable[[Activations], None]:
+        columns = [column for column, (at, _) in enumerate(neurons) if at == layer]
+        places = [neurons[column][1] for column in columns]
+
+        def hook(activations: Activations) -> None:
+            if layer == layers[0]:
+                passes.append(activations.new_empty((texts, len(neurons)), dtype=torch.float32))
+            passes[-1][:, columns] = activations[:, -1, places].to(passes[-1])
+
+        return hook
+
+    with hooked(mlps, texts, {layer: keep(layer) for layer in layers}):
+        yield passes
 
 
-def _decode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], steps: int, stop: frozenset[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy tokens (rows, steps), and which steps count: those up to and with the one that ends the text."""
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # not so in BLOOM
-    inputs = left_padded(tokenizer, rows).to(model.device)
-    ids, mask, cache = inputs["input_ids"], inputs["attention_mask"], None
-    ends = torch.tensor(sorted(stop), device=ids.device)
-    going = torch.ones(len(rows), dtype=torch.bool, device=ids.device)
-    tokens, counted = [], []
-    for step in range(steps):
-        extra = {}
-        if takes_positions:  # a row's first real token stands at 0, wherever its padding ends
-            extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1,
-                       **extra)  # fmt: skip
-        cache = output.past_key_values
-        token = output.logits[:, -1].argmax(dim=-1)
-        tokens.append(token)
-        counted.append(going.clone())
-        going &= ~torch.isin(token, ends)
-        if step + 1 == steps or not bool(going.any()):
-            break
-        ids = token.unsqueeze(-1)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-    return torch.stack(tokens, dim=1), torch.stack(counted, dim=1)
+def mean_over_new_tokens(
+    passes: Sequence[Float[torch.Tensor, "texts neurons"]], counted: Bool[torch.Tensor, "texts steps"]
+) -> Float[np.ndarray, "texts neurons"]:
+    """The mean of recorded activations over each text's new tokens, up to and with the one that ends it."""
+    stacked = torch.stack(list(passes[: counted.shape[1]]), dim=1)  # (texts, steps, neurons)
+    weight = counted.unsqueeze(-1).float()
+    mean: Float[np.ndarray, "texts neurons"] = ((stacked * weight).sum(dim=1) / weight.sum(dim=1)).cpu().numpy()
+    return mean

@@ -29,24 +29,30 @@ from polydetox.results.figures import (
 from polydetox.results.published import paper_table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_OUTCOMES = {"toxicity": "average toxicity (0 to 1)", "repeated": "share of repeated words"}
+_OUTCOMES = {"toxicity": "average toxicity (0 to 1)", "repeated": "fraction of repeated words"}
 
-# Sources are told from the control by colour and by line.
-_STYLES = {"sources": (BEFORE, "-", "o"), "control": (MUTED, "--", "s")}
+# Sources and random neurons differ by colour and by line.
+_STYLES = {"sources": (BEFORE, "-", "o"), "random": (MUTED, "--", "s")}
+
+
+def _panels(languages: Sequence[str], rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    """Axes (rows, columns) with a line for each language."""
+    use_theme()
+    size = (WIDTH, (1.0 + ROW * max(len(languages), 3)) * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, **options)
+    for axis in grid.flat:
+        language_axis(axis, languages)
+    return figure, grid
 
 
 def plot_probe_by_language(qualities: Mapping[str, pd.DataFrame]) -> Figure:
     """Area under the ROC curve of each model's probe in each language, with its interval; a panel a model."""
-    use_theme()
     found = set().union(*(set(quality["texts_of"]) for quality in qualities.values()))
     languages = [language for language in LANGUAGES if language in found]
-    height = 1.0 + ROW * max(len(languages), 3)
-    figure, grid = plt.subplots(1, len(qualities), figsize=(WIDTH, height), sharex=True, sharey=True, squeeze=False)
+    figure, grid = _panels(languages, 1, len(qualities), sharex=True)
     for axis, (title, quality) in zip(grid.flat, qualities.items(), strict=True):
-        language_axis(axis, languages)
         for classifier, colour, marker, offset in (
             ("probe", AFTER, "D", -0.12),
             ("logistic regression", MUTED, "o", 0.12),
@@ -89,10 +95,9 @@ def plot_sources_by_layer(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, A
 
 def plot_neuron_activations(neurons: pd.DataFrame) -> Figure:
     """The mean activation of each neuron by language: the sources, and random neurons of the same layers."""
-    use_theme()
     languages = list(neurons["language"].unique())
-    figure, axis = plt.subplots(figsize=(WIDTH, 1.0 + ROW * max(len(languages), 3)))
-    language_axis(axis, languages)
+    figure, grid = _panels(languages, 1, 1)
+    axis = grid[0, 0]
     for offset, (group, (colour, _, marker)) in zip((-0.17, 0.17), _STYLES.items(), strict=True):
         rows = neurons[neurons["group"] == group]
         places = rows["language"].map(languages.index) + offset
@@ -107,27 +112,22 @@ def plot_neuron_activations(neurons: pd.DataFrame) -> Figure:
 
 
 def plot_activations(table: pd.DataFrame, languages: Sequence[str]) -> Figure:
-    """Mean activations before and after by language: sources and control of each comparison, and the paper's."""
-    use_theme()
-    paper = paper_table("figure3_neuron_activation").set_index("language")
+    """Mean activations before and after by language: both groups of each comparison, and the paper's sources."""
+    paper = paper_table("figure3_neuron_activation").set_index("language").reindex(languages)
+    theirs = {f"{side}{end}": paper[column] for side, column in (("before", "pre_dpo"), ("after", "post_dpo"))
+              for end in ("", "_low", "_high")}  # fmt: skip
     titles = list(table["comparison"].unique())
-    shape = (len(titles), len(GROUPS) + 1)
-    figure, grid = plt.subplots(*shape, figsize=(WIDTH, (1.0 + ROW * max(len(languages), 3)) * len(titles)),
-                                sharey=True, squeeze=False)  # fmt: skip
+    figure, grid = _panels(languages, len(titles), 3)
     for axes, title in zip(grid, titles, strict=True):
-        for axis, (group, said) in zip(axes, GROUPS.items(), strict=False):
-            language_axis(axis, languages)
-            mine = table[(table["comparison"] == title) & (table["group"] == group)]
-            panel = mine.set_index("language").reindex(languages)
-            _before_and_after(axis, panel)
-            axis.set_title(said if group == "sources" else "random neurons", fontsize=9)
-        language_axis(axes[-1], languages)
-        sides = pd.DataFrame({"before": paper["pre_dpo"], "after": paper["post_dpo"]}).reindex(languages)
-        _before_and_after(
-            axes[-1], sides.assign(**{f"{side}{end}": sides[side] for side in SIDES for end in ("_low", "_high")})
-        )
-        axes[-1].set_title("paper: mGPT, sources", fontsize=9)
-        # Sources and control share their unit, the paper's model has its own.
+        mine = table[table["comparison"] == title].set_index("language")
+        panels = [mine[mine["group"] == group].reindex(languages) for group in GROUPS]
+        names = (GROUPS["sources"], "random neurons", "paper: mGPT, sources")
+        for axis, panel, name in zip(axes, [*panels, pd.DataFrame(theirs)], names, strict=True):
+            for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
+                points(axis, panel, side, offset, colour, marker, fill)
+            axis.axvline(0.0, color=MUTED, linewidth=0.8, linestyle=":")
+            axis.set_title(name, fontsize=9)
+        # Sources and random neurons share their unit, the paper's model has its own.
         limits = [axis.get_xlim() for axis in axes[:-1]]
         for axis in axes[:-1]:
             axis.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
@@ -136,18 +136,6 @@ def plot_activations(table: pd.DataFrame, languages: Sequence[str]) -> Figure:
     x_label(figure, "mean activation over the next tokens")
     legend(figure, grid[0, 0])
     return figure
-
-
-def _before_and_after(axis: Axes, panel: pd.DataFrame) -> None:
-    for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
-        points(axis, panel, side, offset, colour, marker, fill)
-    axis.axvline(0.0, color=MUTED, linewidth=0.8, linestyle=":")
-
-
-def plot_offsets(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Toxicity and repetition against the offset, of some languages by name, sources and control."""
-    table = pd.concat([rows.assign(language=name, model="") for name, rows in tables.items()], ignore_index=True)
-    return plot_intervention(table.assign(unit="activation"))
 
 
 def plot_intervention(table: pd.DataFrame) -> Figure:
