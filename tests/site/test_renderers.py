@@ -51,7 +51,7 @@ def test_typing_a_covered_word_uncovers_nothing(served, browser):
 
 def test_every_executed_notebook_is_reached_from_the_list(served, browser):
     browser.open(f"{served.address}/notebooks.html")
-    links = browser.evaluate("[...document.querySelectorAll('td.runs a')].map(link => link.href)")
+    links = browser.evaluate("[...document.querySelectorAll('.runs td a')].map(link => link.href)")
     with synthetic.inside(served.folder.parents[2]):
         assert len(set(links)) == len(links) == sum(run.done for run in recorded(synthetic.PROFILE).stages)
     names: dict[str, set[str]] = {}
@@ -97,7 +97,7 @@ def test_without_scripts_all_runs_show_under_their_names(served, browser):
         assert set(browser.evaluate(VISIBLE)) == set(re.findall(r'<option value="([^"]+)"', text))
         assert not browser.evaluate(f"{CHOICE}.offsetParent")
         said = "getComputedStyle(document.querySelector('.run'), '::before').content"
-        assert json.loads(browser.evaluate(said)) == "Arabic, untuned"
+        assert json.loads(browser.evaluate(said)) == "Arabic, base model"
         assert synthetic.MARKER not in browser.evaluate("document.body.innerText")
     finally:
         browser.command("Emulation.setScriptExecutionDisabled", value=False)

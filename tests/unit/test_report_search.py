@@ -5,8 +5,7 @@ from __future__ import annotations
 import html
 import json
 
-from polydetox.report.masking import cover, passage
-from polydetox.report.search import uncover_nothing
+from polydetox.report.masking import cover, passage, uncover_nothing
 
 TEXTS = ["you <b>are</b> awful & worse", "so", "noch\u00a0schlimmer"]
 COVERED = cover(["German"], [passage("continuation", text, "de") for text in TEXTS])

@@ -79,7 +79,7 @@ def agreement_by_language_table(
                     *(_bounded(agreed.loc[key], name) for name in ("spearman", "auc_of_second")),
                     number(matched[comparison.model, other, language], 2, missing=NOT_APPLICABLE),
                     *(_bounded(side, "drop") for side in sides),
-                    Cell(direction(*sides), number=False),
+                    direction(*sides),
                 ])  # fmt: skip
             groups.append(Group(f"{comparison.title}: {first} and {other}", lines))
     empty: list[list[Cell | str]] = [["", *[number(None, 2)] * (len(columns) - 1)]]

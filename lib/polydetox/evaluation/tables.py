@@ -98,7 +98,7 @@ def _spans(metrics: Sequence[str], sides: Sequence[str]) -> dict[str, Sequence[s
 
 
 def _table(
-    results: Results, first: str, lines: dict[str, str], cells: Callable[[Comparison, str], Sequence[Cell]],
+    results: Results, first: str, lines: dict[str, str], cells: Callable[[Comparison, str], Sequence[Cell | str]],
     spans: Mapping[str, Sequence[str]],
 ) -> PaperTable:  # fmt: skip
     """A group a comparison, in it a line a key of ``lines``; ``spans`` are the columns under each heading."""
@@ -114,7 +114,7 @@ def _table(
 def drift_table(results: Results) -> PaperTable:
     """Where continuations go that leave their prompt's language: to English, and to which other language most."""
 
-    def cells(comparison: Comparison, language: str) -> list[Cell]:
+    def cells(comparison: Comparison, language: str) -> list[Cell | str]:
         scores = [results.scores(comparison.model, variant, language) for variant in ("base", comparison.variant)]
         sides = [None if side is None else side["detected_language"].value_counts(normalize=True) for side in scores]
         named = [_fraction(found, chosen) for chosen in (language, ENGLISH) for found in sides]
@@ -131,13 +131,12 @@ def _fraction(found: pd.Series | None, language: str) -> Cell:
     return number(float(found.get(language, 0.0)), 2)
 
 
-def _elsewhere(found: pd.Series | None, language: str) -> Cell:
+def _elsewhere(found: pd.Series | None, language: str) -> str:
     """The most frequent language that is neither the prompt's nor English, with its fraction."""
     if found is None:
-        return Cell(NOT_RUN, number=False)
+        return NOT_RUN
     others = found.drop([language, ENGLISH], errors="ignore")
-    text = f"{LANGUAGES[others.index[0]]} {fixed(others.iloc[0], 2)}" if len(others) else NOT_APPLICABLE
-    return Cell(text, number=False)
+    return f"{LANGUAGES[others.index[0]]} {fixed(others.iloc[0], 2)}" if len(others) else NOT_APPLICABLE
 
 
 def agreement_table(results: Results) -> PaperTable:

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from nbformat import NotebookNode
 
 from polydetox.core.artifacts import MANIFEST, read_json
@@ -34,6 +35,7 @@ from polydetox.report.notebooks import (
 )
 from polydetox.results.collect import Results
 from polydetox.results.stages import StageRun
+from polydetox.results.tables import html_table
 
 FOLDER = "notebooks"
 LIST = "notebooks.qmd"
@@ -51,7 +53,7 @@ class Notebook:
     name: str  # within its page, such as `base-de`
     title: str  # `German, base model`
     cells: list[NotebookNode]
-    manifest: Mapping[str, Any]
+    how: str  # its parameters, time and commit, as Markdown
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,21 @@ def _by_stage(results: Results) -> Iterator[tuple[str, str, list[StageRun]]]:
 
 def _read(results: Results, run: StageRun) -> Notebook:
     names = [run.model if run.model not in results.models else "", run.variant, run.kind, run.prompt_set, run.language]
-    words = [run.language and LANGUAGES[run.language], results.subject(run)]
-    return Notebook(run, slug("-".join(filter(None, names))) or "run", ", ".join(filter(None, words)),
-                    read_cells(run.folder / "notebook.ipynb"), read_json(run.folder / MANIFEST))  # fmt: skip
+    title = ", ".join(filter(None, [LANGUAGES.get(run.language or ""), results.subject(run)]))
+    return Notebook(run, slug("-".join(filter(None, names))) or "run", title, read_cells(run.folder / "notebook.ipynb"),
+                    _how_it_ran(read_json(run.folder / MANIFEST)))  # fmt: skip
+
+
+def _how_it_ran(manifest: Mapping[str, Any]) -> str:
+    rows = []
+    for name, value in manifest["parameters"].items():
+        if value not in ("", None):
+            text = without_machine_paths(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            text = text.replace("|", "\\|").replace("`", "'")
+            rows.append(f"| `{name}` | `{text}` |")
+    commit = f", commit `{manifest['git_commit'][:10]}`" if manifest.get("git_commit") else ""
+    ran = f"It ran with seed {manifest['seed']}, {manifest['wall_seconds']} s{commit}."
+    return "\n".join(["| parameter | value |", "|---|---|", *rows, "", ran])
 
 
 def slug(text: str) -> str:
@@ -133,26 +147,23 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
     """Every run of the profile as one table a model: a row a stage and variant, the languages in it."""
     places = {notebook.run: f"{FOLDER}/{page.slug}.html" + f"#run-{notebook.name}" * (len(page.notebooks) > 1)
               for page in written for notebook in page.notebooks}  # fmt: skip
-    tables: dict[str, list[str]] = {}
+    rows = []
     for part, stage, runs in _by_stage(results):
-        entries: dict[str, list[str]] = {}
         for run in runs:
-            about = results.subject(run) if part != WORLD else ""
-            word = html.escape(run.language or (run.model if part == WORLD else "notebook"))
-            named = filter(None, [results.title(stage), about, run.language and LANGUAGES[run.language]])
-            said = attribute(", ".join(named))
-            entry = f'<span class="missing" title="{said}: not run">{word}</span>'
-            if run in places:
-                entry = f'<a href="{places[run]}" title="{said}">{word}</a>'
-            entries.setdefault(about, []).append(entry)
-        for number, (about, links) in enumerate(entries.items()):
-            title = "" if number else results.title(stage)
-            cells = f'<td>{title}</td><td>{html.escape(about)}</td><td class="runs">{" ".join(links)}</td>'
-            tables.setdefault(part, []).append(f"<tr>{cells}</tr>")
-    head = "<thead>\n<tr><th>Stage</th><th>Of</th><th>Runs</th></tr>\n</thead>"
-    opening = f'<div class="cell-output-display">\n<table class="paper-table table">\n{head}\n<tbody>'
-    shown = {part: raw("\n".join([opening, *rows, "</tbody>\n</table>\n</div>"])) for part, rows in tables.items()}
-    return "\n\n".join(f"## {part} {{.unnumbered}}\n\n{table}" for part, table in shown.items())
+            title, about = results.title(stage), results.subject(run) if part != WORLD else ""
+            word = run.language or (run.model if part == WORLD else "notebook")
+            said = attribute(", ".join(filter(None, [title, about, LANGUAGES.get(run.language or "")])))
+            missing = f'<span class="missing" title="{said}: not run">{word}</span>'
+            entry = f'<a href="{places[run]}" title="{said}">{word}</a>' if run in places else missing
+            rows.append([part, title, html.escape(about), entry])
+    table = pd.DataFrame(rows, columns=["part", "Stage", "Of", "Runs"])
+    table = table.groupby(["part", "Stage", "Of"], sort=False)["Runs"].agg(" ".join).reset_index()
+    table["Stage"] = table["Stage"].mask(table.duplicated(["part", "Stage"]), "")
+    return "\n\n".join(
+        f"## {part} {{.unnumbered}}\n\n"
+        + raw(f'<div class="cell-output-display runs">\n{html_table(lines.drop(columns="part"))}\n</div>')
+        for part, lines in table.groupby("part", sort=False)
+    )
 
 
 # --- writing a page ---------------------------------------------------------------------------------------------
@@ -160,7 +171,7 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
 
 def _page_text(page: Page, folder: Path) -> str:
     """A page as the Markdown of Quarto and of the preview renderer alike; its pictures go to ``folder``."""
-    first, names = page.notebooks[0].cells, labelled(page.notebooks[0].cells)
+    first = page.notebooks[0].cells
     parts = [f'---\nsubtitle: "{attribute(page.part)}"\nnumber-sections: false\n---',
              f"# {page.title} {{.unnumbered #sec-{page.slug}}}"]  # fmt: skip
     outputs = [output for notebook in page.notebooks for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -170,12 +181,12 @@ def _page_text(page: Page, folder: Path) -> str:
         parts.append(_choice(page))
     if first and first[0].cell_type == "markdown":
         first[0].source = _FIRST_HEADING.sub("", first[0].source)
+    labels = "|".join(map(re.escape, labelled(first))) or "(?!)"  # which nothing matches
+    reference = re.compile(rf"(?<![\w@])@({labels})(?![\w-])")
     kept = [pictures(folder, f"{page.slug}-{notebook.name}") for notebook in page.notebooks]
     for position, cell in enumerate(first):
         if cell.cell_type == "markdown":
-            for label in names:
-                cell.source = re.sub(rf"(?<![\w@])@{re.escape(label)}(?![\w-])", f"@{label}-{page.slug}", cell.source)
-            parts.append(cell.source)
+            parts.append(reference.sub(rf"@\1-{page.slug}", cell.source))
         elif cell.cell_type == "code":
             options, code = cell_options(cell.source)
             texts = [outputs_text(notebook.cells[position], keep)
@@ -184,7 +195,9 @@ def _page_text(page: Page, folder: Path) -> str:
                 label = f"{options['label']}-{page.slug}" if "label" in options else ""
                 code = code if options.get("echo", True) else ""
                 parts.append(cell_text(options, label, _of_each_run(page, texts), code))
-    return "\n\n".join(filter(None, [*parts, _manifests(page)])) + "\n"
+    parts += ["## How this notebook was run {.unnumbered}",
+              _of_each_run(page, [notebook.how for notebook in page.notebooks])]  # fmt: skip
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _choice(page: Page) -> str:
@@ -207,35 +220,3 @@ def _of_each_run(page: Page, texts: list[str]) -> str:
         f'::: {{.run data-run="{notebook.name}" data-title="{attribute(notebook.title)}"}}\n\n{text}\n\n:::'
         for notebook, text in zip(page.notebooks, texts, strict=True) if text
     )  # fmt: skip
-
-
-def _manifests(page: Page) -> str:
-    """The end of a page: with what parameters the notebook ran, at which commit, and for how long."""
-    given = [
-        {
-            name: _plain(value)
-            for name, value in notebook.manifest.get("parameters", {}).items()
-            if value not in ("", None)
-        }
-        for notebook in page.notebooks
-    ]
-    shared = {name: value for name, value in given[0].items() if all(own.get(name) == value for own in given)}
-    own = []
-    for values, manifest in zip(given, (notebook.manifest for notebook in page.notebooks), strict=True):
-        facts = [f"seed {manifest.get('seed')}", f"{manifest.get('wall_seconds')} s"]
-        if manifest.get("git_commit"):
-            facts.append(f"commit `{str(manifest['git_commit'])[:10]}`")
-        table = _parameters({name: value for name, value in values.items() if name not in shared})
-        own.append("\n\n".join(filter(None, [table, f"It ran with {', '.join(facts)}."])))
-    heading = "## How this notebook was run {.unnumbered}"
-    return "\n\n".join(filter(None, [heading, _parameters(shared), _of_each_run(page, own)]))
-
-
-def _parameters(values: Mapping[str, str]) -> str:
-    rows = [f"| `{name}` | `{value}` |" for name, value in values.items()]
-    return "\n".join(["| parameter | value |", "|---|---|", *rows]) if rows else ""
-
-
-def _plain(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return without_machine_paths(text).replace("|", "\\|").replace("`", "'")

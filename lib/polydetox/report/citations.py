@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pybtex.backends.html import Backend
-from pybtex.database import BibliographyData, Entry, parse_file
+from pybtex.database import BibliographyData, parse_file
 from pybtex.exceptions import PybtexError
 from pybtex.richtext import Text
 from pybtex.style.formatting.plain import Style
 
 from polydetox.core.errors import UserError
-
-_MANY = 3  # more authors than these are "et al."
 
 
 class Bibliography:
@@ -24,39 +22,22 @@ class Bibliography:
         except PybtexError as error:
             raise UserError(f"{file.name}: not valid BibTeX: {str(error).splitlines()[0]}") from None
         self._cited: set[str] = set()
-        # Two entries of the same authors and year are told apart as a, b ...
-        groups: dict[tuple[str, str], list[str]] = {}
-        for key, entry in self._data.entries.items():
-            groups.setdefault((_names(entry), entry.fields.get("year", "n.d.")), []).append(key)
-        for (_, year), keys in groups.items():
-            for letter, key in zip("abcdefghijklmnopqrstuvwxyz", sorted(keys), strict=False):
-                self._data.entries[key].fields["year"] = year + (letter if len(keys) > 1 else "")
 
     def cite(self, key: str) -> tuple[str, str]:
-        """The authors and the year of an entry, which is then in the list."""
+        """The authors and the year of an entry as the text names them; it is in the list from then on."""
         self._cited.add(key)
         entry = self._data.entries[key]
-        return _names(entry), entry.fields["year"]
+        people = entry.persons.get("author", [])
+        names = [str(Text.from_latex(" ".join(person.prelast_names + person.last_names))) for person in people]
+        if len(names) > 3 or "others" in names:
+            names = [f"{names[0]} et al."]
+        elif len(names) == 3:
+            names = [", ".join(names[:2]) + ",", names[2]]
+        return " and ".join(names), entry.fields.get("year", "n.d.")
 
     def to_html(self) -> str:
         """The entries that were cited, by author and year, each with the anchor ``ref-<key>``."""
         style = Style(name_style="lastfirst", abbreviate_names=False)
-        entries = {entry.key: entry.text.render(Backend("utf-8"))
-                   for entry in style.format_bibliography(self._data, sorted(self._cited))}  # fmt: skip
-        items = "\n".join(f'<div id="ref-{key}" class="csl-entry">{text}</div>' for key, text in entries.items())
-        return f'<div id="refs" class="references csl-bib-body">\n{items}\n</div>'
-
-
-def _names(entry: Entry) -> str:
-    """The authors as the text names them, or the title where there are none."""
-    people = entry.persons.get("author", [])
-    names = [_text(" ".join([*person.prelast_names, *person.last_names])) for person in people]
-    if len(names) > _MANY or "others" in names:
-        return f"{names[0]} et al."
-    if len(names) == 3:
-        return f"{names[0]}, {names[1]}, and {names[2]}"
-    return " and ".join(names) or _text(entry.fields.get("title", ""))
-
-
-def _text(latex: str) -> str:
-    return str(Text.from_latex(latex))
+        items = [f'<div id="ref-{entry.key}" class="csl-entry">{entry.text.render(Backend("utf-8"))}</div>'
+                 for entry in style.format_bibliography(self._data, sorted(self._cited))]  # fmt: skip
+        return '<div id="refs" class="references csl-bib-body">\n{}\n</div>'.format("\n".join(items))

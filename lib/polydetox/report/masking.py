@@ -8,16 +8,20 @@ texts were withheld. No cover needs a script, so that it also holds where script
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from lxml import etree
+from lxml import html as lxml_html
 
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES, check_language
-from polydetox.results.tables import NOT_APPLICABLE, fixed
+from polydetox.results.tables import NOT_APPLICABLE, fixed, html_table
 
 WARNING = """::: {.callout-warning title="Content warning"}
 This page holds prompts and model continuations that insult, threaten or otherwise offend. Each is covered until you
@@ -26,6 +30,8 @@ open it.
 
 # Classes of the HTML: a cover, what is under it, and each text there.
 COVER, BODY, WORDS = "masked", "masked-body", "masked-words"
+
+SEARCH_INDEX = "search.json"
 
 RIGHT_TO_LEFT = frozenset({"ar"})
 
@@ -162,21 +168,62 @@ def masked_vectors(table: pd.DataFrame) -> Masked:
     ``table`` has the columns ``layer, neuron, cosine, activation, tokens, scripts``, and ``model`` where there are
     several.
     """
-    several = "model" in table.columns and table["model"].notna().any()
-    headings = [*(["Model"] if several else []), "Layer", "Neuron", "Cosine", "Mean activation", "Scripts"]
-    lines = ["".join(f"<th data-sorts>{heading}</th>" for heading in headings) + "<th>Promoted tokens</th>"]
-    for row in table.to_dict("records"):
-        # What each cell says, and what it is sorted by.
-        cells = [(str(row["model"]), row["model"])] if several else []
-        cells += [(str(row["layer"] + 1), row["layer"] + 1), (str(row["neuron"]), row["neuron"])]
-        cells += [(fixed(row[name], 3), float(row[name])) for name in ("cosine", "activation")]
-        cells += [(row["scripts"] or NOT_APPLICABLE, len(row["scripts"].split(", ")))]
-        shown = "".join(f'<td data-value="{escape(str(value))}">{escape(said)}</td>' for said, value in cells)
-        tokens = passage("promoted", "  ".join(token.strip() or "␣" for token in row["tokens"]), "und")
-        lines.append(f"{shown}<td>{cover([str(len(row['tokens'])) + ' tokens'], [tokens])}</td>")
-    head, *body = (f"<tr>{line}</tr>" for line in lines)
-    rows = "\n".join(body)
-    return Masked(
-        f'<div class="explorable">\n<table class="paper-table table">\n<thead>\n{head}\n</thead>\n<tbody>\n{rows}\n'
-        "</tbody>\n</table>\n</div>", len(table)
-    )  # fmt: skip
+    shown = pd.DataFrame({
+        "Model": table.get("model"),
+        "Layer": table["layer"] + 1,
+        "Neuron": table["neuron"],
+        "Cosine": [fixed(value, 3) for value in table["cosine"]],
+        "Mean activation": [fixed(value, 3) for value in table["activation"]],
+        "Scripts": [scripts or NOT_APPLICABLE for scripts in table["scripts"]],
+    }).dropna(axis="columns", how="all").map(lambda value: escape(str(value)))  # fmt: skip
+    texts = ["  ".join(token.strip() or "␣" for token in tokens) for tokens in table["tokens"]]
+    shown["Promoted tokens"] = [cover([f"{len(tokens)} tokens"], [passage("promoted", text, "und")])
+                                for tokens, text in zip(table["tokens"], texts, strict=True)]  # fmt: skip
+    return Masked(f'<div class="explorable">\n{html_table(shown)}\n</div>', len(table))
+
+
+# --- the search index of a site ---------------------------------------------------------------------------------
+
+
+def uncover_nothing(site: Path) -> None:
+    """Take what the pages of a site cover out of its search index.
+
+    Renderers index whole pages, and a search result shows its surroundings: a word of a covered passage would uncover
+    it. Where a text is still in an entry afterwards, the entry loses its text, and is found by its title alone.
+    """
+    file = site / SEARCH_INDEX
+    if not file.is_file():
+        return
+    entries = json.loads(file.read_text("utf-8"))
+    pages: dict[str, tuple[list[str], list[str]]] = {}
+    for entry in entries:
+        name = entry["href"].split("#")[0]
+        if name not in pages:
+            pages[name] = _covered(site / name)
+        bodies, passages = pages[name]
+        text = given = _plain(html.unescape(entry["text"]))
+        for body in bodies:
+            text = text.replace(body, " ")
+        if any(passage in text for passage in passages):
+            text = ""
+        if text != given:
+            entry["text"] = html.escape(_plain(text))
+    file.write_text(json.dumps(entries, ensure_ascii=False), "utf-8")
+
+
+def _covered(page: Path) -> tuple[list[str], list[str]]:
+    """Of a page all that is under each cover, and the single texts there that it does not show elsewhere as well."""
+    document = lxml_html.document_fromstring(page.read_text("utf-8"))
+    etree.strip_elements(document, "script", "style", with_tail=False)
+    bodies, passages = (
+        [text for element in document.find_class(kind) if (text := _plain(element.text_content()))]
+        for kind in (BODY, WORDS)
+    )
+    for element in document.find_class(BODY):
+        element.drop_tree()
+    shown = _plain(document.text_content())
+    return bodies, [passage for passage in passages if passage not in shown]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

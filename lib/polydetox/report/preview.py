@@ -31,8 +31,8 @@ from polydetox.report.assemble import (
     write_yaml,
 )
 from polydetox.report.citations import Bibliography
+from polydetox.report.masking import uncover_nothing
 from polydetox.report.notebooks import raw
-from polydetox.report.search import uncover_nothing
 
 PREVIEW_NOTE = (
     "This is a preview. It was made without [Quarto](https://quarto.org), by the project's own preview renderer: the "
@@ -97,17 +97,12 @@ def site_configuration(configuration: dict[str, Any], first: str, site: Path) ->
     contents = [{"text": first, "href": "index.qmd"}, *book["chapters"][1:]]
     if book.get("appendices"):
         contents.append({"part": "Appendices", "chapters": book["appendices"]})
+    shown = {"page-navigation": True, "bread-crumbs": True, "sidebar": book.get("sidebar", {}) | {"contents": contents}}
     kept = ("theme", "css", "toc", "toc-depth", "code-copy", "include-after-body")
     return {
         "project": {"type": "book", "output-dir": str(site), "resources": ["figures/**", f"{FOLDER}/figures/**"]},
         "lang": configuration.get("lang", "en"),
-        "book": {
-            "title": book["title"],
-            "description": book.get("description", ""),
-            "page-navigation": True,
-            "bread-crumbs": True,
-            "sidebar": {**book.get("sidebar", {}), "contents": contents},
-        },
+        "book": {"title": book["title"], "description": book.get("description", ""), **shown},
         "format": {"html": {key: options[key] for key in kept if key in options}},
     }
 

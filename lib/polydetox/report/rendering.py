@@ -12,9 +12,9 @@ from polydetox.core.artifacts import atomic_folder
 from polydetox.core.errors import UserError
 from polydetox.quarto import COLOURS, ERROR_FILE, failure_note, find_quarto, run_quarto, why_none
 from polydetox.report.assemble import assemble
+from polydetox.report.masking import uncover_nothing
 from polydetox.report.notebooks import without_machine_paths
 from polydetox.report.pdf import make_pdf
-from polydetox.report.search import uncover_nothing
 
 INDEX = "index.html"
 

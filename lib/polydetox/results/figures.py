@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,51 +35,10 @@ ROW = 0.27  # inches a language takes
 _PANELS_IN_A_ROW = 3
 
 
-# seaborn's style "ticks" in its context "paper", with changes. Written out, since importing seaborn, and scipy's
-# statistics with it, takes longer than evaluating a language.
-_THEME = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": MUTED,
-    "axes.grid": True,
-    "axes.grid.axis": "x",
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9.5,
-    "axes.linewidth": 1.0,
-    "axes.prop_cycle": plt.cycler("color", ["#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3", "#937860", "#DA8BC3",
-                                            "#8C8C8C", "#CCB974", "#64B5CD"]),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
-    "font.size": 9.6,
-    "grid.color": "#e6e6e6",
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "legend.title_fontsize": 9.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.8,
-    "lines.solid_capstyle": "round",
-    "patch.edgecolor": "w",
-    "patch.force_edgecolor": True,
-    "patch.linewidth": 0.8,
-    "svg.hashsalt": "polydetox",  # the same figure gives the same file
-    "text.color": INK,
-    **{
-        f"{axis}tick.{key}": value
-        for axis in "xy"
-        for key, value in {
-            "color": INK, "labelsize": 9, "major.size": 4.8, "major.width": 1.0, "minor.size": 3.2, "minor.width": 0.8,
-        }.items()
-    },
-}  # fmt: skip
-
-
 @cache
 def use_theme() -> None:
     """Set the shared theme; in a notebook also store figures as SVG."""
-    plt.rcParams.update(cast(Any, _THEME))  # matplotlib's type lists every name
+    plt.style.use("polydetox.results.theme")
     from IPython import get_ipython
 
     if get_ipython() is not None:
@@ -149,9 +108,3 @@ def legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside upper right", ncols=2, handletextpad=0.3)
-
-
-# --- training ---------------------------------------------------------------------------------------------------
-
-
-# --- one evaluation ---------------------------------------------------------------------------------------------

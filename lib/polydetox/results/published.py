@@ -12,16 +12,7 @@ from polydetox.core.errors import UserError
 
 PAPER = "Li, Yong and Bach (2024)"
 
-# The metrics of results.collect that the paper's table has, under the same names or its own.
-PAPER_COLUMNS = {
-    "emt": "emt",
-    "toxprob": "toxprob",
-    "avgtox": "avgtox",
-    "perplexity": "ppl",
-    "token_distinct_1": "dist1",
-    "token_distinct_2": "dist2",
-    "token_distinct_3": "dist3",
-}
+_OURS = {"ppl": "perplexity", **{f"dist{order}": f"token_distinct_{order}" for order in (1, 2, 3)}}
 
 
 def paper_table(name: str) -> pd.DataFrame:
@@ -33,25 +24,18 @@ def paper_table(name: str) -> pd.DataFrame:
 
 
 def paper_models() -> list[dict[str, Any]]:
-    """The models of the paper's Table 2: ``title``, and ``before`` and ``after`` by metric."""
-    table = paper_table("table2_detox")
-    models = []
-    for (model, size), rows in table.groupby(["model", "params_b"], sort=False):
-        sides = rows.set_index("dpo")
-        models.append({
-            "title": f"{model} {size:g}B",
-            "keys": {_key(str(model)), _key(f"{model}{size:g}B")},
-            **{side: {metric: float(sides.loc[side, column]) for metric, column in PAPER_COLUMNS.items()}
-               for side in ("before", "after")},
-        })  # fmt: skip
-    return models
+    """The models of the paper's Table 2: ``title``, ``keys``, and ``before`` and ``after`` by metric as we name it."""
+    table = paper_table("table2_detox").rename(columns=_OURS).set_index("dpo")
+    return [
+        {"title": f"{model} {size:g}B", "keys": {_key(str(model)), _key(f"{model}{size:g}B")},
+         **rows.drop(columns=["model", "params_b"]).astype(float).to_dict("index")}
+        for (model, size), rows in table.groupby(["model", "params_b"], sort=False)
+    ]  # fmt: skip
 
 
 def paper_model(reference: str | None) -> dict[str, Any] | None:
     """The row of the paper's Table 2 that a model file's ``reference`` names; None where there is none."""
-    if reference is None:
-        return None
-    matches = [model for model in paper_models() if _key(reference) in model["keys"]]
+    matches = [model for model in paper_models() if _key(reference or "") in model["keys"]]
     # A family's bare name stands for a model only where the table has one of that family.
     return matches[0] if len(matches) == 1 else None
 

@@ -29,7 +29,7 @@ class Comparison:
 def variant_title(profile: Profile, variant: str) -> str:
     """A variant as the report prints it."""
     if variant == "base":
-        return "untuned"
+        return "base model"
     if variant == "published":
         return "published checkpoint"
     return profile.variants[variant].title or variant

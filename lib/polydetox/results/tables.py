@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import pandas as pd
 
@@ -17,23 +18,18 @@ from polydetox.core.languages import LANGUAGES
 NOT_RUN = "not run"
 NOT_MEASURED = "not measured"
 NOT_APPLICABLE = "–"
+_NUMBER, _SPAN = ' class="number"', ' class="span"'
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, and beneath it a smaller one."""
+    """A cell of numbers: its text, and beneath it a smaller one."""
 
     text: str
     detail: str = ""
-    number: bool = True
 
-    def to_html(self) -> str:
-        classes = [
-            name for name, on in (("number", self.number), ("missing", self.text in (NOT_RUN, NOT_MEASURED))) if on
-        ]
-        attributes = f' class="{" ".join(classes)}"' if classes else ""
-        detail = f'<br><span class="interval">{html.escape(self.detail)}</span>' if self.detail else ""
-        return f"<td{attributes}>{html.escape(self.text)}{detail}</td>"
+    def __str__(self) -> str:
+        return f"{self.text} ({self.detail})" if self.detail else self.text
 
 
 def number(
@@ -113,6 +109,12 @@ def bracketed(value: float | None, low: float | None, high: float | None, digits
     return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
+def html_table(table: pd.DataFrame) -> str:
+    """A table whose cells are HTML already."""
+    with pd.option_context("display.max_colwidth", None):
+        return str(table.to_html(index=False, escape=False, border=0, classes="paper-table table", justify="left"))
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows under one heading (none: no heading row)."""
@@ -137,43 +139,30 @@ class PaperTable:
         lines.append(" | ".join(self.columns))
         for group in self.groups:
             lines += [group.heading] if group.heading else []
-            for row in group.rows:
-                cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
-                lines.append(" | ".join(f"{cell.text} ({cell.detail})" if cell.detail else cell.text for cell in cells))
+            lines += [" | ".join(map(str, row)) for row in group.rows]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        width = len(self.columns)
-        numeric = ' class="number"'
-        text_columns = self._text_columns()
-        head = "".join(
-            f"<th{'' if position in text_columns else numeric}>{html.escape(column)}</th>"
-            for position, column in enumerate(self.columns)
-        )
-        body = []
+        first = next((row for group in self.groups for row in group.rows), [])
+        heads = [f"<th{_NUMBER if isinstance(cell, Cell) else ''}>{html.escape(title)}</th>"
+                 for title, cell in zip_longest(self.columns, first)]  # fmt: skip
+        lines = [f"<tr>{''.join(heads)}</tr>\n</thead>\n<tbody>"]
+        if self.spans:
+            over = [f'<th{_SPAN if title else ""} colspan="{width}">{html.escape(title)}</th>'
+                    for title, width in self.spans]  # fmt: skip
+            lines.insert(0, f"<tr>{''.join(over)}</tr>")
         for group in self.groups:
             if group.heading:
-                body.append(f'<tr class="group"><td colspan="{width}">{html.escape(group.heading)}</td></tr>')
-            for row in group.rows:
-                assert len(row) == width, f"a row of {len(row)} cells in a table of {width} columns"
-                cells = [cell if isinstance(cell, Cell) else Cell(cell, number=False) for cell in row]
-                body.append(f"<tr>{''.join(cell.to_html() for cell in cells)}</tr>")
-        rows = "\n".join(body)
-        return (
-            f'<table class="paper-table table">\n<thead>\n{self._spans()}<tr>{head}</tr>\n</thead>\n'
-            f"<tbody>\n{rows}\n</tbody>\n</table>"
-        )
+                heading = html.escape(group.heading)
+                lines.append(f'<tr class="group"><td colspan="{len(self.columns)}">{heading}</td></tr>')
+            lines += [f"<tr>{''.join(map(_td, row))}</tr>" for row in group.rows]
+        return "\n".join(['<table class="paper-table table">\n<thead>', *lines, "</tbody>\n</table>"])
 
-    def _spans(self) -> str:
-        if not self.spans:
-            return ""
-        assert sum(width for _, width in self.spans) == len(self.columns), "the spans do not cover the columns"
-        cells = (
-            f'<th class="span" colspan="{width}">{html.escape(title)}</th>' if title else f'<th colspan="{width}"></th>'
-            for title, width in self.spans
-        )
-        return f"<tr>{''.join(cells)}</tr>\n"
 
-    def _text_columns(self) -> set[int]:
-        first = next((row for group in self.groups for row in group.rows), [])
-        return {position for position, cell in enumerate(first) if not isinstance(cell, Cell) or not cell.number}
+def _td(cell: Cell | str) -> str:
+    text, detail = (cell, "") if isinstance(cell, str) else (cell.text, cell.detail)
+    kinds = ["number"] if isinstance(cell, Cell) else []
+    kinds += ["missing"] if text in (NOT_RUN, NOT_MEASURED) else []
+    attributes = f' class="{" ".join(kinds)}"' if kinds else ""
+    below = f'<br><span class="interval">{html.escape(detail)}</span>' if detail else ""
+    return f"<td{attributes}>{html.escape(text)}{below}</td>"
