@@ -135,8 +135,7 @@ def _open(options: argparse.Namespace) -> int:
 
 def _render(options: argparse.Namespace) -> None:
     from polydetox.core.params import load_profile
-    from polydetox.report.pdf import FILE as PDF
-    from polydetox.report.rendering import render
+    from polydetox.report.rendering import PDF, render
 
     load_profile(options.profile)
     if options.preview and options.pdf:

@@ -13,7 +13,7 @@ from polydetox.core.errors import UserError
 from polydetox.report import rendering
 from polydetox.report.masking import masked_table, masked_vectors
 from polydetox.report.notebooks import outputs_text
-from polydetox.report.pdf import for_paper
+from polydetox.report.rendering import for_paper
 from polydetox.results.tables import Cell, Group, PaperTable, number
 
 

@@ -191,10 +191,8 @@ def _page_text(page: Page, folder: Path) -> str:
             options, code = cell_options(cell.source)
             texts = [outputs_text(notebook.cells[position], keep)
                      for notebook, keep in zip(page.notebooks, kept, strict=True)]  # fmt: skip
-            if options.get("include", True):
-                label = f"{options['label']}-{page.slug}" if "label" in options else ""
-                code = code if options.get("echo", True) else ""
-                parts.append(cell_text(options, label, _of_each_run(page, texts), code))
+            label = f"{options['label']}-{page.slug}" if "label" in options else ""
+            parts.append(cell_text(options, label, _of_each_run(page, texts), code))
     parts += ["## How this notebook was run {.unnumbered}",
               _of_each_run(page, [notebook.how for notebook in page.notebooks])]  # fmt: skip
     return "\n\n".join(filter(None, parts)) + "\n"

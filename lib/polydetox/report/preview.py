@@ -38,6 +38,7 @@ PREVIEW_NOTE = (
     "This is a preview. It was made without [Quarto](https://quarto.org), by the project's own preview renderer: the "
     "content is the same, the typography is simpler, and there is no PDF."
 )
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation"}
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---[ \t]*\n", re.MULTILINE | re.DOTALL)
@@ -225,8 +226,8 @@ class Writer:
 
     def _math(self, token: re.Match[str]) -> str:
         # Its signs are written as entities: Markdown would read an asterisk or a bracket as its own.
-        formula = self._mathml(token["inline"], "inline")
-        return re.sub(r"(?<=>)[^<>]+(?=<)", lambda text: _entities(html.unescape(text[0])), formula)
+        words = re.compile(r"(?<=>)[^<>]+(?=<)")
+        return words.sub(lambda said: _entities(html.unescape(said[0])), self._mathml(token["inline"], "inline"))
 
     def _mathml(self, latex: str, display: str) -> str:
         try:
@@ -271,18 +272,15 @@ class Writer:
         return f"{names} ({self._cited(year, key)})"
 
     def _cited(self, said: str, key: str) -> str:
-        home = next((page for page in self.book.pages if "{#refs}" in page.text), None)
-        return self._link(said, home, f"ref-{key}", "citation") if home else said
+        home = next(page for page in self.book.pages if "{#refs}" in page.text)
+        return self._link(said, home, f"ref-{key}", "citation")
 
     def _refs(self, token: re.Match[str]) -> str:
         return raw(self.book.bibliography.to_html())
 
 
-_NO_BREAK = "\N{NO-BREAK SPACE}"
-
-
 def _entities(text: str) -> str:
-    return "".join(character if character.isalnum() else f"&#{ord(character)};" for character in text)
+    return re.sub(r"[^\w\s]|_", lambda sign: f"&#{ord(sign[0])};", text)
 
 
 # --- a site that opens from a folder ----------------------------------------------------------------------------

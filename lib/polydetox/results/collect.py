@@ -180,13 +180,6 @@ class Results:
         folder = self.folder("score", model=model, variant=variant, set=prompt_set)
         return read_parquet(folder / "scores.parquet", _SCORE_COLUMNS).set_index("language") if folder else None
 
-    def training_logs(self) -> dict[str, pd.DataFrame]:
-        """The training log of every comparison that was trained, in long form, by the comparison's title."""
-        folders = {item.title: self.folder("dpo", model=item.model, variant=item.variant) for item in self.comparisons}
-        columns = ["step", "split", "metric", "value"]
-        return {title: read_parquet(folder / "training_log.parquet", columns)
-                for title, folder in folders.items() if folder}  # fmt: skip
-
     def by_language_of(self, stage: str, **wildcards: str) -> dict[str, dict[str, Any]]:
         """The metrics of each language of a stage that takes all of them; none where it was not run."""
         folder = self.folder(stage, **wildcards)
