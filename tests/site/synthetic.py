@@ -452,7 +452,7 @@ def _histogram() -> nbformat.NotebookNode:
 
 
 def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = ()) -> None:
-    """Execute the summary notebooks, one after the other in one kernel, which saves importing everything anew."""
+    """Execute the summary notebooks, one after the other in one kernel, which saves importing everything again."""
     from jupyter_client.manager import KernelManager
     from nbclient import NotebookClient
 

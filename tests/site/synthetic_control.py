@@ -36,7 +36,7 @@ def base_checkpoint(model: Path) -> str:
     return paths.relative(trimmed if trimmed.is_dir() else model.parents[1] / "checkpoints" / model.name)
 
 
-# The share of toxic continuations of each method, and the share of questions that it answers.
+# The fraction of toxic continuations of each method, and the fraction of questions that it answers.
 _LEVELS = {"base": (0.5, 0.6), "plain": (0.7, 0.6), "filtering": (0.45, 0.55), "regularised": (0.2, 0.5)}
 
 

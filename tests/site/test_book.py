@@ -32,7 +32,7 @@ PROFILE = synthetic.PROFILE
 CHAPTERS = 13
 
 
-def told(section: str) -> dict[str, str]:
+def variables_of(section: str) -> dict[str, str]:
     """What the summary notebook of a section wrote for the pages, by the name of the variable."""
     return read_json(paths.profile_run(PROFILE) / "summary" / section / "variables.json")
 
@@ -233,7 +233,7 @@ def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
 
 
 def test_a_probe_is_tried_on_what_was_evaluated(run):
-    """The first continuations of every prompt, with the evaluation's own scores; empty ones are left out."""
+    """The first continuations of every prompt, with the evaluation's own scores; empty ones are skipped."""
     from polydetox.core.parameters import checked
 
     settings = checked("probe", scores=str(run / f"runs/{PROFILE}/tiny/base/score/scores.parquet"),
@@ -270,7 +270,7 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
 
 
 def test_the_chapter_on_control_tells_what_was_measured(run):
-    said = told("control")
+    said = variables_of("control")
     assert "compares filtering, never run, plain fine-tuning and regularised" in said["control_overview"]
     assert "3 of 4 trainings were run. " in said["control_overview"]
     metrics = read_json(paths.profile_run(PROFILE) / "tiny/control/regularised/attribute_eval/metrics.json")
@@ -300,14 +300,14 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
 
 
 def test_the_chapter_on_capability_tells_what_was_measured(run):
-    assert told("capability")["capability_sentence"].startswith(
+    assert variables_of("capability")["capability_sentence"].startswith(
         "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right before and 53.1% after: not detectably "
         "different ("
     )
 
 
 def test_scorers_are_told_apart_by_direction(run):
-    said = told("scorers")["scorers_sentence"]
+    said = variables_of("scorers")["scorers_sentence"]
     assert said.startswith("Mean EMT of Tiny (DPO) before and after tuning: under `embedded` (4 languages) it falls")
     assert "in the same direction in 2 of 2 languages; opposite: none (detectably: none)." in said
     assert said.endswith("Tiny (LoRA): not run.")

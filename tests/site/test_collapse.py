@@ -155,7 +155,7 @@ def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
 
 
 @pytest.mark.parametrize("case", ["one language collapses"], indirect=True)
-def test_a_language_in_which_nothing_is_written_is_left_out_of_the_means(case):
+def test_a_language_in_which_nothing_is_written_is_skipped_in_the_means(case):
     results = recorded(synthetic.PROFILE, samples=50)
     assert "This run: Tiny (DPO), mean over 3 of 4 languages" in repr(main_table(results))
     lines = repr(language_table(results)).splitlines()

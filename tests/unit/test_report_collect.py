@@ -65,11 +65,11 @@ def test_a_prompt_without_scores_is_missing_and_not_zero():
 def test_paired_means_against_a_loop():
     before, after = np.array([0.9, 0.5, 0.1]), np.array([0.2, 0.4, 0.3])
     left, right = paired_means(before, after, 20, np.random.default_rng(3))
-    draws = np.random.default_rng(3).integers(3, size=(20, 3))
+    places = np.random.default_rng(3).integers(3, size=(20, 3))
     assert left.value == pytest.approx(0.5) and right.value == pytest.approx(0.3)
-    for row, draw in enumerate(draws):
-        assert left.replicates[row] == pytest.approx(sum(before[i] for i in draw) / 3)
-        assert right.replicates[row] == pytest.approx(sum(after[i] for i in draw) / 3)
+    for row, chosen in enumerate(places):
+        assert left.replicates[row] == pytest.approx(sum(before[i] for i in chosen) / 3)
+        assert right.replicates[row] == pytest.approx(sum(after[i] for i in chosen) / 3)
 
 
 def test_a_constant_difference_has_an_interval_of_no_width():
@@ -90,11 +90,11 @@ def test_a_constant_difference_has_an_interval_of_no_width():
 def test_paired_medians_against_repeating_the_values(groups, seed):
     arrays = [np.array(group) for group in groups]
     left, right = paired_medians(arrays, arrays[::-1], 8, np.random.default_rng(seed))
-    draws = np.random.default_rng(seed).integers(len(arrays), size=(8, len(arrays)))
+    places = np.random.default_rng(seed).integers(len(arrays), size=(8, len(arrays)))
     assert left.value == pytest.approx(float(np.median(np.concatenate(arrays))))
-    for row, draw in enumerate(draws):
-        assert left.replicates[row] == pytest.approx(np.median(np.concatenate([arrays[i] for i in draw])))
-        assert right.replicates[row] == pytest.approx(np.median(np.concatenate([arrays[::-1][i] for i in draw])))
+    for row, chosen in enumerate(places):
+        assert left.replicates[row] == pytest.approx(np.median(np.concatenate([arrays[i] for i in chosen])))
+        assert right.replicates[row] == pytest.approx(np.median(np.concatenate([arrays[::-1][i] for i in chosen])))
 
 
 def test_only_prompts_with_both_values_are_compared():
@@ -131,9 +131,9 @@ def test_means_over_languages_cover_the_same_languages_on_both_sides():
 
 def test_examples_do_not_depend_on_the_scores():
     before, after = scored(), scored(continuation=["A", "B", "C", "D"])
-    drawn = example_rows(before, after, 1, np.random.default_rng(5))
-    assert len(drawn) == 1
-    row = drawn.iloc[0]
+    found = example_rows(before, after, 1, np.random.default_rng(5))
+    assert len(found) == 1
+    row = found.iloc[0]
     same = (after["prompt_id"] == row["prompt_id"]) & (after["sample"] == row["sample"])
     assert row["after"] == after.loc[same, "continuation"].item()
     again = example_rows(before.assign(toxicity=1.0), after.assign(toxicity=0.0), 1, np.random.default_rng(5))
@@ -170,7 +170,7 @@ def test_a_stage_is_found_by_its_wildcards_once_it_has_run(checkout):
     assert results.folder("generate", model="tiny") is None
 
 
-def test_what_was_left_out_of_the_data_is_listed_and_counted_once(checkout, capsys):
+def test_what_was_skipped_of_the_data_is_listed_and_counted_once(checkout, capsys):
     from polydetox.core import paths
     from polydetox.core.artifacts import Stage, read_json
     from polydetox.data.rows import Rejected, Skipped

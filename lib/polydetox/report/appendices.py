@@ -1,8 +1,7 @@
 """The executed notebooks as pages of the book: one for each model and stage, with a choice among the stage's runs.
 
 Runs of one stage differ in their numbers alone, so a page shows prose and code once and, below each cell, the outputs
-of the run that the reader chooses: a language, a variant, a method. Without scripts all of them show, each under its
-name. One more page lists every run of the profile and leads to each that was done.
+of the run that the reader chooses. Without scripts all of them show, each under its name.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from polydetox.results.tables import html_table
 
 FOLDER = "notebooks"
 LIST = "notebooks.qmd"
-WORLD = "Synthetic setting"  # its many small models share their pages
+SYNTHETIC = "Synthetic setting"  # its many small models share their pages
 
 _LIST_PLACE = re.compile(r"^:::\s*\{#runs\}\s*^:::[ \t]*$", re.MULTILINE)
 _FIRST_HEADING = re.compile(r"\A\s*# .*\n*")
@@ -102,7 +101,7 @@ def pages(results: Results) -> Iterator[Page]:
         for notebook in (_read(results, run) for run in runs if run.done):
             versions.setdefault(tuple((cell.cell_type, cell.source) for cell in notebook.cells), []).append(notebook)
         for number, same in enumerate(versions.values(), start=1):
-            title, name = results.title(stage), f"{part if part == WORLD else runs[0].model}-{stage}"
+            title, name = results.title(stage), f"{part if part == SYNTHETIC else runs[0].model}-{stage}"
             if number > 1:
                 title, name = f"{title}, version {number}", f"{name}-{number}"
             yield Page(part, title, slug(name), same)
@@ -110,10 +109,10 @@ def pages(results: Results) -> Iterator[Page]:
 
 def _by_stage(results: Results) -> Iterator[tuple[str, str, list[StageRun]]]:
     """Model, stage and its runs in the order of the report, the runs of one language beside one another."""
-    parts, stages, languages = [*results.models.values(), WORLD], list(results.record["stages"]), ["", *LANGUAGES]
+    parts, stages, languages = [*results.models.values(), SYNTHETIC], list(results.record["stages"]), ["", *LANGUAGES]
 
     def page(run: StageRun) -> tuple[int, int]:
-        return parts.index(results.models.get(run.model, WORLD)), stages.index(run.stage)
+        return parts.index(results.models.get(run.model, SYNTHETIC)), stages.index(run.stage)
 
     for (part, stage), runs in groupby(sorted(results.stages, key=page), page):
         yield parts[part], stages[stage], sorted(runs, key=lambda run: languages.index(run.language or ""))
@@ -150,8 +149,8 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
     rows = []
     for part, stage, runs in _by_stage(results):
         for run in runs:
-            title, about = results.title(stage), results.subject(run) if part != WORLD else ""
-            word = run.language or (run.model if part == WORLD else "notebook")
+            title, about = results.title(stage), results.subject(run) if part != SYNTHETIC else ""
+            word = run.language or (run.model if part == SYNTHETIC else "notebook")
             said = attribute(", ".join(filter(None, [title, about, LANGUAGES.get(run.language or "")])))
             missing = f'<span class="missing" title="{said}: not run">{word}</span>'
             entry = f'<a href="{places[run]}" title="{said}">{word}</a>' if run in places else missing

@@ -36,10 +36,9 @@ _NOT_PROSE = re.compile(
 def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
     """Assemble and render the report of a profile; returns the path of its first page.
 
-    With ``pdf``, Quarto first makes a PDF of the chapters, which the site then holds; a ``UserError`` where it cannot.
-
     Where there is no Quarto, where it fails, or where its site does not pass :func:`check_site`, the preview renderer
-    makes the site, which says so. The site takes the place of an older one only once it is whole and checked.
+    makes the site. It takes the place of an older one only once it is whole and checked. With ``pdf``, the site holds a
+    PDF of the chapters; a ``UserError`` where Quarto makes none.
     """
     book = assemble(profile)
     quarto = None if preview else find_quarto()

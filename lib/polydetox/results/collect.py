@@ -112,12 +112,10 @@ class Results:
 
     def subject(self, run: StageRun) -> str:
         """What a run is about beside its model and language: ``base model``, ``on-policy``."""
-        names = [run.model if run.model not in self.models else "", run.variant or "", run.kind or ""]
-        if run.variant:
-            names[1] = variant_title(self.profile, run.variant)
-        if run.prompt_set:
-            names.append(self.profile.more_prompts[run.prompt_set].title or run.prompt_set)
-        return ", ".join(filter(None, names))
+        configuration = run.model if run.model not in self.models else None  # of the synthetic setting
+        variant = run.variant and variant_title(self.profile, run.variant)
+        prompts = run.prompt_set and (self.profile.more_prompts[run.prompt_set].title or run.prompt_set)
+        return ", ".join(filter(None, [configuration, variant, run.kind, prompts]))
 
     def asked(self, stage: str, **wildcards: str) -> dict[str, Any]:
         """All parameters of one job of the run, defaults included, whether or not it is done."""
@@ -135,27 +133,23 @@ class Results:
 
     def evaluated(self, comparison: Comparison, languages: list[str]) -> dict[str, bool]:
         """Which sides were evaluated in any of some languages: a value that is missing there could not be measured."""
-        return {
-            f"{side}_run": any(
-                self.folder("evaluate", model=comparison.model, variant=variant, lang=each) for each in languages
-            )
-            for side, variant in (("before", "base"), ("after", comparison.variant))
-        }
+
+        def ran(variant: str) -> bool:
+            of = {"model": comparison.model, "variant": variant}
+            return any(self.folder("evaluate", **of, lang=language) for language in languages)
+
+        return {"before_run": ran("base"), "after_run": ran(comparison.variant)}
 
     # --- what one stage left
 
     @cached_property
     def _folders(self) -> dict[tuple[str, frozenset[tuple[str, str]]], Path]:
-        """The folder of every stage of the profile by its wildcards, of which an empty one is none."""
-        return {
-            (job["stage"], frozenset((name, value.rstrip("/")) for name, value in job["wildcards"].items() if value)):
-            paths.given(job["folder"]) for job in self.record["jobs"]
-        }  # fmt: skip
+        """The folder of every job by its stage and its wildcards that are not empty."""
+        return {(job["stage"], _given(job["wildcards"])): paths.given(job["folder"]) for job in self.record["jobs"]}
 
     def folder(self, stage: str, **wildcards: str) -> Path | None:
         """The folder of one finished stage, by its wildcards (``set`` is "" for the first prompts); None if not run."""
-        named = frozenset((name, value) for name, value in wildcards.items() if value)
-        folder = self._folders.get((stage, named))
+        folder = self._folders.get((stage, _given(wildcards)))
         return folder if folder is not None and finished(folder) else None
 
     def metrics_files(self) -> list[Path]:
@@ -187,11 +181,8 @@ class Results:
 
     def stage_metrics(self, stage: str, key: str) -> dict[tuple[str, str | None], dict[str, Any]]:
         """``metrics.json`` of the runs of a stage, by model and by ``key`` (``variant`` or ``kind``)."""
-        return {
-            (run.model, getattr(run, key)): read_json(run.folder / "metrics.json")
-            for run in self.stages
-            if run.stage == stage and run.done
-        }
+        runs = [run for run in self.stages if run.stage == stage and run.done]
+        return {(run.model, getattr(run, key)): read_json(run.folder / "metrics.json") for run in runs}
 
     # --- evaluations
 
@@ -322,6 +313,10 @@ class Results:
         table = pd.DataFrame(rows, columns=["read", *SKIPPED]).fillna(0)
         most = table.loc[table[SKIPPED].sum(axis=1).sort_values(ascending=False).index].drop_duplicates("read")
         return {kind: int(most[kind].sum()) for kind in SKIPPED}
+
+
+def _given(wildcards: dict[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset((name, value.rstrip("/")) for name, value in wildcards.items() if value)
 
 
 def _flat(content: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
