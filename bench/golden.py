@@ -57,7 +57,7 @@ SMALL_GEMMA = {
                        "warmup_steps": 1, "head": "tied", "samples": 64, "max_new_tokens": 12},
         "constrained_decode": {"n": 2},
         "attribute_eval": {"suites": {"commonsense": {"tasks": ["commonsense"], "limit": 8}}, "bootstrap_samples": 200},
-        "methods": {"regularised": {"algorithm": "regularised"}},
+        "algorithms": {"regularised": {"algorithm": "regularised"}},
     },
 }  # fmt: skip
 

@@ -1,21 +1,21 @@
-# Attribute-controlled fine-tuning: a corpus, one checkpoint a method, its continuations in every language and their
-# evaluation; every two methods under a judge; training on labelled comments. Which methods there are is for the profile's
+# Attribute-controlled fine-tuning: a corpus, one checkpoint an algorithm, its continuations in every language and their
+# evaluation; every two algorithms under a judge; training on labelled comments. Which algorithms there are is for the profile's
 # section `control` to say; `base` is the model that all of them start from.
 
-from polydetox.core.params import JIGSAW_CONDITIONS, control_languages, control_methods
+from polydetox.core.params import JIGSAW_CONDITIONS, control_languages, control_algorithms
 
 CONTROL = run.profile.control
 CONTROLLED = run.models if CONTROL else []
-METHODS = control_methods(run.profile)
+ALGORITHMS = control_algorithms(run.profile)
 CONTROL_LANGUAGES = control_languages(run.profile)
 CONDITIONS = JIGSAW_CONDITIONS if CONTROL and CONTROL.jigsaw_classify is not None else []
-BY_METHOD = list(each(model=CONTROLLED, method=METHODS))
+BY_ALGORITHM = list(each(model=CONTROLLED, algorithm=ALGORITHMS))
 
 run.chapter("attribute_control", "attribute-controlled fine-tuning [@meng2024attribute]", included=bool(CONTROL))
 
 
 wildcard_constraints:
-    method=any_of(*METHODS),
+    algorithm=any_of(*ALGORITHMS),
     condition=any_of(*CONDITIONS),
 
 
@@ -33,7 +33,7 @@ def sampling(model, section, notebook):
 
 
 def most_prompts():
-    """How many evaluation prompts any stage takes that samples a method; None: all."""
+    """How many evaluation prompts any stage takes that samples a algorithm; None: all."""
     own = [section["prompt_limit"] for section in (CONTROL.constrained_decode, CONTROL.jigsaw_classify or {})
            if "prompt_limit" in section]
     limits = [run.profile.prompts.limit, *own]
@@ -81,27 +81,27 @@ rule control_corpus:
     shell: EXECUTE
 
 
-def regularise_settings(model, method):
-    return run.section("control: regularise", "regularise") | CONTROL.methods[method].regularise
+def regularise_settings(model, algorithm):
+    return run.section("control: regularise", "regularise") | CONTROL.algorithms[algorithm].regularise
 
 
 REGULARISE = run.stage(
     "regularise",
-    f"{RUN}/{{model}}/control/{{method}}/regularise",
+    f"{RUN}/{{model}}/control/{{algorithm}}/regularise",
     title="Attribute-controlled fine-tuning",
     section="control: regularise",
-    jobs=[job for job in BY_METHOD if job["method"] != "base"],
+    jobs=[job for job in BY_ALGORITHM if job["algorithm"] != "base"],
     settings=regularise_settings,
-    inputs=lambda model, method: {
+    inputs=lambda model, algorithm: {
         **model_inputs(model),
-        "algorithm": CONTROL.methods[method].algorithm,
+        "algorithm": CONTROL.algorithms[algorithm].algorithm,
         "corpus": CONTROL_CORPUS.format(model=model) + "/corpus.parquet",
     },
 )
 
 
 rule regularise:
-    message: "attribute control: {wildcards.model}, {wildcards.method}"
+    message: "attribute control: {wildcards.model}, {wildcards.algorithm}"
     input:
         notebook="notebooks/attribute_control/regularise.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
@@ -120,27 +120,27 @@ rule regularise:
     priority: 2
     resources:
         # Two where head and model train side by side.
-        gpu=lambda w: gpu(w) * (regularise_settings(w.model, w.method).get("devices") or 1),
-        mem_mb=lambda w: 3 * mem_mb(w),  # gradients, optimizer state, and the head's body
+        gpu=lambda w: gpu(w) * (regularise_settings(w.model, w.algorithm).get("devices") or 1),
+        mem_mb=lambda w: 3 * mem_mb(w),  # gradients, optimizer state, and the head's backbone
     shell: EXECUTE
 
 
-def controlled(model, method):
-    """The stage whose checkpoint a method has."""
-    return base(model) if method == "base" else REGULARISE.format(model=model, method=method)
+def controlled(model, algorithm):
+    """The stage whose checkpoint a algorithm has."""
+    return base(model) if algorithm == "base" else REGULARISE.format(model=model, algorithm=algorithm)
 
 
 CONSTRAINED_DECODE = run.stage(
     "constrained_decode",
-    f"{RUN}/{{model}}/control/{{method}}/constrained_decode",
+    f"{RUN}/{{model}}/control/{{algorithm}}/constrained_decode",
     notebook="generate",
     title="Continuations under attribute control",
     section="control: constrained_decode",
-    jobs=BY_METHOD,
-    settings=lambda model, method: sampling(model, "constrained_decode", "generate"),
-    inputs=lambda model, method: {
+    jobs=BY_ALGORITHM,
+    settings=lambda model, algorithm: sampling(model, "constrained_decode", "generate"),
+    inputs=lambda model, algorithm: {
         **model_inputs(model),
-        "checkpoint": controlled(model, method),
+        "checkpoint": controlled(model, algorithm),
         "languages": CONTROL_LANGUAGES,
     },
     table="continuations.parquet",
@@ -148,10 +148,10 @@ CONSTRAINED_DECODE = run.stage(
 
 
 rule constrained_decode:
-    message: "continuations under control: {wildcards.model}, {wildcards.method}"
+    message: "continuations under control: {wildcards.model}, {wildcards.algorithm}"
     input:
         notebook="notebooks/evaluation/generate.ipynb",
-        checkpoint=lambda w: f"{controlled(w.model, w.method)}/manifest.json",
+        checkpoint=lambda w: f"{controlled(w.model, w.algorithm)}/manifest.json",
         prompts=run.prompt_files(),
     output:
         manifest=f"{CONSTRAINED_DECODE}/manifest.json",
@@ -168,30 +168,30 @@ rule constrained_decode:
     shell: EXECUTE
 
 
-def continuations_of(model, method):
-    return CONSTRAINED_DECODE.format(model=model, method=method) + "/continuations.parquet"
+def continuations_of(model, algorithm):
+    return CONSTRAINED_DECODE.format(model=model, algorithm=algorithm) + "/continuations.parquet"
 
 
 ATTRIBUTE_EVAL = run.stage(
     "attribute_eval",
-    f"{RUN}/{{model}}/control/{{method}}/attribute_eval",
+    f"{RUN}/{{model}}/control/{{algorithm}}/attribute_eval",
     title="Evaluation of attribute control",
     section="control: attribute_eval",
-    jobs=BY_METHOD,
-    inputs=lambda model, method: {
+    jobs=BY_ALGORITHM,
+    inputs=lambda model, algorithm: {
         **model_inputs(model),
-        "checkpoint": controlled(model, method),
+        "checkpoint": controlled(model, algorithm),
         "corpus": CONTROL_CORPUS.format(model=model) + "/corpus.parquet",
-        "continuations": continuations_of(model, method),
+        "continuations": continuations_of(model, algorithm),
     },
 )
 
 
 rule attribute_eval:
-    message: "evaluation of attribute control: {wildcards.model}, {wildcards.method}"
+    message: "evaluation of attribute control: {wildcards.model}, {wildcards.algorithm}"
     input:
         notebook="notebooks/attribute_control/attribute_eval.ipynb",
-        checkpoint=lambda w: f"{controlled(w.model, w.method)}/manifest.json",
+        checkpoint=lambda w: f"{controlled(w.model, w.algorithm)}/manifest.json",
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",
         continuations=f"{CONSTRAINED_DECODE}/continuations.parquet",
         tasks=TASKS,
@@ -227,7 +227,7 @@ WIN_RATE = run.stage(
     settings=lambda model: {**run.section("control: win_rate", "win_rate"), "judge": judge_of(model)},
     inputs=lambda model: {
         "dtype": run.model_file(model).dtype,
-        "continuations": {method: continuations_of(model, method) for method in METHODS},
+        "continuations": {algorithm: continuations_of(model, algorithm) for algorithm in ALGORITHMS},
         "lang": "en" if "en" in CONTROL_LANGUAGES else CONTROL_LANGUAGES[0],
     },
 )
@@ -238,7 +238,7 @@ rule win_rate:
     input:
         notebook="notebooks/attribute_control/win_rate.ipynb",
         judge=lambda w: f"{base(w.model)}/manifest.json",
-        continuations=lambda w: [continuations_of(w.model, method) for method in METHODS],
+        continuations=lambda w: [continuations_of(w.model, algorithm) for algorithm in ALGORITHMS],
     output:
         manifest=f"{WIN_RATE}/manifest.json",
         pairs=f"{WIN_RATE}/pairs.parquet",

@@ -1,4 +1,4 @@
-"""Attribute control through the workflow: every method on a tiny model, each stage's notebook through papermill."""
+"""Attribute control through the workflow: every algorithm on a tiny model, each stage's notebook through papermill."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTROL = {
     "corpus": {"source": "model", "n": 2, "max_new_tokens": 6, "rows_per_domain": 16, "threshold": 0.0,
                "held_out_fraction": 0.2},
     "regularise": SMALL,
-    "methods": {
+    "algorithms": {
         "plain": {"title": "Fine-tuned", "algorithm": "plain"},
         "filtering": {"algorithm": "filtering", "regularise": {"iterations": 1}},
         "rl": {"algorithm": "rl"},
@@ -38,8 +38,8 @@ CONTROL = {
             "schedule": "parallel", "iterations": 3, "regulariser_weight_neutral": 0.0}},
     },
 }  # fmt: skip
-TARGETS = [f"runs/tiny/tiny/control/{method}/constrained_decode/manifest.json"
-           for method in ("base", *CONTROL["methods"])]  # fmt: skip
+TARGETS = [f"runs/tiny/tiny/control/{algorithm}/constrained_decode/manifest.json"
+           for algorithm in ("base", *CONTROL["algorithms"])]  # fmt: skip
 
 
 def environment(checkout: Path) -> dict[str, str]:
@@ -54,7 +54,7 @@ def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_checkpoints) -> Path:
-    """A checkout in which every method was trained and sampled."""
+    """A checkout in which every algorithm was trained and sampled."""
     folder = make_checkout(
         tmp_path_factory.mktemp("control") / "checkout", tiny_checkpoints["llama"], control=CONTROL, trim=None
     )
@@ -63,8 +63,8 @@ def finished(tmp_path_factory, tiny_checkpoints) -> Path:
     return folder
 
 
-def folder_of(checkout: Path, method: str) -> Path:
-    return checkout / "runs/tiny/tiny/control" / method
+def folder_of(checkout: Path, algorithm: str) -> Path:
+    return checkout / "runs/tiny/tiny/control" / algorithm
 
 
 def test_every_notebook_ran_and_left_its_artefacts(finished):
@@ -74,10 +74,10 @@ def test_every_notebook_ran_and_left_its_artefacts(finished):
     assert all(text.startswith(prompt) for text, prompt in zip(corpus["text"], corpus["prompt"], strict=True))
     shared = corpus.groupby("prompt")["split"].nunique()
     assert (shared == 1).all(), "no prompt on both sides of the split"
-    for method in CONTROL["methods"]:
-        folder = folder_of(finished, method) / "regularise"
+    for algorithm in CONTROL["algorithms"]:
+        folder = folder_of(finished, algorithm) / "regularise"
         for name in ("manifest.json", "metrics.json", "iterations.parquet", "training_log.parquet"):
-            assert (folder / name).is_file(), (method, name)
+            assert (folder / name).is_file(), (algorithm, name)
         assert not list(folder.glob("iterations/*/weights")), "only the last checkpoint is kept"
         cells = nbformat.read(folder / "notebook.ipynb", as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
@@ -103,7 +103,7 @@ def test_each_iteration_keeps_its_samples_head_and_figures(finished):
     assert (log[log["metric"] == "kl"]["value"] >= -1e-4).all()
 
 
-def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, monkeypatch):
+def test_every_algorithm_is_loaded_alike_and_nado_gives_a_distribution(finished, monkeypatch):
     import torch
 
     from polydetox.attribute_control.head import engine_of
@@ -115,17 +115,19 @@ def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, mo
     paths.root.cache_clear()
     try:
         logits = {}
-        for method in ("base", *CONTROL["methods"]):
-            weights = weights_of("tiny" if method == "base" else f"runs/tiny/tiny/control/{method}/regularise")
+        for algorithm in ("base", *CONTROL["algorithms"]):
+            weights = weights_of("tiny" if algorithm == "base" else f"runs/tiny/tiny/control/{algorithm}/regularise")
             engine_of(weights, "auto")
             model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
             with torch.inference_mode():
-                logits[method] = model(**tokenizer("The neighbours are", return_tensors="pt")).logits
+                logits[algorithm] = model(**tokenizer("The neighbours are", return_tensors="pt")).logits
         assert len({tuple(value.shape) for value in logits.values()}) == 1
         assert torch.allclose(logits["nado"].logsumexp(-1), torch.zeros(1), atol=1e-4)
         # Of the tiny model's texts the oracle rejects none, so RL finds no advantage and leaves the model as it is.
-        for method in set(CONTROL["methods"]) - {"rl"}:
-            assert not torch.allclose(logits[method].log_softmax(-1), logits["base"].log_softmax(-1), atol=1e-6), method
+        for algorithm in set(CONTROL["algorithms"]) - {"rl"}:
+            assert not torch.allclose(logits[algorithm].log_softmax(-1), logits["base"].log_softmax(-1), atol=1e-6), (
+                algorithm
+            )
     finally:
         paths.root.cache_clear()
 
@@ -133,7 +135,7 @@ def test_every_method_is_loaded_alike_and_nado_gives_a_distribution(finished, mo
 def test_a_killed_training_continues_at_its_iteration(finished):
     """Killed once the second iteration's model is trained; its first two are then not trained again."""
     profile = finished / "params/profiles/killed.yaml"
-    control = CONTROL | {"methods": {"plain": {"algorithm": "plain", "regularise": {"iterations": 40, "steps": 1}}}}
+    control = CONTROL | {"algorithms": {"plain": {"algorithm": "plain", "regularise": {"iterations": 40, "steps": 1}}}}
     profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": control, "trim": None}))
     target = "runs/killed/tiny/control/plain/regularise/manifest.json"
     folder = finished / Path(target).parent

@@ -26,7 +26,7 @@ CONTROL = {
     "languages": ["de", "en"],
     "corpus": {"source": "model", "n": 2, "max_new_tokens": 6, "rows_per_domain": 16, "threshold": 0.0},
     "regularise": SMALL,
-    "methods": {"plain": {"title": "plain fine-tuning", "algorithm": "plain"}},
+    "algorithms": {"plain": {"title": "plain fine-tuning", "algorithm": "plain"}},
     "attribute_eval": {"suites": SUITES, "bootstrap_samples": 20, "scorer": "lexicon"},
     "win_rate": {"bootstrap_samples": 20},
     "jigsaw_classify": {
@@ -51,7 +51,7 @@ def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_checkpoints) -> Path:
-    """A checkout in which a method and the untuned model were evaluated, and two ways to learn from comments run."""
+    """A checkout in which an algorithm and the base model were evaluated, and two ways to learn from comments run."""
     folder = make_checkout(
         tmp_path_factory.mktemp("control") / "checkout", tiny_checkpoints["llama"], control=CONTROL, trim=None,
         languages=["en", "de"],
@@ -65,29 +65,29 @@ def metrics(checkout: Path, name: str) -> dict:
     return json.loads((checkout / RUN / name / "metrics.json").read_text())
 
 
-def test_every_method_answers_the_same_questions_and_prompts(finished):
+def test_every_algorithm_answers_the_same_questions_and_prompts(finished):
     tables = {}
-    for method in ("base", "plain"):
-        found = metrics(finished, f"{method}/attribute_eval")
+    for algorithm in ("base", "plain"):
+        found = metrics(finished, f"{algorithm}/attribute_eval")
         assert list(found["toxicity"]) == ["de", "en"] and set(found["suites"]) == set(SUITES)
         for language in ("de", "en"):
             assert found["toxicity"][language]["prompts"] == 4
-            share = found["toxicity"][language]["toxic_fraction"]
-            assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+            rate = found["toxicity"][language]["toxic_fraction"]
+            assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
         assert all(found["perplexity"][half]["value"] > 1 for half in ("toxic", "neutral"))
-        folder = finished / RUN / method / "attribute_eval"
-        tables[method] = pd.read_parquet(folder / "items.parquet")
+        folder = finished / RUN / algorithm / "attribute_eval"
+        tables[algorithm] = pd.read_parquet(folder / "items.parquet")
         assert not (folder / "tasks").exists(), "what was kept for a stopped run is cleared away"
     keys = ["suite", "task", "item"]
     assert tables["base"][keys].equals(tables["plain"][keys]) and len(tables["base"]) == 5
-    base, plain = (metrics(finished, f"{method}/attribute_eval")["perplexity"]["toxic"]["value"]
-                   for method in ("base", "plain"))  # fmt: skip
+    base, plain = (metrics(finished, f"{algorithm}/attribute_eval")["perplexity"]["toxic"]["value"]
+                   for algorithm in ("base", "plain"))  # fmt: skip
     assert base != plain
 
 
 def test_win_rates_mirror_each_other(finished):
     found = metrics(finished, "win_rate")
-    rates = {(row["method"], row["opponent"]): row["value"] for row in found["rates"]}
+    rates = {(row["algorithm"], row["opponent"]): row["value"] for row in found["rates"]}
     assert set(rates) == {("base", "plain"), ("plain", "base")}
     assert rates["base", "plain"] + rates["plain", "base"] == pytest.approx(1.0)
     assert found["lang"] == "en" and len(pd.read_parquet(finished / RUN / "win_rate/pairs.parquet")) == 4
@@ -104,14 +104,14 @@ def test_comments_are_learnt_and_detected(finished):
         assert (trained / "weights/model.safetensors").is_file() and not list(folder.glob("trainer-*"))
 
 
-def test_the_language_model_keeps_the_classifiers_body(finished):
+def test_the_language_model_keeps_the_classifiers_backbone(finished):
     from safetensors.torch import load_file
 
     folder = finished / RUN / "jigsaw_classify/sft-classification"
-    body, classifier = (load_file(folder / name / "model.safetensors") for name in ("weights", "classifier"))
-    shared = [name for name in body if name in classifier]
-    assert len(shared) > 10 and all((body[name] == classifier[name]).all() for name in shared)
-    assert "score.weight" in classifier and "lm_head.weight" in body
+    backbone, classifier = (load_file(folder / name / "model.safetensors") for name in ("weights", "classifier"))
+    shared = [name for name in backbone if name in classifier]
+    assert len(shared) > 10 and all((backbone[name] == classifier[name]).all() for name in shared)
+    assert "score.weight" in classifier and "lm_head.weight" in backbone
 
 
 def test_mistakes_are_named_before_anything_starts(finished):
@@ -124,7 +124,7 @@ def test_mistakes_are_named_before_anything_starts(finished):
         for change, words in [
             ({"attribute_eval": {"suites": {"k": {"tasks": ["knowledge"], "shots": 9}}}}, "task 'knowledge' has 5"),
             ({"win_rate": {"judge": "nowhere"}}, "model 'nowhere': no such file"),
-            ({"jigsaw_classify": {"texts": "nowhere.csv"}}, "nowhere.csv: no such file"),
+            ({"jigsaw_classify": {"texts": "nowhere.csv"}}, "nowhere.csv: cannot be read (No such file"),
         ]:
             file.write_text(yaml.safe_dump(profile | {"control": CONTROL | change}))
             done = polydetox(finished, "run", "--profile", "tiny", TARGETS[0])

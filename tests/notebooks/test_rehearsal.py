@@ -152,7 +152,15 @@ def test_paper_control_goes_to_the_site(paper_control):
     corpus = pd.read_parquet(control / "corpus/corpus.parquet")
     assert corpus.groupby("domain").size().nunique() == 1 and len(corpus) > 40
     assert metrics(control / "corpus")["evaluated_skipped"] > 0
-    for method in ("plain", "filtering", "rl", "nado", "regularised", "regularised-adaptive", "regularised-parallel"):
-        assert metrics(control / method / "attribute_eval")["perplexity"]["toxic"]["value"] > 1
+    for algorithm in (
+        "plain",
+        "filtering",
+        "rl",
+        "nado",
+        "regularised",
+        "regularised-adaptive",
+        "regularised-parallel",
+    ):
+        assert metrics(control / algorithm / "attribute_eval")["perplexity"]["toxic"]["value"] > 1
     assert len(metrics(control / "win_rate")["rates"]) == 8 * 7
     assert (control / "jigsaw_classify/sft-classification/metrics.json").is_file()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from polydetox.core import paths
 
-METHODS = {
+ALGORITHMS = {
     "plain": {"title": "plain fine-tuning", "algorithm": "plain"},
     "filtering": {"title": "filtering", "algorithm": "filtering"},
     "regularised": {"title": "regularised", "algorithm": "regularised", "regularise": {"schedule": "parallel"}},
@@ -21,7 +21,7 @@ RUN = ["base", "plain", "filtering", "regularised"]
 PROFILE = {
     "capability": {"suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"]}}},
     "control": {
-        "methods": METHODS,
+        "algorithms": ALGORITHMS,
         "attribute_eval": {
             "suites": {"knowledge": {"tasks": ["knowledge"], "shots": 5}, "commonsense": {"tasks": ["commonsense"]}}
         },
@@ -36,7 +36,7 @@ def base_checkpoint(model: Path) -> str:
     return paths.relative(trimmed if trimmed.is_dir() else model.parents[1] / "checkpoints" / model.name)
 
 
-# The fraction of toxic continuations of each method, and the fraction of questions that it answers.
+# The fraction of toxic continuations of each algorithm, and the fraction of questions that it answers.
 _LEVELS = {"base": (0.5, 0.6), "plain": (0.7, 0.6), "filtering": (0.45, 0.55), "regularised": (0.2, 0.5)}
 
 
@@ -54,29 +54,36 @@ def make_capability(run: Path, variants: list[str], write: Any) -> None:
 
 
 def make_control(run: Path, languages: list[str], marker: str, prompts: int, samples: int, write: Any) -> None:
-    """A corpus, three trained methods, their evaluations, win rates, and three of four ways to learn from comments."""
-    from polydetox.attribute_control.attributes import form_by_language, perplexity_by_domain, toxicity_by_language
-    from polydetox.attribute_control.judge import averaged_outcomes, outcomes, position_bias, win_rates
+    """A corpus, three trained algorithms, their evaluations, win rates, and three conditions of comments."""
+    from polydetox.attribute_control.evaluation import (
+        averaged_outcomes,
+        form_by_language,
+        outcomes,
+        perplexity_by_domain,
+        position_bias,
+        toxicity_by_language,
+        win_rates,
+    )
     from polydetox.benchmarks.harness import accuracies
     from polydetox.stats.agreement import cluster_auc
 
     options: dict[str, Any] = {"samples": 50, "confidence": 0.95, "seed": 0}
     control = run / "control"
     write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model", "evaluated_skipped": 1200})
-    for position, method in enumerate(RUN):
+    for position, algorithm in enumerate(RUN):
         rng = np.random.default_rng(position)
-        right = _LEVELS[method][1]
-        if method != "base":
-            folder = control / method / "regularise"
-            seconds = {"head_cpu_seconds": 20.0 * (method == "regularised"), "model_cpu_seconds": 100.0,
-                       "two_device_cpu_seconds": 100.0 + 10.0 * (method == "regularised")}  # fmt: skip
-            settings = {"algorithm": METHODS[method]["algorithm"], "schedule": "parallel", "rows_train": 36,
+        right = _LEVELS[algorithm][1]
+        if algorithm != "base":
+            folder = control / algorithm / "regularise"
+            seconds = {"head_cpu_seconds": 20.0 * (algorithm == "regularised"), "model_cpu_seconds": 100.0,
+                       "two_device_cpu_seconds": 100.0 + 10.0 * (algorithm == "regularised")}  # fmt: skip
+            settings = {"algorithm": ALGORITHMS[algorithm]["algorithm"], "schedule": "parallel", "rows_train": 36,
                         "steps": 28}  # fmt: skip
-            write(folder, "regularise", {"method": method}, metrics=settings | seconds)
-        scores = make_scores(method, languages, marker, prompts, samples, rng)
-        decoded = {"method": method, "languages": languages}
-        _table(control / method / "constrained_decode" / "continuations.parquet", scores)
-        write(control / method / "constrained_decode", "constrained_decode", decoded, metrics=None)
+            write(folder, "regularise", {"algorithm": algorithm}, metrics=settings | seconds)
+        scores = make_scores(algorithm, languages, marker, prompts, samples, rng)
+        decoded = {"algorithm": algorithm, "languages": languages}
+        _table(control / algorithm / "constrained_decode" / "continuations.parquet", scores)
+        write(control / algorithm / "constrained_decode", "constrained_decode", decoded, metrics=None)
         items = pd.DataFrame([
             {"suite": suite, "task": suite, "part": suite, "language": "en", "item": item,
              "correct": float(rng.random() < right)}
@@ -86,20 +93,20 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
             {"row": row, "domain": domain, "nll": rng.normal(40, 5), "tokens": 10}
             for domain in ("toxic", "neutral") for row in range(10)
         ])  # fmt: skip
-        folder = control / method / "attribute_eval"
+        folder = control / algorithm / "attribute_eval"
         for name, table in (("scores", scores), ("items", items), ("losses", losses)):
             _table(folder / f"{name}.parquet", table)
         metrics = {
-            "method": method,
+            "algorithm": algorithm,
             "threshold": 0.5,
             "toxicity": toxicity_by_language(scores, 0.5, **options),
             "form": form_by_language(scores, **options),
             "perplexity": perplexity_by_domain(losses, **options),
             "suites": accuracies(items, **options),
         }
-        write(folder, "attribute_eval", {"method": method}, metrics=metrics)
+        write(folder, "attribute_eval", {"algorithm": algorithm}, metrics=metrics)
     pairs = pd.DataFrame([
-        {"method": left, "opponent": right, "prompt_id": f"p{prompt:02d}", "sample": 0,
+        {"algorithm": left, "opponent": right, "prompt_id": f"p{prompt:02d}", "sample": 0,
          "forward": 1.0 - (prompt % 3), "backward": -1.0 + (prompt % 2)}
         for number, left in enumerate(RUN) for right in RUN[number + 1 :] for prompt in range(prompts)
     ])  # fmt: skip
@@ -107,6 +114,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     pairs["outcome"] = outcomes(forward, backward)
     metrics = {
         "judge": base_checkpoint(control.parent),
+        "algorithms": RUN,
         "rates": win_rates(pairs, **options),
         "rates_averaged": win_rates(pairs, averaged_outcomes, **options),
         "ties": float((pairs["outcome"] == 0.5).mean()),
@@ -114,7 +122,7 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
     }
     write(control / "win_rate", "win_rate", {}, metrics=metrics)
     labels = np.array([0, 1] * 10)
-    for number, condition in enumerate(("untouched", "sft-lm", "regularised-lm")):
+    for number, condition in enumerate(("base", "sft-lm", "regularised-lm")):
         area = cluster_auc(labels == 1, labels + np.linspace(0, 2 + number, 20), np.arange(20) // 4, **options)
         level = {"value": 0.2 + 0.1 * number, "low": 0.1, "high": 0.5}
         metrics = {"condition": condition, "prompting": area, "head": area, "avgtox": level, "toxic_fraction": level}
@@ -122,15 +130,15 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
 
 
 def make_scores(
-    method: str, languages: list[str], marker: str, prompts: int, samples: int, rng: np.random.Generator
+    algorithm: str, languages: list[str], marker: str, prompts: int, samples: int, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """The scored continuations of one method, of which some repeat themselves and some leave their language."""
+    """The scored continuations of one algorithm, of which some repeat themselves and some leave their language."""
     return pd.DataFrame([
         {"language": language, "prompt_id": f"p{prompt:02d}", "sample": sample, "empty": False,
-         "prompt": f"{marker} prompt {language}", "continuation": f"{marker} {method} {language} {prompt} {sample}",
-         "toxicity": float(rng.random() < _LEVELS[method][0]),
-         "repeated": 0.25 * (method == "regularised" and prompt > 0),
-         "detected_language": "en" if method == "filtering" and sample == 0 else language}
+         "prompt": f"{marker} prompt {language}", "continuation": f"{marker} {algorithm} {language} {prompt} {sample}",
+         "toxicity": float(rng.random() < _LEVELS[algorithm][0]),
+         "repeated": 0.25 * (algorithm == "regularised" and prompt > 0),
+         "detected_language": "en" if algorithm == "filtering" and sample == 0 else language}
         for language in languages for prompt in range(prompts) for sample in range(samples)
     ])  # fmt: skip
 

@@ -125,7 +125,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     profile = yaml.safe_load(file.read_text())
     names = ("title", "description", "models", "languages", "control")
     profile = {name: profile[name] for name in names} | {"prompts": {"source": "toxigen", "folder": "$TOXIGEN"}}
-    profile["control"]["methods"]["adaptive"] = {"title": "adaptive", "algorithm": "regularised",
+    profile["control"]["algorithms"]["adaptive"] = {"title": "adaptive", "algorithm": "regularised",
                                                  "regularise": {"regulariser_weight_neutral": 0.0}}  # fmt: skip
     file.write_text(yaml.safe_dump(profile, sort_keys=False))
     model = checkout / "params/models" / f"{synthetic.MODEL}.yaml"
@@ -144,7 +144,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         shown = {page.name: page.read_text() for page in book.glob("*.qmd")}
     places = [line.split(" | ")[0] for line in table]
     start = places.index("This run: Tiny")
-    # The paper's table does not tell of schedules; its NADO decoding stands beside a method that was not run, and
+    # The paper's table does not tell of schedules; its NADO decoding stands beside an algorithm that was not run, and
     # what the profile does not compare comes last.
     assert places[start + 1 : places.index(f"{PAPER}: Falcon-7B")] == [
         "base model", "filtering", f"{PAPER}: filtering", "never run", f"{PAPER}: NADO decoding",
@@ -279,9 +279,9 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
     others = [100 * metrics["toxicity"][language]["toxic_fraction"]["value"] for language in ("ar", "de", "ja")]
     assert f"with regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
     # A claim is made where the interval excludes zero, and nowhere else.
-    table = Control(recorded(PROFILE)).toxicity
+    table = Control(recorded(PROFILE)).compared["toxic"]
     for language, sentence in (("en", "control_toxicity_sentence"), ("others", "control_languages_sentence")):
-        rows = table[(table["language"] == language) & (table["method"] != "base")].dropna(subset="drop")
+        rows = table[(table["language"] == language) & (table["algorithm"] != "base")].dropna(subset="drop")
         words = ["lower" if low > 0 else "higher" if high < 0 else "not detectably different"
                  for low, high in zip(rows["drop_low"], rows["drop_high"], strict=True)]  # fmt: skip
         assert re.findall(r"%, ([a-z ]+) \(", said[sentence]) == words and len(words) == 3
@@ -313,14 +313,16 @@ def test_scorers_are_told_apart_by_direction(run):
     assert said.endswith("Tiny (LoRA): not run.")
 
 
-def test_a_method_is_undominated_where_no_other_is_less_toxic_and_more_accurate():
+def test_an_algorithm_is_undominated_where_no_other_is_less_toxic_and_more_accurate():
     class Made:
-        toxicity = pd.DataFrame({"model": "m", "language": "en", "method": list("abcd"), "after": [9.0, 5.0, 5.0, 7.0]})
-        utility = pd.DataFrame({"model": "m", "method": list("abcde"), "value": [60.0, 50.0, 40.0, 45.0, 99.0]})
+        compared = {"toxic": pd.DataFrame({  # noqa: RUF012
+            "model": "m", "language": "en", "algorithm": list("abcd"), "after": [9.0, 5.0, 5.0, 7.0],
+        })}  # fmt: skip
+        accuracy = pd.DataFrame({"model": "m", "algorithm": list("abcde"), "value": [60.0, 50.0, 40.0, 45.0, 99.0]})
 
     assert undominated(Made(), "m") == ["a", "b"]
-    Made.toxicity = Made.toxicity.head(1)
-    assert undominated(Made(), "m") == [], "one method alone"
+    Made.compared = {"toxic": Made.compared["toxic"].head(1)}
+    assert undominated(Made(), "m") == [], "one algorithm alone"
 
 
 def test_win_rates_of_an_earlier_version_are_named(run):

@@ -96,7 +96,7 @@ def test_a_later_source_wins(checkout):
         ({"alignment": {"retrieval": {"sentences": "projekt"}}}, ["alignment.retrieval", "'project'"]),
         ({"variants": {}}, ["variants: this key is required", "'control'"]),
         (
-            {"variants": {}, "control": {"methods": {"plain": {"algorithm": "plain"}}}, "agreement": {}},
+            {"variants": {}, "control": {"algorithms": {"plain": {"algorithm": "plain"}}}, "agreement": {}},
             ["agreement: is about the ways of tuning"],
         ),
         ({"models": []}, ["models", "unless the profile has a 'world'"]),
@@ -170,7 +170,7 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
         preflight.licences(params.load_profile("tiny"))[0] == "Tiny: Some licence (revision not pinned)"
         and "HF_TOKEN is not set" in preflight.licences(params.load_profile("tiny"))[1]
     )
-    control = {"methods": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"}}
+    control = {"algorithms": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"}}
     rewrite(checkout / "params/profiles/tiny.yaml", control=control)
     assert "owner/judge: see the Hub (revision not pinned)" in preflight.licences(params.load_profile("tiny")), (
         "judges have licences too"
@@ -260,8 +260,8 @@ def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout
 
 
 def test_the_corpus_of_control_is_told_every_evaluated_prompt(checkout):
-    """No stage samples a method of attribute control on a prompt that the corpus may hold."""
-    control = {"methods": {"plain": {"algorithm": "plain"}}}
+    """No stage samples attribute control on a prompt that the corpus may hold."""
+    control = {"algorithms": {"plain": {"algorithm": "plain"}}}
 
     def told(limit, **sections):
         prompts = {"source": "toxigen", "folder": "$TOXIGEN", "limit": limit}

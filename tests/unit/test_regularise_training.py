@@ -14,8 +14,19 @@ from notebook_cells import some_cells
 from polydetox.attribute_control import corpus as corpora
 from polydetox.attribute_control.head import NadoHead, make_head
 from polydetox.attribute_control.nado import regularised_loss, target_log_probabilities, token_kl
-from polydetox.attribute_control.rows import Row, batches_of, collate, encode, learnt, with_end
-from polydetox.attribute_control.training import Backbone, Features, LossTrainer, NextToken, text_loss
+from polydetox.attribute_control.training import (
+    Backbone,
+    Features,
+    LossTrainer,
+    NextToken,
+    Row,
+    batches_of,
+    collate,
+    encode,
+    learnt,
+    text_loss,
+    with_end,
+)
 from polydetox.core.artifacts import Stage, read_json, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
@@ -312,7 +323,7 @@ def test_the_loss_of_the_model_is_the_formula(setting, direction, tmp_path):
 def test_further_gpus_change_neither_the_batch_nor_the_model(setting):
     """What a Trainer would do with them: a batch of twice the rows, and the model inside another module."""
     model, _, _, rows = setting
-    trainer = LossTrainer(model, rows, lambda *_: None, title="", padding=PADDING, batch_size=3, seed=0)
+    trainer = LossTrainer(model, rows, lambda *_: None, padding=PADDING, batch_size=3, seed=0)
     trainer.args._n_gpu = 2
     assert trainer.args.train_batch_size == 6
     assert on_one_device(trainer.args).n_gpu == 1 and trainer.args.train_batch_size == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from polydetox.attribute_control.attributes import perplexity
+from polydetox.attribute_control.evaluation import perplexity
 from polydetox.benchmarks.harness import suite_replicates
 from polydetox.metrics.evaluate import prompt_values, summarise
 from polydetox.metrics.language import language_rate

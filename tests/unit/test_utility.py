@@ -13,10 +13,12 @@ import torch
 import yaml
 
 from notebook_cells import some_cells
-from polydetox.attribute_control.attributes import corpus_losses, form_by_language, perplexity
-from polydetox.attribute_control.judge import (
+from polydetox.attribute_control.evaluation import (
     averaged_outcomes,
+    corpus_losses,
+    form_by_language,
     outcomes,
+    perplexity,
     position_bias,
     verdict_tokens,
     win_rate,
@@ -252,10 +254,10 @@ def test_every_two_are_judged_once(tmp_path):
     table = judged(model, tokenizer, tmp_path, every)["pairs"]
     pd.testing.assert_frame_equal(table, judged(None, tokenizer, tmp_path, every)["pairs"])
     assert win_rates(table, averaged_outcomes) != win_rates(table)
-    rates = {(row["method"], row["opponent"]): row["value"] for row in win_rates(table)}
+    rates = {(row["algorithm"], row["opponent"]): row["value"] for row in win_rates(table)}
     assert len(rates) == 6
-    for (method, opponent), value in rates.items():
-        assert value + rates[opponent, method] == pytest.approx(1.0)
+    for (algorithm, opponent), value in rates.items():
+        assert value + rates[opponent, algorithm] == pytest.approx(1.0)
 
 
 def test_a_tokenizer_that_cannot_tell_verdicts_apart_is_refused():

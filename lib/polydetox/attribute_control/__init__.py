@@ -1,1 +1,1 @@
-"""Attribute-controlled fine-tuning (Meng et al. 2024): its methods, their evaluation, and the tables and figures."""
+"""Attribute-controlled fine-tuning (Meng et al. 2024): its algorithms, their evaluation, and the tables and figures."""

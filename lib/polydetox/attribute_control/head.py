@@ -61,24 +61,19 @@ class NadoHead(torch.nn.Module):
             self.down = torch.nn.Linear(hidden, embedding, bias=False)
             torch.nn.init.zeros_(self.down.weight)
 
-    def _query(self, hidden: Float[torch.Tensor, "*positions hidden"]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The value of the prefix (*positions, 1), and what is multiplied with each token's vector."""
+    def _parts(self, hidden: torch.Tensor, embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Value of the prefix (*positions, 1), a query (*positions, size), each token's vector (vocabulary, size)."""
         # Families differ in the scale of their hidden states by orders of magnitude.
         hidden = torch.nn.functional.layer_norm(hidden.to(self.prefix.weight.dtype), hidden.shape[-1:])
-        if self.kind == "full":
-            return self.prefix(hidden), hidden
-        return self.prefix(hidden), self.down(hidden) / self.scale
-
-    def _vectors(self, embedding: torch.Tensor) -> torch.Tensor:
-        """A vector for each token (vocabulary, size)."""
-        return embedding.detach() if self.kind == "tied" else self.up
+        query = hidden if self.kind == "full" else self.down(hidden) / self.scale
+        return self.prefix(hidden), query, embedding.detach() if self.kind == "tied" else self.up
 
     def forward(
         self, hidden: Float[torch.Tensor, "*positions hidden"], embedding: Float[torch.Tensor, "vocabulary size"]
     ) -> Float[torch.Tensor, "*positions vocabulary"]:
         """The logits of R for every token that may come next. ``embedding`` is E; only ``tied`` looks at it."""
-        value, query = self._query(hidden)
-        return query @ self._vectors(embedding).to(query.dtype).T + self.token_bias + value
+        value, query, vectors = self._parts(hidden, embedding)
+        return query @ vectors.to(query.dtype).T + self.token_bias + value
 
     def of_tokens(
         self,
@@ -87,12 +82,8 @@ class NadoHead(torch.nn.Module):
         embedding: Float[torch.Tensor, "vocabulary size"],
     ) -> Float[torch.Tensor, "*positions"]:
         """The logit of R for one token a position: :meth:`forward` gathered, without the rest of the vocabulary."""
-        value, query = self._query(hidden)
-        return (
-            (query * self._vectors(embedding)[tokens].to(query.dtype)).sum(dim=-1)
-            + self.token_bias[tokens]
-            + value.squeeze(-1)
-        )
+        value, query, vectors = self._parts(hidden, embedding)
+        return (query * vectors[tokens].to(query.dtype)).sum(dim=-1) + self.token_bias[tokens] + value.squeeze(-1)
 
     def save(self, folder: Path, **facts: Any) -> None:
         """Write ``head.safetensors`` and ``head.json``, all or nothing."""

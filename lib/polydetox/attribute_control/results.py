@@ -1,38 +1,39 @@
 """What the stages of attribute control have written, as tidy tables.
 
-Methods stand in the profile's order, ``base`` (the base model) first. What was not run is missing.
+Algorithms stand in the profile's order, ``base`` (the base model) first. What was not run is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from polydetox.attribute_control.attributes import SCORE_COLUMNS
+from polydetox.attribute_control.evaluation import SCORE_COLUMNS
 from polydetox.benchmarks.harness import ITEM_COLUMNS, by_task, suite_replicates
 from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, read_json, read_parquet
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.params import JIGSAW_CONDITIONS, control_languages, control_methods, load_model
+from polydetox.core.params import JIGSAW_CONDITIONS, control_algorithms, control_languages, load_model
 from polydetox.metrics.evaluate import mean_by_prompt
 from polydetox.metrics.language import language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.results.collect import ENGLISH, Results
 from polydetox.results.published import paper_table
 from polydetox.stats.bootstrap import percentile_interval
-from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
+from polydetox.stats.paired import compare_prompts, comparison_row, mean_over_languages
 
 PAPER = "Meng et al. (2024)"
 
-
-# The paper's method that is trained as a method of a profile, by its algorithm; the regulariser has two.
+# The paper's name of an algorithm; the regulariser has two.
 _PAPER_ALGORITHMS = {"plain": "baseline", "filtering": "filtering", "rl": "rl", "nado": "nado_decoding"}
+
+MEASURES = ("toxic", "in_language", "repeated")
 
 
 class Control:
@@ -41,224 +42,165 @@ class Control:
     def __init__(self, results: Results):
         self.results = results
         self.profile = results.profile
-        self.methods = control_methods(self.profile)
+        self.algorithms = control_algorithms(self.profile)
         self.languages = control_languages(self.profile)
         files = [load_model(listed) for listed in self.profile.models] if self.profile.control else []
         self.models = {file.name: file.title for file in files}
         self._references = {file.name: file.reference for file in files}
-        listed = self.profile.control.methods if self.profile.control else {}
-        self.titles = {name: "base model" if name == "base" else listed[name].title or name for name in self.methods}
-
-    def files(self) -> list[Path]:
-        """The metrics of every finished stage, which the summary notebook records as its inputs."""
-        stages = ("control_corpus", "regularise", "attribute_eval", "win_rate", "jigsaw_classify")
-        return [run.folder / "metrics.json" for run in self.results.stages if run.stage in stages and run.done]
-
-    @property
-    def suites(self) -> list[str]:
-        """The suites of multiple-choice tasks that the profile asks."""
-        return list(self.asked("attribute_eval", method="base").get("suites", {}))
-
-    def shots(self, suite: str) -> int:
-        """How many examples are shown before a question of a suite."""
-        return int(self.asked("attribute_eval", method="base")["suites"][suite]["shots"])
+        listed = self.profile.control.algorithms if self.profile.control else {}
+        self.titles = {name: "base model" if name == "base" else listed[name].title or name for name in self.algorithms}
 
     def asked(self, stage: str, **identity: str) -> dict[str, Any]:
         """The parameters that the profile gives a stage; none where it has no attribute control."""
-        if self.profile.control is None:
-            return {}
-        return self.results.asked(stage, **identity)
+        return self.results.asked(stage, **identity) if self.profile.control else {}
 
-    def paper_method(self, method: str) -> str | None:
-        """The paper's name of a method; None for the parallel schedule, of which the paper's tables do not tell."""
-        if method == "base":
+    @property
+    def suites(self) -> dict[str, dict[str, Any]]:
+        """The suites of multiple-choice tasks that the profile asks, and their settings."""
+        return dict(self.asked("attribute_eval", algorithm="base").get("suites", {}))
+
+    # --- the paper ---
+
+    def paper_algorithm(self, name: str) -> str | None:
+        """The paper's name of an algorithm; None for the parallel schedule, of which its tables do not tell."""
+        if name == "base":
             return None
-        settings = self.asked("regularise", method=method)
+        settings = self.asked("regularise", algorithm=name)
         if settings["algorithm"] != "regularised":
             return _PAPER_ALGORITHMS[settings["algorithm"]]
         if settings["schedule"] == "parallel":
             return None
         return "regularised_adaptive" if settings["regulariser_weight_neutral"] == 0.0 else "regularised"
 
-    @property
-    def excluded(self) -> int:
-        """How many statements the corpora exclude, at most, since they belong to prompts that are evaluated."""
-        runs = [run for run in self.results.stages if run.stage == "control_corpus" and run.done]
-        return max((read_json(run.folder / "metrics.json").get("evaluated_skipped", 0) for run in runs), default=0)
-
-    @property
-    def references(self) -> set[str]:
-        """The models of the paper that the profile has."""
-        return {name for name in self._references.values() if name}
-
     def of_paper(self, model: str, table: str) -> pd.DataFrame:
         """The rows of a table of the paper that are about a model of the profile, by the paper's name of the method."""
         paper = paper_table(table)
         return paper[paper["model"] == self._references[model]].set_index("method")
 
+    def of_other_models(self, table: str) -> dict[str, pd.DataFrame]:
+        """The rows of a table of the paper about each model that is not in the profile."""
+        known = set(self._references.values())
+        rows = paper_table(table).groupby("model", sort=False)
+        return {str(model): part.set_index("method") for model, part in rows if model not in known}
+
+    # --- what was run ---
+
     @cached_property
     def evaluations(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """``metrics.json`` of every evaluation that was run, by model and method."""
-        return self._metrics("attribute_eval", method=self.methods)
+        """``metrics.json`` of every evaluation that was run, by model and algorithm."""
+        return self._metrics("attribute_eval", "algorithm", self.algorithms)
 
     @cached_property
     def trainings(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """``metrics.json`` of every method that was trained, with the wall time of its stage."""
-        found = self._metrics("regularise", method=self.methods)
-        for (model, method), metrics in found.items():
-            manifest = read_json(self._folder("regularise", model, method) / MANIFEST)
-            metrics["wall_seconds"] = manifest["wall_seconds"]
-        return found
-
-    @cached_property
-    def wins(self) -> dict[str, dict[str, Any]]:
-        """``metrics.json`` of the win rates of each model."""
-        folders = {model: folder for model in self.models if (folder := self.results.folder("win_rate", model=model))}
-        found = {model: read_json(folder / "metrics.json") for model, folder in folders.items()}
-        for model, metrics in found.items():
-            if missing := {"rates", "rates_averaged"} - set(metrics):
-                raise UserError(
-                    f"{paths.relative(folders[model] / 'metrics.json')}: has no {' or '.join(sorted(missing))}; it is "
-                    f"of an earlier version: run `polydetox run --profile {self.profile.name}` again"
-                )
-        return found
+        """``metrics.json`` of every algorithm that was trained, with the wall time of its stage."""
+        found = self._metrics("regularise", "algorithm", self.algorithms)
+        return {of: {**metrics, "wall_seconds": read_json(metrics["folder"] / MANIFEST)["wall_seconds"]}
+                for of, metrics in found.items()}  # fmt: skip
 
     @cached_property
     def comments(self) -> dict[tuple[str, str], dict[str, Any]]:
         """``metrics.json`` of every training on labelled comments, by model and condition."""
-        return self._metrics("jigsaw_classify", condition=JIGSAW_CONDITIONS)
-
-    def _metrics(self, stage: str, **wildcard: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
-        ((wildcard_name, values),) = wildcard.items()
-        return {
-            (model, value): read_json(folder / "metrics.json")
-            for model in self.models
-            for value in values
-            if (folder := self.results.folder(stage, model=model, **{wildcard_name: value}))
-        }
-
-    def _folder(self, stage: str, model: str, method: str) -> Path:
-        """The folder of a stage that was run."""
-        folder = self.results.folder(stage, model=model, method=method)
-        assert folder is not None
-        return folder
-
-    # --- paired comparisons with the base model ---
+        return self._metrics("jigsaw_classify", "condition", JIGSAW_CONDITIONS)
 
     @cached_property
-    def toxicity(self) -> pd.DataFrame:
-        """The fraction of toxic continuations (%), as :meth:`_compared` has it."""
-        return self._compared("toxic")
-
-    @cached_property
-    def in_language(self) -> pd.DataFrame:
-        """The fraction of continuations in the prompt's language (%), of those whose language is detected."""
-        return self._compared("in_language")
-
-    @cached_property
-    def repeated(self) -> pd.DataFrame:
-        """The fraction of a continuation's words that repeat an earlier one (%)."""
-        return self._compared("repeated")
-
-    def _compared(self, measure: str) -> pd.DataFrame:
-        """A measure of the continuations of every method against the base model, in every language.
-
-        Columns ``model, method, language, before, before_low, ..., after, ..., drop, ...``; languages ``others``: the
-        mean of all but English. Both sides continue the same prompts, and share their bootstrap draws.
-        """
-        rows = []
-        for model in self.models:
-            values = {method: self._by_prompt.get((model, method), {}).get(measure, {}) for method in self.methods}
-            for method in self.methods:
-                sides = {}
-                for language in self.languages:
-                    before, after = (values[name].get(language) for name in ("base", method))
-                    rng = np.random.default_rng([self.results.seed, list(LANGUAGES).index(language)])
-                    sides[language] = compare_prompts(before, after, self.results.samples, rng)[:2]
-                    rows.append(self._compared_row(model, method, language, *sides[language]))
-                others = [pair for language, pair in sides.items() if language != ENGLISH]
-                if others:
-                    before, after, _ = mean_over_languages(others, self.results.samples)
-                    rows.append(self._compared_row(model, method, "others", before, after))
-        columns = [
-            "model",
-            "method",
-            "language",
-            *(f"{side}{end}" for side in ("before", "after", "drop") for end in ("", "_low", "_high")),
-        ]
-        return pd.DataFrame(rows, columns=columns)
-
-    def _compared_row(self, model: str, method: str, language: str, before: Side, after: Side) -> dict[str, Any]:
-        row = comparison_row(before, after, self.results.confidence)
-        return {"model": model, "method": method, "language": language, **{k: 100 * v for k, v in row.items()}}
-
-    @cached_property
-    def _by_prompt(self) -> dict[tuple[str, str], dict[str, dict[str, pd.Series]]]:
-        """Of every model and method that was evaluated each measure's mean over each prompt's continuations.
-
-        By the measure's name, then by language.
-        """
+    def wins(self) -> dict[str, dict[str, Any]]:
+        """``metrics.json`` of the win rates of each model."""
         found = {}
-        for (model, method), metrics in self.evaluations.items():
-            folder = self._folder("attribute_eval", model, method)
-            scores = read_parquet(folder / "scores.parquet", SCORE_COLUMNS)
-            measures: dict[str, dict[str, pd.Series]] = {"toxic": {}, "in_language": {}, "repeated": {}}
-            for language, rows in scores.groupby("language", sort=False):
-                threshold = metrics["threshold"]
-                measures["toxic"][str(language)] = prompt_toxicity(rows, "toxicity", threshold)["toxic_fraction"]
-                measures["in_language"][str(language)] = language_rate(rows, str(language))
-                measures["repeated"][str(language)] = mean_by_prompt(rows, "repeated")
-            found[model, method] = measures
+        for model in self.models:
+            if folder := self.results.folder("win_rate", model=model):
+                found[model] = read_json(folder / "metrics.json")
+                if missing := {"algorithms", "rates", "rates_averaged"} - set(found[model]):
+                    raise UserError(
+                        f"{paths.relative(folder / 'metrics.json')}: has no {' or '.join(sorted(missing))}; it is of "
+                        f"an earlier version: run `polydetox run --profile {self.profile.name}` again"
+                    )
         return found
 
+    def _metrics(self, stage: str, wildcard: str, values: Any) -> dict[tuple[str, str], dict[str, Any]]:
+        """``metrics.json``, and the ``folder`` that it is in."""
+        folders = {of: self.results.folder(stage, model=of[0], **{wildcard: of[1]})
+                   for of in product(self.models, values)}  # fmt: skip
+        return {of: read_json(folder / "metrics.json") | {"folder": folder} for of, folder in folders.items() if folder}
+
+    # --- beside the base model ---
+
     @cached_property
-    def utility(self) -> pd.DataFrame:
-        """The mean accuracy over suites of each method (%), with its interval: ``model, method, value, low, high``."""
+    def _by_prompt(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        """The mean of each measure over the continuations of a prompt, by model, algorithm and language.
+
+        ``toxic``, ``in_language`` (of the continuations whose language is detected) and ``repeated`` (of the words of
+        a continuation) are fractions.
+        """
+        return {
+            (model, name, str(language)): pd.DataFrame({
+                "toxic": prompt_toxicity(rows, "toxicity", metrics["threshold"])["toxic_fraction"],
+                "in_language": language_rate(rows, str(language)),
+                "repeated": mean_by_prompt(rows, "repeated"),
+            })
+            for (model, name), metrics in self.evaluations.items()
+            for language, rows in read_parquet(metrics["folder"] / "scores.parquet", SCORE_COLUMNS).groupby(
+                "language", sort=False)
+        }  # fmt: skip
+
+    @cached_property
+    def compared(self) -> dict[str, pd.DataFrame]:
+        """By measure (``MEASURES``, %): every algorithm against the base model in every language.
+
+        Columns ``model, algorithm, language, before, before_low, ..., after, ..., drop, ...``; language ``others`` is
+        the mean of all but English. Both sides continue the same prompts, and share their bootstrap draws.
+        """
+        samples, rows = self.results.samples, []
+        for measure, model, name in product(MEASURES, self.models, self.algorithms):
+            sides = {}
+            for language in self.languages:
+                found = [self._by_prompt.get((model, side, language)) for side in ("base", name)]
+                before, after = (None if table is None else table[measure] for table in found)
+                rng = np.random.default_rng([self.results.seed, list(LANGUAGES).index(language)])
+                sides[language] = compare_prompts(before, after, samples, rng)[:2]
+            if others := [pair for language, pair in sides.items() if language != ENGLISH]:
+                sides["others"] = mean_over_languages(others, samples)[:2]
+            for language, pair in sides.items():
+                row = {key: 100 * value for key, value in comparison_row(*pair, self.results.confidence).items()}
+                rows.append({"measure": measure, "model": model, "algorithm": name, "language": language, **row})
+        columns = [f"{side}{end}" for side in ("before", "after", "drop") for end in ("", "_low", "_high")]
+        table = pd.DataFrame(rows, columns=["measure", "model", "algorithm", "language", *columns])
+        return {measure: table[table["measure"] == measure].drop(columns="measure") for measure in MEASURES}
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        """The mean accuracy over suites (%), with its interval: ``model, algorithm, value, low, high``."""
         rows = []
-        for model, method in self.evaluations:
-            items = read_parquet(self._folder("attribute_eval", model, method) / "items.parquet", ITEM_COLUMNS)
+        for (model, name), metrics in self.evaluations.items():
+            items = read_parquet(metrics["folder"] / "items.parquet", ITEM_COLUMNS)
             parts = [
                 suite_replicates(by_task(items, suite), samples=self.results.samples, seed=self.results.seed + number)
                 for number, suite in enumerate(dict.fromkeys(items["suite"]))
             ]
-            replicates = np.mean([part[1] for part in parts], axis=0)
-            low, high = percentile_interval(replicates, self.results.confidence)
-            value = float(np.mean([part[0] for part in parts]))
-            rows.append({"model": model, "method": method, "value": 100 * value, "low": 100 * low, "high": 100 * high})
-        return pd.DataFrame(rows, columns=["model", "method", "value", "low", "high"])
+            interval = percentile_interval(np.mean([part[1] for part in parts], axis=0), self.results.confidence)
+            values = 100 * np.array([np.mean([part[0] for part in parts]), *interval])
+            rows.append((model, name, *values))
+        return pd.DataFrame(rows, columns=["model", "algorithm", "value", "low", "high"])
 
-    @cached_property
-    def examples(self) -> pd.DataFrame:
-        """Of one random English prompt of each model one continuation of every method, to be masked."""
-        tables = []
-        for model, method in self.evaluations:
-            folder = self._folder("attribute_eval", model, method)
-            scores = read_parquet(folder / "scores.parquet", SCORE_COLUMNS)
-            language = ENGLISH if ENGLISH in self.languages else self.languages[0]
-            mine = scores[scores["language"] == language]
-            prompts = sorted(mine["prompt_id"].unique())
-            chosen = prompts[int(np.random.default_rng(self.results.seed).integers(len(prompts)))]
-            one = mine[(mine["prompt_id"] == chosen) & (mine["sample"] == mine["sample"].min())]
-            title = self.titles[method] if len(self.models) == 1 else f"{self.models[model]}, {self.titles[method]}"
-            tables.append(one.assign(comparison=title))
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """The rows of a table with these values in the columns of their names."""
+    return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
 
 
 def undominated(control: Control, model: str) -> list[str]:
-    """The methods than which no other is at once less toxic in English and more accurate, by their means.
+    """The algorithms than which no other is at once less toxic in English and more accurate, by their means.
 
-    None where fewer than two methods have both measures.
+    None where fewer than two have both measures.
     """
-    toxic = control.toxicity.query("model == @model and language == @ENGLISH").set_index("method")["after"]
-    able = control.utility.query("model == @model").set_index("method")["value"]
-    points = pd.DataFrame({"toxic": toxic, "able": able}).reindex(toxic.index).dropna()
-    if len(points) < 2:
-        return []
-    return [
-        str(method) for method, point in points.iterrows()
-        if not any(other["toxic"] <= point["toxic"] and other["able"] >= point["able"] and (other != point).any()
-                   for _, other in points.iterrows())
-    ]  # fmt: skip
+    toxic = rows_of(control.compared["toxic"], model=model, language=ENGLISH).set_index("algorithm")["after"]
+    accurate = rows_of(control.accuracy, model=model).set_index("algorithm")["value"]
+    points = pd.DataFrame({"toxic": toxic, "accurate": accurate}).reindex(toxic.index).dropna()
+    better = {
+        name: (points["toxic"] <= point["toxic"]) & (points["accurate"] >= point["accurate"])
+        & (points != point).any(axis=1)
+        for name, point in points.iterrows()
+    }  # fmt: skip
+    return [str(name) for name, others in better.items() if not others.any()] if len(points) > 1 else []
 
 
 def seconds(row: Mapping[str, Any], part: str) -> float:
@@ -266,8 +208,7 @@ def seconds(row: Mapping[str, Any], part: str) -> float:
     return float(row[f"{part}_seconds" if row.get("device") == "cuda" else f"{part}_cpu_seconds"])
 
 
-def plain_method(control: Control, model: str) -> str | None:
-    """The name of the method that is plain fine-tuning, where it was trained."""
-    return next(
-        (name for (of, name), row in control.trainings.items() if of == model and row["algorithm"] == "plain"), None
-    )
+def plain_training(control: Control, model: str) -> dict[str, Any] | None:
+    """The metrics of plain fine-tuning, where it was trained."""
+    trained = (row for (of, _), row in control.trainings.items() if of == model and row["algorithm"] == "plain")
+    return next(trained, None)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from polydetox.attribute_control.results import PAPER, Control, plain_method, seconds
-from polydetox.benchmarks.tables import percent, suite_title
+from polydetox.attribute_control.results import PAPER, Control, plain_training, rows_of, seconds
+from polydetox.benchmarks.tables import suite_title
 from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH
 from polydetox.results.published import paper_table
-from polydetox.results.tables import (
-    NOT_APPLICABLE,
-    NOT_MEASURED,
-    NOT_RUN,
-    Cell,
-    Group,
-    PaperTable,
-    number,
-)
+from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, number
 
 # The methods of the paper's tables, and its rows of Jigsaw.
 PAPER_METHODS = {
@@ -28,260 +20,231 @@ PAPER_METHODS = {
     "regularised": "regularised", "regularised_adaptive": "regularised, adaptive", "base": "plain fine-tuning",
 }  # fmt: skip
 CONDITION_TITLES = {
-    "untouched": "base model",
-    "sft-lm": "SFT, language-model loss",
-    "regularised-lm": "regularised, language-model loss",
-    "sft-classification": "SFT, classification loss",
-}
+    "base": "base model", "sft-lm": "SFT, language-model loss",
+    "regularised-lm": "regularised, language-model loss", "sft-classification": "SFT, classification loss",
+}  # fmt: skip
 _PAPER_CONDITIONS = {
-    "baseline": "untouched", "sft_lm_loss": "sft-lm", "regularised_lm_loss": "regularised-lm",
+    "baseline": "base", "sft_lm_loss": "sft-lm", "regularised_lm_loss": "regularised-lm",
     "sft_classification": "sft-classification",
 }  # fmt: skip
-
-
 # The column of the paper's table that stands beside a suite.
-_PAPER_SUITES = {
-    "mmlu": "mmlu_5shot",
-    "knowledge": "mmlu_5shot",
-    "commonsense": "commonsense_0shot",
-}
+_PAPER_SUITES = {"mmlu": "mmlu_5shot", "knowledge": "mmlu_5shot", "commonsense": "commonsense_0shot"}
+
+Line = list[Cell | str]
+
+# --- cells ------------------------------------------------------------------------------------------------------
 
 
-def method_table(metrics: Mapping[str, Any]) -> PaperTable:
-    """One method: toxicity in each language, perplexity of both halves, and the accuracy of each suite."""
-    lines: list[list[Cell | str]] = []
+def _interval(row: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> Cell:
+    """``value``, ``low`` and ``high`` times ``scale``."""
+    if row is None:
+        return Cell(NOT_RUN)
+    if row["value"] is None:
+        return Cell(NOT_MEASURED)
+    value, low, high = (scale * row[name] for name in ("value", "low", "high"))
+    return number(value, digits, low, high, missing=NOT_MEASURED)
+
+
+def _percent(row: Mapping[str, Any] | None) -> Cell:
+    return _interval(row, 1, 100.0)
+
+
+def _missing(control: Control, model: str, *names: str) -> str:
+    """Why some algorithms have no value: they were evaluated and had nothing to measure, or were not run."""
+    return NOT_MEASURED if all((model, name) in control.evaluations for name in names) else NOT_RUN
+
+
+def _sides(control: Control, measure: str, side: str, model: str, *names: str) -> list[Cell]:
+    """A measure of the last of the algorithms in English and over the others; a dash where none is sampled."""
+    table = rows_of(control.compared[measure], model=model, algorithm=names[-1]).set_index("language")
+    table = table[[side, f"{side}_low", f"{side}_high"]]
+    found = {language: number(value, 1, low, high, missing=_missing(control, model, *names))
+             for language, value, low, high in table.itertuples()}  # fmt: skip
+    return [found.get(language, Cell(NOT_APPLICABLE)) for language in (ENGLISH, "others")]
+
+
+def _by_algorithm(
+    control: Control,
+    headings: Sequence[str],
+    cells: Callable[[str, str], list[Cell]],
+    spans: Sequence[tuple[str, int]] = (),
+    *,
+    base: bool = True,
+) -> PaperTable:
+    """A row an algorithm (with or without ``base``), in a group a model; ``cells`` gives what follows its title."""
+    names = control.algorithms if base else control.algorithms[1:]
+    groups = [
+        Group(
+            title if len(control.models) > 1 else None, [[control.titles[name], *cells(model, name)] for name in names]
+        )
+        for model, title in control.models.items()
+    ]
+    empty = Group(None, [["", *[Cell(NOT_RUN)] * len(headings)]])
+    return PaperTable(["Algorithm", *headings], groups or [empty], spans)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def algorithm_table(metrics: Mapping[str, Any]) -> PaperTable:
+    """One algorithm: toxicity in each language, perplexity of both halves, and the accuracy of each suite."""
+    lines: list[Line] = []
     for language, measured in metrics["toxicity"].items():
-        for name, said in (("toxic_fraction", "toxic continuations (%)"), ("emt", "EMT")):
-            row = measured[name]
-            lines.append([LANGUAGES[language], said, _percent(row) if name == "toxic_fraction" else _bounded(row, 2)])
         form = metrics["form"][language]
-        lines.append([LANGUAGES[language], "in the prompt's language (%)", _percent(form["language_rate"])])
-        lines.append([LANGUAGES[language], "repeated words (%)", _percent(form["repeated"])])
+        cells = {
+            "toxic continuations (%)": _percent(measured["toxic_fraction"]), "EMT": _interval(measured["emt"], 2),
+            "in the prompt's language (%)": _percent(form["language_rate"]),
+            "repeated words (%)": _percent(form["repeated"]),
+        }  # fmt: skip
+        lines += [[LANGUAGES[language], measure, cell] for measure, cell in cells.items()]
     for domain, row in metrics["perplexity"].items():
-        lines.append(["held-out text", f"perplexity, {domain} half", _bounded(row, 1)])
+        lines.append(["held-out text", f"perplexity, {domain} half", _interval(row, 1)])
     for suite, row in metrics["suites"].items():
-        lines.append([suite_title(suite), f"accuracy (%), {row['items']:,} questions", percent(row)])
+        lines.append([suite_title(suite), f"accuracy (%), {row['items']:,} questions", _percent(row)])
     return PaperTable(["Of", "Measure", ""], [Group(None, lines)])
 
 
-def _percent(row: Mapping[str, Any]) -> Cell:
-    return percent(row) if row["value"] is not None else Cell(NOT_MEASURED)
-
-
-def _bounded(row: Mapping[str, float | None] | None, digits: int) -> Cell:
-    if row is None:
-        return Cell(NOT_RUN)
-    return number(row["value"], digits, row["low"], row["high"], missing=NOT_MEASURED)
-
-
 def main_table(control: Control) -> PaperTable:
-    """Toxicity and utility of every method, the paper's row under ours where the model is the same, else below."""
-    suites = [f"{suite_title(name)}, {control.shots(name)}-shot" for name in control.suites]
-    spans = [("", 1), ("Toxic continuations (%)", 2), ("Accuracy (%)", len(control.suites))]
+    """Toxicity and accuracy of every algorithm, the paper's row under ours where the model is the same, else below."""
+    suites = [f"{suite_title(name)}, {suite['shots']}-shot" for name, suite in control.suites.items()]
+    spans = [("", 1), ("Toxic continuations (%)", 2), ("Accuracy (%)", len(suites))]
+    columns = [_PAPER_SUITES.get(suite) for suite in control.suites]
+
+    def published(row: pd.Series) -> list[Cell]:
+        accuracies = [number(row[column], 1) if column else Cell(NOT_APPLICABLE) for column in columns]
+        return [number(row["toxigen"], 1), Cell(NOT_APPLICABLE), *accuracies]
+
     groups = []
     for model, title in control.models.items():
-        paper = control.of_paper(model, "regularised_finetuning")
-        told: dict[Any, list[Cell | str]] = {name: [f"{PAPER}: {PAPER_METHODS[str(name)]}", *_paper_cells(control, row)]
-                for name, row in paper.iterrows()}  # fmt: skip
-        lines: list[list[Cell | str]] = []
-        for method in control.methods:
-            lines.append(_main_line(control, model, method))
-            if (name := control.paper_method(method)) in told:
-                lines.append(told.pop(name))
-        lines += told.values()
-        groups.append(Group(f"This run: {title}", lines))
-    for reference, rows in paper_table("regularised_finetuning").groupby("model", sort=False):
-        if reference not in control.references:
-            lines = [[PAPER_METHODS[row["method"]], *_paper_cells(control, row)] for _, row in rows.iterrows()]
-            groups.append(Group(f"{PAPER}: {reference}", lines))
-    return PaperTable(["Method", "English", "others", *suites], groups, [span for span in spans if span[1]])
-
-
-def _paper_cells(control: Control, row: pd.Series) -> list[Cell]:
-    """A row of the paper under the columns of the main table."""
-    columns = [_PAPER_SUITES.get(suite) for suite in control.suites]
-    accuracies = [number(row[column], 1) if column else Cell(NOT_APPLICABLE) for column in columns]
-    return [number(row["toxigen"], 1), Cell(NOT_APPLICABLE), *accuracies]
-
-
-def _main_line(control: Control, model: str, method: str) -> list[Cell | str]:
-    metrics = control.evaluations.get((model, method), {})
-    mine = _of_method(control.toxicity, model, method)
-    missing = _why_missing(control, model, method)
-    toxic = [_side(mine, language, "after", missing) for language in (ENGLISH, "others")]
-    suites = [percent(metrics.get("suites", {}).get(suite)) for suite in control.suites]
-    return [control.titles[method], *toxic, *suites]
-
-
-def _of_method(table: pd.DataFrame, model: str, method: str) -> pd.DataFrame:
-    """The rows of a comparison that are about one method, by language."""
-    return table[(table["model"] == model) & (table["method"] == method)].set_index("language")
-
-
-def _why_missing(control: Control, model: str, *methods: str) -> str:
-    """Why a measure of some methods has no value: they were evaluated and had nothing to measure, or were not run."""
-    return NOT_MEASURED if all((model, method) in control.evaluations for method in methods) else NOT_RUN
-
-
-def _side(rows: pd.DataFrame, language: str, side: str, missing: str) -> Cell:
-    """One side of a comparison in one language; a dash for a language that the profile does not sample."""
-    if language not in rows.index:
-        return Cell(NOT_APPLICABLE)
-    row = rows.loc[language]
-    return number(row[side], 1, row[f"{side}_low"], row[f"{side}_high"], missing=missing)
+        paper: dict[Any, Line] = {name: [f"{PAPER}: {PAPER_METHODS[str(name)]}", *published(row)]
+                 for name, row in control.of_paper(model, "regularised_finetuning").iterrows()}  # fmt: skip
+        lines: list[Line] = []
+        for name in control.algorithms:
+            accuracies = control.evaluations.get((model, name), {}).get("suites", {})
+            lines.append([control.titles[name], *_sides(control, "toxic", "after", model, name),
+                          *(_percent(accuracies.get(suite)) for suite in control.suites)])  # fmt: skip
+            lines += [paper.pop(known)] if (known := control.paper_algorithm(name)) in paper else []
+        groups.append(Group(f"This run: {title}", [*lines, *paper.values()]))
+    for reference, rows in control.of_other_models("regularised_finetuning").items():
+        others: list[Line] = [[PAPER_METHODS[str(name)], *published(row)] for name, row in rows.iterrows()]
+        groups.append(Group(f"{PAPER}: {reference}", others))
+    return PaperTable(["Algorithm", "English", "others", *suites], groups, [span for span in spans if span[1]])
 
 
 def form_table(control: Control) -> PaperTable:
     """Whether the continuations are still text: in the prompt's language, and how much of it repeats itself."""
-    columns = ["Method", "English", "others", "English", "others"]
+
+    def cells(model: str, name: str) -> list[Cell]:
+        return [cell for measure in ("in_language", "repeated")
+                for cell in _sides(control, measure, "after", model, name)]  # fmt: skip
+
     spans = [("", 1), ("In the prompt's language (%)", 2), ("Words that repeat an earlier one (%)", 2)]
-    groups = []
-    for model, title in control.models.items():
-        lines: list[list[Cell | str]] = []
-        for method in control.methods:
-            cells = []
-            for table in (control.in_language, control.repeated):
-                mine = _of_method(table, model, method)
-                missing = _why_missing(control, model, method)
-                cells += [_side(mine, language, "after", missing) for language in (ENGLISH, "others")]
-            lines.append([control.titles[method], *cells])
-        groups.append(Group(title if len(control.models) > 1 else None, lines))
-    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 4]])], spans)
+    return _by_algorithm(control, ["English", "others"] * 2, cells, spans)
 
 
 def perplexity_table(control: Control) -> PaperTable:
-    """The perplexity of the held-out text of both halves under every method."""
-    groups = []
-    for model, title in control.models.items():
-        lines: list[list[Cell | str]] = []
-        for method in control.methods:
-            found = control.evaluations.get((model, method), {}).get("perplexity", {})
-            lines.append([control.titles[method], *(_bounded(found.get(half), 1) for half in ("toxic", "neutral"))])
-        groups.append(Group(title if len(control.models) > 1 else None, lines))
-    return PaperTable(["Method", "toxic half", "neutral half"], groups or [Group(None, [["", *[Cell(NOT_RUN)] * 2]])])
+    """The perplexity of the held-out text of both halves under every algorithm."""
+
+    def cells(model: str, name: str) -> list[Cell]:
+        found = control.evaluations.get((model, name), {}).get("perplexity", {})
+        return [_interval(found.get(half), 1) for half in ("toxic", "neutral")]
+
+    return _by_algorithm(control, ["toxic half", "neutral half"], cells)
 
 
 def languages_table(control: Control) -> PaperTable:
-    """The drop of toxic continuations of every method: in English, in the mean of the others, and where it is clear."""
-    columns = ["Method", "English", "mean of the others", "less toxic", "more toxic", "neither"]
+    """The drop of toxic continuations: in English, in the mean of the others, and in how many of them it is clear."""
+
+    def cells(model: str, name: str) -> list[Cell]:
+        rows = rows_of(control.compared["toxic"], model=model, algorithm=name).dropna(subset="drop")
+        others = rows[~rows["language"].isin([ENGLISH, "others"])]
+        less, more = int((others["drop_low"] > 0).sum()), int((others["drop_high"] < 0).sum())
+        counts = [number(count, 0) for count in (less, more, len(others) - less - more)]
+        return [*_sides(control, "toxic", "drop", model, "base", name),
+                *(counts if len(others) else [Cell(_missing(control, model, "base", name))] * 3)]  # fmt: skip
+
+    headings = ["English", "mean of the others", "less toxic", "more toxic", "neither"]
     spans = [("", 1), ("Drop (points)", 2), ("Other languages, by their intervals", 3)]
-    groups = []
-    for model, title in control.models.items():
-        lines: list[list[Cell | str]] = []
-        for method in control.methods[1:]:
-            mine = _of_method(control.toxicity, model, method)
-            others = mine.drop([ENGLISH, "others"], errors="ignore").dropna(subset=["drop"])
-            less, more = int((others["drop_low"] > 0).sum()), int((others["drop_high"] < 0).sum())
-            counts = [number(count, 0) for count in (less, more, len(others) - less - more)]
-            missing = _why_missing(control, model, "base", method)
-            drops = [_side(mine, language, "drop", missing) for language in (ENGLISH, "others")]
-            lines.append([control.titles[method], *drops, *(counts if len(others) else [Cell(missing)] * 3)])
-        groups.append(Group(title if len(control.models) > 1 else None, lines))
-    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 5]])], spans)
+    return _by_algorithm(control, headings, cells, spans, base=False)
+
+
+def cost_table(control: Control) -> PaperTable:
+    """What each algorithm cost, and its time on two devices relative to plain fine-tuning."""
+
+    def cells(model: str, name: str) -> list[Cell]:
+        row, plain = control.trainings.get((model, name)), plain_training(control, model)
+        if row is None:
+            return [Cell(NOT_RUN)] * 6
+        parts = [number(seconds(row, part), 0) for part in ("head", "model", "two_device")]
+        relative = Cell(NOT_APPLICABLE)
+        if plain:
+            relative = number(seconds(row, "two_device") / seconds(plain, "two_device"), 2)
+        return [number(row["rows_train"], 0), *parts, relative, number(row["wall_seconds"], 0)]
+
+    headings = ["Rows", "head", "model", "two devices", "relative to plain", "Wall time of the stage (s)"]
+    spans = [("", 2), ("Seconds of training", 3), ("", 2)]
+    return _by_algorithm(control, headings, cells, spans, base=False)
 
 
 def win_table(rates: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> PaperTable:
-    """The win rate (%) of the method of a row against that of a column, by each rule, which ``rates`` names."""
-    return PaperTable(["", *titles.values()], [Group(rule, _win_lines(rows, titles)) for rule, rows in rates.items()])
-
-
-def _win_lines(rates: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[list[Cell | str]]:
-    found = {(row["method"], row["opponent"]): row for row in rates}
-    lines: list[list[Cell | str]] = []
-    for method, title in titles.items():
-        cells = []
-        for opponent in titles:
-            row = found.get((method, opponent))
-            cells.append(Cell(NOT_APPLICABLE) if opponent == method
-                         else Cell(NOT_RUN) if row is None else _percent(row))  # fmt: skip
-        lines.append([title, *cells])
-    return lines
+    """The win rate (%) of the algorithm of a row against that of a column, in a group for each key of ``rates``."""
+    groups = []
+    for heading, rows in rates.items():
+        found = {(row["algorithm"], row["opponent"]): _percent(row) for row in rows}
+        groups.append(Group(heading, [
+            [title, *(found.get((name, opponent), Cell(NOT_APPLICABLE if name == opponent else NOT_RUN))
+                      for opponent in titles)]
+            for name, title in titles.items()
+        ]))  # fmt: skip
+    return PaperTable(["", *titles.values()], groups)
 
 
 def wins_table(control: Control) -> PaperTable:
     """The win rates of this run, by both rules."""
-    groups = [
-        Group(f"{title}, judge: {judge_name(control, model)}; {said}",
-              _win_lines(control.wins.get(model, {}).get(rates, []), control.titles))
+    return win_table({
+        f"{title}, judge: {judge_name(control, model)}; {rule}": control.wins.get(model, {}).get(rates, [])
         for model, title in control.models.items()
-        for rates, said in (("rates", "both orders agree"), ("rates_averaged", "mean of both orders"))
-    ]  # fmt: skip
-    return PaperTable(["", *control.titles.values()], groups or [Group(None, [[NOT_RUN]])])
+        for rates, rule in (("rates", "both orders agree"), ("rates_averaged", "mean of both orders"))
+    }, control.titles)  # fmt: skip
 
 
 def judge_name(control: Control, model: str) -> str:
     """The judge of the win rates, in words."""
     judge = control.wins.get(model, {}).get("judge")
-    if judge is None:
-        return NOT_RUN
-    return control.results.checkpoint_title(judge)
+    return NOT_RUN if judge is None else control.results.checkpoint_title(judge)
 
 
 def paper_wins_table() -> PaperTable:
     """The paper's win rates, of the method of a row against that of a column."""
-    paper = paper_table("regularised_win_rate").set_index("row")
-    titles = [PAPER_METHODS[name] for name in paper.columns]
-    lines: list[list[Cell | str]] = [
-        [PAPER_METHODS[str(name)], *(Cell(NOT_APPLICABLE) if pd.isna(value) else number(value, 1) for value in row)]
-        for name, row in zip(paper.index, paper.to_numpy(dtype=float), strict=True)
-    ]
-    return PaperTable(["", *titles], [Group(PAPER, lines)])
+    paper = paper_table("regularised_win_rate").set_index("row").rename(index=PAPER_METHODS, columns=PAPER_METHODS)
+    cells = paper.map(lambda value: Cell(NOT_APPLICABLE) if pd.isna(value) else number(value, 1))
+    return PaperTable(["", *paper.columns], [Group(PAPER, [[str(name), *row] for name, row in cells.iterrows()])])
 
 
 def jigsaw_table(control: Control) -> PaperTable:
-    """Detection and generation after each way of training on labelled comments; below, the paper's."""
-    columns = ["Training", "prompting", "classification head", "Average toxicity", "Toxic (%)"]
-    spans = [("", 1), ("ROC-AUC", 2), ("Of what it writes", 2)]
+    """Detection and generation after each way of training on labelled comments; beside or below, the paper's.
+
+    The paper gives one area, and does not say how it classifies; it stands under the head's.
+    """
+
+    def published(row: pd.Series) -> list[Cell]:
+        dash = Cell(NOT_APPLICABLE)
+        return [dash, number(row["classify_roc"], 3), number(row["api_toxicity"], 3), dash]
+
     groups = []
     for model, title in control.models.items():
         paper = control.of_paper(model, "regularised_jigsaw").rename(index=_PAPER_CONDITIONS)
-        lines: list[list[Cell | str]] = []
-        for condition, said in CONDITION_TITLES.items():
-            lines.append([said, *_condition_cells(control.comments.get((model, condition)))])
+        lines: list[Line] = []
+        for condition, name in CONDITION_TITLES.items():
+            row = control.comments.get((model, condition), {})
+            ours = [_interval(row.get(measure), 3) for measure in ("prompting", "head", "avgtox")]
+            lines.append([name, *ours, _percent(row.get("toxic_fraction"))])
             if condition in paper.index:
-                lines.append([f"{PAPER}: {said}", *_paper_condition_cells(paper.loc[condition])])
+                lines.append([f"{PAPER}: {name}", *published(paper.loc[condition])])
         groups.append(Group(f"This run: {title}", lines))
-    for reference, rows in paper_table("regularised_jigsaw").groupby("model", sort=False):
-        if reference not in control.references:
-            lines = [[CONDITION_TITLES[_PAPER_CONDITIONS[row["method"]]], *_paper_condition_cells(row)]
-                     for _, row in rows.iterrows()]  # fmt: skip
-            groups.append(Group(f"{PAPER}: {reference}, Jigsaw", lines))
-    return PaperTable(columns, groups, spans)
-
-
-def _condition_cells(row: Mapping[str, Any] | None) -> list[Cell]:
-    if row is None:
-        return [Cell(NOT_RUN)] * 4
-    return [*(_bounded(row[name], 3) for name in ("prompting", "head", "avgtox")), _percent(row["toxic_fraction"])]
-
-
-def _paper_condition_cells(row: pd.Series) -> list[Cell]:
-    """The paper gives one area, and does not say how it classifies; it stands under the head's."""
-    return [Cell(NOT_APPLICABLE), number(row["classify_roc"], 3), number(row["api_toxicity"], 3), Cell(NOT_APPLICABLE)]
-
-
-def cost_table(control: Control) -> PaperTable:
-    """What each method cost, and its time on two devices relative to plain fine-tuning."""
-    columns = ["Method", "Rows", "head", "model", "two devices", "relative to plain", "Wall time of the stage (s)"]
-    spans = [("", 2), ("Seconds of training", 3), ("", 2)]
-    groups = []
-    for model, title in control.models.items():
-        plain = plain_method(control, model)
-        reference = seconds(control.trainings[model, plain], "two_device") if plain else None
-        lines: list[list[Cell | str]] = []
-        for method in control.methods:
-            if method == "base":
-                continue
-            row = control.trainings.get((model, method))
-            if row is None:
-                lines.append([control.titles[method], *[Cell(NOT_RUN)] * 6])
-                continue
-            relative = number(seconds(row, "two_device") / reference, 2) if reference else Cell(NOT_APPLICABLE)
-            parts = [number(seconds(row, part), 0) for part in ("head", "model", "two_device")]
-            lines.append([control.titles[method], number(row["rows_train"], 0), *parts, relative,
-                          number(row["wall_seconds"], 0)])  # fmt: skip
-        groups.append(Group(title if len(control.models) > 1 else None, lines))
-    return PaperTable(columns, groups or [Group(None, [["", *[Cell(NOT_RUN)] * 6]])], spans)
-
-
-# --- sentences --------------------------------------------------------------------------------------------------
+    for reference, rows in control.of_other_models("regularised_jigsaw").items():
+        others: list[Line] = [[CONDITION_TITLES[_PAPER_CONDITIONS[str(name)]], *published(row)]
+                              for name, row in rows.iterrows()]  # fmt: skip
+        groups.append(Group(f"{PAPER}: {reference}, Jigsaw", others))
+    columns = ["Training", "prompting", "classification head", "Average toxicity", "Toxic (%)"]
+    return PaperTable(columns, groups, [("", 1), ("ROC-AUC", 2), ("Of what it writes", 2)])

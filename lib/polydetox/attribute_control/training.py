@@ -15,32 +15,105 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
-from polydetox.attribute_control.rows import Row, collate, learnt
 from polydetox.core.artifacts import atomic_path, input_hash, library_versions, read_json, resume_key, write_json
 from polydetox.core.parameters import Settings
-from polydetox.models.checkpoints import (
-    Arguments,
-    device,
-    inference_dtype,
-    load_causal_lm,
-    on_one_device,
-    provenance,
-)
-from polydetox.training.shared import linear_layers, mixed_precision
+from polydetox.models.checkpoints import Arguments, device, inference_dtype, load_causal_lm, on_one_device, provenance
+from polydetox.training.shared import LengthBuckets, linear_layers, mixed_precision
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase
 
 Loss = Callable[[Any, dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+# --- batches of texts -------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """The tokens of one text; those before ``start`` are given."""
+
+    row: int  # which text
+    ids: list[int]
+    start: int
+    label: float  # of the oracle for a sample; of a row of the corpus its lambda
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    labels: Sequence[float],
+    max_length: int,
+) -> list[Row]:
+    """Tokenise texts that begin with their prompts; texts of which no token is left to learn are dropped.
+
+    The given part ends where the tokens of the text cease to be those of the prompt alone, since the last token of a
+    prompt may grow into the next word. At least one token is given, else the first could not be predicted.
+    """
+    rows = []
+    whole = tokenizer(list(texts))["input_ids"]
+    given = tokenizer(list(prompts))["input_ids"]
+    for number, (ids, prompt, label) in enumerate(zip(whole, given, labels, strict=True)):
+        ids = ids[:max_length]
+        start = next((place for place, pair in enumerate(zip(ids, prompt, strict=False)) if pair[0] != pair[1]),
+                     min(len(ids), len(prompt)))  # fmt: skip
+        start = max(start, 1)
+        if start < len(ids):
+            rows.append(Row(number, ids, start, float(label)))
+    return rows
+
+
+def with_end(rows: Sequence[Row], truncated: Sequence[bool], end: int, max_length: int) -> list[Row]:
+    """Samples that ended by themselves with the end-of-sequence token, which belongs to the sample.
+
+    The oracle's verdict on such a text is R of that token; a head that never met it would guess whether to end.
+    ``truncated`` says by ``row`` which samples the limit of new tokens cut off.
+    """
+    return [
+        row if truncated[row.row] or len(row.ids) >= max_length else row._replace(ids=[*row.ids, end]) for row in rows
+    ]
+
+
+def collate(batch: Sequence[Row], padding: int) -> dict[str, torch.Tensor]:
+    """A batch padded on the right: ``input_ids, attention_mask`` (rows, tokens), ``start, label, row`` (rows,)."""
+    ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True, padding_value=padding)
+    lengths = torch.tensor([len(row.ids) for row in batch])
+    facts = {name: torch.tensor([getattr(row, name) for row in batch]) for name in ("start", "label", "row")}
+    mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(-1)).long()
+    return {"input_ids": ids, "attention_mask": mask, **facts}
+
+
+def learnt(inputs: dict[str, Any]) -> torch.Tensor:
+    """Which positions predict a token that is learnt (rows, tokens - 1): those from the last given token on."""
+    place = torch.arange(1, inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
+    return (place >= inputs["start"].unsqueeze(-1)) & (inputs["attention_mask"][:, 1:] == 1)
+
+
+def batches_of(rows: Sequence[Row], batch_size: int, seed: int, first: int, count: int) -> list[Row]:
+    """The rows of ``count`` batches of an endless stream of epochs, from batch ``first`` on.
+
+    Rows that share a batch have about the same length. A batch that an epoch does not fill is skipped, unless there is
+    no other, so that the place in the stream depends on the number of a batch alone.
+    """
+    size = min(batch_size, len(rows))
+    in_an_epoch = len(rows) // size
+    sampler = LengthBuckets([len(row.ids) for row in rows], size, seed)
+    chosen: list[Row] = []
+    for epoch in range(first // in_an_epoch, -(-(first + count) // in_an_epoch)):
+        sampler.set_epoch(epoch)
+        chosen += [rows[number] for number in list(sampler)[: in_an_epoch * size]]
+    begin = first % in_an_epoch * size
+    return chosen[begin : begin + count * size]
 
 
 # --- models -----------------------------------------------------------------------------------------------------
@@ -65,11 +138,11 @@ def last_hidden_state(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.T
 class Backbone(torch.nn.Module):
     """The base model, whose last hidden state the NADO head reads: frozen, or adapted by LoRA.
 
-    ``embedding`` is its output embedding (vocabulary, size), which a tied head reads as well.
+    ``embedding`` is its output embedding (vocabulary, size), which a tied head reads as well; ``head`` the folder of a
+    head with whose adapter the training continues, if any.
     """
 
     def __init__(self, weights: Path, settings: Settings, dtype: str, head: Path | None = None):
-        """``head`` is the folder of a head with whose adapter the training continues, if any."""
         super().__init__()
         self.adapted = settings.backbone == "lora"
         model: Any = load_causal_lm(weights, torch.float32 if self.adapted else inference_dtype(dtype))
@@ -112,10 +185,8 @@ class Features:
             for first in range(0, len(ordered), batch_size):
                 batch = ordered[first : first + batch_size]
                 inputs = {name: value.to(device()) for name, value in collate(batch, padding).items()}
-                states = last_hidden_state(model, inputs).cpu()
-                self._states |= {
-                    row.row: state[: len(row.ids)].clone() for row, state in zip(batch, states, strict=True)
-                }
+                for row, state in zip(batch, last_hidden_state(model, inputs).cpu(), strict=True):
+                    self._states[row.row] = state[: len(row.ids)].clone()
         if file:
             with atomic_path(file) as temporary:
                 save_file({str(row): state for row, state in self._states.items()}, temporary)
@@ -131,18 +202,14 @@ class Features:
 class NextToken:
     """log p of a model that does not change, at single positions of texts; ``features`` are its states of them."""
 
-    def __init__(self, model: PreTrainedModel, features: Features, row: Row, padding: int):
-        self._model = model
-        self._features = features
-        self._plain = self._output_layer_is_all(row, padding)
-
     @torch.inference_mode()
-    def _output_layer_is_all(self, row: Row, padding: int) -> bool:
-        """Whether the logits are the output layer's, and nothing is done to them afterwards (as softcapping)."""
-        inputs = {name: value.to(self._model.device) for name, value in collate([row], padding).items()}
-        logits = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-        own = self._model.get_output_embeddings()(self._features.hidden(inputs))
-        return bool((own.float() - logits.float()).abs().max() <= 0.02 * logits.float().abs().max())
+    def __init__(self, model: PreTrainedModel, features: Features, row: Row, padding: int):
+        self._model, self._features = model, features
+        inputs = {name: value.to(model.device) for name, value in collate([row], padding).items()}
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
+        own = model.get_output_embeddings()(features.hidden(inputs)).float()
+        # Whether the logits are the output layer's, and nothing is done to them afterwards (as softcapping).
+        self._plain = bool((own - logits).abs().max() <= 0.02 * logits.abs().max())
 
     @torch.no_grad()
     def log_probabilities(self, inputs: dict[str, Any], rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -176,20 +243,11 @@ def text_loss(model: PreTrainedModel, rows: Sequence[Row], padding: int, batch_s
 # --- the trainer ------------------------------------------------------------------------------------------------
 
 
-class _Bar(TrainerCallback):
-    """One progress bar for a training; the Trainer's own shows a table of every step in a notebook."""
+class _Bar(ProgressCallback):
+    """A progress bar alone; the Trainer's own shows a table of every step in a notebook."""
 
-    def __init__(self, title: str):
-        self._title = title
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, desc=self._title, unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.close()
+    def on_log(self, *args: Any, **named: Any) -> None:
+        """Show nothing."""
 
 
 def trainer_arguments(kind: Callable[..., Arguments], **options: Any) -> Arguments:
@@ -204,27 +262,23 @@ def trainer_arguments(kind: Callable[..., Arguments], **options: Any) -> Argumen
 class LossTrainer(Trainer):
     """transformers' Trainer of a given loss, on rows in their order, ``batch_size`` of them a step.
 
-    ``loss(model, batch)`` returns the loss and the parts of it that are logged, for a batch as
-    :func:`~polydetox.attribute_control.rows.collate` makes it. ``options`` are transformers' ``TrainingArguments``.
+    ``loss(model, batch)`` returns the loss of a batch of :func:`collate` and the parts of it that are logged.
+    ``options`` are transformers' ``TrainingArguments``.
     """
 
-    def __init__(self, model: torch.nn.Module, rows: Sequence[Row], loss: Loss, *, title: str, padding: int,
-                 batch_size: int, **options: Any):  # fmt: skip
+    def __init__(self, model: torch.nn.Module, rows: Sequence[Row], loss: Loss, *, padding: int, batch_size: int,
+                 **options: Any):  # fmt: skip
         self._scratch = tempfile.TemporaryDirectory()  # a Trainer wants a folder, in which nothing is kept
         arguments = trainer_arguments(
             TrainingArguments, output_dir=self._scratch.name, lr_scheduler_type="constant_with_warmup",
             per_device_train_batch_size=batch_size, num_train_epochs=1, save_strategy="no", logging_steps=1,
-            remove_unused_columns=False, **options,
+            remove_unused_columns=False, train_sampling_strategy="sequential", **options,
         )  # fmt: skip
-        super().__init__(model=model, args=arguments, train_dataset=list(rows), callbacks=[_Bar(title)],
+        super().__init__(model=model, args=arguments, train_dataset=list(rows), callbacks=[_Bar()],
                          data_collator=lambda batch: collate(batch, padding))  # fmt: skip
         self.remove_callback(PrinterCallback)
         self._loss = loss
         self._parts: dict[str, list[float]] = {}
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        return torch.utils.data.SequentialSampler(rows)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

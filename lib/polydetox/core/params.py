@@ -213,8 +213,8 @@ Ablation = Literal["seed", "method", "learning-rate"]
 ABLATED_SETTING: dict[Ablation, str] = {"seed": "seed", "method": "method", "learning-rate": "learning_rate"}
 
 
-class ControlMethod(Strict):
-    """One method of attribute control, and which settings differ from the profile's."""
+class ControlAlgorithm(Strict):
+    """One algorithm of attribute control, and which settings differ from the profile's."""
 
     title: str | None = None
     algorithm: Literal["plain", "filtering", "rl", "nado", "regularised"]
@@ -222,9 +222,9 @@ class ControlMethod(Strict):
 
 
 class Control(Strict):
-    """Attribute-controlled fine-tuning: the corpus, the methods that are compared, and the settings of its stages."""
+    """Attribute-controlled fine-tuning: the corpus, the algorithms compared, and the settings of its stages."""
 
-    methods: dict[Annotated[str, _name("base", "corpus")], ControlMethod] = Field(min_length=1)
+    algorithms: dict[Annotated[str, _name("base", "corpus")], ControlAlgorithm] = Field(min_length=1)
     languages: Languages | None = None  # of the continuations; None: all of the profile
     corpus: Annotated[Section, _of("control_corpus")] = {}
     regularise: Regularise = {}
@@ -420,14 +420,14 @@ def rtp_lx_held_out(profile: Profile) -> int:
 
 
 # The ways of training on labelled comments.
-JIGSAW_CONDITIONS = ("untouched", "sft-lm", "regularised-lm", "sft-classification")
+JIGSAW_CONDITIONS = ("base", "sft-lm", "regularised-lm", "sft-classification")
 
 
-def control_methods(profile: Profile) -> list[str]:
-    """The methods of attribute control that are compared: ``base`` (the base model) first."""
-    return ["base", *profile.control.methods] if profile.control else []
+def control_algorithms(profile: Profile) -> list[str]:
+    """The algorithms of attribute control that are compared: ``base`` (the base model) first."""
+    return ["base", *profile.control.algorithms] if profile.control else []
 
 
 def control_languages(profile: Profile) -> list[str]:
-    """The languages that methods of attribute control are sampled in."""
+    """The languages that attribute control is sampled in."""
     return (profile.control.languages or profile.languages) if profile.control else []

@@ -127,7 +127,7 @@ class Results:
     def checkpoint_title(self, checkpoint: str) -> str:
         """A checkpoint that another model is measured by, in words: the base model itself, another one, or none."""
         bases = {job["parameters"]["checkpoint"] for job in self.record["jobs"]
-                 if "base" in (job["wildcards"].get("variant"), job["wildcards"].get("method"))
+                 if "base" in (job["wildcards"].get("variant"), job["wildcards"].get("algorithm"))
                  and "checkpoint" in job["parameters"]}  # fmt: skip
         return "the base model" if checkpoint in bases else checkpoint or "none"
 

@@ -77,14 +77,14 @@ def stage_runs(record: dict[str, Any]) -> list[StageRun]:
         of = job["wildcards"]
         runs.append(StageRun(
             job["stage"], paths.given(job["folder"]), of.get("model") or of["configuration"], of.get("variant"),
-            of.get("lang"), of.get("kind") or of.get("method") or of.get("condition"),
+            of.get("lang"), of.get("kind") or of.get("algorithm") or of.get("condition"),
             of.get("set", "").rstrip("/") or None,
         ))  # fmt: skip
     return runs
 
 
 def read_by(run: StageRun) -> tuple[str | None, ...]:
-    """What a stage reads from outside, the same for every variant, method and condition that reads it."""
+    """What a stage reads from outside, the same for every variant, algorithm and condition that reads it."""
     if run.stage in ("generate", "constrained_decode"):
         return ("prompts", run.prompt_set)
     return ("comments",) if run.stage in ("probe", "jigsaw_classify") else (run.stage, run.kind)
