@@ -227,7 +227,7 @@ def row(family: str, tokenizer: Any, folder: Path) -> tuple[list[str], bool]:
     try:
         engine = engines.TransformersEngine(folder, "float32")
         sampling = engines.Sampling(n=2, temperature=0.0, max_new_tokens=6)
-        drawn = engine.draw([str(number) for number in range(len(PROMPTS))], PROMPTS, sampling)
+        drawn = engine.sample([str(number) for number in range(len(PROMPTS))], PROMPTS, sampling)
         reference = fluency.ReferenceModel(folder, "float32", batch_size=3)
         found = reference.perplexities(PROMPTS, ENDINGS)
     except UserError as error:

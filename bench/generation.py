@@ -65,7 +65,7 @@ def measure(engine: TransformersEngine, prompts: list[str], repeats: int) -> tup
 
     def ours() -> None:
         for number, batch in enumerate(batches):
-            engine.draw([f"{number} {prompt}" for prompt in range(len(batch))], batch, Sampling())
+            engine.sample([f"{number} {prompt}" for prompt in range(len(batch))], batch, Sampling())
 
     def published() -> None:
         for batch in batches:
@@ -74,7 +74,7 @@ def measure(engine: TransformersEngine, prompts: list[str], repeats: int) -> tup
                            num_return_sequences=25, pad_token_id=0)  # fmt: skip
 
     if model.dtype == torch.float32:  # in bfloat16 two orders of summation may prefer different tokens
-        greedy = engine.draw(["a", "b"], prompts[:2], Sampling(n=1, temperature=0.0))
+        greedy = engine.sample(["a", "b"], prompts[:2], Sampling(n=1, temperature=0.0))
         inputs = tokenizer(prompts[:2], return_tensors="pt", padding=True)
         expected = model.generate(**inputs, do_sample=False, max_new_tokens=20, pad_token_id=0)
         for (row,), tokens in zip(greedy, expected[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):

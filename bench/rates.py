@@ -74,9 +74,9 @@ def main() -> int:
         options.weights, "bfloat16"
     )
     started = time.perf_counter() - begun
-    drawn = engine.draw(ids, prompts, sampling)
+    drawn = engine.sample(ids, prompts, sampling)
     tokens = sum(len(continuation.tokens) for row in drawn for continuation in row)
-    decoding = seconds(lambda: engine.draw(ids, prompts, sampling), options.rounds)
+    decoding = seconds(lambda: engine.sample(ids, prompts, sampling), options.rounds)
 
     loading = seconds(lambda: load_causal_lm(options.weights, torch.bfloat16), options.rounds)
     reference = ReferenceModel(options.weights, "bfloat16", sampling.n)

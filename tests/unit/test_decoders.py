@@ -66,7 +66,7 @@ def test_continuations_are_those_of_whole_texts(decoder, temperature):
     assert engine.way == WAYS[family][0]
     n, steps, names = 2, 6, [str(number) for number in range(len(PROMPTS))]
     sampling = Sampling(n=n, temperature=temperature, top_p=0.9, max_new_tokens=steps, seed=3)
-    for name, prompt, continuations in zip(names, PROMPTS, engine.draw(names, PROMPTS, sampling), strict=True):
+    for name, prompt, continuations in zip(names, PROMPTS, engine.sample(names, PROMPTS, sampling), strict=True):
         uniform = uniforms(3, name, n, steps)
         for place, found in enumerate(continuations):
             ids, expected = engine.tokenizer(prompt)["input_ids"], []

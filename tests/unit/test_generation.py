@@ -18,7 +18,7 @@ IDS = ["a", "b", "c", "d"]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_those_of_generate(tiny_checkpoints, family):
     engine = TransformersEngine(tiny_checkpoints[family], "float32")
-    drawn = engine.draw(IDS, PROMPTS, Sampling(n=2, temperature=0.0, max_new_tokens=8))
+    drawn = engine.sample(IDS, PROMPTS, Sampling(n=2, temperature=0.0, max_new_tokens=8))
     for prompt, continuations in zip(PROMPTS, drawn, strict=True):
         inputs = engine.tokenizer(prompt, return_tensors="pt")
         expected = engine.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
@@ -31,11 +31,13 @@ def test_greedy_tokens_equal_those_of_generate(tiny_checkpoints, family):
 def test_samples_do_not_depend_on_the_batch(tiny_checkpoints, family):
     engine = TransformersEngine(tiny_checkpoints[family], "float32")
     sampling = Sampling(n=3, max_new_tokens=8, seed=5)
-    together = engine.draw(IDS, PROMPTS, sampling)
-    alone = [engine.draw([identifier], [prompt], sampling)[0] for identifier, prompt in zip(IDS, PROMPTS, strict=True)]
+    together = engine.sample(IDS, PROMPTS, sampling)
+    alone = [
+        engine.sample([identifier], [prompt], sampling)[0] for identifier, prompt in zip(IDS, PROMPTS, strict=True)
+    ]
     assert together == alone
     assert len({tuple(continuation.tokens) for row in together for continuation in row}) > 3
-    assert engine.draw(IDS, PROMPTS, Sampling(n=3, max_new_tokens=8, seed=6)) != together
+    assert engine.sample(IDS, PROMPTS, Sampling(n=3, max_new_tokens=8, seed=6)) != together
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,11 +89,11 @@ def test_sharing_the_prompts_cache_changes_no_token(tiny_checkpoints, tmp_path, 
     engine = TransformersEngine(weights, "float32")
     assert attention.supports(engine.model, 30)
     sampling = Sampling(n=5, top_p=0.95, max_new_tokens=8)
-    whole = engine.draw(IDS, PROMPTS, sampling)
+    whole = engine.sample(IDS, PROMPTS, sampling)
     engine._stop = frozenset(range(0, 900, 9))
-    shared = engine.draw(IDS, PROMPTS, sampling)
+    shared = engine.sample(IDS, PROMPTS, sampling)
     monkeypatch.setattr(attention, "supports", lambda model, positions: False)
-    assert shared == engine.draw(IDS, PROMPTS, sampling)
+    assert shared == engine.sample(IDS, PROMPTS, sampling)
     # Nothing but the cut differs from continuations that all went on to the end.
     expected = [[engines._until_stop(one.tokens, engine._stop) for one in row] for row in whole]
     assert shared == expected and len({len(one.tokens) for row in shared for one in row}) > 3
@@ -102,22 +104,26 @@ def test_sharing_the_prompts_cache_keeps_bfloat16_logits(tiny_checkpoints, monke
     """Over two steps, before the second of which some continuations leave."""
     monkeypatch.setattr(engines, "inference_dtype", lambda wanted: torch.bfloat16)
     engine = TransformersEngine(tiny_checkpoints[family], "bfloat16")
-    inputs = engine.tokenizer(PROMPTS, return_tensors="pt", padding=True)
-    found = {}
-    for name in ("DecodingShared", "DecodingRepeated"):
-        monkeypatch.setattr(attention, "supports", lambda model, positions, name=name: name == "DecodingShared")
+    rows = [engine.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+
+    def logits() -> torch.Tensor:
+        """After each of two given tokens; a third of the continuations end with the first."""
+        found = []
+
+        def choose(logits, slots, step):
+            found.append(logits)
+            return torch.where((slots % 3 == 0) & (step == 1), min(engine._stop), 300 + 100 * step + slots)
+
         with torch.inference_mode():
-            _, cache = engine._forward(inputs["input_ids"], inputs["attention_mask"], None)
-            decoder = engine._decoder(cache, inputs["attention_mask"], 2, 3)
-            assert type(decoder).__name__ == name
-            first = decoder.logits_after(torch.arange(300, 300 + 2 * len(PROMPTS)))
-            going = torch.arange(len(first)) % 3 > 0
-            decoder.keep(torch.arange(len(first))[going], going)
-            found[name] = torch.cat([first, decoder.logits_after(torch.arange(400, 400 + int(going.sum())))])
-    shared, repeated = found.values()
-    assert shared.dtype == torch.bfloat16 and float((shared - repeated).abs().max()) < 0.03 * float(
-        repeated.abs().max()
-    )
+            engine._together(rows, 2, 3, choose)
+        assert [len(step) for step in found] == [8, 8, 5]
+        return torch.cat(found[1:])
+
+    shared = logits()
+    monkeypatch.setattr(attention, "supports", lambda model, positions: False)
+    repeated = logits()
+    assert shared.dtype == torch.bfloat16 and not torch.equal(shared, repeated)
+    assert float((shared - repeated).abs().max()) < 0.03 * float(repeated.abs().max())
 
 
 def test_a_window_shorter_than_the_text_keeps_transformers_attention():
@@ -160,15 +166,15 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(tiny_checkpoints, tmp_pa
     assert list(whole["prompt_id"]) == [identifier for identifier in IDS for _ in range(2)]
 
     calls = []
-    draw = TransformersEngine.draw
+    sample = TransformersEngine.sample
 
     def stop_after_two(self, ids, prompts, sampling):
         calls.append(list(ids))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return draw(self, ids, prompts, sampling)
+        return sample(self, ids, prompts, sampling)
 
-    monkeypatch.setattr(TransformersEngine, "draw", stop_after_two)
+    monkeypatch.setattr(TransformersEngine, "sample", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
     resumed = generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
@@ -176,13 +182,12 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(tiny_checkpoints, tmp_pa
     pd.testing.assert_frame_equal(resumed, whole)
 
     # Another release of the engine's library does not finish what this one began, nor do other settings.
-    calls.clear()
     generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
-    assert not calls, "all batches are there"
+    assert len(calls) == 5, "all batches are there"
     newer = engines.library_versions() | {"transformers": "99.0"}
     monkeypatch.setattr(engines, "library_versions", lambda: newer)
-    monkeypatch.setattr(TransformersEngine, "draw", draw)
-    assert engines.Drawing(weights, sampling, batch_size=2).draw(table(), tmp_path / "stopped") > 0
+    generate(weights, table(), sampling, tmp_path / "stopped", batch_size=2)
+    assert len(calls) == 9, "all four batches again"
     other = generate(weights, table(), Sampling(n=2, max_new_tokens=3), tmp_path / "stopped", batch_size=2)
     assert other["tokens"].max() == 3
 

@@ -67,7 +67,7 @@ def test_every_stage_reads_an_open_text(tiny_checkpoints, ending):
     """Sampling, perplexity, representations and greedy decoding as with a tokenizer that adds no EOS."""
     found = []
     for weights in (tiny_checkpoints["llama"], ending):
-        drawn = TransformersEngine(weights, "float32").draw(["a", "b"], TEXTS[:2], Sampling(n=2, max_new_tokens=6))
+        drawn = TransformersEngine(weights, "float32").sample(["a", "b"], TEXTS[:2], Sampling(n=2, max_new_tokens=6))
         perplexity = ReferenceModel(weights, "float32").perplexities(TEXTS[:2], [" again", " und so"])
         model, tokenizer = load_causal_lm(weights, torch.float32), load_tokenizer(weights)
         states = pooled(model, tokenizer, TEXTS, "last")
@@ -112,7 +112,7 @@ def test_of_a_long_prompt_the_last_tokens_are_continued(tiny_checkpoints, tmp_pa
     assert len(whole) > 256 and encode_prompts(engine.tokenizer, [LONG], 256, 4) == [kept]
     rest = engine.tokenizer.decode(kept, skip_special_tokens=True)
     assert engine.tokenizer(rest)["input_ids"] == kept  # so that it is continued alike
-    expected = engine.draw(["long"], [rest], sampling)[0]
+    expected = engine.sample(["long"], [rest], sampling)[0]
     texts = [engine.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in expected]
     assert [text.strip() for text in table.loc[table["prompt_id"] == "long", "continuation"]] == [
         text.rstrip("\ufffd").strip() for text in texts
@@ -125,7 +125,7 @@ def test_of_a_long_prompt_the_last_tokens_are_continued(tiny_checkpoints, tmp_pa
 def test_new_tokens_that_leave_no_room_are_refused(tiny_checkpoints):
     engine = TransformersEngine(tiny_checkpoints["gpt2"], "float32")
     with pytest.raises(UserError, match=r"255 new tokens leave no room .* 256 positions; lower max_new_tokens"):
-        engine.draw(["a"], ["You are"], Sampling(n=1, max_new_tokens=255))
+        engine.sample(["a"], ["You are"], Sampling(n=1, max_new_tokens=255))
 
 
 def test_a_long_text_is_pooled_over_its_first_tokens(tiny_checkpoints):

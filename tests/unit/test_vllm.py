@@ -68,7 +68,7 @@ def both(request, tmp_path_factory) -> tuple[VLLMEngine, TransformersEngine]:
 def test_greedy_tokens_equal_those_of_transformers(both):
     vllm, plain = both
     sampling = Sampling(n=1, temperature=0.0, max_new_tokens=8)
-    assert vllm.draw(IDS, PROMPTS, sampling) == plain.draw(IDS, PROMPTS, sampling)
+    assert vllm.sample(IDS, PROMPTS, sampling) == plain.sample(IDS, PROMPTS, sampling)
 
 
 def test_an_end_of_sequence_ends_a_continuation(both, monkeypatch):
@@ -77,26 +77,26 @@ def test_an_end_of_sequence_ends_a_continuation(both, monkeypatch):
     for engine in both:
         monkeypatch.setattr(engine, "_stop", stop)
     sampling = Sampling(n=1, temperature=0.0, max_new_tokens=12)
-    drawn = vllm.draw(IDS, PROMPTS, sampling)
-    assert drawn == plain.draw(IDS, PROMPTS, sampling)
-    sampled = [one for row in vllm.draw(IDS, PROMPTS, Sampling(n=8, max_new_tokens=12)) for one in row]
+    sampled = vllm.sample(IDS, PROMPTS, sampling)
+    assert sampled == plain.sample(IDS, PROMPTS, sampling)
+    sampled = [one for row in vllm.sample(IDS, PROMPTS, Sampling(n=8, max_new_tokens=12)) for one in row]
     assert {one.truncated for one in sampled} == {True, False}
     assert all(one.truncated == (len(one.tokens) == 12) for one in sampled)
     assert not any(token in stop for one in sampled for token in one.tokens)
 
 
 def test_a_seed_means_the_same_to_both(both):
-    """A sample is that of its seed, its prompt's id and its number, whatever else is drawn with it."""
+    """A sample is that of its seed, its prompt's id and its number, whatever else is sampled with it."""
     sampling = Sampling(n=5, max_new_tokens=8, seed=3)
     for engine in both:
-        together = engine.draw(IDS, PROMPTS, sampling)
+        together = engine.sample(IDS, PROMPTS, sampling)
         assert [len(row) for row in together] == [5] * 4
         assert len({tuple(one.tokens) for one in together[0]}) > 1
-        assert engine.draw(IDS, PROMPTS, sampling) == together
-        assert engine.draw(IDS[1:3], PROMPTS[1:3], sampling) == together[1:3]
-        assert engine.draw(IDS, PROMPTS, replace(sampling, n=2)) == [row[:2] for row in together]
-        assert engine.draw(IDS, PROMPTS, replace(sampling, seed=4)) != together
-        twins = engine.draw(["a", "other"], PROMPTS[:1] * 2, sampling)
+        assert engine.sample(IDS, PROMPTS, sampling) == together
+        assert engine.sample(IDS[1:3], PROMPTS[1:3], sampling) == together[1:3]
+        assert engine.sample(IDS, PROMPTS, replace(sampling, n=2)) == [row[:2] for row in together]
+        assert engine.sample(IDS, PROMPTS, replace(sampling, seed=4)) != together
+        twins = engine.sample(["a", "other"], PROMPTS[:1] * 2, sampling)
         assert twins[0] == together[0] and twins[1] != together[0]
 
 
@@ -116,8 +116,8 @@ def test_samples_have_the_same_distribution(both):
     assert 1 < nucleus.sum() < len(logits)
     for engine in both:
         stops = engine._stop
-        (drawn,) = engine.draw(IDS[:1], PROMPTS[:1], sampling)
-        first = [one.tokens[0] if one.tokens else min(stops) for one in drawn]
+        (sampled,) = engine.sample(IDS[:1], PROMPTS[:1], sampling)
+        first = [one.tokens[0] if one.tokens else min(stops) for one in sampled]
         observed = torch.bincount(torch.tensor(first), minlength=len(logits)).double() / sampling.n
         assert not observed[expected == 0].any()
         # Five standard errors of a frequency, and five samples more for rare tokens.

@@ -18,23 +18,20 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bloom.modeling_bloom import BloomAttention
 
 NAME = "shared_prompt"
 
-# Architectures whose attention is the plain scaled dot product over whole prompts, and was compared with
-# transformers' own (tests/unit/test_generation.py).
-_PLAIN = frozenset({"llama", "gpt2", "gemma3_text", "cohere", "mistral", "qwen2", "qwen3"})
+# Architectures whose attention is the plain scaled dot product over whole prompts (with ALiBi in BLOOM), and was
+# compared with transformers' own (tests/unit/test_generation.py).
+_KNOWN = frozenset({"llama", "gpt2", "gemma3_text", "cohere", "mistral", "qwen2", "qwen3", "bloom"})
 
 
 def supports(model: PreTrainedModel, positions: int) -> bool:
     """Whether this attention computes what the model's own does, for texts of so many tokens."""
     configuration = model.config.get_text_config()
-    if configuration.model_type == "bloom":
-        return True
-    if configuration.model_type not in _PLAIN:
-        return False
     window = getattr(configuration, "sliding_window", None)
-    return window is None or positions <= window
+    return configuration.model_type in _KNOWN and (window is None or positions <= window)
 
 
 class SharedPrompts(Cache):
@@ -54,30 +51,35 @@ class SharedPrompts(Cache):
         # (prompts, key heads, tokens, size)
         self._prompt_keys: list[torch.Tensor] = [layer.keys.to(dtype) for layer in layers]
         self._prompt_values: list[torch.Tensor] = [layer.values.to(dtype) for layer in layers]
-        self.prompts, self._heads, self.prompt_tokens, self._size = map(int, self._prompt_keys[0].shape)
-        room = (self.prompts * n, self._heads, steps, self._size)
-        self._keys = [torch.empty(room, dtype=dtype, device=mask.device) for _ in prompt.layers]
-        self._values = [torch.empty(room, dtype=dtype, device=mask.device) for _ in prompt.layers]
-        self._padding: Float[torch.Tensor, "prompts tokens"] | None = None
-        if not bool(mask.all()):
-            self._padding = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            self._padding.masked_fill_(mask == 0, float("-inf"))
-        self.lengths = mask.sum(dim=-1)  # (prompts,)
-        self.written = 0  # new tokens whose keys and values every layer has
-        self.slots: Int[torch.Tensor, " rows"] | None = None  # of the rows of a forward pass; None: all
+        self.prompts, self._heads, self.prompt_tokens, size = map(int, self._prompt_keys[0].shape)
+        room = (self.prompts * n, self._heads, steps, size)
+        self._keys = [torch.empty(room, dtype=dtype, device=mask.device) for _ in layers]
+        self._values = [torch.empty(room, dtype=dtype, device=mask.device) for _ in layers]
+        self._padding = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask == 0, float("-inf"))
+        self._padded = not bool(mask.all())
+        self._lengths = mask.sum(dim=-1)  # (prompts,)
+        self._new = 0  # tokens of each continuation, with the one that is being read
+        self._slots: Int[torch.Tensor, " rows"] | None = None  # of the rows of a forward pass; None: all
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.prompt_tokens + self.written
+        return self.prompt_tokens + self._new
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some of the continuations."""
+        slots = torch.arange(len(self._keys[0]), device=indices.device) if self._slots is None else self._slots
+        self._slots = slots[indices]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put away the keys and values of one new token a row, (rows, key heads, 1, size); returns them as they are."""
+        if layer_idx == 0:
+            self._new += 1
         for room, states in ((self._keys[layer_idx], key_states), (self._values[layer_idx], value_states)):
-            if self.slots is None:
-                room[:, :, self.written] = states[:, :, 0]
+            if self._slots is None:
+                room[:, :, self._new - 1] = states[:, :, 0]
             else:
-                room[self.slots, :, self.written] = states[:, :, 0].to(room.dtype)
+                room[self._slots, :, self._new - 1] = states[:, :, 0].to(room.dtype)
         return key_states, value_states
 
     def attend(
@@ -94,10 +96,10 @@ class SharedPrompts(Cache):
         _, heads, size = query.shape
         keys, values = self._prompt_keys[layer], self._prompt_values[layer]
         prompts, n, group = self.prompts, self.n, heads // self._heads
-        tokens, new = self.prompt_tokens, self.written + 1
+        tokens, new = self.prompt_tokens, self._new
         whole = query.to(keys.dtype) * scaling
-        if self.slots is not None:
-            whole = whole.new_zeros(prompts * n, heads, size).index_copy_(0, self.slots, whole)
+        if self._slots is not None:
+            whole = whole.new_zeros(prompts * n, heads, size).index_copy_(0, self._slots, whole)
         grouped = whole.view(prompts, n, self._heads, group, size)
         # All continuations of a prompt against its keys, in one product a prompt and key head.
         to_prompt = grouped.transpose(1, 2).reshape(prompts * self._heads, n * group, size)
@@ -113,7 +115,7 @@ class SharedPrompts(Cache):
         )
         if slopes is not None:
             scores += self._alibi(slopes.to(scores), new)
-        if self._padding is not None:
+        if self._padded:
             scores[..., :tokens] += self._padding[:, None, None, None]
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(keys.dtype)
 
@@ -121,27 +123,19 @@ class SharedPrompts(Cache):
         from_new = weights[..., tokens:].transpose(1, 2).reshape(prompts * n * self._heads, group, new) @ new_values
         result = from_prompt.view(prompts, self._heads, n, group, size).transpose(1, 2)
         result = (result + from_new.view(prompts, n, self._heads, group, size)).reshape(prompts * n, heads, size)
-        if self.slots is not None:
-            result = result[self.slots]
+        if self._slots is not None:
+            result = result[self._slots]
         return result.to(query.dtype)
 
     def _alibi(self, slopes: Float[torch.Tensor, " heads"], new: int) -> torch.Tensor:
         """Slope times position, for (prompts, heads, 1, 1, tokens + new); padding counts as position 0."""
         place = torch.arange(self.prompt_tokens + new, device=slopes.device)
-        positions = (place - (self.prompt_tokens - self.lengths)[:, None]).clamp(min=0)  # (prompts, tokens + new)
+        positions = (place - (self.prompt_tokens - self._lengths)[:, None]).clamp(min=0)  # (prompts, tokens + new)
         return slopes[None, :, None, None, None] * positions[:, None, None, None, :]
 
 
 def _attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    shared_prompts: SharedPrompts,
-    scaling: float | None = None,
-    **_: Any,
+    module: Any, query: torch.Tensor, *_: Any, shared_prompts: SharedPrompts, scaling: float | None = None, **__: Any
 ) -> tuple[torch.Tensor, None]:
     """What transformers' attention modules call; ``query`` is (rows, heads, 1, size)."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -163,16 +157,11 @@ def alibi_slopes(heads: int) -> Float[torch.Tensor, " heads"]:
 
 
 def _bloom_attention(
-    self: Any,
-    hidden_states: torch.Tensor,
-    residual: torch.Tensor,
-    *arguments: Any,
-    layer_past: Any = None,
-    **named: Any,
+    self: Any, hidden_states: torch.Tensor, residual: torch.Tensor, *rest: Any, layer_past: Any = None, **named: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """BLOOM's attention goes through no interface, so its module's own method is replaced (:func:`prepare`)."""
     if not isinstance(layer_past, SharedPrompts):
-        return type(self).forward(self, hidden_states, residual, *arguments, layer_past=layer_past, **named)
+        return type(self).forward(self, hidden_states, residual, *rest, layer_past=layer_past, **named)
     query, key, value = self._reshape(self.query_key_value(hidden_states))
     layer_past.update(key, value, self.layer_idx)
     attended = layer_past.attend(self.layer_idx, query[:, :, 0], self.inv_norm_factor, self.alibi_slopes)
@@ -181,70 +170,20 @@ def _bloom_attention(
 
 def prepare(model: PreTrainedModel) -> None:
     """Make a BLOOM model's attention know :class:`SharedPrompts`; other models need nothing."""
-    if model.config.model_type != "bloom":
-        return
-    from transformers.models.bloom.modeling_bloom import BloomAttention
-
-    for module in model.modules():
-        if isinstance(module, BloomAttention):
-            attention: Any = module
-            attention.alibi_slopes = alibi_slopes(module.num_heads).to(model.device)
-            attention.forward = types.MethodType(_bloom_attention, module)
+    modules: list[Any] = [module for module in model.modules() if isinstance(module, BloomAttention)]
+    for module in modules:
+        module.alibi_slopes = alibi_slopes(module.num_heads).to(model.device)
+        module.forward = types.MethodType(_bloom_attention, module)
 
 
 @contextmanager
-def shared_prompts(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context the model's forward passes take a :class:`SharedPrompts` as their cache, and no mask."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+def taking(model: PreTrainedModel, cache: Any) -> Iterator[dict[str, Any]]:
+    """Within this context the model's forward passes take ``cache``; yields the arguments that they need for that."""
+    shared, before = isinstance(cache, SharedPrompts), model.config._attn_implementation
+    if shared:
+        model.config._attn_implementation = NAME
     try:
-        yield
+        # BLOOM's attention finds the cache by itself.
+        yield {"shared_prompts": cache} if shared and model.config.model_type != "bloom" else {}
     finally:
         model.config._attn_implementation = before
-
-
-class DecodingShared:
-    """Decoding that keeps the cache of each prompt once, for the architectures that ``attention`` knows."""
-
-    def __init__(self, model: PreTrainedModel, cache: Any, mask: torch.Tensor, n: int, steps: int):
-        self._model = model
-        self._cache = SharedPrompts(cache, mask, n, steps)
-        self._positions = self._cache.lengths.repeat_interleave(n)
-        # BLOOM's attention is told of the cache by itself, and takes no positions.
-        self._bloom = model.config.model_type == "bloom"
-
-    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
-        self._cache.slots = slots
-        self._positions = self._positions[going]
-
-    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
-        extra: dict[str, Any] = {}
-        if not self._bloom:
-            extra = {"position_ids": self._positions.unsqueeze(-1), "shared_prompts": self._cache}
-        with shared_prompts(self._model):
-            output = self._model(input_ids=token.unsqueeze(-1), attention_mask=token.new_ones(len(token), 1),
-                                 past_key_values=self._cache, use_cache=True, logits_to_keep=1, **extra)  # fmt: skip
-        self._cache.written += 1
-        self._positions = self._positions + 1
-        return output.logits[:, -1]
-
-
-class DecodingRepeated:
-    """Decoding with transformers' own attention, each prompt's cache repeated for its continuations."""
-
-    def __init__(self, forward: Any, cache: Any, mask: torch.Tensor, n: int):
-        self._forward = forward
-        self._cache = cache
-        self._cache.batch_repeat_interleave(n)
-        self._mask = mask.repeat_interleave(n, dim=0)
-
-    def keep(self, slots: torch.Tensor, going: torch.Tensor) -> None:
-        self._cache.batch_select_indices(going)
-        self._mask = self._mask[going]
-
-    def logits_after(self, token: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=-1)
-        logits, self._cache = self._forward(token.unsqueeze(-1), self._mask, self._cache)
-        return logits

