@@ -156,7 +156,7 @@ def test_prompts_that_pairs_may_hold_are_refused():
             "prompts": {"source": "real-toxicity-prompts", "folder": "x"}}  # fmt: skip
     real, rtp_lx = told.pop("prompts"), {"source": "rtp-lx", "folder": "x"}
     for prompts, words in ((real, "source: RTP-LX's prompts come from RealToxicityPrompts"),
-                           (rtp_lx, "limit: is needed, since pairs from RTP-LX leave out")):  # fmt: skip
+                           (rtp_lx, "limit: is needed, since pairs from RTP-LX skip")):  # fmt: skip
         with pytest.raises(ValidationError, match=f"error, prompts: {words}"):
             Profile.model_validate({"name": "p", **told, "prompts": prompts})
         with pytest.raises(ValidationError, match=f"error, more_prompts: second: {words}"):

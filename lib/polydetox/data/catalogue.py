@@ -118,8 +118,7 @@ def make_environment_absolute() -> None:
 
 def place_of(name: str) -> Path:
     """Where ``fetch`` keeps a source: below ``$POLYDETOX_DATA``, or the user's cache folder."""
-    given = os.environ.get("POLYDETOX_DATA")
-    return paths.expanded(given or "~/.cache/polydetox") / name
+    return paths.expanded(os.environ.get("POLYDETOX_DATA") or "~/.cache/polydetox") / name
 
 
 def fetched_folder(name: str) -> Path | None:
@@ -129,26 +128,8 @@ def fetched_folder(name: str) -> Path | None:
 
 def where(name: str) -> Path | None:
     """The folder of a source that is available: the reader's own, else the fetched one, else None."""
-    entry = source(name)
-    own = os.environ.get(entry.variable) if entry.variable else None
+    own = os.environ.get(source(name).variable or "")
     return paths.expanded(own) if own else fetched_folder(name)
-
-
-def folder_of_variable(variable: str) -> Path | None:
-    """The fetched folder that stands in for an environment variable which is not set; None where there is none."""
-    named = [name for name, entry in sources().items() if entry.variable == variable]
-    return fetched_folder(named[0]) if named else None
-
-
-def advice(variable: str) -> str:
-    """What to do where an environment variable that names a folder of data is not set."""
-    export = f"export {variable}=<the folder that holds the data>"
-    for name, entry in sources().items():
-        if entry.variable == variable:
-            return (
-                f"run `polydetox data fetch {name}`, or {export}" if entry.fetchable else f"{entry.how}; then {export}"
-            )
-    return f"{export} (see `polydetox data`)"
 
 
 def local_path(given: str | Path) -> Path:
@@ -157,22 +138,26 @@ def local_path(given: str | Path) -> Path:
     For the variable of a data source that is not set, the source as ``polydetox data fetch`` left it stands in.
     Parameters keep the variable, so that artefacts do not depend on where a reader keeps the data.
     """
-    named = re.match(r"\$\{?(\w+)\}?", str(given))
-    if not named:
+    variable = re.match(r"\$\{?(\w+)\}?", str(given))
+    if not variable:
         return paths.expanded(given)
-    # What the variable holds may itself name another one.
-    own = os.environ.get(named[1])  # a variable may be set to nothing
-    folder = paths.expanded(own) if own else folder_of_variable(named[1])
+    name = next((name for name, entry in sources().items() if entry.variable == variable[1]), None)
+    own = os.environ.get(variable[1])  # it may name another variable, or be set to nothing
+    folder = paths.expanded(own) if own else fetched_folder(name) if name else None
     if folder is None:
-        raise UserError(f"{str(given)!r}: the environment variable {named[1]} is not set; {advice(named[1])}")
-    return paths.expanded(f"{folder}{str(given)[named.end() :]}")
+        advice = f"export {variable[1]}=<the folder that holds the data>"
+        if name is None:
+            advice += " (see `polydetox data`)"
+        elif source(name).fetchable:
+            advice = f"run `polydetox data fetch {name}`, or {advice}"
+        else:
+            advice = f"{source(name).how}; then {advice}"
+        raise UserError(f"{str(given)!r}: the environment variable {variable[1]} is not set; {advice}")
+    return paths.expanded(f"{folder}{str(given)[variable.end() :]}")
 
 
 def is_available(folder: str | Path) -> bool:
-    """Whether the data that a parameter names can be read here: the variable is set, or the source was fetched.
-
-    A folder that is named but absent is for the check before a run to refuse.
-    """
+    """Whether the variable that a parameter names is set, or its source fetched; the folder itself may be absent."""
     try:
         local_path(folder)
     except UserError:

@@ -45,15 +45,22 @@ def _said(read: tuple[pd.DataFrame, Skipped], what: str, toxic: str = "") -> str
     return f"{len(table):,} {what}".rstrip() + fraction + (f" ({less})" if less else "")
 
 
-def _each_language(name: str, folder: Path) -> str:
-    said, missing = [], None
-    for language in LANGUAGES:
+def _whichever(*reads: Callable[[], str]) -> list[str]:
+    """What is said of those parts of a data set that are there; the first one's error where none is."""
+    said, missing = [], list[DataNotFound]()
+    for read in reads:
         try:
-            said.append(f"{language} {_said(load_prompts(name, language, folder), '')}")
+            said.append(read())
         except DataNotFound as error:
-            missing = missing or error
-    if not said and missing:
-        raise missing
+            missing.append(error)
+    if not said:
+        raise missing[0]
+    return said
+
+
+def _each_language(name: str, folder: Path) -> str:
+    said = _whichever(*(lambda language=language: f"{language} {_said(load_prompts(name, language, folder), '')}"
+                        for language in LANGUAGES))  # fmt: skip
     others = [locale for path in sorted(folder.glob("RTP_LX_*.json"))
               if known_locale(locale := path.stem[7:]) != locale]  # fmt: skip
     return f"prompts: {', '.join(said)}" + (f"; known but not supported: {' '.join(others)}" if others else "")
@@ -65,15 +72,8 @@ def _parallel(folder: Path) -> str:
 
 
 def _toxigen(folder: Path) -> str:
-    said, missing = [], None
-    for read, what, toxic in ((corpora.toxigen, "statements", "toxic"), (corpora.toxigen_prompts, "toxic prompts", "")):
-        try:
-            said.append(_said(read(folder), what, toxic))
-        except DataNotFound as error:  # its lists of prompts alone, or its annotated part
-            missing = error
-    if not said and missing:
-        raise missing
-    return "; ".join(said)
+    return "; ".join(_whichever(lambda: _said(corpora.toxigen(folder), "statements", "toxic"),
+                                lambda: _said(corpora.toxigen_prompts(folder), "toxic prompts")))  # fmt: skip
 
 
 def _wikitext(folder: Path) -> str:

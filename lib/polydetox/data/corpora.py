@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,8 +70,7 @@ def polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.Data
     others are counted. A language of which there is none is a ``DataNotFound`` error. The scores of whole files are
     read by the scorer ``stored:<folder>``.
     """
-    check_language(language)
-    tables, skipped, found = [], Skipped(), set()
+    prompts, skipped, found = [], Skipped(), set()
     for file in files_of(folder, "PolygloToxicityPrompts", ".jsonl", ".json", ".parquet"):
         if file.parent.name.startswith("wildchat-"):
             continue  # what users wrote to an assistant: scores to compare with, no prompts to be continued
@@ -80,24 +79,23 @@ def polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.Data
             found.add(named)
             continue  # the data set's own folder of another language, which need not be read
         read = read_rows(file)
-        rows: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-        for line, row in read.rows:
-            rows.setdefault(language_of(row) or named, []).append((line, row))
-        found |= set(rows)
-        if language not in rows and (read.rows or not read.rejected):
+        languages = [language_of(row) or named for _, row in read.rows]
+        found |= set(languages)
+        if language not in languages and (read.rows or not read.rejected):
             continue  # of other languages, or something else that lies beside the data set
-        kept, rejected = check_rows(Rows(file, rows.get(language, []), read.rejected), PolygloPrompt)
+        rows = [row for row, code in zip(read.rows, languages, strict=True) if code == language]
+        kept, rejected = check_rows(Rows(file, rows, read.rejected), PolygloPrompt)
         whole = [(f"ptp-{file.stem}-{line - 1:06d}", row.prompt.rstrip(), row.toxicity) for line, row in kept
                  if not is_blank(row.prompt)]  # fmt: skip
         skipped += Skipped(len(kept) - len(whole), rejected)
-        tables += whole
-    every = pd.DataFrame(tables, columns=["prompt_id", "prompt", "toxicity"])
-    if every.empty:
+        prompts += whole
+    if not prompts:
         have = " ".join(sorted(found & set(LANGUAGES))) or "none"
-        less = f", {skipped}" if skipped else ""
         raise DataNotFound(
-            f"{folder}: no prompts of PolygloToxicityPrompts in {LANGUAGES[language]} (languages: {have}){less}"
+            f"{folder}: no prompts of PolygloToxicityPrompts in {LANGUAGES[check_language(language)]} "
+            f"(languages: {have}){f', {skipped}' if skipped else ''}"
         )
+    every = pd.DataFrame(prompts, columns=["prompt_id", "prompt", "toxicity"])
     once = every.drop_duplicates("prompt", ignore_index=True)
     skipped.repeated = len(every) - len(once)
     return once, skipped
@@ -153,29 +151,30 @@ class ToxiGenPrompt(Row, title="ToxiGen's lists of prompts"):
 _TOXIGEN_LIST = re.compile(r"(hate|neutral)_\w+_1k\b")
 
 
+def _with_field(files: Iterable[Path], *names: str) -> list[Path]:
+    """The tables among some files whose first rows have these fields."""
+    tables = [file for file in files if file.suffix != ".txt"]
+    return [file for file in tables if set(names) <= {name for _, row in read_rows(file).rows[:20] for name in row}]
+
+
 def toxigen(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """ToxiGen (Hartvigsen et al. 2022): ``text, toxic, prompt``; a file, or a folder of tables.
 
     A statement is toxic by ``prompt_label``, or in the annotated part by ``toxicity_human`` above 3 of 5. ``prompt`` is
     what it was generated from, as :func:`toxigen_prompts` gives it; None where the file does not tell.
     """
-    tables, skipped = [], Skipped()
-    for file in files_of(place, "ToxiGen", ".parquet", ".csv", ".jsonl"):
-        named = read_rows(file).fields()
-        if "prompt_label" in named:
-            table, less = read_table([file], ToxiGenStatement, ["text"])
-            table["prompt"] = table["prompt"].map(_list_of_statements)
-        elif "toxicity_human" in named:
-            table, less = read_table([file], ToxiGenAnnotated, ["text"])
-            table = table.assign(toxic=table["level"] > 3.0, prompt=None)
-        else:
-            continue  # single annotations, which the annotated part sums up, or prompts alone
-        tables.append(table[["text", "toxic", "prompt"]])
-        skipped += less
-    if not tables:
+    files = files_of(place, "ToxiGen", ".parquet", ".csv", ".jsonl")
+    raw, annotated = _with_field(files, "prompt_label"), _with_field(files, "toxicity_human")
+    if not raw and not annotated:
         raise DataNotFound(f"{place}: no file with the fields prompt_label or toxicity_human; is this ToxiGen?")
-    every = pd.concat(tables, ignore_index=True)
-    return every.assign(text=every["text"].str.strip(), toxic=every["toxic"].astype(bool)), skipped
+    rated, skipped = read_table(annotated, ToxiGenAnnotated, ["text"])
+    generated, less = read_table(raw, ToxiGenStatement, ["text"])
+    table = pd.concat([
+        rated.assign(toxic=rated["level"] > 3.0, prompt=None),
+        generated.assign(prompt=generated["prompt"].map(_list_of_statements)),
+    ])[["text", "toxic", "prompt"]]  # fmt: skip
+    table = table.assign(text=table["text"].str.strip(), toxic=table["toxic"].astype(bool))
+    return table.reset_index(drop=True), skipped + less
 
 
 def _list_of_statements(prompt: str | None) -> str | None:
@@ -187,19 +186,18 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """The prompts that ToxiGen's toxic statements were generated from (Hartvigsen et al. 2022): ``prompt_id, prompt``.
 
     A prompt is a list of statements, one a line, each after a hyphen; the last line is a hyphen alone, after which a
-    model writes one more. Some versions spell a line break as a backslash and an n. Each prompt is there once: those
-    of the raw part's rows with ``prompt_label`` 1, in order of first appearance; or, where a folder has no raw part,
-    those of the published lists ``hate_<group>_1k`` (text, a prompt a line, or tables with ``prompt``). Groups, as a
-    field ``group`` or the lists tell them, take turns, so that the first so many are of all groups. An id is made of
-    the text, the same in every layout.
+    model writes one more. Each prompt is there once: those of the raw part's rows with ``prompt_label`` 1, in order of
+    first appearance; or, where a folder has no raw part, those of the published lists ``hate_<group>_1k`` (text, a
+    prompt a line, or tables with ``prompt``). Groups, as a field ``group`` or the lists tell them, take turns, so that
+    the first so many are of all groups. An id is made of the text, the same in every layout.
     """
     files = files_of(place, "ToxiGen", ".parquet", ".csv", ".jsonl", ".txt")
     lists = [file for file in files if _TOXIGEN_LIST.match(file.stem)]
-    fields = {file: read_rows(file).fields() for file in files if file not in lists and file.suffix != ".txt"}
-    raw = [file for file, named in fields.items() if named >= {"prompt", "prompt_label"}]
+    others = [file for file in files if file not in lists]
+    raw = _with_field(others, "prompt", "prompt_label")
     hateful = [file for file in lists if file.stem.startswith("hate")]
     if not raw and not hateful:
-        annotated = any("toxicity_human" in named for named in fields.values())
+        annotated = _with_field(others, "toxicity_human")
         has = "its annotated part alone, which has no prompts" if annotated else "no toxic prompts"
         raise DataNotFound(
             f"{place}: ToxiGen: {has}; add the raw part (train/*.parquet: `polydetox data fetch toxigen`), or name the "

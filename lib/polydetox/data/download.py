@@ -1,4 +1,4 @@
-"""Downloads that are verified and resume where they stopped: files, Hub repositories, Google Drive, Kaggle."""
+"""Downloads that are verified: files, Hub repositories, Google Drive, Kaggle."""
 
 from __future__ import annotations
 
@@ -6,78 +6,36 @@ import contextlib
 import errno
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from polydetox.core.artifacts import file_sha256
 from polydetox.core.errors import UserError
 
-# Seconds to wait for a server to answer, and between two of its bytes; tries before giving up.
-TIMEOUT = 30.0
+TIMEOUT = 30.0  # seconds to wait for a server to answer, and between two of its bytes
 TRIES = 3
-PAUSE = 2.0  # seconds before the second try, twice as many before the third
 
 
 def download(address: str, target: Path, sha256: str | None) -> None:
-    """Download one file, under its final name only once all of it has come and its hash is right.
-
-    What a broken connection left is kept beside it and continued, by the next try or the next call.
-    """
+    """Download one file, unless it is there with the right hash; nothing stands at ``target`` before it is verified."""
+    import pooch
     import requests
 
-    part = target.with_name(f".{target.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(TRIES):
-        time.sleep(PAUSE * 2 ** (attempt - 1) if attempt else 0)
-        try:
-            _continue(address, part)
-            break
-        except requests.HTTPError as error:
-            status = error.response.status_code  # type: ignore[union-attr]
-            reason = f"the server says {status}"
-            if status < 500 and status not in (408, 416, 429):  # 416: what was kept is another file's, and gone now
-                raise UserError(f"{address}: {reason}; the file may have moved: see `polydetox data`") from None
-        except requests.Timeout:
-            reason = f"no answer within {TIMEOUT:g} seconds"
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-            reason = "the connection broke off, or there is none"
-        except (requests.RequestException, OSError) as error:
-            reason = str(error)[:150]
-    else:
-        raise UserError(f"{address}: cannot be downloaded ({reason}); the same command resumes from here")
-    if sha256 and file_sha256(part) != sha256:
-        part.unlink()
+    pooch.get_logger().setLevel("WARNING")
+    files = pooch.create(target.parent, "", registry={target.name: sha256}, urls={target.name: address},
+                         retry_if_failed=TRIES - 1)  # fmt: skip
+    try:
+        files.fetch(target.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT))
+    except requests.HTTPError as error:
+        status = error.response.status_code  # type: ignore[union-attr]
+        raise UserError(f"{address}: the server says {status}; try again later, or see `polydetox data`") from None
+    except OSError as error:  # of the network, which are requests' own, or of the disk
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{address}: cannot be downloaded ({reason}); check the network and try again") from None
+    except ValueError:
         raise UserError(
             f"{address}: what came has another sha256 than {sha256}; the file has changed, or was changed on the way: "
             "nothing of it is kept"
-        )
-    os.replace(part, target)
-
-
-def _continue(address: str, part: Path) -> None:
-    """Add to ``part`` what it lacks; all of the file where the server has another version of it by now."""
-    import requests
-    from tqdm import tqdm
-
-    version = part.with_suffix(".version")  # the server's ETag or date of what came first
-    began = version.read_text() if version.is_file() and part.is_file() else ""
-    have = part.stat().st_size if began else 0
-    headers = {"Accept-Encoding": "identity"}  # lengths and places count the file's own bytes
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": began}
-    with requests.get(address, stream=True, timeout=TIMEOUT, headers=headers) as response:
-        if response.status_code == 416:
-            version.unlink()
-        response.raise_for_status()
-        version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
-        mode, have = ("ab", have) if response.status_code == 206 else ("wb", 0)
-        total = int(response.headers.get("Content-Length", 0)) + have
-        bar = {"total": total or None, "initial": have, "desc": Path(address).name[:40]}
-        with part.open(mode) as stream, tqdm.wrapattr(stream, "write", **bar) as counted:
-            for chunk in response.iter_content(1 << 16):
-                counted.write(chunk)
-    version.unlink()
+        ) from None
 
 
 # --- the Hugging Face Hub ---------------------------------------------------------------------------------------

@@ -64,9 +64,7 @@ def _download(entry: Source, folder: Path, known: dict[str, Any]) -> str | None:
     """Bring what is missing or changed of a source's downloads into ``folder``; returns the Hub's commit."""
     hashes: dict[str, str] = known["sha256"]
     for file in entry.files:
-        expected = file.sha256 or hashes.get(file.name)
-        if not _is_there(folder / file.name, expected):
-            download(file.address, folder / file.name, expected)
+        download(file.address, folder / file.name, file.sha256 or hashes.get(file.name))
     if entry.drive and not _is_there(folder / entry.drive.file, hashes.get(entry.drive.file)):
         download_drive(entry.drive.folder, entry.drive.file, folder / entry.drive.file)
     if entry.kaggle and not _is_there(folder / entry.kaggle.file, hashes.get(entry.kaggle.file)):
@@ -99,9 +97,8 @@ def _is_there(file: Path, expected: str | None) -> bool:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """The sha256 of each file in a folder and below it, by its path from there, without hidden ones."""
-    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): file_sha256(path) for name, path in names.items()
-            if not any(part.startswith(".") for part in name.parts)}  # fmt: skip
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(name): file_sha256(folder / name) for name in names if not re.search(r"(^|/)\.", str(name))}
 
 
 def _link(source_file: Path, target: Path) -> None:

@@ -1,21 +1,20 @@
 """Rows of data files, checked as they are read: what does not fit is skipped, counted and listed.
 
-What a data set's rows hold is a class derived from :class:`Row`, beside the data set's reader. A line that cannot be
-read, or that does not fit, is rejected with its reason. A few of them are reported and the rest is used; many mean that
-the file is damaged or another one than was expected, which is a ``UserError`` that names file, line, field and remedy.
+What a data set's rows hold is a class derived from :class:`Row`, beside the data set's reader. A few lines that do not
+fit are reported and the rest is used; many mean that the file is damaged or another one than was expected, which is a
+``UserError`` that names file, line, field and remedy.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import pyarrow.parquet
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from polydetox.core.errors import UserError, nearest
@@ -26,12 +25,10 @@ MOST_REJECTED = 0.05
 # So many rejected lines are listed one by one in a manifest; all of them are counted.
 MOST_LISTED = 100
 
-_NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
-
 # Larger files are not kept in memory (bytes).
 MOST_CACHED = 64_000_000
 
-_PLAIN_TEXT = (".txt", ".tokens", ".raw")
+_NO_TEXT = frozenset({"", "na", "n/a", "nan", "none", "null"})
 
 
 class Row(BaseModel, allow_inf_nan=False):
@@ -64,8 +61,7 @@ class Rejected:
     reason: str
 
     def __str__(self) -> str:
-        named = f"field {self.field!r} " if self.field else ""
-        return f"{self.file}:{self.line}: {named}{self.reason}"
+        return f"{self.file}:{self.line}: " + (f"field {self.field!r} " if self.field else "") + self.reason
 
 
 @dataclass
@@ -78,29 +74,26 @@ class Skipped:
     by_label: int = 0  # rows whose label the reader has said to skip
 
     def __add__(self, other: Skipped) -> Skipped:
-        return Skipped(self.blank + other.blank, self.rejected + other.rejected, self.repeated + other.repeated,
-                       self.by_label + other.by_label)  # fmt: skip
+        return Skipped(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def __bool__(self) -> bool:
         return self != Skipped()
 
     def __str__(self) -> str:
-        said = f"{self.blank} rows without text skipped"
-        if self.repeated:
-            said += f", {self.repeated} rows that repeat a text skipped"
-        if self.by_label:
-            said += f", {self.by_label} rows skipped by their label"
+        said = [f"{self.blank} rows without text skipped"]
+        said += [f"{self.repeated} rows that repeat a text skipped"] if self.repeated else []
+        said += [f"{self.by_label} rows skipped by their label"] if self.by_label else []
         if self.rejected:
             more = f", and {len(self.rejected) - 3} more" if len(self.rejected) > 3 else ""
-            said += f", {len(self.rejected)} malformed lines skipped ({'; '.join(map(str, self.rejected[:3]))}{more})"
-        return said
+            first = "; ".join(map(str, self.rejected[:3]))
+            said.append(f"{len(self.rejected)} malformed lines skipped ({first}{more})")
+        return ", ".join(said)
 
     def record(self) -> dict[str, Any]:
         """For a manifest."""
-        further = {"repeated": self.repeated, "skipped": self.by_label}
-        return {"blank": self.blank, **{name: number for name, number in further.items() if number},
-                "rejected": len(self.rejected),
-                "rejected_lines": [str(line) for line in self.rejected[:MOST_LISTED]]}  # fmt: skip
+        further = {name: number for name, number in (("repeated", self.repeated), ("skipped", self.by_label)) if number}
+        listed = [str(line) for line in self.rejected[:MOST_LISTED]]
+        return {"blank": self.blank, **further, "rejected": len(self.rejected), "rejected_lines": listed}
 
 
 @dataclass
@@ -108,16 +101,12 @@ class Rows:
     """The rows of one file with their line numbers, and what was rejected so far."""
 
     path: Path
-    rows: list[tuple[int, dict[str, Any]]]
+    rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
     def reject(self, line: int, name: str | None, reason: str) -> None:
         """Skip one line."""
         self.rejected.append(Rejected(self.path.name, line, name, reason))
-
-    def fields(self) -> set[str]:
-        """The fields that the first rows have."""
-        return {name for _, row in self.rows[:20] for name in row}
 
 
 def read_table(files: Iterable[Path], kind: type[Row], needed: Sequence[str]) -> tuple[pd.DataFrame, Skipped]:
@@ -152,9 +141,11 @@ def check_rows(rows: Rows, kind: type[Row]) -> tuple[list[tuple[int, Any]], list
         raise UserError(f"{rows.path}: empty, it has no rows; fetch the file again, or name another one")
     if not kept or len(rejected) > MOST_REJECTED * (len(kept) + len(rejected)):
         first = rejected[min(rejected)]
-        hint = _what_it_has(first, dict(rows.rows).get(first.line, {})) if first.reason == "is missing" else ""
+        names = [" ".join(str(name).split())[:40] for name in dict(rows.rows).get(first.line, ())][:8]
+        meant = hint if "did you mean" in (hint := nearest(str(first.field), names)) else ""
+        has = f"{meant} (it has: {', '.join(names) or 'none'})" if first.reason == "is missing" else ""
         raise UserError(
-            f"{rows.path.parent / str(first)}{hint}; {len(rejected)} of {len(kept) + len(rejected)} rows are so: mend "
+            f"{rows.path.parent / str(first)}{has}; {len(rejected)} of {len(kept) + len(rejected)} rows are so: mend "
             f"or remove them, or fetch the file again, if it is {title} at all"
         )
     return list(kept.items()), [rejected[line] for line in sorted(rejected)]
@@ -167,17 +158,8 @@ def _complaint(error: ValidationError) -> tuple[str, str]:
     return ".".join(map(str, first["loc"])), reason.replace("Input should", "should")
 
 
-def _what_it_has(rejected: Rejected, row: dict[str, Any]) -> str:
-    names = [" ".join(str(name).split())[:40] for name in list(row)[:8]]
-    meant = hint if "did you mean" in (hint := nearest(str(rejected.field), names)) else ""
-    return f"{meant} (it has: {', '.join(names) or 'none'})"
-
-
 def read_rows(path: Path) -> Rows:
-    """All rows of a JSON-lines file, a JSON array, a CSV or Parquet table, or a text (each line the field ``text``).
-
-    A JSON object alone is one row.
-    """
+    """All rows of a JSON-lines file, a JSON array, a CSV or Parquet table, or a text (each line the field ``text``)."""
     try:
         status = path.stat()
         # The checks before a run read a file several times, and many languages may share one.
@@ -188,11 +170,11 @@ def read_rows(path: Path) -> Rows:
 
 
 def _read(path: Path, _modified: int, _size: int) -> Rows:
-    rows = Rows(path, [])
+    rows = Rows(path)
     if path.suffix in (".csv", ".parquet"):
         values: Iterable[tuple[int, Any]] = enumerate(_table(path), 1)
-    elif path.suffix in _PLAIN_TEXT:
-        values = ((number, {"text": line.removesuffix("\r")}) for number, line in _lines(rows, _content(path)))
+    elif path.suffix in (".txt", ".tokens", ".raw"):
+        values = ((number, {"text": line.removesuffix("\r")}) for number, line in _lines(rows))
     else:
         values = _json_values(rows)
     for number, value in values:
@@ -211,6 +193,8 @@ def _table(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".csv":
             # Cells stay as they are written: a text may be the word NA, and only a label's column holds numbers.
             return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+        import pyarrow.parquet
+
         return pyarrow.parquet.read_table(path).to_pylist()
     except Exception as error:  # of many kinds; all mean that the file is damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
@@ -218,34 +202,26 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_values(rows: Rows) -> Iterator[tuple[int, Any]]:
-    content = _content(rows.path)
-    if content.lstrip().startswith(b"[") or rows.path.suffix == ".json":
-        try:
-            whole = _loads(content.decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # many objects, a line each, are not valid together
-            if content.lstrip().startswith(b"["):
-                raise UserError(f"{rows.path}: not valid JSON ({str(error)[:80]}); fetch the file again") from None
-        else:
-            if isinstance(whole, dict | list):
-                yield from enumerate([whole] if isinstance(whole, dict) else whole, 1)
-                return
-    for number, line in _lines(rows, content):
-        try:
-            yield number, _loads(line)
-        except (ValueError, RecursionError) as error:
-            rows.reject(number, None, f"not valid JSON ({getattr(error, 'msg', 'nested too deep')})")
+    """The entries of a JSON array, a JSON object alone, or the value of each line."""
+    try:
+        whole = _loads(rows.path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError):  # objects, a line each, are no JSON together
+        for number, line in _lines(rows):
+            try:
+                yield number, _loads(line)
+            except (ValueError, RecursionError) as error:
+                rows.reject(number, None, f"not valid JSON ({getattr(error, 'msg', 'nested too deep')})")
+    else:
+        yield from enumerate(whole if isinstance(whole, list) else [whole], 1)
 
 
 def _loads(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)  # NaN is how some write that there is none
 
 
-def _content(path: Path) -> bytes:
-    return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-
-
-def _lines(rows: Rows, content: bytes) -> Iterator[tuple[int, str]]:
+def _lines(rows: Rows) -> Iterator[tuple[int, str]]:
     """The lines that hold something, with their numbers; those that are not UTF-8 are rejected."""
+    content = rows.path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     for number, line in enumerate(content.split(b"\n"), 1):  # a text may hold a U+2028, which ends no line
         try:
             if line.strip():
