@@ -13,10 +13,10 @@ from tiny import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 
 def test_derivation_by_hand():
     vocabulary = {token: number for number, token in enumerate(["a", "b", "c", "ab", "bc", "abc", "abcab"])}
-    table = trimming.MergeTable(vocabulary, [("b", "c"), ("a", "b"), ("a", "bc"), ("abc", "ab")])
+    ranks = {pair: rank for rank, pair in enumerate([("b", "c"), ("a", "b"), ("a", "bc"), ("abc", "ab")])}
     # b+c has the lower rank, so abc is made over bc, and the second ab on its own.
-    assert table.derivation("abc") == {"a", "b", "c", "bc", "abc"}
-    assert table.derivation("abcab") == {"a", "b", "c", "bc", "ab", "abc", "abcab"}
+    assert trimming.derivation("abc", vocabulary, ranks) == {"a", "b", "c", "bc", "abc"}
+    assert trimming.derivation("abcab", vocabulary, ranks) == {"a", "b", "c", "bc", "ab", "abc", "abcab"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,7 +30,8 @@ def test_trimmed_checkpoint_tokenises_and_predicts_as_before(tmp_path, family):
     with torch.inference_mode():
         logits = model(torch.tensor([before[TEXTS[0]]])).logits[..., keep]
 
-    trimming.save_trimmed(model, tokenizer, keep, tmp_path / "weights")
+    trimming.trim_tokenizer(tokenizer, keep).save_pretrained(tmp_path / "weights")
+    trimming.trim_model(model, keep).save_pretrained(tmp_path / "weights")
     trimmed, small = load_tokenizer(tmp_path / "weights"), load_causal_lm(tmp_path / "weights", torch.float32)
     assert len(trimmed) == len(keep) == small.config.vocab_size == small.get_input_embeddings().weight.shape[0]
     for text in kept_texts:
@@ -59,14 +60,18 @@ def test_kept_probability_by_hand():
     assert torch.allclose(trimming.kept_probability(logits, torch.tensor([0, 2])), torch.tensor([0.7, 0.9]))
 
 
-def test_expected_probability_weighs_languages_alike():
+def test_a_total_over_positions_is_that_of_single_texts():
+    """Whatever their lengths, and so their padding: the positions after the first token of each text."""
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", len(tokenizer))
-    one = trimming.expected_probability(model, tokenizer, {"en": TEXTS[:1]})
-    two = trimming.expected_probability(model, tokenizer, {"de": [TEXTS[1]] * 3})
-    both = trimming.expected_probability(model, tokenizer, {"en": TEXTS[:1], "de": [TEXTS[1]] * 3})
-    assert torch.allclose(both, (one + two) / 2, atol=1e-6)
-    assert torch.isclose(both.sum(), torch.tensor(1.0), atol=1e-5)
+    total, count = trimming.total_over_positions(model, tokenizer, TEXTS, lambda logits: logits.softmax(dim=-1))
+    expected, positions = torch.zeros(len(tokenizer)), 0
+    for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        with torch.inference_mode():
+            expected += model(torch.tensor([ids])).logits[0, 1:].softmax(dim=-1).sum(dim=0)
+        positions += len(ids) - 1
+    assert count == positions and torch.allclose(total, expected, atol=1e-5)
 
 
 def test_other_tokenizers_are_refused():

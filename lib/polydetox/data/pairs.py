@@ -58,7 +58,7 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int) -> tuple[pd.DataFram
     some languages are shifted by one, and the rows with the text of an evaluated English prompt, whatever its case,
     spaces and punctuation. Columns: ``prompt_id, prompt, chosen, rejected``.
     """
-    indices, texts = _evaluated(folder, held_out_prompts)
+    indices, texts = evaluated_prompts(folder, held_out_prompts)
     english, skipped = rtp_lx_rows(folder, "en")
     whole = english[~english[["prompt", "completion", "benign_completion"]].map(is_blank).any(axis=1)]
     skipped.blank = len(english) - len(whole)
@@ -77,7 +77,7 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int) -> tuple[pd.DataFram
     return pairs, skipped
 
 
-def _evaluated(folder: str | Path, prompts: int) -> tuple[set[int], set[str]]:
+def evaluated_prompts(folder: str | Path, prompts: int) -> tuple[set[int], set[str]]:
     """The indices whose English rows may be those of evaluated prompts, and the letters of evaluated prompts."""
     indices, texts = set[int](), set[str]()
     for language in LANGUAGES if prompts else []:

@@ -30,7 +30,7 @@ KEPT_LANGUAGES = "kept_languages"
 
 
 def make_checkpoint(model: ModelFile, folder: Path) -> Path:
-    """Bring the untuned checkpoint of a model into a form that every stage loads, and record where it is.
+    """Bring the checkpoint of a base model into a form that every stage loads, and record where it is.
 
     A package is converted into ``folder/weights``, a Hub id is downloaded into the Hub's own cache, a local folder
     is used as it is. Writes ``folder/checkpoint.json`` and returns the folder of the weights. One process at a time
@@ -141,7 +141,7 @@ def recorded_location(folder: Path) -> Path:
 
 
 def ensure_checkpoint(model: ModelFile, folder: Path | None = None) -> Path:
-    """The folder of the untuned weights, made first where no run has done so yet."""
+    """The folder of a base model's weights, made first where no run has done so yet."""
     folder = folder or paths.checkpoint(model.name)
     with locks.held(folder / ".making"):
         if finished(folder) and read_json(folder / LOCATION).get("source") == model.source():
@@ -211,7 +211,7 @@ def name_of(checkpoint: str) -> str:
 def provenance(weights: Path) -> Path:
     """The stage folder whose manifest knows the hash of a checkpoint, or the checkpoint itself.
 
-    Hashing the weights anew in every notebook would read gigabytes each time.
+    Hashing the weights again in every notebook would read gigabytes each time.
     """
     if weights.name == "weights" and finished(weights.parent):
         return weights.parent

@@ -100,7 +100,7 @@ def first_exact(model: PreTrainedModel, what: str, ways: Mapping[str, Callable[[
     if not difference(next_logits(model, ids)[:half], next_logits(model, ids[:half])) <= (1e-3 if whole else 0.25):
         raise UserError(
             f"{name}: what a {kind!r} model predicts depends on the text that follows, so that it can neither be "
-            "sampled from nor judge a text; give a causal language model (decoder)"
+            "sampled from nor score a text; give a causal language model (decoder)"
         )
     reasons, found = [], dict[str, float]()
     for way, trial in ways.items():

@@ -17,7 +17,7 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     for before in range(len(whole) - len(plain) + 1):
         if whole[before : before + len(plain)] == plain:
             return before, len(whole) - before - len(plain)
-    raise UserError(f"{tokenizer.name_or_path}: which special tokens its tokenizer adds to a text cannot be told")
+    raise UserError(f"{tokenizer.name_or_path}: which special tokens its tokenizer adds to a text cannot be seen")
 
 
 def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,8 +1,4 @@
-"""Trim a multilingual vocabulary to the languages in use.
-
-A small multilingual model is mostly its embedding: of Gemma 3 270M's weights, 168 of 268 million are the rows of
-262,144 tokens. Keeping the rows that 17 languages use makes training and sampling several times cheaper and leaves
-every kept token's logit as it was (the softmax is then over the kept tokens only).
+"""Trim a multilingual vocabulary to some tokens (``trim.ipynb``): which must stay, and the checkpoint without the rest.
 
 The kept tokens are closed under the merges of the byte-pair encoding: with each token, every token on the way to
 it. A text whose tokens are all kept is then tokenised exactly as before, since its merges are all still there and
@@ -11,98 +7,39 @@ no new ones are; any other text falls back on shorter tokens and at last on byte
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from polydetox.core.artifacts import atomic_folder
 from polydetox.core.errors import UserError
-from polydetox.core.languages import UNSPACED
 from polydetox.models.texts import context_length
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNUSED = re.compile(r"<unused\d+>|\[unused\d+\]|<reserved_\d+>")
 
-
-def frequent_texts(language: str, words: int) -> list[str]:
-    """The most frequent words of a language as they stand in a text: after a space and at a start, also capitalised."""
-    from wordfreq import top_n_list
-
-    texts = []
-    for word in top_n_list(language, words):
-        for form in dict.fromkeys((word, word.capitalize())):
-            texts.append(form)
-            if language not in UNSPACED:
-                texts.append(f" {form}")
-    return texts
-
-
-class MergeTable:
-    """The merges of a byte-pair encoding, applied the way the tokenizer applies them."""
-
-    def __init__(self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]):
-        self.vocabulary = vocabulary
-        self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-
-    def derivation(self, token: str) -> set[str]:
-        """Every token on the way from single characters to ``token``, itself included."""
-        pieces = list(token)
-        seen = {piece for piece in pieces if piece in self.vocabulary}
-        while len(pieces) > 1:
-            candidates = [
-                (rank, position)
-                for position in range(len(pieces) - 1)
-                if (rank := self.ranks.get((pieces[position], pieces[position + 1]))) is not None
-            ]
-            if not candidates:
-                break
-            _, position = min(candidates)
-            pieces[position : position + 2] = [pieces[position] + pieces[position + 1]]
-            seen.add(pieces[position])
-        return seen
-
-
-def expected_probability(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: dict[str, list[str]]
-) -> Float[torch.Tensor, " vocabulary"]:
-    """How much the model expects each token on texts of these languages, every language with the same weight.
-
-    The next-token distribution, averaged over the positions of a language's texts and then over languages.
-    """
-    languages = []
-    for language in texts:
-        total = torch.zeros(model.config.get_text_config().vocab_size)
-        for logits in next_token_logits(model, tokenizer, texts[language]):
-            total += logits.softmax(dim=-1).sum(dim=0)
-        languages.append(total / total.sum())
-    return torch.stack(languages).mean(dim=0)
-
-
 # Texts a forward pass: over a full vocabulary, logits are large.
 _BATCH = 16
 
 
-def next_token_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> Iterator[Float[torch.Tensor, "positions vocabulary"]]:
-    """The logits at every position of the texts, a batch of texts at a time."""
-    with torch.inference_mode():
-        for start in range(0, len(texts), _BATCH):
-            batch = list(texts[start : start + _BATCH])
-            ids = [ids[: context_length(model.config)] for ids in tokenizer(batch)["input_ids"]]
-            inputs = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(model.device)
-            logits = model(**inputs).logits  # (texts, positions, vocabulary)
-            counted = inputs["attention_mask"].bool()
-            if int(counted.sum(dim=-1).min()) > 1:
-                counted[:, 0] = False  # nobody samples a text from its beginning-of-sequence token alone
-            yield logits[counted].float().cpu()
+def derivation(token: str, vocabulary: Mapping[str, int], ranks: Mapping[tuple[str, str], int]) -> set[str]:
+    """Every token on the way from single characters to ``token``, itself included, as a byte-pair encoding merges."""
+    pieces = list(token)
+    seen = {piece for piece in pieces if piece in vocabulary}
+    while len(pieces) > 1:
+        pairs = enumerate(itertools.pairwise(pieces))
+        candidates = [(ranks[pair], position) for position, pair in pairs if pair in ranks]
+        if not candidates:
+            break
+        _, position = min(candidates)
+        pieces[position : position + 2] = [pieces[position] + pieces[position + 1]]
+        seen.add(pieces[position])
+    return seen
 
 
 def tokens_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], also: Iterable[int] = ()) -> list[int]:
@@ -114,7 +51,7 @@ def tokens_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], als
     specification = _specification(tokenizer)
     vocabulary = specification["model"]["vocab"]
     names = {identifier: token for token, identifier in vocabulary.items()}
-    table = MergeTable(vocabulary, _merges(specification))
+    ranks = {pair: rank for rank, pair in enumerate(_merges(specification))}
     texts = list(dict.fromkeys(texts))
 
     keep: set[int] = {identifier for token, identifier in vocabulary.items() if _BYTE.fullmatch(token)}
@@ -129,7 +66,7 @@ def tokens_to_keep(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], als
     for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False):
         used.update(encoding.ids)
     for identifier in used - set(added):
-        keep |= {vocabulary[piece] for piece in table.derivation(names[identifier])}
+        keep |= {vocabulary[piece] for piece in derivation(names[identifier], vocabulary, ranks)}
     return sorted(keep | used)
 
 
@@ -137,7 +74,7 @@ def _specification(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The serialised fast tokenizer; only byte-pair encodings over characters can be trimmed."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError("vocabulary trimming needs a fast tokenizer; remove 'trim:' from the profile")
-    specification = json.loads(tokenizer.backend_tokenizer.to_str())
+    specification: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     model = specification["model"]
     if model["type"] != "BPE" or not model.get("byte_fallback"):
         raise UserError(
@@ -150,14 +87,12 @@ def _specification(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def _merges(specification: dict[str, Any]) -> list[tuple[str, str]]:
     """Merges as pairs; older files write them as one string with a space."""
-    return [
-        tuple(merge.split(" ", 1)) if isinstance(merge, str) else (merge[0], merge[1])  # type: ignore[misc]
-        for merge in specification["model"]["merges"]
-    ]
+    merges = specification["model"]["merges"]
+    return [tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in merges]
 
 
 def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, keep: Sequence[int]) -> PreTrainedTokenizerBase:
-    """A tokenizer of the kept tokens, numbered anew in their old order."""
+    """A tokenizer of the kept tokens, renumbered in their old order."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -165,26 +100,20 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, keep: Sequence[int]) -> P
     new = {old: position for position, old in enumerate(keep)}
     model = specification["model"]
     vocabulary = {token: new[identifier] for token, identifier in model["vocab"].items() if identifier in new}
-    model["merges"] = [
-        list(pair)
-        for pair in _merges(specification)
-        if pair[0] in vocabulary and pair[1] in vocabulary and "".join(pair) in vocabulary
-    ]
+    model["merges"] = [list(pair) for pair in _merges(specification)
+                       if pair[0] in vocabulary and pair[1] in vocabulary and "".join(pair) in vocabulary]  # fmt: skip
     model["vocab"] = vocabulary
-    specification["added_tokens"] = [
-        {**entry, "id": new[entry["id"]]} for entry in specification["added_tokens"] if entry["id"] in new
-    ]
+    added = specification["added_tokens"]
+    specification["added_tokens"] = [entry | {"id": new[entry["id"]]} for entry in added if entry["id"] in new]
     for special in ((specification.get("post_processor") or {}).get("special_tokens") or {}).values():
         special["ids"] = [new[identifier] for identifier in special["ids"]]
-    special_tokens = {
-        name: token for name, token in tokenizer.special_tokens_map.items() if name != "additional_special_tokens"
-    }
+    special_tokens = tokenizer.special_tokens_map
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(specification, ensure_ascii=False)),
         clean_up_tokenization_spaces=False,
         model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
-        **special_tokens,
+        **{name: token for name, token in special_tokens.items() if name != "additional_special_tokens"},
     )
 
 
@@ -218,44 +147,31 @@ def trim_model(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     return model
 
 
+def total_over_positions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    quantity: Callable[[Float[torch.Tensor, "positions vocabulary"]], Float[torch.Tensor, "positions ..."]],
+) -> tuple[torch.Tensor, int]:
+    """The sum of a quantity of the next-token logits over all positions of some texts, and how many those are."""
+    total, count = torch.tensor(0.0), 0
+    for start in range(0, len(texts), _BATCH):
+        ids = tokenizer(list(texts[start : start + _BATCH]))["input_ids"]
+        rows = {"input_ids": [row[: context_length(model.config)] for row in ids]}
+        inputs = tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            logits = model(**inputs).logits  # (texts, positions, vocabulary)
+        counted = inputs["attention_mask"].bool()
+        if int(counted.sum(dim=-1).min()) > 1:
+            counted[:, 0] = False  # nobody samples a text from its beginning-of-sequence token alone
+        total = total + quantity(logits[counted].float().cpu()).sum(dim=0)
+        count += int(counted.sum())
+    return total, count
+
+
 def kept_probability(
     logits: Float[torch.Tensor, "positions vocabulary"], keep: Int[torch.Tensor, " kept"]
 ) -> Float[torch.Tensor, " positions"]:
-    """The share of the next-token probability that falls on the kept tokens, for each position."""
+    """The fraction of the next-token probability that falls on the kept tokens, for each position."""
     logits = logits.float()
     return torch.exp(torch.logsumexp(logits[:, keep], dim=-1) - torch.logsumexp(logits, dim=-1))
-
-
-def mean_kept_probability(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: dict[str, list[str]],
-    keep: Int[torch.Tensor, " kept"],
-) -> pd.Series:
-    """The mean share of next-token probability on the kept tokens, for each language over its texts' positions."""
-    shares = {}
-    for language in texts:
-        logits = next_token_logits(model, tokenizer, texts[language])
-        shares[language] = _mean(kept_probability(row, keep) for row in logits)
-    return pd.Series(shares)
-
-
-def _mean(parts: Iterable[Float[torch.Tensor, " positions"]]) -> float:
-    """The mean over the positions of all parts together."""
-    total, count = 0.0, 0
-    for part in parts:
-        total += float(part.double().sum())
-        count += len(part)
-    return total / count
-
-
-def save_trimmed(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, keep: Sequence[int], folder: Path
-) -> PreTrainedTokenizerBase:
-    """Write a normal checkpoint with the kept tokens only. ``model`` is trimmed in place; returns its tokenizer."""
-    trimmed = trim_tokenizer(tokenizer, keep)
-    trim_model(model, keep)
-    with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        trimmed.save_pretrained(temporary)
-    return trimmed
