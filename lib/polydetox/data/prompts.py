@@ -68,12 +68,9 @@ def load_prompts(
 
 def further_prompts(sets: list[dict[str, Any]]) -> list[str]:
     """The prompts of further sets (``source, folder, limit, languages`` of each), all languages together."""
-    return [
-        prompt
-        for each in sets
-        for language in each["languages"]
-        for prompt in load_prompts(each["source"], language, each["folder"], each["limit"])[0]["prompt"]
-    ]
+    tables = [load_prompts(each["source"], language, each["folder"], each["limit"])[0]
+              for each in sets for language in each["languages"]]  # fmt: skip
+    return [prompt for table in tables for prompt in table["prompt"]]
 
 
 def prompt_file(source: str, language: str, folder: str | Path = "") -> Path:
