@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, ValidationError, create_model, field_validator, model_validator
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
@@ -25,26 +25,23 @@ Section = dict[str, Any]
 Count = Annotated[int, Field(gt=0)]
 
 
-def _of(*notebooks: str) -> BeforeValidator:
+def _of(*notebooks: str) -> AfterValidator:
     """A section holds settings of some notebooks: their parameters, any number of them."""
 
-    def check(values: Any) -> dict[str, Any] | None:
-        if values is None:
-            return None
-        if not isinstance(values, Mapping):
-            raise PydanticCustomError("dict_type", "Input should be a valid dictionary")
-        classes = [declaration(notebook) for notebook in notebooks]
-        fields = sorted({key for kind in classes for key in kind.model_fields})
-        for key in values:
-            _require(key in fields, f"unknown key {key!r}{nearest(str(key), fields)}")
-        for kind in classes:
-            try:
-                kind.model_validate({key: value for key, value in values.items() if key in kind.model_fields})
-            except ValidationError as error:
-                raise ValueError(problem(error)) from None
-        return dict(values)
+    def check(values: Section | None) -> Section | None:
+        try:
+            if values is not None:
+                _joined(*map(declaration, notebooks)).model_validate(values)
+        except ValidationError as error:
+            raise ValueError(problem(error)) from None
+        return values
 
-    return BeforeValidator(check)
+    return AfterValidator(check)
+
+
+@cache
+def _joined(*declarations: type[Strict]) -> type[Strict]:
+    return create_model("section", __base__=declarations)
 
 
 def _require(holds: object, message: str) -> None:
