@@ -16,7 +16,7 @@ export PROFILE PYTHON CONDA
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLYDETOX := $(BIN)/python -m polydetox
 
-.PHONY: help env requirements paper test test-cluster rehearsal preview quarto pdf lint clean distclean
+.PHONY: help env requirements paper test test-cluster rehearsal preview quarto pdf rulegraph lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -77,6 +77,17 @@ test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (
 
 rehearsal: $(STAMP) ## the papers' profiles with random models and little data, before they cost GPU hours
 	@$(BIN)/python -m tests.rehearsal $(if $(JOBS),--jobs $(JOBS))
+
+# Snakemake's own picture of the stages of these profiles side by side, without the report, which reads them all.
+DRAWN := paper paper-control world
+
+rulegraph: $(STAMP) ## draw the stages into book/rulegraph.svg; needs graphviz
+	@command -v dot >/dev/null || { echo "make rulegraph needs graphviz (apt-get install graphviz)"; exit 1; }
+	@set -e; for profile in $(DRAWN); do \
+	  $(BIN)/python -m snakemake --quiet all --config profile=$$profile --rulegraph --omit-from record; \
+	done > book/rulegraph.dot
+	@dot book/rulegraph.dot | gvpack -array_ut3 2>/dev/null | neato -n2 -Tsvg -o book/rulegraph.svg
+	@rm book/rulegraph.dot
 
 lint: $(STAMP) ## style of the library, the tests and the workflow, and the library's types
 	@$(BIN)/ruff check .

@@ -20,7 +20,6 @@ from latex2mathml.converter import convert as mathml
 
 from polydetox.core.errors import UserError
 from polydetox.core.yaml_files import read_yaml
-from polydetox.report.appendices import FOLDER
 from polydetox.report.assemble import (
     CITATION,
     CONFIGURATION,
@@ -101,7 +100,7 @@ def site_configuration(configuration: dict[str, Any], first: str, site: Path) ->
     shown = {"page-navigation": True, "bread-crumbs": True, "sidebar": book.get("sidebar", {}) | {"contents": contents}}
     kept = ("theme", "css", "toc", "toc-depth", "code-copy", "include-after-body")
     return {
-        "project": {"type": "book", "output-dir": str(site), "resources": ["figures/**", f"{FOLDER}/figures/**"]},
+        "project": {"type": "book", "output-dir": str(site), "resources": ["*.svg", "**/figures/**"]},
         "lang": configuration.get("lang", "en"),
         "book": {"title": book["title"], "description": book.get("description", ""), **shown},
         "format": {"html": {key: options[key] for key in kept if key in options}},
