@@ -29,8 +29,8 @@ except UserError as error:
 profile = run.profile.name
 RUN = run.folder
 
-# One notebook; what it prints goes to the job's log. Each name is quoted for the shell (`:q`), and none can be taken for
-# an option. This Python, since PATH cannot hold every folder's name.
+# One notebook; what it prints goes to the job's log. Each name is quoted for the shell (`:q`), and none can be taken
+# for an option. This Python, since PATH cannot hold every folder's name.
 EXECUTE = (
     "{sys.executable:q} -m polydetox execute --profile={profile:q} --threads={threads}"
     " --parameters={params.parameters:q} -- {input.notebook:q} {output.notebook:q} > {log:q} 2>&1"

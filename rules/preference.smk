@@ -52,7 +52,7 @@ TRIM = run.stage(
         "dtype": run.model_file(model).dtype,
         "languages": run.profile.languages,
         "more_prompts": [
-            run.prompts(name).model_dump(include={"source", "folder", "limit"}) | {"languages": languages}
+            run.profile.more_prompts[name].model_dump(include={"source", "folder", "limit"}) | {"languages": languages}
             for name, languages in run.prompt_sets.items()
         ],
         **run.prompt_parameters(),

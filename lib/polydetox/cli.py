@@ -28,10 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # What follows `--` are targets, which argparse would mix with Snakemake's options.
     end = arguments.index("--") if arguments[:1] == ["run"] and "--" in arguments else len(arguments)
-    options, options.rest = parser.parse_known_args(arguments[:end])
-    if options.rest and options.command != "run":
-        parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
-    options.targets = arguments[end + 1 :]
+    options, rest = parser.parse_known_args(arguments[:end])
+    if rest and options.command != "run":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest, options.targets = rest, arguments[end + 1 :]
     # Everything below names files relative to the checkout.
     try:
         if options.command != "doctor":
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"polydetox {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[..., Any], text: str, **more: str) -> Callable[..., Any]:
+    def command(name: str, function: Callable[..., Any], text: str, **more: Any) -> Callable[..., Any]:
         parser = commands.add_parser(name, help=text, **more)
         parser.set_defaults(function=function)
         if function in (_run, _render, _push, _execute):
@@ -68,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         return parser.add_argument
 
     command("doctor", _doctor, "what is installed and usable, and what each missing part needs")
-
     option = command("run", _run, "run a profile to the rendered report (calls Snakemake)",
                      usage="polydetox run [OPTION ...] [SNAKEMAKE'S OPTION ...] [--] [TARGET ...]",
                      epilog="Anything else is passed to Snakemake: -n, --default-resources, --forcerun, a target ...",
@@ -82,12 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--pdf", action="store_true", help="make a PDF of the chapters as well; needs Quarto")
 
     option = command("data", _data, "the data sources: licence, address, and what to do to get each")
-    option(
-        "action",
-        nargs="?",
-        choices=["fetch", "check"],
-        help="fetch: download a source, verify it, and unpack it; check: read every source that is available",
-    )
+    option("action", nargs="?", choices=["fetch", "check"],
+           help="fetch: download, verify and unpack a source; check: read every source available")  # fmt: skip
     option("name", nargs="?", help="the source to fetch, as `polydetox data` lists it")
     option("--from", dest="given", type=paths.expanded, help="a file or folder that you have downloaded already")
 
@@ -126,7 +121,7 @@ def _execute(options: argparse.Namespace) -> None:
 
 
 def _open(options: argparse.Namespace) -> int:
-    from polydetox.opening import opened, start
+    from polydetox.execute import opened, start
 
     notebook = opened(options.job, options.to)
     print(f"the notebook: {paths.relative(notebook)}", flush=True)
@@ -264,7 +259,7 @@ def _supervise(command: list[str], environment: dict[str, str]) -> int:
     this process are for it what Ctrl-C is: it ends its jobs here, and cancels those on a cluster, which otherwise would
     go on without anyone who knows of them.
     """
-    parent, hung_up = os.getpid(), False
+    parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
 
     def prepare() -> None:
@@ -276,24 +271,15 @@ def _supervise(command: list[str], environment: dict[str, str]) -> int:
                 os._exit(1)
 
     def hang_up(*_: object) -> None:
-        nonlocal hung_up
-        hung_up = True
         process.send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     process = subprocess.Popen(command, env=environment, preexec_fn=prepare)
-    handlers = {signal.SIGTERM: lambda *_: process.terminate(), signal.SIGHUP: hang_up}
-    previous = {number: signal.getsignal(number) for number in handlers}
-    for number, handler in handlers.items():
-        if previous[number] is not signal.SIG_IGN:
+    for number, handler in ((signal.SIGTERM, lambda *_: process.terminate()), (signal.SIGHUP, hang_up)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
     try:
-        status = process.wait()
-        if hung_up:
-            raise KeyboardInterrupt
-        return status
+        return process.wait()
     except KeyboardInterrupt:
         process.wait()  # the terminal has sent it the same signal
         raise
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)

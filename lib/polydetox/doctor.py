@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 
-from polydetox.core import params
 from polydetox.core.errors import UserError
-from polydetox.quarto import find_quarto, why_none
+from polydetox.quarto import find_quarto, version, why_none
 
 # What is more to do for an extra than `pip install`.
 _REMEDIES = {"": "make the environment again", "gpu": "pip install --no-deps -r requirements-gpu.txt"}
@@ -27,7 +26,7 @@ def report() -> str:
     lines = [f"{machine}, {os.cpu_count()} CPU cores", "", "Packages", *_packages()]
     lines += ["", "Usable here", _accelerator(), _line(True, "generation", f"auto uses {choose_engine('auto')}{vllm}")]
     lines += [_quarto(), *(_line(usable, f"scorer {name}", why or "usable") for name, usable, why in available())]
-    return "\n".join([*lines, "", "Parameters", *_parameters()])
+    return "\n".join(lines)
 
 
 def _line(good: bool, name: str, text: str) -> str:
@@ -40,10 +39,9 @@ def _packages() -> list[str]:
     for text in metadata.requires("polydetox") or []:
         name, extra = re.findall(r"^[\w.-]+", text)[0], "".join(re.findall("extra == ['\"](.+?)['\"]", text))
         versions = found.setdefault(extra, {})
-        try:
+        versions[name] = ""
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = ""
     lines = []
     for extra, versions in found.items():
         missing = ", ".join(name for name, version in versions.items() if not version)
@@ -70,18 +68,5 @@ def _quarto() -> str:
         return _line(False, "Quarto", str(error))
     if found is None:
         return _line(False, "Quarto", f"the report is rendered as a preview: {why_none()}")
-    version = subprocess.run([found, "--version"], capture_output=True, text=True)
-    if version.returncode:
-        return _line(False, "Quarto", f"{found} does not start; the report is rendered as a preview")
-    return _line(True, f"Quarto {version.stdout.strip()}", found)
-
-
-def _parameters() -> list[str]:
-    lines = []
-    for kind, load in (("model", params.load_model), ("profile", params.load_profile)):
-        for name in params.names(kind):
-            try:
-                lines.append(_line(True, f"{kind} {name}", load(name).title))
-            except UserError as error:
-                lines.append(_line(False, f"{kind} {name}", str(error)))
-    return lines
+    known = version(found)
+    return _line(bool(known), f"Quarto {known}".strip(), found + ("" if known else " does not start"))

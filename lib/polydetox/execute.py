@@ -1,4 +1,4 @@
-"""Run one notebook with papermill, the way the workflow runs each stage.
+"""Run one notebook with papermill, the way the workflow runs each stage, or open it in Jupyter.
 
 What papermill leaves open is settled here: the kernel, which is this Python's own, where a failed copy goes, that the
 executed notebook appears under its final name only once the stage has succeeded, and that a stage ends when the run
@@ -8,12 +8,14 @@ that started it is gone.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,12 +42,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     A failure is a ``UserError`` with the notebook's last error and the path of the partially executed copy, which is
     kept under ``runs/<profile>/failed/``.
     """
-    # Arrow's Hadoop file system, for which papermill looks, is a third of its import and serves no local notebook.
-    hidden = sys.modules.setdefault("pyarrow.fs", None) is None  # type: ignore[arg-type]
     import papermill
-
-    if hidden:
-        del sys.modules["pyarrow.fs"]
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
@@ -55,12 +52,15 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     os.environ["OMP_NUM_THREADS"] = str(threads)
     _choose_gpu()
     _end_with_run()
-    copy = _failed_copy(profile, output)
-    copy.unlink(missing_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    run, stage = paths.profile_run(profile).resolve(), output.resolve().parent
+    name = "-".join(stage.relative_to(run).parts if stage.is_relative_to(run) else stage.parts[-2:])
+    copy = paths.failed(profile) / f"{name}.ipynb"
     partial = output.with_name(f".{output.stem}.part.ipynb")
-    usual = tempfile.gettempdir()
-    short = usual if len(os.fsencode(usual)) < 70 else "/tmp"  # a socket's address has some 100 bytes
+    copy.unlink(missing_ok=True)
+    for file in (copy, partial):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    short = tempfile.gettempdir()
+    short = short if len(os.fsencode(short)) < 70 else "/tmp"  # a socket's address has some 100 bytes
     try:
         with tempfile.TemporaryDirectory(prefix="polydetox-", dir=short) as folder:
             papermill.execute_notebook(
@@ -77,17 +77,9 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
         os.replace(partial, output)
         return
     if partial.is_file():
-        copy.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, copy)
     reason = re.sub(r"\x1b\[[0-9;]*m", "", reason).strip().splitlines()[0]
     raise UserError(f"{reason}\n  the partially executed notebook: {paths.relative(copy)}")
-
-
-def _failed_copy(profile: str, output: Path) -> Path:
-    """Where the partially executed copy of a failed stage is kept: its path below the run, in one name."""
-    run, stage = paths.profile_run(profile).resolve(), output.resolve().parent
-    parts = stage.relative_to(run).parts if stage.is_relative_to(run) else stage.parts[-2:]
-    return paths.failed(profile) / ("-".join(parts) + ".ipynb")
 
 
 def this_run() -> str:
@@ -146,6 +138,49 @@ def _end_with_run() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def opened(job: Path, folder: Path | None = None) -> Path:
+    """Write the notebook of a job, as it is now, with the parameters that the job had, and return its path.
+
+    ``job`` is the folder of a stage, a file in it, or the partially executed notebook of a failed one. What the
+    notebook writes goes beside the copy, by default below ``runs/manual/``, and so never over a run's artefacts.
+    """
+    import nbformat
+    from papermill import execute_notebook
+
+    failed = job.suffix == ".ipynb" and job.stem != "notebook"
+    stage = job if job.is_dir() or failed else job.parent
+    executed = job if failed else stage / "notebook.ipynb"
+    where = paths.relative(executed)
+    try:
+        ran = nbformat.read(executed, as_version=4).metadata["papermill"]
+        source, parameters = Path(ran["input_path"]), dict(ran["parameters"])
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such notebook; name the folder of a job that has run") from None
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{where}: not executed by papermill ({type(error).__name__})") from None
+    if not source.is_file():
+        raise UserError(f"{paths.relative(source)}: the notebook that this job executed is no longer there")
+    name = stage.with_suffix("") if failed else stage
+    below = name.relative_to(paths.runs()) if name.is_relative_to(paths.runs()) else name.name
+    folder = folder or paths.runs() / "manual" / below
+    if "output_folder" in parameters:
+        parameters["output_folder"] = str(folder)
+    notebook = execute_notebook(source, None, parameters, prepare_only=True, kernel_name="python3", progress_bar=False)
+    # Jupyter starts a kernel in the notebook's folder, papermill in the root, from where paths are named.
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"import os\n\nos.chdir({str(paths.root())!r})"))
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / source.name)
+    return folder / source.name
+
+
+def start(notebook: Path) -> int:
+    """Start Jupyter on a notebook and wait for its end; returns its exit status."""
+    for application in filter(importlib.util.find_spec, ("jupyterlab", "notebook")):
+        environment = os.environ | {"POLYDETOX_ROOT": str(paths.root())}
+        return subprocess.run([sys.executable, "-m", application, str(notebook)], env=environment).returncode
+    raise UserError(f"Jupyter is not installed here (pip install jupyterlab); see {paths.relative(notebook)}")
 
 
 def read_parameters(text: str) -> dict[str, Any]:

@@ -39,25 +39,23 @@ def preflight(run: Run) -> None:
 
 def problems(run: Run) -> list[str]:
     """Everything that :func:`preflight` would stop at, one line each; what the plan of a run says is missing."""
-    found = []
+    found: dict[str, None] = {}
     for check in _checks(run):
         try:
             check()
         except UserError as error:
-            found.append(str(error))
-    return list(dict.fromkeys(found))
+            found[str(error)] = None
+    return list(found)
 
 
 def skipped(run: Run) -> list[str]:
     """What a run skips because optional data are not available, one line each."""
-    variants = {name: run.profile.variants[name].pairs for name in sorted(run.skipped)}
-    lines = [f"variant {name}: its pairs {pairs} are not available (see `polydetox data`)"
-             for name, pairs in variants.items()]  # fmt: skip
+    lines = [f"variant {name}: its pairs {run.profile.variants[name].pairs} are not available (see `polydetox data`)"
+             for name in sorted(run.skipped)]  # fmt: skip
     for name, prompts in run.profile.more_prompts.items():
-        missing = [language for language in run.profile.languages if language not in run.prompt_sets.get(name, [])]
         if name not in run.prompt_sets:
             lines.append(f"prompts {name}: {prompts.source} is not available (see `polydetox data`)")
-        elif missing:
+        elif missing := [one for one in run.profile.languages if one not in run.prompt_sets[name]]:
             lines.append(f"prompts {name}: not available in {' '.join(missing)}")
     return lines
 
@@ -86,23 +84,18 @@ def _other_models(profile: Profile) -> list[str]:
 def _checks(run: Run) -> Checks:
     """The checks of a run, each once, in the order in which a reader mends what they find."""
     of_jobs = chain.from_iterable(_job_checks(run, job) for job in run.jobs.values())
-    done = set()
-    for check in chain(_data_checks(run), _model_checks(run), of_jobs):
-        key = (check.func, repr((check.args, check.keywords)))
-        if key not in done:
-            done.add(key)
-            yield check
+    yield from {repr(check): check for check in chain(_own_checks(run), of_jobs)}.values()
 
 
-def _data_checks(run: Run) -> Checks:
-    """The prompts of every language, and the pairs: read once, as the stages will."""
+def _own_checks(run: Run) -> Checks:
+    """The prompts of every language and the pairs, read as the stages will; the models."""
     profile = run.profile
     yield partial(training_prompts)
     for language in profile.languages if profile.models else []:
         yield partial(load_prompts, profile.prompts.source, language, profile.prompts.folder, profile.prompts.limit)
     for name, prompts in profile.more_prompts.items():
         if prompts.source != "project" and not (prompts.optional and not is_available(prompts.folder)):
-            yield partial(_check_folder, _place(profile, f"more_prompts: {name}: folder"), prompts.folder)
+            yield partial(_check_folder, f"{_file(profile)}: more_prompts: {name}: folder", prompts.folder)
         for language in run.prompt_sets.get(name, []):
             yield partial(load_prompts, prompts.source, language, prompts.folder, prompts.limit)
     needed = {kind for model in run.models for kind in run.kinds(model)}
@@ -112,10 +105,12 @@ def _data_checks(run: Run) -> Checks:
             yield partial(_check_pairs, profile, kind, values.get("folder", ""))
     if profile.world:
         yield partial(lambda languages: Phrasebook.read().check_languages(languages), profile.languages)
+    yield from (partial(load_model, model) for model in _other_models(profile))
+    yield from (partial(_check_model, run, model) for model in run.models)
 
 
-def _place(profile: Profile, section: str) -> str:
-    return f"params/profiles/{profile.name}.yaml: {section}"
+def _file(profile: Profile) -> str:
+    return f"params/profiles/{profile.name}.yaml"
 
 
 def _check_folder(where: str, folder: str) -> None:
@@ -124,16 +119,11 @@ def _check_folder(where: str, folder: str) -> None:
 
 
 def _check_pairs(profile: Profile, kind: str, folder: str) -> None:
-    _check_folder(_place(profile, f"pairs: {kind}: folder"), folder)
+    _check_folder(f"{_file(profile)}: pairs: {kind}: folder", folder)
     if kind == "toxicity-pairwise":
         toxicity_pairwise(folder)
     else:
         rtp_lx_pairs(folder, rtp_lx_held_out(profile))
-
-
-def _model_checks(run: Run) -> Checks:
-    yield from (partial(load_model, model) for model in _other_models(run.profile))
-    yield from (partial(_check_model, run, model) for model in run.models)
 
 
 def _check_model(run: Run, model: str) -> None:
@@ -156,7 +146,7 @@ def _check_model(run: Run, model: str) -> None:
 def _job_checks(run: Run, job: Job) -> Checks:
     """What the parameters of one job name, by the name of the parameter."""
     section = run.stages[job.stage]["section"]
-    where = _place(run.profile, section)
+    where = f"{_file(run.profile)}: {section}"
     settings = job.resolved()
     scored = {"score": run.profile.languages, "attribute_eval": control_languages(run.profile)}
     languages = scored.get(job.stage) or settings.get("languages") or ["en"]
@@ -192,13 +182,10 @@ def _check_scorer(name: str, languages: list[str], where: str, *, one_is_enough:
 def _check_labelled(run: Run, model: str, where: str, texts: str, threshold: float, labels: Any) -> None:
     """The labelled texts that a section names, or on-policy pairs, whose continuations stand in for them."""
     if texts:
-        table, _ = read_labelled(local_path(texts), threshold, labels)
-        check_both_labels(table, texts)
+        check_both_labels(read_labelled(local_path(texts), threshold, labels)[0], texts)
     elif "on-policy" not in run.kinds(model):
-        raise UserError(
-            f"{where}: texts: is needed for {model}, which samples no on-policy pairs; name a file of texts and labels "
-            "(CSV, JSON Lines or Parquet)"
-        )
+        raise UserError(f"{where}: texts: is needed for {model}, which samples no on-policy pairs; name a file of "
+                        "texts and labels (CSV, JSON Lines or Parquet)")  # fmt: skip
 
 
 def _check_sentences(where: str, sentences: str, languages: list[str], folder: str, limit: int | None) -> None:
@@ -214,6 +201,5 @@ def _check_corpus(where: str, name: str, place: str, max_words: int, *prompts: A
     if name == "wikitext":
         neutral_paragraphs(local_path(place), max_words)
     else:
-        source, folder, limit = prompts
-        known = load_prompts(source, "en", folder, limit)[0]["prompt"].tolist()
+        known = load_prompts(prompts[0], "en", *prompts[1:])[0]["prompt"].tolist()
         toxic_statements(local_path(place), max_words, known)

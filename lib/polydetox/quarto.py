@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from polydetox.core import paths
@@ -44,11 +44,9 @@ def why_none() -> str:
     """Why there is no Quarto, and what gets one."""
     if os.environ.get("QUARTO") == "":
         return "QUARTO is set to nothing, which asks for none; unset it, or name a command with it"
-    ways = "`make quarto` gets it from PyPI, conda from conda-forge, and https://quarto.org has it for every system"
-    try:
-        return f"{_record().read_text('utf-8').splitlines()[0]}; {ways}"
-    except (OSError, IndexError):
-        return f"it is not installed; {ways}"
+    tried = _record().read_text("utf-8").splitlines() if _record().is_file() else []
+    return (f"{(tried or ['it is not installed'])[0]}; `make quarto` gets it from PyPI, conda from conda-forge, and "
+            "https://quarto.org has it for every system")  # fmt: skip
 
 
 def failure_note(profile: str) -> str | None:
@@ -84,32 +82,32 @@ def run_quarto(quarto: str, book: Path, to: str, log: Path) -> Path:
 @contextmanager
 def _plainly_named(book: Path) -> Iterator[Path]:
     """The folder, or a link to it where Quarto takes its name for a pattern or, for a backslash, loses references."""
-    if not re.search(r"[\[\]\\]", str(book)):
-        yield book
-        return
     with tempfile.TemporaryDirectory() as place:
         link = Path(place) / "book"
         link.symlink_to(book.resolve())
-        yield link
+        yield link if re.search(r"[\[\]\\]", str(book)) else book
+
+
+def version(quarto: str) -> str:
+    """What a Quarto says of its version; empty where it does not start."""
+    with suppress(OSError):
+        return subprocess.run([quarto, "--version"], capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def install(again: bool = False) -> str | None:
     """Try ``quarto-cli`` unless there is a Quarto, none is wanted, or this version was tried; returns what to say."""
-    record = _record()
-    if "QUARTO" in os.environ or find_quarto():
-        return None
-    if not again and record.is_file() and f"quarto-cli {VERSION} " in record.read_text("utf-8"):
+    tried = _record().read_text("utf-8") if _record().is_file() else ""
+    if "QUARTO" in os.environ or find_quarto() or (not again and f"quarto-cli {VERSION} " in tried):
         return None
     print(f"Trying to get Quarto from PyPI (quarto-cli {VERSION}, which downloads it) ...", end=" ", flush=True)
     reason, output = _pip()
     if not reason:
-        record.unlink(missing_ok=True)
+        _record().unlink(missing_ok=True)
         return "done. A report that is there already is rendered again by `polydetox render`."
-    said = f"quarto-cli {VERSION} could not be installed on {time.strftime('%Y-%m-%d')} ({reason})\n\n{output}"
-    try:
-        record.write_text(said, "utf-8")
-    except OSError as error:
-        reason += f"; this cannot be noted: {error.strerror}"
+    with suppress(OSError):
+        said = f"quarto-cli {VERSION} could not be installed on {time.strftime('%Y-%m-%d')} ({reason})\n\n{output}"
+        _record().write_text(said, "utf-8")
     return f"failed: {reason}. The report will be a preview; `make quarto` tries again."
 
 
@@ -125,8 +123,16 @@ def _record() -> Path:
 def _command() -> list[str]:
     quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1"]
     # What the package asks for is the kernel and clients of notebooks that Quarto executes; here it executes none.
-    alone = ["--no-deps", "--no-build-isolation", f"quarto-cli=={VERSION}"]
-    return [sys.executable, "-m", "pip", "install", *quiet, *alone]
+    return [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *quiet,
+        "--no-deps",
+        "--no-build-isolation",
+        f"quarto-cli=={VERSION}",
+    ]
 
 
 def _pip() -> tuple[str, str]:
@@ -140,14 +146,11 @@ def _pip() -> tuple[str, str]:
         return f"not done after {SECONDS} s", process.communicate()[0]
     if process.returncode:
         lines = [line.strip() for line in output.splitlines() if line.strip()] or ["pip said nothing"]
-        named = [line for word in ("Error downloading", "ERROR") for line in lines if word in line]
-        return (named or lines)[0], output
-    found = find_quarto()
-    starts = found and not subprocess.run([found, "--version"], capture_output=True).returncode
-    return "" if starts else "it was installed, but does not start", output
+        return next(line for word in ("Error downloading", "ERROR", "") for line in lines if word in line), output
+    return "" if version(find_quarto() or "") else "it was installed, but does not start", output
 
 
 if __name__ == "__main__":
     asked = "--again" in sys.argv[1:]
-    said = install(again=asked) or (f"Quarto: {find_quarto() or why_none()}" if asked else "")
-    print(said, end="\n" if said else "")
+    if said := install(again=asked) or (f"Quarto: {find_quarto() or why_none()}" if asked else ""):
+        print(said)

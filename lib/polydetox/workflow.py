@@ -19,16 +19,7 @@ from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, atomic_path
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration, notebook_file, validated
-from polydetox.core.params import (
-    ModelFile,
-    Profile,
-    Prompts,
-    is_ablation,
-    languages_of,
-    load_model,
-    load_profile,
-    variants_of,
-)
+from polydetox.core.params import ModelFile, Profile, is_ablation, languages_of, load_model, load_profile, variants_of
 from polydetox.data.catalogue import is_available
 from polydetox.data.prompts import languages_available
 
@@ -74,18 +65,10 @@ class Run:
         self.chapters[name] = {"about": about, "included": included}
 
     def stage(
-        self,
-        name: str,
-        folder: str,
-        *,
-        jobs: Iterable[Wildcards],
-        title: str,
-        section: str = "",
-        settings: Callable[..., Mapping[str, Any]] | None = None,
-        inputs: Callable[..., Mapping[str, Any]] | None = None,
-        notebook: str = "",
-        table: str = MANIFEST,
-    ) -> str:
+        self, name: str, folder: str, *, jobs: Iterable[Wildcards], title: str, section: str = "", notebook: str = "",
+        table: str = MANIFEST, settings: Callable[..., Mapping[str, Any]] | None = None,
+        inputs: Callable[..., Mapping[str, Any]] = lambda **_: {},
+    ) -> str:  # fmt: skip
         """Register a stage: its folder with wildcards, its jobs, and what their notebooks are given.
 
         ``section`` is the profile's section that holds its settings (`mechanism: probe`); ``settings`` replaces what
@@ -96,20 +79,18 @@ class Run:
         ``UserError``.
         """
         self.stages[name] = {"title": title, "table": table, "section": section}
+        notebook = notebook or name
+        where = f"params/profiles/{self.profile.name}.yaml: {section or name}"
         for wildcards in jobs:
-            where = f"params/profiles/{self.profile.name}.yaml: {section or name}"
             of = wildcards.get("model", ""), wildcards.get("variant", "")
-            found = self.section(section, notebook or name, *of) if section and not settings else {}
-            given = dict(settings(**wildcards)) if settings else found
-            decided = {"output_folder": folder.format(**wildcards), **(inputs(**wildcards) if inputs else {})}
+            given = settings(**wildcards) if settings else self.section(section, notebook, *of) if section else {}
+            decided = {"output_folder": folder.format(**wildcards), **inputs(**wildcards)}
             if both := sorted(set(given) & set(decided)):
                 raise UserError(f"{where}: unknown key {both[0]!r}: the workflow decides it")
-            parameters = {**given, **decided}
-            validated(declaration(notebook or name), parameters, where)
-            file = paths.relative(notebook_file(notebook or name))
-            self.jobs[name, *sorted(wildcards.items())] = Job(
-                name, file, decided["output_folder"], dict(wildcards), parameters
-            )
+            parameters, file = {**given, **decided}, paths.relative(notebook_file(notebook))
+            validated(declaration(notebook), parameters, where)
+            job = Job(name, file, decided["output_folder"], dict(wildcards), parameters)
+            self.jobs[name, *sorted(wildcards.items())] = job
         return folder
 
     def parameters(self, stage: str, wildcards: Wildcards) -> str:
@@ -168,37 +149,27 @@ class Run:
     @cached_property
     def skipped(self) -> set[str]:
         """The optional variants whose pairs are not available."""
-        folders = {kind: pairs.get("folder", "") for kind, pairs in self.profile.pairs.items() if kind != "on-policy"}
-        return {
-            name
-            for name, variant in self.profile.variants.items()
-            if variant.optional and variant.pairs in folders and not is_available(folders[variant.pairs])
-        }
+        optional = {name: variant.pairs for name, variant in self.profile.variants.items() if variant.optional}
+        return {name for name, kind in optional.items()
+                if kind != "on-policy" and not is_available(self.profile.pairs[kind].get("folder", ""))}  # fmt: skip
 
     @cached_property
     def prompt_sets(self) -> dict[str, list[str]]:
         """The further sets of prompts that are evaluated, with their languages; of an optional set those available."""
         languages = self.profile.languages
-        found = {
-            name: languages_available(prompts.source, languages, prompts.folder) if prompts.optional else languages
-            for name, prompts in self.profile.more_prompts.items()
-        }
+        found = {name: languages_available(prompts.source, languages, prompts.folder) if prompts.optional else languages
+                 for name, prompts in self.profile.more_prompts.items()}  # fmt: skip
         return {name: languages for name, languages in found.items() if languages}
 
-    def prompts(self, prompt_set: str = "") -> Prompts:
-        """The evaluation prompts, or a further set of them."""
-        return self.profile.more_prompts[prompt_set] if prompt_set else self.profile.prompts
-
     def prompt_parameters(self, prompt_set: str = "", variant: str = "") -> dict[str, Any]:
-        """The same as a notebook takes them; an ablation may have fewer."""
-        chosen = self.prompts(prompt_set)
+        """The evaluation prompts, or a further set, as a notebook takes them; an ablation may have fewer."""
+        chosen = self.profile.more_prompts[prompt_set] if prompt_set else self.profile.prompts
         fewer = self.profile.variants[variant].prompt_limit if variant in self.profile.variants else None
-        limit = fewer or chosen.limit
-        return {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": limit}
+        return {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": fewer or chosen.limit}
 
     def prompt_files(self, prompt_set: str = "") -> list[str]:
         """The files that the prompts come from, as far as they are this project's."""
-        project = self.prompts(prompt_set).source == "project"
+        project = self.prompt_parameters(prompt_set)["prompts_source"] == "project"
         return [paths.relative(paths.prompt_files() / "evaluation.yaml")] if project else []
 
     def languages(self, variant: str = "", prompt_set: str = "") -> list[str]:
@@ -256,10 +227,9 @@ def load(profile: str) -> Run:
 
 def write_record(profile: str) -> Path:
     """Write :meth:`Run.record` of a profile that the workflow has not run; returns its path."""
-    file = paths.profile_run(profile) / RECORD
-    with atomic_path(file) as temporary:
+    with atomic_path(paths.profile_run(profile) / RECORD) as temporary:
         temporary.write_text(load(profile).record() + "\n", "utf-8")
-    return file
+    return paths.profile_run(profile) / RECORD
 
 
 def record_file(profile: str) -> Path:

@@ -7,6 +7,7 @@ presence means that the stage succeeded.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -104,14 +105,21 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or broken file is a ``UserError`` that names it."""
+@contextmanager
+def _read_as(path: Path, what: str) -> Iterator[None]:
     try:
-        return json.loads(path.read_text("utf-8"))
+        yield
     except FileNotFoundError:
         raise UserError(f"{relative(path)}: no such file; run the stage that writes it first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{relative(path)}: not valid JSON ({error}); delete it and run its stage again") from None
+    except Exception as error:  # pyarrow raises many kinds; all mean that the file is damaged
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{relative(path)}: {what} ({reason}); delete it and run its stage again") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or broken file is a ``UserError`` that names it."""
+    with _read_as(path, "not valid JSON"):
+        return json.loads(path.read_text("utf-8"))
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
@@ -124,18 +132,10 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Read a Parquet table and check its columns; anything wrong is a ``UserError`` that names the file."""
     import pandas as pd
 
-    try:
+    with _read_as(path, "not a readable Parquet file"):
         table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise UserError(f"{relative(path)}: no such file; run the stage that writes it first") from None
-    except Exception as error:  # pyarrow raises many kinds; all mean that the file is damaged
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(
-            f"{relative(path)}: not a readable Parquet file ({reason}); delete it and run its stage again"
-        ) from None
-    for column in columns or []:
-        if column not in table.columns:
-            raise UserError(f"{relative(path)}: column {column!r} is missing{nearest(column, table.columns)}")
+    if missing := next((column for column in columns or [] if column not in table.columns), None):
+        raise UserError(f"{relative(path)}: column {missing!r} is missing{nearest(missing, table.columns)}")
     return table
 
 
@@ -151,13 +151,10 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_sha256(folder: Path) -> str:
-    """One sha256 over the names and contents of a folder's files, the manifest left out (it holds times)."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-        if path.name == MANIFEST or path.name.startswith("."):
-            continue
-        digest.update(f"{path.relative_to(folder)}\0{file_sha256(path)}\n".encode())
-    return digest.hexdigest()
+    """One sha256 over the names and contents of a folder's files but its manifest, which holds times."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith("."))
+    lines = [f"{path.relative_to(folder)}\0{file_sha256(path)}\n" for path in files if path.name != MANIFEST]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def input_hash(path: Path) -> str:
@@ -189,9 +186,9 @@ def git_commit() -> dict[str, str | None]:
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root()), *words], capture_output=True, text=True, check=True, timeout=10, env=environment
-        ).stdout.strip()
+        command = ["git", "-C", str(root()), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
+        return done.stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() == root():
@@ -199,9 +196,9 @@ def git_commit() -> dict[str, str | None]:
             return {"git_commit": git("rev-parse", "HEAD") + ("+" if changed else "")}
         why_not = "the checkout lies inside another git repository and is none itself"
     except subprocess.CalledProcessError as error:
-        why_not = "the checkout is no git repository with a commit"
-        if "safe.directory" in error.stderr:
-            why_not = "git does not trust the owner of the checkout (see git's safe.directory)"
+        distrust = "safe.directory" in error.stderr
+        why_not = ("git does not trust the owner of the checkout (see git's safe.directory)" if distrust
+                   else "the checkout is no git repository with a commit")  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         why_not = f"git could not be run ({type(error).__name__})"
     return {"git_commit": None, "git_commit_missing": why_not}
@@ -210,26 +207,22 @@ def git_commit() -> dict[str, str | None]:
 def input_names(inputs: Iterable[Path]) -> dict[Path, str]:
     """A name for each input of a stage, no two of them alike, that tells nothing of the machine.
 
-    What lies below ``runs/`` or the checkout is named from there, wherever they are. Other files are named by the end
-    of their path, as little of it as no other name has.
+    What lies below ``runs/`` or the checkout is named from there, whichever links lead there. Other files are named by
+    the end of their path, as little of it as no other name has.
     """
-    names = {path: name for path in inputs if (name := _name_below(path))}
+    inputs = list(inputs)
+    names: dict[Path, str] = {}
+    for path in inputs:
+        for place, seen in itertools.product((runs(), runs().resolve(), root()), (path, path.resolve())):
+            if path not in names and seen.is_relative_to(place):
+                below = Path("" if place == root() else "runs", seen.relative_to(place)).as_posix()
+                if place != root() or not below.startswith("runs/"):  # a folder runs/ that is not the one in use
+                    names[path] = below
     for path in inputs:
         ends = ("/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1))
         if path not in names:
             names[path] = next(end for end in ends if end not in names.values())
     return names
-
-
-def _name_below(path: Path) -> str | None:
-    """The name of a file below ``runs/`` or the checkout, whichever links lead there; None for another one."""
-    for place, name in ((runs(), "runs"), (runs().resolve(), "runs"), (root(), "")):
-        for seen in (path, path.resolve()):
-            if seen.is_relative_to(place):
-                found = Path(name, seen.relative_to(place)).as_posix()
-                # A folder runs/ that is not the one in use must not pass for it.
-                return None if place == root() and found.startswith("runs/") else found
-    return None
 
 
 class Stage:

@@ -46,12 +46,11 @@ def provide() -> None:
     place = _place()
     if not os.path.isabs(os.path.expanduser("~")):  # no home at all
         os.environ["HOME"] = str(place)
-    for name in unusable:
-        os.environ[name] = str(place / name.lower())
+    os.environ.update({name: str(place / name.lower()) for name in unusable})
 
 
 def usable(folder: str | Path | None) -> bool:
-    """Whether a folder can be written to, or made."""
+    """Whether a folder can be written to, or made; one that is not named can."""
     if folder is None:
         return True
     path = Path(os.path.expanduser(folder))

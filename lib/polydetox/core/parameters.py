@@ -1,8 +1,7 @@
 """The parameters of a notebook: declared once, in its parameters cell, and checked against that declaration.
 
 A line of the cell is ``name: type = default  # comment``. The types are Python's and the ones below, which say the
-range as well. The same declaration checks the sections of profiles and model files before a run starts, and the
-notebook's own parameters when it begins.
+range as well. The same declaration checks the sections of profiles and model files before a run starts.
 """
 
 from __future__ import annotations
@@ -88,26 +87,20 @@ def _distinct(what: str, least: int = 1, among: Any = ()) -> AfterValidator:
 
 Language = Annotated[str, AfterValidator(_language)]
 # One alone, as ``papermill -p languages de`` gives it, is a list of one.
-Languages = Annotated[
-    list[Language],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    _distinct("give one language or more, each once"),
-]
-Offsets = Annotated[
-    list[float], _distinct("give each offset once, and 0 among them, which the others are compared with", 1, [0.0])
-]
+_listed = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Languages = Annotated[list[Language], _listed, _distinct("give one language or more, each once")]
+_OFFSETS = "give each offset once, and 0 among them, which the others are compared with"
+Offsets = Annotated[list[float], _distinct(_OFFSETS, 1, [0.0])]
 Scorers = Annotated[list[str], _distinct("give two or more scorers, each once", 2)]
 
 
 def label_name(value: Any) -> str:
     """A label as a person writes it, one spelling for 1, 1.0 and "1", and for true and "True"."""
-    if isinstance(value, bool):
-        return str(value).lower()
     try:
-        found = float(value)
-    except (ValueError, OverflowError):
+        number = float(str(value))  # not of True, which is a word
+    except ValueError:
         return str(value).strip().casefold()
-    return str(int(found)) if found.is_integer() else str(found)
+    return str(int(number)) if number.is_integer() else str(number)
 
 
 def _labels(value: Any) -> Any:
@@ -139,10 +132,9 @@ Suites = Annotated[dict[str, Suite], Field(min_length=1)]
 
 def notebook_file(stage: str) -> Path:
     """The notebook of a stage, whichever chapter's folder it lies in."""
-    found = sorted(paths.notebooks().rglob(f"{stage}.ipynb"))
-    if not found:
-        raise UserError(f"{paths.relative(paths.notebooks())}: no notebook {stage}.ipynb")
-    return found[0]
+    if found := next(paths.notebooks().rglob(f"{stage}.ipynb"), None):
+        return found
+    raise UserError(f"{paths.relative(paths.notebooks())}: no notebook {stage}.ipynb")
 
 
 def parameters_cell(notebook: Path) -> str:
@@ -194,12 +186,9 @@ def explain(error: ValidationError, where: str) -> UserError:
 def problem(error: ValidationError) -> str:
     """The first pydantic error in one line: which key, what is wrong."""
     first = error.errors(include_url=False)[0]
-    location = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        message = "this key is required"
-    elif first["type"] == "literal_error":
-        message = f"{first['input']!r} is not valid; use one of {first['ctx']['expected']}"
-    elif first["type"] != "value_error":
-        message = f"{message} (got {first['input']!r})"
-    return f"{location + ': ' if location else ''}{message}"
+    message = {
+        "missing": "this key is required",
+        "literal_error": f"{first['input']!r} is not valid; use one of {first.get('ctx', {}).get('expected')}",
+        "value_error": first["msg"].removeprefix("Value error, "),
+    }.get(first["type"], f"{first['msg']} (got {first['input']!r})")
+    return ": ".join(filter(None, [".".join(str(part) for part in first["loc"] if part != "[key]"), message]))

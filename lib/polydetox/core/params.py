@@ -53,8 +53,8 @@ def _name(*reserved: str) -> AfterValidator:
     """A name that stands in the paths of a run, beside some that stand there already."""
 
     def check(name: str) -> str:
-        taken = f", and none of {', '.join(reserved)}" if reserved else ""
         plain = re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) and name not in reserved
+        taken = f", and none of {', '.join(reserved)}" if reserved else ""
         _require(plain, f"{name!r}: use lower-case letters, digits and hyphens{taken}")
         return name
 
