@@ -94,11 +94,8 @@ class _Names(ChainMap[str, Any]):
     def _answers(self, suites: Mapping[str, Mapping[str, Any]]) -> float:
         """Answers of multiple-choice questions, each as often as a text is read for it."""
         whole = dict.fromkeys(local_tasks(), self._rates["own_answers"])
-        return sum(
-            (4 * (suite.get("limit") or 0) or whole.get(task, self["task_answers"])) * (1 + suite.get("shots", 0))
-            for suite in suites.values()
-            for task in suite["tasks"]
-        )
+        return sum((4 * (suite.get("limit") or 0) or whole.get(task, self["task_answers"]))
+                   * (1 + suite.get("shots", 0)) for suite in suites.values() for task in suite["tasks"])  # fmt: skip
 
 
 def model_parameters(model: str) -> float:

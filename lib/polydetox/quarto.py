@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from polydetox.core import paths
@@ -64,28 +63,21 @@ def run_quarto(quarto: str, book: Path, to: str, log: Path) -> Path:
     A ``UserError`` with its first error where it does not start or fails.
     """
     try:
-        with _plainly_named(book) as folder, open(log, "w", encoding="utf-8") as stream:
-            status = subprocess.run(
-                [quarto, "render", str(folder), "--to", to],
-                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-            ).returncode  # fmt: skip
+        with tempfile.TemporaryDirectory() as place, open(log, "w", encoding="utf-8") as stream:
+            folder = book
+            if re.search(r"[\[\]\\]", str(book)):  # which it takes for a pattern or, for a backslash, loses references
+                folder = Path(place) / "book"
+                folder.symlink_to(book.resolve())
+            command = [quarto, "render", str(folder), "--to", to]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT)
     except OSError as error:
         raise UserError(f"{quarto} does not start: {error.strerror}") from None
-    if status:
+    if done.returncode:
         text = COLOURS.sub("", log.read_text("utf-8", errors="replace"))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if "ERROR" in line.upper()] or lines[-1:] or ["no message"]
-        raise UserError(f"status {status}: {errors[0]}")
+        raise UserError(f"status {done.returncode}: {errors[0]}")
     return book / "_site"
-
-
-@contextmanager
-def _plainly_named(book: Path) -> Iterator[Path]:
-    """The folder, or a link to it where Quarto takes its name for a pattern or, for a backslash, loses references."""
-    with tempfile.TemporaryDirectory() as place:
-        link = Path(place) / "book"
-        link.symlink_to(book.resolve())
-        yield link if re.search(r"[\[\]\\]", str(book)) else book
 
 
 def version(quarto: str) -> str:
@@ -101,10 +93,20 @@ def install(again: bool = False) -> str | None:
     if "QUARTO" in os.environ or find_quarto() or (not again and f"quarto-cli {VERSION} " in tried):
         return None
     print(f"Trying to get Quarto from PyPI (quarto-cli {VERSION}, which downloads it) ...", end=" ", flush=True)
-    reason, output = _pip()
-    if not reason:
+    process = subprocess.Popen(_command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, start_new_session=True)  # fmt: skip
+    try:
+        output, reason = process.communicate(timeout=SECONDS)[0], ""
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # pip and the build that it started
+        output, reason = process.communicate()[0], f"not done after {SECONDS} s"
+    if process.returncode and not reason:
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["pip said nothing"]
+        reason = next(line for word in ("Error downloading", "ERROR", "") for line in lines if word in line)
+    if not reason and version(find_quarto() or ""):
         _record().unlink(missing_ok=True)
         return "done. A report that is there already is rendered again by `polydetox render`."
+    reason = reason or "it was installed, but does not start"
     with suppress(OSError):
         said = f"quarto-cli {VERSION} could not be installed on {time.strftime('%Y-%m-%d')} ({reason})\n\n{output}"
         _record().write_text(said, "utf-8")
@@ -121,33 +123,9 @@ def _record() -> Path:
 
 
 def _command() -> list[str]:
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1"]
+    options = ["--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1", "--no-build-isolation"]
     # What the package asks for is the kernel and clients of notebooks that Quarto executes; here it executes none.
-    return [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        *quiet,
-        "--no-deps",
-        "--no-build-isolation",
-        f"quarto-cli=={VERSION}",
-    ]
-
-
-def _pip() -> tuple[str, str]:
-    """Why pip could not install it, or nothing, and what it printed."""
-    process = subprocess.Popen(_command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, start_new_session=True)  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # pip and the build that it started
-        return f"not done after {SECONDS} s", process.communicate()[0]
-    if process.returncode:
-        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["pip said nothing"]
-        return next(line for word in ("Error downloading", "ERROR", "") for line in lines if word in line), output
-    return "" if version(find_quarto() or "") else "it was installed, but does not start", output
+    return [sys.executable, "-m", "pip", "install", *options, "--no-deps", f"quarto-cli=={VERSION}"]
 
 
 if __name__ == "__main__":

@@ -250,5 +250,5 @@ def test_a_dataset_of_the_hub_is_fetched_pinned_and_once(checkout, tmp_path, mon
         assert check.check_source("wikitext-2") == "1 paragraphs to train on"
     with StubHub(files, status=403) as hub:
         refused = polydetox(checkout, hub, "data", "fetch", "wikitext-103", POLYDETOX_DATA=str(tmp_path / "other"))
-        assert refused.returncode == 2 and "Salesforce/wikitext is gated: accept its licence at" in refused.stderr
+        assert refused.returncode == 2 and "Salesforce/wikitext: is gated: accept its licence at" in refused.stderr
         assert "export WIKITEXT_103=<folder>" in refused.stderr

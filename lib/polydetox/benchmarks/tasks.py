@@ -10,15 +10,15 @@ import re
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.parameters import Languages, Strict, checked, explain
-from polydetox.core.yaml_files import read_yaml
+from polydetox.core.parameters import Languages, Strict, checked
+from polydetox.core.yaml_files import read_checked
 
 # Multilingual families of the harness, whose task names end in a language.
 _HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")
@@ -67,10 +67,7 @@ def local_tasks() -> dict[str, tuple[Path, str]]:
 
 def read_task_file(file: Path) -> TaskFile:
     """A file of ``params/tasks/``, checked."""
-    try:
-        return TaskFile.model_validate(read_yaml(file))
-    except ValidationError as error:
-        raise explain(error, paths.relative(file)) from None
+    return cast(TaskFile, read_checked(TaskFile, file))
 
 
 def read_questions(file: Path, language: str | None = None) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from pydantic import (  # noqa: F401 - types of parameters, which notebooks take
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     create_model,
     model_validator,
@@ -170,17 +171,12 @@ def checked(stage: str, **values: Any) -> Settings:
     return validated(declaration(stage), values, paths.relative(notebook_file(stage)))
 
 
-def validated(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
-    """An instance of a class from plain values; a mistake is a ``UserError`` that names place and key."""
+def validated(kind: Any, values: Any, where: str) -> Any:
+    """Plain values as a class or another type; a mistake is a ``UserError`` that names place and key."""
     try:
-        return kind.model_validate(dict(values))
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise explain(error, where) from None
-
-
-def explain(error: ValidationError, where: str) -> UserError:
-    """The first pydantic error in one line: where, which key, what is wrong."""
-    return UserError(f"{where}: {problem(error)}")
+        raise UserError(f"{where}: {problem(error)}") from None
 
 
 def problem(error: ValidationError) -> str:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Field, ValidationError, create_model, field_validator, model_validator
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.parameters import Dtype, Languages, PromptSource, Strict, declaration, problem, validated
-from polydetox.core.yaml_files import read_yaml
+from polydetox.core.parameters import Dtype, Languages, PromptSource, Strict, declaration, problem
+from polydetox.core.yaml_files import read_checked
 
 Section = dict[str, Any]
 Count = Annotated[int, Field(gt=0)]
@@ -333,32 +332,28 @@ class Profile(StageSettings):
 
 def names(kind: str) -> list[str]:
     """The models (``kind`` "model") or profiles that have a file."""
-    return sorted(path.stem for path in _file(kind).parent.glob("*.yaml"))
+    return sorted(path.stem for path in _file(kind, "").parent.glob("*.yaml"))
 
 
-def _file(kind: str, name: str = "") -> Path:
+def _file(kind: str, name: str) -> Path:
     return paths.root() / "params" / f"{kind}s" / f"{name}.yaml"
 
 
-def _load(kind: type[Strict], word: str, name: str) -> Any:
+def _load(kind: type[Strict], word: str, name: str, otherwise: str = "") -> Any:
     """A file of ``params/models/`` or ``params/profiles/``, whose name must stand in paths, addresses and shells."""
-    file = _file(word, name)
-    where = paths.relative(file)
+    where = f"params/{word}s/{name}.yaml"
+    if not _file(word, name).is_file():
+        raise UserError(f"{word} {name!r}: no such file {where}{otherwise}{nearest(name, names(word))}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{where}: the name of a {word} has letters, digits, '_', '-' and '.' only, and begins with "
                         "none of the last two; rename the file")  # fmt: skip
-    content = read_yaml(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: expected keys and values, see the other files in its folder")
-    return validated(kind, {"name": name, **content}, where)
+    return read_checked(kind, _file(word, name), name=name)
 
 
 def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
-    if _file("model", model).is_file():
-        return _load(ModelFile, "model", model)
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and not _file("model", model).is_file():
         if not (folder / "config.json").is_file():
             raise UserError(f"model {model!r}: the folder has no config.json, so it is not a checkpoint")
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two folders may have one name
@@ -367,24 +362,18 @@ def load_model(model: str) -> ModelFile:
                          licence="see the folder")  # fmt: skip
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return ModelFile(name=model.replace("/", "--"), title=model, hub=model, licence="see the Hub")
-    raise _unknown("model", model, names("model"), ", no such folder, and no Hub id (owner/name)")
+    return cast(ModelFile, _load(ModelFile, "model", model, ", no such folder, and no Hub id (owner/name)"))
 
 
 def load_profile(profile: str) -> Profile:
     """The profile of a name in ``params/profiles/``, with every model file in it checked as well."""
-    if not _file("profile", profile).is_file():
-        raise _unknown("profile", profile, names("profile"))
     loaded: Profile = _load(Profile, "profile", profile)
     for model in loaded.models:
         try:
             load_model(model)
         except UserError as error:
-            raise UserError(f"{paths.relative(_file('profile', profile))}: models: {error}") from None
+            raise UserError(f"params/profiles/{profile}.yaml: models: {error}") from None
     return loaded
-
-
-def _unknown(kind: str, name: str, known: Iterable[str], otherwise: str = "") -> UserError:
-    return UserError(f"{kind} {name!r}: no such file params/{kind}s/{name}.yaml{otherwise}{nearest(name, known)}")
 
 
 # --- what they say ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import yaml
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
+from polydetox.core.parameters import validated
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -46,6 +47,14 @@ def read_yaml(path: Path) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{paths.relative(path)}{line}: not valid YAML: {problem}") from None
+
+
+def read_checked(kind: Any, path: Path, **more: Any) -> Any:
+    """Read a YAML file of keys and values, and ``more`` of them, into a class or another type."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{paths.relative(path)}: expected keys and values, see the other files in its folder")
+    return validated(kind, {**more, **content}, paths.relative(path))
 
 
 @lru_cache(maxsize=256)

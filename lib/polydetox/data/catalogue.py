@@ -6,12 +6,12 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
-from polydetox.core.parameters import Strict, explain
-from polydetox.core.yaml_files import read_yaml
+from polydetox.core.parameters import Strict
+from polydetox.core.yaml_files import read_checked
 
 RECORD = "fetched.json"  # what came, with its sha256: written last, so that its presence means that all is there
 
@@ -75,11 +75,7 @@ class Source(Strict):
 
 def sources() -> dict[str, Source]:
     """Every source of ``params/data.yaml``, by name."""
-    file = paths.root() / "params" / "data.yaml"
-    try:
-        return TypeAdapter(dict[str, Source]).validate_python(read_yaml(file))
-    except ValidationError as error:
-        raise explain(error, paths.relative(file)) from None
+    return dict(read_checked(dict[str, Source], paths.root() / "params" / "data.yaml"))
 
 
 def source(name: str) -> Source:
