@@ -28,7 +28,7 @@ localrules:
     render,
 
 
-# Written anew whenever a rule, a profile or a model file says something else.
+# Written again whenever a rule, a profile or a model file says something else.
 rule record:
     output:
         RECORD,
