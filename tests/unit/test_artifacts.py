@@ -182,14 +182,14 @@ def test_a_checkout_inside_another_repository_has_no_commit(tmp_path, monkeypatc
         return {name: value for name, value in artifacts.Stage("s", tmp_path / "out", {}).finish().items()
                 if name.startswith("git_commit")}  # fmt: skip
 
-    assert recorded() == {
-        "git_commit": None, "git_commit_missing": "the checkout is no git repository with a commit"}  # fmt: skip
+    none = {"git_commit": None, "git_commit_missing":
+            "the checkout is no git repository with a commit, or one of an owner whom git does not trust"}  # fmt: skip
+    assert recorded() == none
     git(tmp_path / "thesis", "init", "-q", ".")
     git(tmp_path / "thesis", "commit", "-q", "--allow-empty", "-m", "thesis")
-    inside = "the checkout lies inside another git repository and is none itself"
-    assert recorded() == {"git_commit": None, "git_commit_missing": inside}
+    assert recorded() == none
     git(root, "init", "-q", ".")
-    assert recorded()["git_commit_missing"] == "the checkout is no git repository with a commit"
+    assert recorded() == none
     (root / "params/x.yaml").write_text("a: 1\n")
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "own")

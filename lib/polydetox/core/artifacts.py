@@ -181,24 +181,15 @@ def git_commit() -> dict[str, str | None]:
 
     The checkout must be a repository itself, and not lie within another one.
     """
-    # A hook runs with these set, for its own repository.
-    hidden = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(root()), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment)
-        return done.stdout.strip()
-
+    # A hook runs with some of these set, for its own repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_CEILING_DIRECTORIES"] = str(root().parent)
+    command = ["git", "-C", str(root()), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() == root():
-            changed = git("status", "--porcelain", "--untracked-files=no")
-            return {"git_commit": git("rev-parse", "HEAD") + ("+" if changed else "")}
-        why_not = "the checkout lies inside another git repository and is none itself"
-    except subprocess.CalledProcessError as error:
-        distrust = "safe.directory" in error.stderr
-        why_not = ("git does not trust the owner of the checkout (see git's safe.directory)" if distrust
-                   else "the checkout is no git repository with a commit")  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+        if done.returncode == 0:
+            return {"git_commit": done.stdout.strip()}
+        why_not = "the checkout is no git repository with a commit, or one of an owner whom git does not trust"
     except (OSError, subprocess.SubprocessError) as error:
         why_not = f"git could not be run ({type(error).__name__})"
     return {"git_commit": None, "git_commit_missing": why_not}
