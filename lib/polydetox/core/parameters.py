@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (  # noqa: F401 - types of parameters, which notebooks take from here
     AfterValidator,
@@ -65,7 +65,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Engine = Literal["auto", "transformers", "vllm"]
 # How evaluation prompts are laid out: this project's, or a published set (`data.prompts.load_prompts`).
 PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"]
-PROMPT_SOURCES: tuple[str, ...] = get_args(PromptSource)
 
 
 def _language(value: str) -> str:
