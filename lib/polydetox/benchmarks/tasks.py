@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.parameters import Languages, Strict, checked
+from polydetox.core.parameters import Languages, Strict, checked, problem
 from polydetox.core.yaml_files import read_checked
 
 # Multilingual families of the harness, whose task names end in a language.
@@ -82,7 +82,7 @@ def read_questions(file: Path, language: str | None = None) -> list[dict[str, An
         try:
             rows += [Question.model_validate_json(line)] if line.strip() else []
         except ValidationError as error:
-            raise explain(error, f"{where}:{number}") from None
+            raise UserError(f"{where}:{number}: {problem(error)}") from None
     asked = [row.model_dump(exclude={"language"}) for row in rows if language in (None, row.language)]
     if not asked:
         raise UserError(f"{where}: no questions" + (f" in {LANGUAGES[language]} ({language})" if language else ""))
