@@ -100,9 +100,8 @@ def _check_whole(run: TunedRun) -> None:
     if trained.get("output_sha256") not in merged["inputs"].values():
         raise UserError(f"{paths.relative(run.folder('merge'))}: merged before the last training; {again}")
     if evaluated and merged["output_sha256"] not in generated.get("inputs", {}).values():
-        raise UserError(
-            f"{paths.relative(run.folder('generate'))}: the continuations are another checkpoint's; {again}"
-        )
+        raise UserError(f"{paths.relative(run.folder('generate'))}: the continuations are another checkpoint's; "
+                        f"{again}")  # fmt: skip
 
 
 def model_card(run: TunedRun, repository: str | None = None) -> str:
@@ -142,7 +141,7 @@ def write_folder(run: TunedRun, repository: str | None = None) -> Path:
         for file in sorted(path for path in weights.rglob("*") if path.suffix in _WEIGHTS + _TEXTS):
             target = temporary / file.relative_to(weights)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix in _WEIGHTS:
+            if file.suffix != ".json":
                 _link(file, target)
             elif file.name != MANIFEST:
                 target.write_text(_without_paths(file.read_text("utf-8"), run.model.hub), "utf-8")

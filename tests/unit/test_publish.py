@@ -72,6 +72,7 @@ def run(checkout, tiny_checkpoints, monkeypatch):
     config = merged / "weights/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": str(checkout / "runs/x")}))
     (merged / "weights/training_args.bin").write_bytes(b"a pickle")
+    (merged / "weights/spiece.model").write_bytes(b"\xff\x00 not text")
     finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
            largest_logit_difference=0.0)  # fmt: skip
     for variant, emt in (("base", 0.6), ("dpo", 0.4)):
@@ -88,7 +89,7 @@ def run(checkout, tiny_checkpoints, monkeypatch):
 def test_the_card_says_what_the_artefacts_say(run):
     folder = publish.write_folder(publish.find_run("tiny", "tiny", None), "someone/model")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "spiece.model", "tokenizer.json",
         "tokenizer_config.json"]  # fmt: skip
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])

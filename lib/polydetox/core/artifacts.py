@@ -112,7 +112,7 @@ def _read_as(path: Path, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{relative(path)}: no such file; run the stage that writes it first") from None
     except Exception as error:  # pyarrow raises many kinds; all mean that the file is damaged
-        reason = str(error).splitlines()[0][:120]
+        reason = [*str(error).splitlines(), type(error).__name__][0][:120]
         raise UserError(f"{relative(path)}: {what} ({reason}); delete it and run its stage again") from None
 
 
