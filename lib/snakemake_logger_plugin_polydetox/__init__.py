@@ -69,5 +69,5 @@ class LogHandler(LogHandlerBase):
                 said[:1] = [f"{' '.join(said[:1])} (log: {log})"]
             elif log.is_file() and log.stat().st_mtime >= began - 1.0:
                 _, found, error = log.read_text("utf-8", "replace").rpartition("polydetox: ")
-                said.append(error.strip() if found else f"see {log}")
+                said += [error.strip()] if found else [] if said else [f"see {log}"]
         return f"{title}: " + "\n  ".join(said) if said else ""
