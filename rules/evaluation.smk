@@ -176,6 +176,7 @@ rule agreement:
     output:
         manifest=f"{AGREEMENT}/manifest.json",
         scores=f"{AGREEMENT}/scores.parquet",
+        linked=f"{AGREEMENT}/linked.parquet",
         metrics=f"{AGREEMENT}/metrics.json",
         notebook=f"{AGREEMENT}/notebook.ipynb",
     params:

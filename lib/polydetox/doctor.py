@@ -25,8 +25,9 @@ def report() -> str:
     machine = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     lines = [f"{machine}, {os.cpu_count()} CPU cores", "", "Packages", *_packages()]
     lines += ["", "Usable here", _accelerator(), _line(True, "generation", f"auto uses {choose_engine('auto')}{vllm}")]
-    lines += [_quarto(), *(_line(usable, f"scorer {name}", why or "usable") for name, usable, why in available())]
-    return "\n".join(lines)
+    lines += [_quarto(), *(_line(not why, f"scorer {name}", why or "usable") for name, why in available().items())]
+    return "
+".join(lines)
 
 
 def _line(good: bool, name: str, text: str) -> str:

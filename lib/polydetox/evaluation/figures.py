@@ -94,7 +94,7 @@ def plot_drop_by_scorer(results: Results, drops: pd.DataFrame) -> Figure:
 def plot_agreement(agreed: pd.DataFrame) -> Figure:
     """Rank correlation, area under the curve and kappa on the base model's continuations by language, with intervals.
 
-    ``agreed`` has the columns of ``scoring.several.PAIR_COLUMNS``; a colour a pair of scorers.
+    ``agreed`` is what the notebook ``agreement`` has as ``pairs``; a colour a pair of scorers.
     """
     use_theme()
     base = agreed[agreed["variant"] == "base"]

@@ -3,10 +3,8 @@
 ``get_scorer(name).score(texts, language)`` gives one float in [0, 1] a text, or NaN where there is none.
 """
 
-from __future__ import annotations
-
 from polydetox.scoring.base import Score, Scorer
 from polydetox.scoring.cache import CachedScorer
-from polydetox.scoring.registry import available, get_scorer, toxic_from
+from polydetox.scoring.registry import available, get_scorer
 
-__all__ = ["CachedScorer", "Score", "Scorer", "available", "get_scorer", "toxic_from"]
+__all__ = ["CachedScorer", "Score", "Scorer", "available", "get_scorer"]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from importlib import util
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -47,8 +49,8 @@ class Scorer(ABC):
         revision: pins everything that can change a score (weights, head, attribute); part of the cache's key.
         languages: codes of the languages that the scorer was made for.
         threshold: the score from which a text counts as toxic.
-        scores_blank: whether a text without letters can have a score, as where scores were stored for it; elsewhere
-            it is missing, whatever a model would say to it.
+        scores_blank: whether a blank text can have a score, as where scores were stored for it; elsewhere it is
+            missing, whatever a model would say to it.
         skipped: what is not used of the files that it reads, if it reads any.
     """
 
@@ -61,10 +63,9 @@ class Scorer(ABC):
 
     @abstractmethod
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
-        """Score texts, none of which is blank unless :attr:`scores_blank`.
+        """Score texts of one of :attr:`languages`, none of which is blank unless :attr:`scores_blank`.
 
-        Yields (position, score) as results arrive, each position once. The order is the scorer's own.
-        ``language`` is one of :attr:`languages`.
+        Yields (position, score) as results arrive, each position once, in any order.
         """
 
     def score(self, texts: Sequence[str], language: str) -> np.ndarray:
@@ -72,37 +73,31 @@ class Scorer(ABC):
         return self.score_with_reasons(texts, language)[0]
 
     def score_with_reasons(self, texts: Sequence[str], language: str) -> tuple[np.ndarray, list[str]]:
-        """As :meth:`score`, and for each text why its score is missing (empty where it is not).
-
-        Raises:
-            UserError: the scorer does not know the language.
-        """
-        check_supported(self, language)
+        """As :meth:`score`, and for each text why its score is missing (empty where it is not)."""
+        if language not in self.languages:
+            known = ", ".join(sorted(self.languages))
+            raise UserError(f"scorer {self.id!r} does not support language {language!r}; it supports: {known}")
         texts = list(texts)
-        values = np.full(len(texts), np.nan)
-        reasons = [NO_TEXT] * len(texts)
-        positions = [
-            position for position, text in enumerate(texts)
-            if not is_blank(text) or (self.scores_blank and isinstance(text, str))
-        ]  # fmt: skip
+        values, reasons = np.full(len(texts), np.nan), [NO_TEXT] * len(texts)
+        positions = [position for position, text in enumerate(texts)
+                     if not is_blank(text) or (self.scores_blank and isinstance(text, str))]  # fmt: skip
         for batch in self.batches([texts[position] for position in positions], language):
             for index, result in batch:
                 if not (np.isnan(result.value) or 0.0 <= result.value <= 1.0):
                     raise ValueError(f"scorer {self.id!r} gave {result.value}, which is not in [0, 1]")
-                values[positions[index]] = result.value
-                reasons[positions[index]] = result.reason
+                values[positions[index]], reasons[positions[index]] = result.value, result.reason
         return values, reasons
+
+
+def packaged(module: str, file: str) -> Path:
+    """A file of an installed package; a ``UserError`` where the package is missing."""
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        name = module.replace("_", "-")
+        raise UserError(f"the package {name} is not installed; pip install 'polydetox[offline]'")
+    return Path(spec.origin).parent / file
 
 
 def is_blank(text: object) -> bool:
     """Whether there is nothing to score: no string, or white space alone."""
     return not isinstance(text, str) or not text.strip()
-
-
-def check_supported(scorer: Scorer, language: str) -> None:
-    """Raise a ``UserError`` that lists the supported languages unless ``language`` is one."""
-    if language not in scorer.languages:
-        raise UserError(
-            f"scorer {scorer.id!r} does not support language {language!r}; it supports: "
-            f"{', '.join(sorted(scorer.languages))}"
-        )

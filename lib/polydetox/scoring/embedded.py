@@ -1,8 +1,8 @@
-"""The scorer of the default profile: multilingual E5-small embeddings and a logistic head, from packages alone.
+"""Toxicity from sentence embeddings: an encoder that embeds texts, and a small head that reads toxicity from them.
 
-How the head was trained, and how well it separates toxic from benign texts in each language, is in
-the notebook ``scorer_head`` and in the metadata of ``data/embedded_head.json``. Against what else ships in packages
-it is measured in ``notebooks/scorer/scorer_candidates.ipynb``; ``data/candidates.json`` keeps the figures.
+The scorer ``embedded`` of the default profile is the encoder :mod:`polydetox.scoring.e5` and the head of
+``data/embedded_head.json``, from packages alone. The notebook ``scorer_head`` trains that head and measures it in each
+language; ``scorer_candidates`` compares it with what else ships in packages. Another encoder is a line of the registry.
 
 It ranks well within a language, but its level differs between languages: in Korean it calls only two of eight printable
 insults toxic at 0.5, though it ranks all of them above neutral sentences. Scores of two languages are not comparable.
@@ -10,39 +10,83 @@ insults toxic at 0.5, though it ranks all of them above neutral sentences. Score
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
-from polydetox.scoring import e5
-from polydetox.scoring.base import SEVENTEEN, Score, Scorer
-from polydetox.scoring.head import HEAD_FILE, Head
+import numpy as np
+
+from polydetox.core.artifacts import read_json
+from polydetox.scoring.base import Score, Scorer
+
+DATA = Path(__file__).parent / "data"
+HEAD_FILE = DATA / "embedded_head.json"
+
+
+class Encoder(Protocol):
+    """Texts to sentence embeddings."""
+
+    def batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield (positions, float32 embeddings of shape ``(len(positions), dimension)``), each position once."""
+
+
+def embed(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """The embeddings of one text or more, in their order: float32 of shape ``(len(texts), dimension)``."""
+    positions, embeddings = zip(*encoder.batches(texts), strict=True)
+    return np.concatenate(embeddings)[np.argsort(np.concatenate(positions))]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A logistic regression on embeddings: ``weights`` of shape ``(dimension,)`` and a ``bias``."""
+
+    weights: np.ndarray
+    bias: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def scores(self, embeddings: np.ndarray) -> np.ndarray:
+        """Toxicity in [0, 1]: ``(n, dimension)`` to float64 ``(n,)``."""
+        log_odds = embeddings.astype(np.float64) @ self.weights + self.bias
+        return 0.5 * (1.0 + np.tanh(0.5 * log_odds))  # the logistic function, without overflow
+
+    @property
+    def sha256(self) -> str:
+        """Of weights and bias."""
+        return hashlib.sha256(np.append(self.weights, self.bias).astype("<f8").tobytes()).hexdigest()
+
+    @staticmethod
+    def load(path: Path = HEAD_FILE) -> Head:
+        """Read what the notebook ``scorer_head`` writes."""
+        content = read_json(path)
+        return Head(np.array(content.pop("weights"), dtype=np.float64), float(content.pop("bias")), content)
 
 
 class EmbeddedScorer(Scorer):
-    """Toxicity from a sentence embedding; nothing is downloaded. The weights are loaded when first needed.
+    """What a head reads from a sentence embedding.
 
     Args:
-        head_file: another head than the one that the project ships.
+        scorer_id: the scorer's name.
+        encoder_id: the encoder's name, part of the revision.
+        load: gives the encoder, when texts are first scored; takes the SHA-256 of the weights that the head belongs to.
+        head: its metadata has ``weights_sha256``, that of the encoder's weights it was trained on.
+        languages: in which it was measured.
     """
 
-    id = "embedded"
-    languages = SEVENTEEN  # in which it was measured
-    threshold = 0.5
+    def __init__(
+        self, scorer_id: str, encoder_id: str, load: Callable[[str], Encoder], head: Head, languages: frozenset[str]
+    ):
+        self.id, self.languages, self.head, self._load = scorer_id, languages, head, load
+        self._weights_sha256 = str(head.metadata.get("weights_sha256", ""))
+        self.revision = f"{encoder_id}-{self._weights_sha256[:12]}+head-{head.sha256[:12]}"
 
-    def __init__(self, head_file: Path = HEAD_FILE):
-        e5.weights_file()
-        self._head = Head.load(head_file)
-        self._weights_sha256 = str(self._head.metadata.get("weights_sha256", ""))
-        self.revision = f"e5-small-q4-{self._weights_sha256[:12]}+head-{self._head.sha256[:12]}"
-        self._encoder: e5.E5 | None = None
-
-    def load(self) -> e5.E5:
-        """The encoder, read when first needed."""
-        if self._encoder is None:
-            self._encoder = e5.installed(self._weights_sha256)
-        return self._encoder
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded when first needed."""
+        return self._load(self._weights_sha256)
 
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
-        for positions, embeddings in self.load().batches(texts) if texts else ():
-            scores = self._head.scores(embeddings).tolist()
-            yield [(position, Score(value)) for position, value in zip(positions, scores, strict=True)]
+        for positions, embeddings in self.encoder.batches(texts) if texts else ():
+            yield list(zip(positions, map(Score, self.head.scores(embeddings).tolist()), strict=True))

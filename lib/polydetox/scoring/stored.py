@@ -1,19 +1,14 @@
 """Perspective scores that were saved earlier, so that they can be used after the service has ended.
 
-Two layouts are read, as JSON lines or Parquet, a file or a folder of files:
+Read are JSON lines or Parquet, a file or a folder of files, of what the published evaluation code writes (``query``,
+the text that was scored, with ``prompt`` and ``response``) and of PolygloToxicityPrompts (Jain et al. 2024; the field
+names are those of its card on the Hub, the data set itself was not available).
 
-- what the published evaluation code writes: one response a line, with ``query`` (the text that was scored),
-  ``prompt`` and ``response.attributeScores.TOXICITY.summaryScore.value``;
-- PolygloToxicityPrompts (Jain et al. 2024), with the field names of its card on the Hub: ``text`` with
-  ``perspective.attributeScores`` in the parts ``ptp-*``, ``prompt`` with ``prompt_perspective.attributeScores`` in the
-  parts ``wildchat-*``. The test reads lines of this form; the data set itself was not at hand.
-
-The language of a row is what its field ``language``, ``lang`` or ``meta_data.lang`` tells, else that of the file's own
-name: all of it, or what follows the last underscore, is a locale (``..._zh-hans.json``, ``..._pt-br.json``). The names
-of folders tell nothing, and a row whose language is not told is an error.
+The language of a row is that of its field ``language``, ``lang`` or ``meta_data.lang``, else that of the file's own
+name: all of it, or what follows the last underscore, is a locale (``..._zh-hans.json``, ``..._pt-br.json``).
 
 A stored score counts whatever its text is: where the file has one for a blank continuation, that is its score, as in
-the published averages. Every other scorer leaves blank texts out.
+the published averages. Every other scorer skips blank texts.
 """
 
 from __future__ import annotations
@@ -52,9 +47,7 @@ class StoredScore(Row, title="a file of stored scores"):
 def stored_files(source: str | Path) -> list[Path]:
     """The files of a source; a ``UserError`` where there are none."""
     path = paths.expanded(source)
-    if path.is_file():
-        return [path]
-    files = sorted(file for file in path.glob("*") if file.suffix in _SUFFIXES) if path.is_dir() else []
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in _SUFFIXES)
     if not files:
         raise UserError(f"stored scores: no {', '.join(_SUFFIXES)} at {str(source)!r}; name a file or a folder of them")
     return files
@@ -64,67 +57,56 @@ def read_stored(source: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """All stored scores, and what was rejected.
 
     Columns: ``language``, ``prompt`` (None where there is none), ``text``, ``score`` (NaN where the response holds
-    none), ``reason`` (why it is missing). One row a stored response, in the order of the files. Malformed lines are
-    counted and listed; a file of many is a ``UserError`` that names the first, and so are files that do not tell their
-    language.
+    none). One row a stored response, in the order of the files. Malformed lines are counted and listed; a file of many
+    is a ``UserError`` that names the first, and so are files without a language.
     """
-    rows, skipped = [], Skipped()
-    of_no_language = []
+    rows, skipped, of_no_language = [], Skipped(), []
     for path in stored_files(source):
-        named = code_of_locale(path.stem.rsplit("_", 1)[-1])
         read = read_rows(path)
         if not read.rows and not read.rejected:
             continue  # one language of many may have no scores
         flat = Rows(path, [], read.rejected)
         for line, row in read.rows:
-            layout = next(((text, answer) for text, answer in _LAYOUTS if text in row and answer in row), None)
-            if layout is None:
+            text, answer = next((layout for layout in _LAYOUTS if row.keys() >= set(layout)), ("", ""))
+            if not text:
                 wanted = " or ".join(f"{text!r} with {answer!r}" for text, answer in _LAYOUTS)
                 flat.reject(line, None, f"no stored score here: expected the fields {wanted}")
                 continue
-            text, answer = layout
-            flat.rows.append((line, {"language": language_of(row) or named, "prompt": row.get("prompt"),
-                                     "text": row[text], ATTRIBUTE: summary_score(row[answer])}))  # fmt: skip
+            language = language_of(row) or code_of_locale(path.stem.rsplit("_", 1)[-1])
+            flat.rows.append((line, {"language": language, "prompt": row.get("prompt"), "text": row[text],
+                                     ATTRIBUTE: summary_score(row[answer])}))  # fmt: skip
         kept, rejected = check_rows(flat, StoredScore)
         skipped.rejected += rejected
         if any(row.language is None for _, row in kept):
             of_no_language.append(path.name)
-        for _, row in kept:
-            score = _score_of(row.toxicity)
-            rows.append((row.language, row.prompt, row.text or "", score.value, score.reason))
+        rows += [(row.language, row.prompt, row.text or "", row.toxicity) for _, row in kept]
     if of_no_language:
         raise UserError(
             f"stored scores at {str(source)!r}: of which language are {', '.join(of_no_language)}? Let a file's name "
             f"end in its locale (..._de.json, ..._pt-br.json; known are {' '.join(LANGUAGES)}), or give each row a "
             "field 'language'"
         )
-    return pd.DataFrame(rows, columns=["language", "prompt", "text", "score", "reason"]), skipped
+    return pd.DataFrame(rows, columns=["language", "prompt", "text", "score"]).astype({"score": float}), skipped
 
 
 class StoredScorer(Scorer):
-    """Looks texts up among stored scores, blank ones too; a text that is not there is missing.
-
-    Args:
-        source: a file, or a folder of files.
-    """
+    """Looks texts up among the stored scores of a file or folder, blank ones too; one that is not there is missing."""
 
     id = "stored"
-    threshold = 0.5
     scores_blank = True
 
     def __init__(self, source: str | Path):
-        self._source = source
-        stored_files(source)
+        self._source, self._files = source, stored_files(source)
 
     @cached_property
     def revision(self) -> str:  # type: ignore[override]
-        # A file's name counts, since it tells the language.
-        hashes = "".join(f"{path.name}\0{file_sha256(path)}\n" for path in stored_files(self._source))
+        # A file's name counts, since it names the language.
+        hashes = "".join(f"{path.name}\0{file_sha256(path)}\n" for path in self._files)
         return f"{ATTRIBUTE}-{hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
 
     @cached_property
     def languages(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset(language for language, _ in self._scores if language in LANGUAGES)
+        return frozenset(self._read[0]["language"]) & frozenset(LANGUAGES)
 
     @property
     def skipped(self) -> Skipped:  # type: ignore[override]
@@ -135,25 +117,16 @@ class StoredScorer(Scorer):
         return read_stored(self._source)
 
     @cached_property
-    def _scores(self) -> dict[tuple[str, str], Score]:
-        scores: dict[tuple[str, str], Score] = {}
-        for row in self._read[0].itertuples():
-            key = (row.language, row.text)
-            # A text that was scored several times keeps its first score, unless that is missing.
-            if key not in scores or scores[key].reason:
-                scores[key] = Score(row.score, row.reason)
-        return scores
+    def _scores(self) -> dict[tuple[str, str], float]:
+        # A text that was scored several times keeps its first score; ``first`` passes over missing ones.
+        return self._read[0].groupby(["language", "text"])["score"].first().to_dict()
 
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
-        absent = missing("not among the stored scores")
-        yield [
-            (index, self._scores.get((language, text), missing(NO_TEXT) if is_blank(text) else absent))
-            for index, text in enumerate(texts)
-        ]
-
-
-def _score_of(value: Any) -> Score:
-    """The toxicity in a stored response, or why it is missing."""
-    if value is None or value != value:  # NaN is how a table writes that there is none
-        return missing("no score in the stored response")
-    return Score(float(value))
+        results = []
+        for text in texts:
+            score = self._scores.get((language, text))
+            if score is None:
+                results.append(missing(NO_TEXT if is_blank(text) else "not among the stored scores"))
+            else:
+                results.append(missing("no score in the stored response") if score != score else Score(score))
+        yield list(enumerate(results))
