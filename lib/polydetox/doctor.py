@@ -26,8 +26,7 @@ def report() -> str:
     lines = [f"{machine}, {os.cpu_count()} CPU cores", "", "Packages", *_packages()]
     lines += ["", "Usable here", _accelerator(), _line(True, "generation", f"auto uses {choose_engine('auto')}{vllm}")]
     lines += [_quarto(), *(_line(not why, f"scorer {name}", why or "usable") for name, why in available().items())]
-    return "
-".join(lines)
+    return "\n".join(lines)
 
 
 def _line(good: bool, name: str, text: str) -> str:
