@@ -70,7 +70,7 @@ quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 	@$(BIN)/python -m polydetox.quarto --again
 
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 
 test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (root, Debian's packages)
 	@$(BIN)/python -m pytest tests/cluster

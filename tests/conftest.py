@@ -33,6 +33,13 @@ install_import_hook(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those of one file, or of the rendered site, share their fixtures in one process."""
+    for item in items:
+        group = "site" if item.path.parent.name == "site" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """A saved checkpoint of each family, with one tokenizer."""
