@@ -47,6 +47,7 @@ rule summary:
         notebook=lambda w: local(notebook_file(f"summary_{w.section}")),
         run=RECORD,
         results=run.manifests(),
+        fidelity=lambda w: "book/reference/fidelity.yaml" if w.section == "run" else [],
     output:
         manifest=f"{SUMMARY}/manifest.json",
         notebook=f"{SUMMARY}/notebook.ipynb",

@@ -29,7 +29,7 @@ from polydetox.report.rendering import render
 from polydetox.workflow import load
 
 PROFILE = synthetic.PROFILE
-CHAPTERS = 13
+CHAPTERS = 14
 
 
 def variables_of(section: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer
 
 from polydetox.core import paths
@@ -32,6 +33,7 @@ from polydetox.training.shared import LengthBuckets, last_checkpoint, mixed_prec
 
 LOG_COLUMNS = ["step", "split", "metric", "value"]
 REFERENCE_COLUMNS = ["pair", "chosen", "rejected"]
+_INPUTS = ["prompt_ids", "chosen_ids", "rejected_ids"]
 _METRICS = {"loss": "loss", "rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}
 
 
@@ -121,6 +123,38 @@ def best_step(log: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def tokens_of_trl_0_8(
+    pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, max_length: int
+) -> pd.DataFrame:
+    """Pairs with the token ids that TRL 0.8.6, with which the paper was made, gave the model.
+
+    BOS stands before every prompt where the tokenizer has one, whether or not it puts it there itself. A prompt loses
+    its beginning only where the longer text of its pair has more than ``max_length`` tokens, and then all but its last
+    ``max_prompt_length``; the completions are then cut to what is left of ``max_length``. Where a completion's first
+    character merges with the last token of the prompt, that token belongs to the completion.
+
+    Returns the table with ``prompt_ids, chosen_ids, rejected_ids``, EOS at the end of the completions.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode(row: Any) -> tuple[list[int], list[int], list[int]]:
+        alone, whole = ids(row.prompt), [ids(row.prompt + side) for side in (row.chosen, row.rejected)]
+        cut = min(len(alone) - (text[: len(alone)] != alone) for text in whole)
+        prompt, sides = alone[:cut], [text[cut:] for text in whole]
+        prompt = prompt if bos is None or prompt[:1] == [bos] else [bos, *prompt]
+        sides = [side if side[-1:] == [eos] else [*side, eos] for side in sides]
+        if len(prompt) + max(map(len, sides)) > max_length:
+            prompt = prompt[-max_prompt_length:]
+        if len(prompt) + max(map(len, sides)) > max_length:
+            sides = [side[: max_length - max_prompt_length] for side in sides]
+        return prompt, *sides
+
+    return pairs.join(pd.DataFrame(map(encode, pairs.itertuples()), columns=_INPUTS, index=pairs.index))
+
+
 def reference_cache(weights: Path, settings: Settings) -> Path:
     """The folder of reference log-probabilities for this model, in the precision in which training computes them."""
     versions = library_versions()
@@ -131,7 +165,7 @@ def reference_cache(weights: Path, settings: Settings) -> Path:
 
 
 def _token_ids(dataset: Dataset) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    return zip(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    return zip(*(dataset[name] for name in _INPUTS), strict=True)
 
 
 def pair_keys(dataset: Dataset) -> list[str]:
@@ -147,7 +181,8 @@ def pair_lengths(dataset: Dataset) -> list[int]:
 class PairTrainer(DPOTrainer):
     """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a cache of them.
 
-    ``train`` and ``held_out`` are tables of ``prompt, chosen, rejected``. ``reference_cache`` is a folder of Parquet
+    ``train`` and ``held_out`` are tables of ``prompt, chosen, rejected``, or of their token ids, ``prompt_ids`` and so
+    on. ``reference_cache`` is a folder of Parquet
     files of ``pair, chosen, rejected``: the summed log-probabilities of the completions under the reference model. It
     must be named by that model and by what else they depend on. Runs that split the same pairs by another seed, or
     train with another learning rate, find theirs there. Each run adds a file of its own, so that runs on several hosts
@@ -171,7 +206,7 @@ class PairTrainer(DPOTrainer):
         self._reference_free_loss = reference_free_loss
         if reference_free_loss is not None:
             named["args"].precompute_ref_log_probs = True  # so that TRL keeps no reference model; nothing is computed
-        columns = ["prompt", "chosen", "rejected"]
+        columns = [name for name in _INPUTS if name in train] or ["prompt", "chosen", "rejected"]
         datasets = (Dataset.from_pandas(pairs[columns], preserve_index=False) for pairs in (train, held_out))
         super().__init__(**dict(zip(("train_dataset", "eval_dataset"), datasets, strict=True)), **named)
         # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
@@ -179,6 +214,9 @@ class PairTrainer(DPOTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+
+    def _prepare_dataset(self, dataset: Dataset, *named: Any) -> Dataset:
+        return dataset if _INPUTS[0] in dataset.column_names else super()._prepare_dataset(dataset, *named)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBuckets:
         dataset = self.train_dataset if train_dataset is None else train_dataset
