@@ -140,7 +140,7 @@ def tokens_of_trl_0_8(
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def encode(row: Any) -> tuple[list[int], list[int], list[int]]:
+    def encode(row: Any) -> list[list[int]]:
         alone, whole = ids(row.prompt), [ids(row.prompt + side) for side in (row.chosen, row.rejected)]
         cut = min(len(alone) - (text[: len(alone)] != alone) for text in whole)
         prompt, sides = alone[:cut], [text[cut:] for text in whole]
@@ -150,7 +150,7 @@ def tokens_of_trl_0_8(
             prompt = prompt[-max_prompt_length:]
         if len(prompt) + max(map(len, sides)) > max_length:
             sides = [side[: max_length - max_prompt_length] for side in sides]
-        return prompt, *sides
+        return [prompt, *sides]
 
     return pairs.join(pd.DataFrame(map(encode, pairs.itertuples()), columns=_INPUTS, index=pairs.index))
 
