@@ -7,11 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, AliasChoices, Field
 
+from polydetox.core.artifacts import Stage, read_parquet
 from polydetox.core.errors import UserError
-from polydetox.core.parameters import label_name
+from polydetox.core.parameters import Settings, label_name
+from polydetox.data.catalogue import local_path
 from polydetox.data.rows import Row, Skipped, Text, check_rows, is_blank, read_rows
 
 
@@ -86,3 +89,32 @@ def check_both_labels(table: pd.DataFrame, what: str) -> None:
         raise UserError(
             f"{what}: {found}; give texts of both kinds, or say in 'labels' or 'label_threshold' which are toxic"
         )
+
+
+def labelled_texts(settings: Settings, continuations: str, stage: Stage) -> pd.DataFrame:
+    """English texts with labels: ``text, label`` (1: toxic), and ``group``, which is never split.
+
+    From the file that ``settings.texts`` names, else scored continuations of the base model, which the notebook pairs
+    wrote, each toxic from ``settings.label_threshold`` on.
+    """
+    if settings.texts:
+        file = local_path(settings.texts)
+        table, skipped = read_labelled(file, settings.label_threshold, settings.labels)
+        stage.reads(file)
+        stage.skips(skipped)
+        table["group"] = np.arange(len(table))
+    else:
+        scored = read_parquet(stage.reads(continuations), ["prompt_id", "continuation", "toxicity"])
+        table = labelled_continuations(scored, settings.label_threshold)
+    table = table.drop_duplicates("text")
+    if settings.limit and len(table) > settings.limit:
+        table = table.sample(settings.limit, random_state=settings.seed)
+    check_both_labels(table, settings.texts or continuations)
+    return table.reset_index(drop=True)
+
+
+def labelled_continuations(scored: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Scored continuations with words, as ``text``, ``group`` (prompt) and ``label`` (1 from ``threshold`` on)."""
+    table = scored.assign(text=scored["continuation"].str.strip(), group=scored["prompt_id"])
+    table = table[table["text"] != ""].dropna(subset=["toxicity"])
+    return table.assign(label=(table["toxicity"] >= threshold).astype(int))

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from safetensors.numpy import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import GridSearchCV
 
-from polydetox.core import paths
-from polydetox.core.artifacts import Stage, atomic_path, read_parquet
+from polydetox.core.artifacts import atomic_path
 from polydetox.core.errors import UserError
-from polydetox.core.parameters import Settings
-from polydetox.data.catalogue import local_path
-from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.stats.agreement import cluster_auc
 
 
@@ -36,8 +36,6 @@ class Probe:
 
     def save(self, path: Path) -> None:
         """Write the probe as safetensors, atomically."""
-        from safetensors.numpy import save_file
-
         tensors = {"weight": self.weight, "bias": np.array([self.bias]), "scale": self.scale}
         with atomic_path(path) as temporary:
             save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, temporary)
@@ -45,41 +43,8 @@ class Probe:
     @staticmethod
     def load(path: Path) -> Probe:
         """Read a probe that :meth:`save` wrote."""
-        from safetensors.numpy import load_file
-
-        if not path.is_file():
-            raise UserError(f"{paths.relative(path)}: no such file; run the stage probe first")
         stored = load_file(path)
         return Probe(stored["weight"], float(stored["bias"][0]), stored["scale"])
-
-
-def labelled_texts(settings: Settings, continuations: str, stage: Stage) -> pd.DataFrame:
-    """English texts with labels: ``text, label`` (1: toxic), and ``group``, which is never split.
-
-    From the file that ``settings.texts`` names, else scored continuations of the base model, which the notebook pairs
-    wrote, each toxic from ``settings.label_threshold`` on.
-    """
-    if settings.texts:
-        file = local_path(settings.texts)
-        table, skipped = read_labelled(file, settings.label_threshold, settings.labels)
-        stage.reads(file)
-        stage.skips(skipped)
-        table["group"] = np.arange(len(table))
-    else:
-        scored = read_parquet(stage.reads(continuations), ["prompt_id", "continuation", "toxicity"])
-        table = labelled_continuations(scored, settings.label_threshold)
-    table = table.drop_duplicates("text")
-    if settings.limit and len(table) > settings.limit:
-        table = table.sample(settings.limit, random_state=settings.seed)
-    check_both_labels(table, settings.texts or continuations)
-    return table.reset_index(drop=True)
-
-
-def labelled_continuations(scored: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Scored continuations with words, as ``text``, ``group`` (prompt) and ``label`` (1 from ``threshold`` on)."""
-    table = scored.assign(text=scored["continuation"].str.strip(), group=scored["prompt_id"])
-    table = table[table["text"] != ""].dropna(subset=["toxicity"])
-    return table.assign(label=(table["toxicity"] >= threshold).astype(int))
 
 
 def split(table: pd.DataFrame, fractions: tuple[float, float], seed: int) -> pd.Series:
@@ -97,9 +62,6 @@ def logistic_regression(features: Float[np.ndarray, "texts hidden"], labels: Int
 
     How strongly it is regularised is chosen by cross-validation, for the highest area under the ROC curve.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-
     mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
     search = GridSearchCV(LogisticRegression(max_iter=2000), {"C": np.logspace(-5, 0, 6)}, scoring="roc_auc")
     fitted = search.fit((features - mean) / scale, labels).best_estimator_
@@ -115,8 +77,6 @@ def quality(
     ``texts`` has a row a row of ``features``: its ``label`` and its ``group`` (prompt), whole ones of which the
     bootstrap interval of the ROC-AUC samples.
     """
-    from sklearn.metrics import average_precision_score
-
     truth, logits = texts["label"].to_numpy(), probe.logits(features)
     area = cluster_auc(truth == 1, logits, pd.factorize(texts["group"])[0])
     return {
