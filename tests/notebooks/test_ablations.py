@@ -83,12 +83,12 @@ def test_further_prompts_have_folders_of_their_own(ran):
 def test_the_chapter_measures_what_was_run(ran):
     runs, _ = ran
     families = pd.read_parquet(runs / "summary/ablations/families.parquet")
-    rates = families[(families["kind"] == "learning-rate") & (families["metric"] == "emt")]
+    rates = families[(families["ablation"] == "learning-rate") & (families["metric"] == "emt")]
     assert set(rates["language"]) == {"de", "mean"} and rates["after"].between(0, 1).all()
     assert set(rates["prompts"]) == {3} and set(rates["continuations"]) == {2}
-    sets = pd.read_parquet(runs / "summary/ablations/prompt_sets.parquet")
-    means = sets[(sets["language"] == "mean") & (sets["metric"] == "emt") & (sets["beside"] == "further")]
-    assert means.set_index(["comparison", "set"]).loc["Tiny (dpo)", "prompts"].to_dict() == {"": 4, "further": 2}
+    sets = families.query("ablation == 'prompts' and metric == 'emt' and language == 'mean'")
+    sets = sets[sets["family"].str.startswith("Tiny (dpo)") & sets["prompt_set"].isin(["", "further"])]
+    assert sets.groupby("prompt_set")["prompts"].max().to_dict() == {"": 4, "further": 2}
     said = json.loads((runs / "summary/ablations/variables.json").read_text())
     assert said["ablation_seed_sentence"] == "Not run."
     assert said["ablation_rate_sentence"].startswith("EMT of Tiny (dpo) after tuning is ")

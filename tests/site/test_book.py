@@ -261,7 +261,7 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
         "seed 1" not in said["toxicity_sentence"] + said["training_sentence"] and said["dpo_learning_rate"] == "2e-06"
     )
     families = read_parquet(paths.profile_run(PROFILE) / "summary/ablations/families.parquet")
-    rows = families[(families["metric"] == "emt") & (families["language"] == "mean")].set_index(["kind", "variant"])
+    rows = families[(families["metric"] == "emt") & (families["language"] == "mean")].set_index(["ablation", "variant"])
     seed_1 = paths.profile_run(PROFILE) / "tiny/dpo-seed-1/evaluate"
     measured = [read_json(seed_1 / language / "metrics.json")["emt"]["value"]
                 for language in results.profile.languages]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,10 @@ import pytest
 import yaml
 from recorded import recorded, write_record
 
-from notebook_cells import run_cells
+from notebook_cells import run_cell, run_cells
 from polydetox.core.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
-from polydetox.preference import ablation_tables, ablations
+from polydetox.preference import ablations, tables
 from polydetox.preference.ablations import COLUMNS, MEAN
 from polydetox.results.collect import Results
 from polydetox.results.stages import comparisons
@@ -48,16 +49,26 @@ def scored(prompts, samples: int, toxicity: float = 0.5) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def family_of(results: Results, ablation: str) -> ablations.Family:
+    """The one family of the profile that differs in this."""
+    (family,) = (family for family in ablations.families(results) if family.ablation == ablation)
+    return family
+
+
+def rows_of(results: Results, ablation: str, metric: str = "emt") -> pd.DataFrame:
+    """The means of one metric over languages, by label."""
+    table = ablations.measured(results)
+    wanted = (table["ablation"] == ablation) & (table["metric"] == metric) & (table["language"] == MEAN)
+    return table[wanted].set_index("label")
+
+
 def test_families_hold_the_reference_in_the_order_of_the_setting(results):
-    (seeds,) = ablations.families(results, "seed")
+    seeds, rates, methods, pairs = (family_of(results, name) for name in ("seed", "learning-rate", "method", "pairs"))
     assert [(member.variant, member.label) for member in seeds.members] == [
         ("dpo", "seed 0"), ("s1", "seed 1"), ("s2", "seed 2")]  # fmt: skip
-    assert seeds.reference == "dpo" and seeds.title == "Tiny (dpo)"
-    (rates,) = ablations.families(results, "learning-rate")
+    assert seeds.reference == "seed 0" and seeds.title == "Tiny (dpo)"
     assert [member.label for member in rates.members] == ["1e-7", "1e-3"]
-    (methods,) = ablations.families(results, "method")
     assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
-    (pairs,) = ablations.families(results, "pairs")
     assert [(member.variant, member.label) for member in pairs.members] == [
         ("dpo", "on-policy pairs"),
         ("other", "rtp-lx pairs"),
@@ -115,11 +126,11 @@ def test_a_family_is_measured_where_all_of_it_was_run(results, tmp_path):
         write_evaluation(results, "base", language, scored("abcd", 4, 0.6))
         write_evaluation(results, "dpo", language, scored("abcd", 4, 0.3))
     write_evaluation(results, "lr", "de", scored("abc", 2, 0.5))
-    (family,) = ablations.families(results, "learning-rate")
-    table = ablations.measure(results, family)
+    table = ablations.measured(results)
     assert list(table.columns) == COLUMNS
-    assert set(table["language"]) == {"de", MEAN}, "the ablation was run in German alone"
-    emt = ablations.means(table, "emt").set_index("variant")
+    languages = table.loc[table["ablation"] == "learning-rate", "language"]
+    assert set(languages) == {"de", MEAN}, "the ablation was run in German alone"
+    emt = rows_of(results, "learning-rate").set_index("variant")
     assert emt.loc["lr", ["before", "after", "drop"]].tolist() == pytest.approx([0.7, 0.6, 0.1])
     assert emt.loc["dpo", ["before", "after", "drop"]].tolist() == pytest.approx([0.7, 0.4, 0.3])
     assert emt.loc["lr", ["difference", "difference_low", "difference_high"]].tolist() == pytest.approx([0.2] * 3)
@@ -134,38 +145,33 @@ def test_a_family_is_measured_where_all_of_it_was_run(results, tmp_path):
 
 
 def test_what_was_not_run_has_no_number(results, tmp_path):
-    found = ablations.measured(results)
-    for families in found.values():
-        for _, table in families:
-            assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
-            assert set(table["language"]) == {MEAN}
+    table = ablations.measured(results)
+    assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
+    assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
-    assert len(said) == 6 and set(said.values()) == {"Not run."}
-    assert "not run" in repr(ablation_tables.family_table(found["seed"]))
+    assert len(said) == 7 and set(said.values()) == {"Not run."}
+    assert "not run" in repr(tables.ablation_table(table[table["ablation"] == "seed"]))
 
 
 def test_of_a_family_that_was_not_run_whole_the_rest_is_measured(results, tmp_path):
     for variant, level in (("base", 0.6), ("dpo", 0.3), ("s1", 0.35)):
         for language in ("de", "en", "ja"):
             write_evaluation(results, variant, language, scored("abcd", 3, level))
-    (family,) = ablations.families(results, "seed")
-    table = ablations.measure(results, family)
-    assert "seed 2 | not run" in repr(ablation_tables.family_table([(family, table)]))
+    table = ablations.measured(results)
+    assert "seed 2 | not run" in repr(tables.ablation_table(table[table["ablation"] == "seed"]))
     said = sentences(tmp_path)["ablation_seed_sentence"]
     assert said.startswith("Over 2 seeds of Tiny (dpo) the drop of EMT lies between 0.250 and 0.300, with a standard ")
-    spread = ablations.seed_spread(table, "emt")
-    assert (spread["seeds"], spread["range"]) == (2.0, pytest.approx(0.05))
-    assert spread["deviation"] == pytest.approx(0.05 / math.sqrt(2))
+    assert f"with a standard deviation of {0.05 / math.sqrt(2):.3f};" in said
 
 
 def test_the_spread_of_seeds_by_hand():
     rows = [{"metric": "emt", "language": MEAN, "variant": str(drop), "drop": drop, "drop_low": drop - 0.1,
              "drop_high": drop + 0.3} for drop in (0.1, 0.2, 0.6)]  # fmt: skip
-    spread = ablations.seed_spread(pd.DataFrame(rows), "emt")
+    means = pd.DataFrame(rows).assign(ablation="seed", family="Tiny")
+    spread = run_cell("summary_ablations", "ablations-spread", means=means)["spread"].loc[("Tiny", "emt")]
     assert spread["deviation"] == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
-    assert (spread["range"], spread["half_width"]) == (pytest.approx(0.5), pytest.approx(0.2))
-    alone = ablations.seed_spread(pd.DataFrame(rows[:1]), "emt")
-    assert math.isnan(alone["deviation"]) and alone["seeds"] == 1.0
+    assert spread[["seeds", "least", "most", "half_width"]].tolist() == pytest.approx([3, 0.1, 0.6, 0.2])
+    assert run_cell("summary_ablations", "ablations-spread", means=means[:1])["spread"].empty, "one seed has no spread"
 
 
 def test_sets_of_prompts_are_compared_in_the_languages_of_both(results, tmp_path):
@@ -173,8 +179,7 @@ def test_sets_of_prompts_are_compared_in_the_languages_of_both(results, tmp_path
         for language in ("de", "en"):
             write_evaluation(results, variant, language, scored("abcd", 2, level))
         write_evaluation(results, variant, "de", scored("xy", 2, level + 0.1), "more")
-    table = ablations.prompt_sets(results)
-    mine = table[(table["comparison"] == "Tiny (dpo)") & (table["metric"] == "emt") & (table["language"] == MEAN)]
+    mine = rows_of(results, "prompts").query("family == 'Tiny (dpo)'")
     assert mine["languages"].tolist() == [1, 1] and mine["prompts"].tolist() == [4, 2]
     assert mine["before"].tolist() == pytest.approx([0.7, 0.8])
     said = sentences(tmp_path)["ablation_prompts_sentence"]
@@ -185,12 +190,16 @@ def test_sets_of_prompts_are_compared_in_the_languages_of_both(results, tmp_path
 
 
 def test_percentiles_and_tail_of_the_perplexity():
-    figures = ablations.perplexity_figures(np.array([1.0, 2.0, 3.0, 4.0, 500.0]))
-    assert (figures["q50"], figures["q25"], figures["above"]) == (3.0, 2.0, 0.2)
-    table = ablation_tables.perplexity_table(
-        {"Tiny": {"before": np.array([2.0, 200.0]), "after": np.array([2.0, 2.0])}}
+    tables_of = {"base": [1.0, 2.0, 3.0, 4.0, 500.0, np.nan], "dpo": [2.0, 2.0]}
+    results = SimpleNamespace(
+        comparisons=[SimpleNamespace(title="Tiny", model="tiny", variant="dpo")],
+        profile=SimpleNamespace(languages=["de"]),
+        scores=lambda model, variant, language: pd.DataFrame({"perplexity": tables_of[variant]}),
     )
-    assert "50.0%" in repr(table) and "0.0%" in repr(table)
+    quantiles = run_cell("summary_ablations", "ablations-distribution", pd=pd, results=results)["quantiles"]
+    before = quantiles.loc[("Tiny", "before")]
+    assert before[["continuations", 0.25, 0.5, "above 100"]].tolist() == [5, 2.0, 3.0, 0.2]
+    assert "20.0%" in repr(tables.perplexity_table(quantiles)) and "0.0%" in repr(tables.perplexity_table(quantiles))
 
 
 def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):

@@ -205,8 +205,10 @@ class World(Strict):
 
 
 # What an ablation varies, and the setting of the stage `dpo` that it then sets.
-Ablation = Literal["seed", "method", "learning-rate"]
-ABLATED_SETTING: dict[Ablation, str] = {"seed": "seed", "method": "method", "learning-rate": "learning_rate"}
+Ablation = Literal["seed", "method", "learning-rate", "loss"]
+ABLATED_SETTING: dict[Ablation, str] = {
+    "seed": "seed", "method": "method", "learning-rate": "learning_rate", "loss": "loss",
+}  # fmt: skip
 
 
 class ControlAlgorithm(Strict):
