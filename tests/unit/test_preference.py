@@ -135,6 +135,36 @@ def test_every_loss_learns_the_preference(tiny_checkpoints, tmp_path, loss):
     assert held["reward_margin"][6] > held["reward_margin"][0] and held["reward_accuracy"][6] == 1.0
 
 
+# Of the log-ratios of the sides of a pair, summed over tokens, and their numbers of tokens.
+FORMULAS = {
+    "cdpo": lambda x, y, m, n: 0.8 * np.log1p(np.exp(-0.5 * (x - y))) + 0.2 * np.log1p(np.exp(0.5 * (x - y))),
+    "ipo": lambda x, y, m, n: (x / m - y / n - 1.0) ** 2,
+    "hinge": lambda x, y, m, n: np.maximum(0.0, 1.0 - 0.5 * (x - y)),
+}
+
+
+@pytest.mark.parametrize("loss", FORMULAS)
+def test_a_loss_is_its_formula(tiny_checkpoints, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
+    weights = tiny_checkpoints["llama"]
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    asked = settings(loss=loss, beta=0.5, label_smoothing=0.2, max_steps=2, learning_rate=1e-4)
+    _, figures = train_dpo(weights, train, held_out, asked, tmp_path)
+    tokenizer = load_tokenizer(weights)
+    tuned, base = load_causal_lm(tmp_path / "weights", torch.float32), load_causal_lm(weights, torch.float32)
+    ratios, tokens = [], []
+    for row in held_out.itertuples():
+        for text in (row.chosen, row.rejected):
+            after, before = (sequence_log_probability(model, tokenizer, row.prompt, text) for model in (tuned, base))
+            whole = tokenizer(row.prompt + text + tokenizer.eos_token)["input_ids"]
+            ratios.append(float(after) - float(before))
+            tokens.append(len(whole) - len(tokenizer(row.prompt)["input_ids"]))
+    (x, y), (m, n) = np.reshape(ratios, (-1, 2)).T, np.reshape(tokens, (-1, 2)).T
+    assert np.abs(x - y).max() > 1e-3, "the training has changed something"
+    # Sums of log-probabilities in float32 differ by some 1e-5, whatever the loss.
+    assert figures["held_out_loss"] == pytest.approx(FORMULAS[loss](x, y, m, n).mean(), rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_simpo_reports_its_formula_and_keeps_no_reference(tiny_checkpoints, tmp_path, monkeypatch, method):
     monkeypatch.setattr(dpo, "mixed_precision", lambda: False)

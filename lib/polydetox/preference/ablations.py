@@ -23,7 +23,8 @@ DIFFERENCE = ["difference", "difference_low", "difference_high"]  # from the ref
 COLUMNS = ["ablation", "family", "reference", "label", "variant", "prompt_set", "language", "metric", "languages",
            "prompts", "continuations", *(f"{side}{end}" for side in ("before", "after", "drop")
                                          for end in ("", "_low", "_high")), *DIFFERENCE]  # fmt: skip
-_METHODS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+_TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "sigmoid": "DPO", "cdpo": "cDPO", "ipo": "IPO",
+           "simpo": "SimPO"}  # fmt: skip
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -99,7 +100,7 @@ def _label(ablation: str, value: Any) -> str:
         return f"seed {value}"
     if ablation == "learning-rate":
         return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value} pairs" if ablation == "pairs" else _METHODS.get(value, str(value))
+    return f"{value} pairs" if ablation == "pairs" else _TITLES.get(value, str(value))
 
 
 def common_ground(tables: Mapping[Key, pd.DataFrame]) -> dict[Key, pd.DataFrame]:
