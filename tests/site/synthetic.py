@@ -25,7 +25,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from recorded import write_record
 
-from notebook_cells import run_cells
+from notebook_cells import run_cell, run_cells
 from polydetox.results.collect import Results
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -352,7 +352,7 @@ def _shifted(language: str, prompts: int) -> pd.DataFrame:
 def _alignment(run: Path, languages: list[str]) -> None:
     """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
     from polydetox.core.parameters import checked
-    from polydetox.transfer.correlation import transfer_figures, transfer_table
+    from polydetox.stats.correlation import correlation, leave_one_out
 
     folder, tables, metrics = run / "base" / "retrieval", [], {}
     for position, language in enumerate(languages):
@@ -373,9 +373,11 @@ def _alignment(run: Path, languages: list[str]) -> None:
         }
         for variant in ("base", TRAINED)
     )
-    table = transfer_table(before, after, metrics)
+    table = run_cell("transfer", "transfer-drop", pd=pd, before=before, after=after, retrieved=metrics)["table"]
     _table(folder / "languages.parquet", table)
-    _stage(folder, "transfer", {"variant": TRAINED}, metrics=transfer_figures(table, settings))
+    figures = run_cell("transfer", "transfer-correlation", table=table, settings=settings, correlation=correlation,
+                       leave_one_out=leave_one_out)["metrics"]  # fmt: skip
+    _stage(folder, "transfer", {"variant": TRAINED}, metrics=figures)
 
 
 def _table(file: Path, table: pd.DataFrame) -> None:

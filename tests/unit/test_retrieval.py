@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from notebook_cells import run_cell
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.data.parallel import parallel_sentences
 from polydetox.metrics.retrieval import retrieval_figures
 from polydetox.stats.correlation import correlation, leave_one_out, line
-from polydetox.transfer.correlation import transfer_figures
 
 
 def test_retrieval_by_hand():
@@ -109,15 +109,14 @@ def test_a_line_through_one_place_is_level():
 
 
 def test_figures_of_a_transfer_without_languages_are_missing():
-    from polydetox.transfer.correlation import COLUMNS
-
-    found = transfer_figures(pd.DataFrame(columns=COLUMNS), checked("transfer"))
+    table = run_cell("transfer", "transfer-drop", pd=pd, before={}, after={}, retrieved={})["table"]
+    found = run_cell("transfer", "transfer-correlation", table=table, settings=checked("transfer"),
+                     correlation=correlation, leave_one_out=leave_one_out)["metrics"]  # fmt: skip
     assert found["languages"] == 0 and found["accuracy"]["r"] is None and found["accuracy"]["predicted"] is None
 
 
-def test_a_model_is_forecast_from_all_others(monkeypatch):
+def test_a_model_is_forecast_from_all_others():
     """The others lie on 0.1 + 2 x; a second variant of the same model is no other model."""
-    from polydetox.transfer import tables
 
     def points(accuracy, drop):
         return pd.DataFrame({"language": ["de", "fr"], "accuracy": accuracy, "relative_drop": drop}), {}
@@ -128,14 +127,22 @@ def test_a_model_is_forecast_from_all_others(monkeypatch):
     }  # fmt: skip
     comparisons = [SimpleNamespace(title=title, model=title[0]) for title in [*measured, "D"]]
     accuracies = {"A": [0.1, 0.4], "B": [0.2, 0.3], "C": [0.25, 0.35], "D": [0.5, 0.6]}
-    monkeypatch.setattr(tables, "_accuracies", lambda _, model: pd.Series(accuracies[model], index=["de", "fr"]))
-    only = SimpleNamespace(comparisons=[one for one in comparisons if one.title != "D"])
-    found = tables.forecasts(only, measured).set_index("comparison")
+
+    def forecasts(titles):
+        results = SimpleNamespace(
+            comparisons=[one for one in comparisons if one.title in titles],
+            by_language_of=lambda _, model: {language: {"accuracy": value}
+                                             for language, value in zip(["de", "fr"], accuracies[model], strict=True)},
+        )  # fmt: skip
+        transfers = {title: measured[title] for title in titles if title in measured}
+        return run_cell("summary_transfer", "transfer-forecast", np=np, pd=pd, line=line, results=results,
+                        others=["de", "fr"], transfers=transfers)["forecasts"].set_index("comparison")  # fmt: skip
+
+    found = forecasts(list(measured))
     assert found.loc["C (DPO)", "points"] == 4
     assert found.loc["C (DPO)", "predicted"] == pytest.approx(0.1 + 2 * 0.3)
     assert found.loc["C (DPO)", "error"] == pytest.approx(0.1)  # 0.6 and 0.8 against 0.7
-    untuned = tables.forecasts(SimpleNamespace(comparisons=[comparisons[0], comparisons[1], comparisons[-1]]),
-                                  {name: measured[name] for name in "AB"}).set_index("comparison")  # fmt: skip
+    untuned = forecasts(["A", "B", "D"])
     assert untuned.loc["D", "predicted"] == pytest.approx(0.1 + 2 * 0.55) and pd.isna(untuned.loc["D", "drop"])
 
 

@@ -11,14 +11,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.figures import (
-    AFTER,
-    BEFORE,
-    MUTED,
-    WIDTH,
-    legend,
-    use_theme,
-)
+from polydetox.results.figures import AFTER, BEFORE, MUTED, WIDTH, legend, use_theme
 from polydetox.stats.correlation import line
 
 if TYPE_CHECKING:
@@ -27,23 +20,15 @@ if TYPE_CHECKING:
 
 _RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
 
-# Where a name may stand beside its point, in points, best first.
-_PLACES = [(5, 3, "left"), (-5, 3, "right"), (5, -9, "left"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center")]
-
-
-_RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
-
 # Where a name may stand beside its point, in points to the right and upwards: the first that clashes least is taken.
 _PLACES = [(5, 3, "left"), (-5, 3, "right"), (5, -9, "left"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center")]
 
 
-def plot_retrieval_by_layer(tables: Mapping[str, pd.DataFrame], sentences: int) -> Figure:
-    """Accuracy, and the mean cosine of aligned and other pairs, at every layer; a thin line a language."""
-    return plot_retrieval([("", tables, sentences)])
-
-
 def plot_retrieval(found: Sequence[tuple[str, Mapping[str, pd.DataFrame], int]]) -> Figure:
-    """The same for several models, a row of panels a model: its title, its languages' tables, its sentences."""
+    """Accuracy, and the mean cosine of aligned and other pairs, at every layer; a thin line a language.
+
+    ``found`` has of each model its title, a table of layers by language, and the number of sentences.
+    """
     use_theme()
     figure, grid = plt.subplots(len(found), 2, figsize=(WIDTH, 2.9 * len(found)), squeeze=False)
     for axes, (title, tables, sentences) in zip(grid, found, strict=True):

@@ -1,88 +1,16 @@
-"""Retrieval across languages and its correlation with the drop of toxicity: results and tables."""
+"""The tables of retrieval across languages and of its correlation with the drop of toxicity."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from polydetox.core.artifacts import read_json, read_parquet
 from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH, Results
 from polydetox.results.published import PAPER, paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
-from polydetox.stats.correlation import line
-
-
-def retrievals(results: Results) -> list[tuple[str, dict[str, pd.DataFrame], int]]:
-    """Of each model the figures of every layer, by language, and the number of sentences."""
-    found = []
-    for name, title in results.models.items():
-        folder = results.folder("retrieval", model=name)
-        if folder is None:
-            continue
-        layers = read_parquet(folder / "layers.parquet", ["language", "layer", "accuracy"])
-        tables = {str(language): rows for language, rows in layers.groupby("language", sort=False)
-                  if language != ENGLISH and language in results.profile.languages}  # fmt: skip
-        if tables:
-            found.append((title, tables, int(read_json(folder / "metrics.json")["sentences"])))
-    return found
-
-
-def transfers(results: Results) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
-    """Of each comparison the drop and retrieval of every language, and their correlation and prediction."""
-    found = {}
-    for comparison in results.comparisons:
-        if folder := results.folder("transfer", model=comparison.model, variant=comparison.variant):
-            table = read_parquet(folder / "languages.parquet", ["language", "relative_drop", "accuracy"])
-            found[comparison.title] = (table, read_json(folder / "metrics.json"))
-    return found
-
-
-FORECAST_COLUMNS = ["comparison", "accuracy", "points", "predicted", "drop", "error"]
-
-
-def forecasts(results: Results, measured: Mapping[str, tuple[pd.DataFrame, dict[str, Any]]]) -> pd.DataFrame:
-    """The mean relative drop of each comparison as the languages of all *other* models predict it.
-
-    The only thing that is known of a model is its retrieval accuracy, so that one which was not tuned yet has a
-    prediction too. ``predicted`` and ``drop`` are means over languages, ``error`` the root mean squared error over
-    them; missing where no other model was measured, or this one not.
-    """
-    rows = []
-    for comparison in results.comparisons:
-        own = measured.get(comparison.title, (pd.DataFrame(columns=["language", "relative_drop"]), {}))[0]
-        accuracy = _accuracies(results, comparison.model)
-        others = [
-            measured[other.title][0]
-            for other in results.comparisons
-            if other.model != comparison.model and other.title in measured
-        ]
-        row = dict.fromkeys(FORECAST_COLUMNS, np.nan) | {
-            "comparison": comparison.title,
-            "accuracy": accuracy.mean() if len(accuracy) else np.nan,
-            "points": sum(map(len, others)),
-            "drop": own["relative_drop"].astype(float).mean(),
-        }
-        pooled = pd.concat(others) if others else pd.DataFrame()
-        if len(pooled) and len(accuracy):
-            slope, intercept = line(pooled["accuracy"].to_numpy(float), pooled["relative_drop"].to_numpy(float))
-            predicted = slope * accuracy + intercept
-            row["predicted"] = predicted.mean()
-            if len(own):
-                error = own.set_index("language")["relative_drop"] - predicted
-                row["error"] = float(np.sqrt((error**2).mean()))
-        rows.append(row)
-    return pd.DataFrame(rows, columns=FORECAST_COLUMNS)
-
-
-def _accuracies(results: Results, model: str) -> pd.Series:
-    """Retrieval accuracy, averaged over layers, of every language but English that was run."""
-    measured = results.by_language_of("retrieval", model=model)
-    return pd.Series({language: measured[language]["accuracy"] for language in results.profile.languages
-                      if language != ENGLISH and language in measured}, dtype=float)  # fmt: skip
 
 
 def retrieval_table(results: Results) -> PaperTable:
@@ -96,15 +24,12 @@ def retrieval_table(results: Results) -> PaperTable:
         for language in results.profile.languages:
             if language == ENGLISH:
                 continue
-            if language not in measured:
-                lines.append([LANGUAGES[language], *[Cell(NOT_RUN)] * 6])
-                continue
-            row = measured[language]
-            lines.append([
-                LANGUAGES[language], *(number(row[key], 2) for key in ("from_english", "to_english", "accuracy")),
-                Cell(fixed(row["best_accuracy"], 2), f"layer {row['best_layer']}"),
-                number(row["aligned_cosine"], 3), number(row["other_cosine"], 3),
-            ])  # fmt: skip
+            cells = [Cell(NOT_RUN)] * 6
+            if row := measured.get(language):
+                best = Cell(fixed(row["best_accuracy"], 2), f"layer {row['best_layer']}")
+                cells = [*(number(row[key], 2) for key in ("from_english", "to_english", "accuracy")), best,
+                         number(row["aligned_cosine"], 3), number(row["other_cosine"], 3)]  # fmt: skip
+            lines.append([LANGUAGES[language], *cells])
         groups.append(Group(title if len(results.profile.models) > 1 else None, lines or [["", *[Cell(NOT_RUN)] * 6]]))
     return PaperTable(columns, groups, spans)
 
@@ -144,11 +69,10 @@ def prediction_table(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]
         lines: list[list[Cell | str]] = []
         for position, row in enumerate(table.itertuples()):
             guess = None if predicted is None else predicted[position]
-            lines.append([
-                LANGUAGES[str(row.language)], number(row.accuracy, 2),
-                Cell(NOT_APPLICABLE) if guess is None else number(guess, 2), number(row.relative_drop, 2),
-                Cell(NOT_APPLICABLE) if guess is None else number(row.relative_drop - guess, 2),
-            ])  # fmt: skip
+            error = None if guess is None else row.relative_drop - guess
+            lines.append([LANGUAGES[str(row.language)], number(row.accuracy, 2),
+                          number(guess, 2, missing=NOT_APPLICABLE), number(row.relative_drop, 2),
+                          number(error, 2, missing=NOT_APPLICABLE)])  # fmt: skip
         if predicted is not None:
             for said, key in (("error of the line", "error"), ("error of the mean of the others", "mean_error")):
                 lines.append([f"root mean squared {said}", *[Cell("")] * 3, number(metrics["accuracy"][key], 3)])
