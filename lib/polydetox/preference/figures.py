@@ -1,15 +1,14 @@
-"""The figures of preference pairs, of DPO training and of ablations."""
+"""The figures of DPO training and of ablations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from polydetox.preference.ablations import MEAN
 from polydetox.results.collect import METRICS
@@ -27,69 +26,41 @@ from polydetox.results.figures import (
     legend,
     use_theme,
     x_label,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def plot_training_curves(log: pd.DataFrame) -> Figure:
-    """Loss and reward margin over the steps of one training.
-
-    ``log`` is a training log in long form (``step, split, metric, value``): a thin line for the pairs of each step,
-    points for the held-out pairs.
-    """
-    return plot_training_runs({"": log})
+_SPLITS: dict[str, dict[str, Any]] = {
+    "train": {"color": MUTED, "linewidth": 0.9, "label": "pairs of the step"},
+    "held_out": {"color": INK, "linewidth": 1.6, "marker": "o", "markersize": 4, "label": "held-out pairs"},
+}
 
 
 def plot_training_runs(logs: Mapping[str, pd.DataFrame]) -> Figure:
-    """The training curves of several runs, a row of panels a run."""
+    """Loss and reward margin over the steps of each training: a thin line for the pairs of each step, points for the
+    held-out pairs.
+
+    ``logs`` holds training logs in long form (``step, split, metric, value``) by title.
+    """
     use_theme()
     figure, grid = plt.subplots(len(logs), 2, figsize=(WIDTH, 2.7 * len(logs)), squeeze=False)
     for axes, (title, log) in zip(grid, logs.items(), strict=True):
-        for axis, metric, label in zip(
-            axes, ("loss", "reward_margin"), ("loss (nats)", "reward margin (nats)"), strict=True
-        ):
-            _curve(axis, log[log["metric"] == metric])
-            axis.set_xlabel("step")
-            axis.set_ylabel(label)
+        for axis, metric in zip(axes, ("loss", "reward_margin"), strict=True):
+            for split, look in _SPLITS.items():
+                rows = log[(log["metric"] == metric) & (log["split"] == split)].sort_values("step")
+                axis.plot(rows["step"], rows["value"], **look)
+            axis.set(xlabel="step", ylabel=f"{metric.replace('_', ' ')} (nats)")
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+            axis.grid(True, axis="both")
         first = log[(log["metric"] == "loss") & (log["split"] == "held_out") & (log["step"] == 0)]["value"]
-        untuned = math.log(2.0) if first.empty else first.iloc[0]  # DPO's loss begins at log 2, others elsewhere
-        axes[0].axhline(untuned, color=MUTED, linewidth=0.8, linestyle=":")
-        axes[0].annotate("untuned", (1.0, untuned), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+        base = math.log(2.0) if first.empty else first.iloc[0]  # DPO's loss begins at log 2, others elsewhere
+        axes[0].axhline(base, color=MUTED, linewidth=0.8, linestyle=":")
+        axes[0].annotate("base model", (1.0, base), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                          fontsize=7.5, color=MUTED)  # fmt: skip
         axes[0].set_title(title, loc="left")
     legend(figure, grid[0, 0])
-    return figure
-
-
-def _curve(axis: Axes, rows: pd.DataFrame) -> None:
-    train = rows[rows["split"] == "train"].sort_values("step")
-    held_out = rows[rows["split"] == "held_out"].sort_values("step")
-    axis.plot(train["step"], train["value"], color=MUTED, linewidth=0.9, label="pairs of the step")
-    axis.plot(
-        held_out["step"], held_out["value"], color=INK, linewidth=1.6, marker="o", markersize=4, label="held-out pairs"
-    )
-    axis.grid(True, axis="both")
-
-
-def plot_pair_toxicity(pairs: pd.DataFrame) -> Figure:
-    """Histograms of the toxicity of chosen and rejected continuations.
-
-    ``pairs`` has the columns ``chosen_toxicity`` and ``rejected_toxicity``.
-    """
-    use_theme()
-    figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
-    bins = np.linspace(0.0, 1.0, 26).tolist()
-    for side, colour, hatch in (("chosen", CHOSEN, ""), ("rejected", REJECTED, "///")):
-        axis.hist(pairs[f"{side}_toxicity"], bins, color=colour, alpha=0.65, label=side, hatch=hatch, edgecolor="white")
-    axis.set_xlabel("toxicity (0 to 1)")
-    axis.set_ylabel("continuations")
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(True, axis="y")
-    legend(figure, axis)
     return figure
 
 
@@ -150,56 +121,4 @@ def plot_against_perplexity(table: pd.DataFrame) -> Figure:
             axis.set_ylim(bottom=0.0)
             axis.margins(x=0.12)
             axis.grid(True, axis="both")
-    return figure
-
-
-def plot_sets(drops: Mapping[str, pd.DataFrame], metric: str = "emt") -> Figure:
-    """The drop of one metric on a further set of prompts against that on the first, a point a language.
-
-    ``drops`` holds of each family a table with a row a language and the two sets as its columns.
-    """
-    use_theme()
-    columns = min(len(drops), 3)
-    lines = math.ceil(len(drops) / columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(WIDTH, 3.2 * lines), squeeze=False, sharex=True, sharey=True)
-    for axis in grid.flat[len(drops) :]:
-        axis.set_visible(False)
-    for axis, (title, wide) in zip(grid.flat, drops.items(), strict=False):
-        first, second = wide.columns
-        axis.plot(wide[first], wide[second], "o", markersize=4.5, color=AFTER)
-        for language, x, y in wide.itertuples():
-            axis.annotate(language, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7.5)
-        axis.axline((0.0, 0.0), slope=1.0, color=MUTED, linewidth=0.9, linestyle=":")
-        axis.axhline(0.0, color=MUTED, linewidth=0.8, linestyle="--")
-        axis.axvline(0.0, color=MUTED, linewidth=0.8, linestyle="--")
-        axis.set_xlabel(f"drop of {METRICS[metric].title}, {first} prompts", fontsize=8.5)
-        axis.set_ylabel(f"drop of {METRICS[metric].title}, {second} prompts", fontsize=8.5)
-        axis.set_title(title, fontsize=9)
-        axis.grid(True, axis="both")
-    return figure
-
-
-def plot_perplexities(continuations: pd.DataFrame, largest: float) -> Figure:
-    """Histograms of the perplexity on a logarithmic axis, before and after, with their medians; a panel a comparison.
-
-    ``continuations`` has the columns ``comparison, side, perplexity``. What is above ``largest`` is in the last bin.
-    """
-    use_theme()
-    found = list(continuations.groupby("comparison", sort=False))
-    figure, grid = plt.subplots(len(found), 1, figsize=(WIDTH, 0.6 + 2.1 * len(found)), squeeze=False, sharex=True)
-    bins = np.geomspace(1.0, largest, 61)
-    for axis, (title, rows) in zip(grid[:, 0], found, strict=True):
-        for side, values in rows.groupby("side", sort=False)["perplexity"]:
-            colour = SIDES[str(side)][0]
-            axis.hist(np.clip(values, bins[0], bins[-1] * 0.999), bins.tolist(), histtype="step", linewidth=1.6,
-                      color=colour, label=side, weights=np.full(len(values), 1.0 / len(values)))  # fmt: skip
-            axis.axvline(values.median(), color=colour, linewidth=1.0, linestyle="--")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_ylabel("fraction of continuations")
-        axis.set_title(title, loc="left")
-    x_label(figure, "perplexity (logarithmic)")
-    legend(figure, grid[0, 0])
     return figure
