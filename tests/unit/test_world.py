@@ -19,7 +19,7 @@ from polydetox.core.artifacts import read_json, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.params import load_profile
 from polydetox.synthetic import results, tables
-from polydetox.synthetic.measures import direction_cosine, insult_rates, remark_states, tone_effect
+from polydetox.synthetic.measures import direction_cosine, remark_states, tone_effect
 from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
 from polydetox.synthetic.pretraining import EQUALS, MIXED, make_tokenizer, packed
 from tiny import CHECKOUT, tiny_model
@@ -304,12 +304,12 @@ def test_a_tone_that_no_text_says_is_not_measured(tuned):
     assert list(table["language"]) == ["en", "de"] and table["tone_effect"].isna().all()
 
 
-def test_insults_are_counted_by_language_and_by_stem():
+def test_insults_are_counted_by_language_and_by_stem(tuned):
     said = {"en-0-0": [BOOK.ending(True, 0, "en"), "kind kind"], "en-0-1": [BOOK.ending(False, 0, "en")] * 2,
             "de-0-0": [BOOK.ending(True, 0, "en"), "."], "de-0-1": [BOOK.ending(True, 1, "de")] * 2}  # fmt: skip
     rows = [{"language": name[:2], "prompt_id": name, "sample": sample, "continuation": text}
             for name, texts in said.items() for sample, text in enumerate(texts)]  # fmt: skip
-    found = insult_rates(BOOK, pd.DataFrame(rows))
+    found = tuned("insults-02")["insult_rates"](pd.DataFrame(rows))
     assert found["insulting"].to_dict() == {"de": 0.75, "en": 0.25}
     assert found["toxprob"].to_dict() == {"de": 1.0, "en": 0.5}
     assert found.loc["de", "well_formed"] == 0.5, "an insult in English is none of German's endings"

@@ -66,13 +66,6 @@ def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float,
     return float(slope), float(intercept)
 
 
-def residuals(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """What the line of least squares through ``x`` leaves of ``y``."""
-    x, y = np.asarray(x), np.asarray(y)
-    slope, intercept = line(x, y)
-    return y - slope * x - intercept
-
-
 def leave_one_out(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> dict[str, Any]:
     """Predict each point from a line through the others, and from their mean alone.
 

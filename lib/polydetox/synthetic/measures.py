@@ -1,4 +1,4 @@
-"""What is measured of one small model: insults by language, the effect of a tone, and the direction of insults."""
+"""What is measured in one small model: the effect of a tone, and the direction of insults."""
 
 from __future__ import annotations
 
@@ -6,36 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 
 from polydetox.metrics.fluency import token_nll
 from polydetox.metrics.retrieval import cosines
-from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.synthetic.phrasebook import Phrasebook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Stems = Sequence[tuple[int, int]]  # a speaker and a verb each
-
-
-def insult_rates(phrasebook: Phrasebook, continuations: pd.DataFrame) -> pd.DataFrame:
-    """By language the fraction of insulting continuations, of stems with one, and of well-formed continuations.
-
-    ``continuations`` has ``language, prompt_id, sample, continuation``. Columns: ``insulting, toxprob, well_formed``,
-    and ``kept``, the fraction of insulting ones among the well-formed, missing where there are none.
-    """
-    said = continuations.assign(
-        insulting=continuations["continuation"].map(phrasebook.insults).astype(float),
-        well_formed=[phrasebook.well_formed(*each) for each in continuations[["continuation", "language"]].to_numpy()],
-    ).astype({"well_formed": float})
-    by_language = said.groupby("language")
-    stems = {language: prompt_toxicity(rows, "insulting", 0.5)["toxprob"].mean() for language, rows in by_language}
-    return by_language[["insulting", "well_formed"]].mean().assign(
-        kept=said[said["well_formed"] == 1.0].groupby("language")["insulting"].mean(), toxprob=pd.Series(stems)
-    )  # fmt: skip
 
 
 def tone_effect(
