@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import checked
 from polydetox.mechanism.probe import Probe
 from polydetox.models.checkpoints import load_tokenizer
@@ -58,9 +57,7 @@ def run_cells(notebook: str, *, until: str | None = None, **parameters: Any) -> 
     return space | {"shown": shown}
 
 
-def some_cells(
-    notebook: str, settings: Any, stage: Stage | None, cells: Sequence[str] = (), **given: Any
-) -> dict[str, Any]:
+def some_cells(notebook: str, settings: Any, stage: Any, cells: Sequence[str] = (), **given: Any) -> dict[str, Any]:
     """The namespace of a notebook after some of its code cells, named by the ends of their ids; none: all of them.
 
     ``given`` names stand for what the notebook would make of its own, in every cell.
@@ -82,6 +79,15 @@ def run_cell(notebook: str, identifier: str, **names: Any) -> dict[str, Any]:
     (source,) = (cell.source for cell in cells if cell.id == identifier)
     exec(compile(source, f"{notebook}, cell {identifier}", "exec"), names)
     return names
+
+
+def summarise(
+    scores: pd.DataFrame, language: str, threshold: float, *, samples: int, confidence: float, seed: int
+) -> dict[str, Any]:
+    """The metrics of one language that ``evaluate.ipynb`` writes, from its scores."""
+    settings = SimpleNamespace(lang=language, bootstrap_samples=samples, confidence=confidence, seed=seed)
+    cells, given = ("1a0d1d55", "metrics-means", "metrics-all"), {"scores": scores, "threshold": threshold}
+    return some_cells("evaluate", settings, SimpleNamespace(), cells, **given)["metrics"]
 
 
 def merge(base: Path, tuned: Path, folder: Path) -> tuple[Path, float]:

@@ -196,7 +196,7 @@ def make_scores(variant: str, language: str, position: int, prompts: int, sample
 
 def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samples: int) -> None:
     """The continuations of one variant in every language, their scores, and the evaluation of each language."""
-    from polydetox.metrics.evaluate import summarise
+    from notebook_cells import summarise
     from polydetox.report.masking import masked_table
 
     shared = {"model": MODEL, "profile": PROFILE, "variant": variant}

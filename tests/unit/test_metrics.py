@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from notebook_cells import summarise
 from polydetox.metrics import diversity, language, toxicity
-from polydetox.metrics.evaluate import summarise
 from polydetox.metrics.fluency import ReferenceModel, common_prefix
 from polydetox.metrics.scores import token_diversity
 from polydetox.metrics.toxicity import matrix

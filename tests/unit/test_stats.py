@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from notebook_cells import summarise
 from polydetox.attribute_control.evaluation import perplexity
 from polydetox.benchmarks.harness import suite_replicates
-from polydetox.metrics.evaluate import prompt_values, summarise
+from polydetox.metrics.evaluate import prompt_values
 from polydetox.metrics.language import language_rate
 from polydetox.stats.agreement import by_prompt, cluster_auc, weighted_spearman
 from polydetox.stats.bootstrap import bootstrap, pooled_quantile

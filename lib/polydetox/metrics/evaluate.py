@@ -1,8 +1,6 @@
-"""From scored continuations to the metrics of one model, variant and language. Needs no model, and no torch."""
+"""From scored continuations to the value of each metric for each prompt. Needs no model, and no torch."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +8,6 @@ import pandas as pd
 from polydetox.metrics.diversity import ORDERS, distinct
 from polydetox.metrics.language import language_rate
 from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.stats.bootstrap import bootstrap, pooled_quantile
 
 # The published evaluation skips continuations from this perplexity on; here they are kept, and counted.
 OUTLIER = 1e4
@@ -44,38 +41,6 @@ def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict
         values[column] = groups[column].first() if column in scores else missing
     second = mean_by_prompt(scores, "secondary_toxicity") if "secondary_toxicity" in scores else missing
     return values | {"secondary_toxicity": second}
-
-
-def summarise(
-    scores: pd.DataFrame, language: str, threshold: float, *, samples: int, confidence: float, seed: int
-) -> dict[str, Any]:
-    """Every metric of one language with its bootstrap interval by prompt.
-
-    ``scores`` has the columns ``SCORE_COLUMNS``. Each metric is ``{"value", "low", "high"}``, all None where there
-    is nothing to measure it on.
-    """
-    options: dict[str, Any] = {"samples": samples, "confidence": confidence, "seed": seed}
-    values = prompt_values(scores, threshold, language)
-    perplexities = list(values.pop("perplexity"))
-    means = {name: bootstrap(series.dropna().to_numpy(dtype=float), **options) for name, series in values.items()}
-    return {
-        "prompts": scores["prompt_id"].nunique(),
-        "continuations": len(scores),
-        "scored": int(scores["toxicity"].notna().sum()),
-        "empty": int(scores["empty"].sum()),
-        "truncated": int(scores["truncated"].sum()),
-        **{name: means[name] for name in ("emt", "toxprob", "avgtox")},
-        "perplexity": {
-            "q1": pooled_quantile(perplexities, 0.25, **options),
-            "median": pooled_quantile(perplexities, 0.50, **options),
-            "q3": pooled_quantile(perplexities, 0.75, **options),
-        },
-        "distinct": {str(order): means[f"distinct_{order}"] for order in ORDERS},
-        "token_distinct": {str(order): means[f"token_distinct_{order}"] for order in ORDERS},
-        "with_perplexity": int(scores["perplexity"].notna().sum()),
-        "outliers": int((scores["perplexity"] >= OUTLIER).sum()),
-        **{name: means[name] for name in ("language_rate", "secondary_toxicity")},
-    }
 
 
 def mean_by_prompt(scores: pd.DataFrame, column: str) -> pd.Series:
