@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notebook_cells import summarise
+from notebook_cells import run_cell, summarise
 from polydetox.metrics import diversity, language, toxicity
+from polydetox.metrics.evaluate import SCORE_COLUMNS, TOKEN_DISTINCT
 from polydetox.metrics.fluency import ReferenceModel, common_prefix
-from polydetox.metrics.scores import token_diversity
 from polydetox.metrics.toxicity import matrix
 from polydetox.stats.bootstrap import bootstrap, pooled_quantile
 from tiny import FAMILIES, tiny_tokenizer
@@ -177,9 +177,11 @@ def test_outliers_are_counted_and_kept():
 
 def test_token_diversity_of_each_prompt_without_its_empty_continuations():
     tokenizer = tiny_tokenizer()
-    found = token_diversity(table(), tokenizer)
+    scores = table().drop(columns=TOKEN_DISTINCT).assign(language="de", gloss="")
+    names = {"np": np, "pd": pd, "published_distinct": diversity.published_distinct, "TOKEN_DISTINCT": TOKEN_DISTINCT}
+    found = run_cell("score", "distinct-02", scores=scores, tokenizer=tokenizer, SCORE_COLUMNS=SCORE_COLUMNS, **names)
     expected = diversity.published_distinct([["du du", "nein"], ["ja"]], tokenizer)
-    assert found.tolist() == expected[[0, 0, 1, 1]].tolist()
+    assert found["scores"][TOKEN_DISTINCT].to_numpy().tolist() == expected[[0, 0, 1, 1]].tolist()
 
 
 def test_matrix_keeps_prompts_in_order_and_gaps_missing():

@@ -45,29 +45,19 @@ def repetition(continuation: str) -> float:
 def published_distinct(prompts: Sequence[Sequence[str]], tokenizer: Any) -> Float[np.ndarray, "prompts 3"]:
     """Distinct n-grams of the orders 1 to 3 over the number of tokens, for the continuations of each prompt.
 
-    NaN for a prompt without tokens; see :func:`distinct_tokens`.
+    A token is its own decoded string: two ids that decode to the same are one, and one that decodes to nothing is
+    skipped. An n-gram is the strings joined by underscores, as published. NaN for a prompt without tokens.
     """
     texts = [text for continuations in prompts for text in continuations]
     rows = tokenizer(texts)["input_ids"] if texts else []
-    return distinct_tokens(rows, [len(continuations) for continuations in prompts], tokenizer)
-
-
-def distinct_tokens(
-    rows: Sequence[Sequence[int]], sizes: Sequence[int], tokenizer: Any
-) -> Float[np.ndarray, "prompts 3"]:
-    """The same of token ids, a row a continuation; the first ``sizes[0]`` rows belong to the first prompt, and so on.
-
-    A token is its own decoded string: two ids that decode to the same are one, and one that decodes to nothing is
-    skipped. An n-gram is the strings joined by underscores, as published.
-    """
     decoded = {token: tokenizer.decode(token, skip_special_tokens=True) for token in set(chain.from_iterable(rows))}
-    texts = iter([string for token in row if (string := decoded[token])] for row in rows)
-    result = np.full((len(sizes), len(ORDERS)), np.nan)
-    for prompt, size in enumerate(sizes):
-        continuations = list(islice(texts, size))
-        total = sum(map(len, continuations))
+    strings = iter([string for token in row if (string := decoded[token])] for row in rows)
+    result = np.full((len(prompts), len(ORDERS)), np.nan)
+    for prompt, continuations in enumerate(prompts):
+        of_prompt = list(islice(strings, len(continuations)))
+        total = sum(map(len, of_prompt))
         for column, order in enumerate(ORDERS if total else ()):
-            shifted = ([strings[start:] for start in range(order)] for strings in continuations)
+            shifted = ([text[start:] for start in range(order)] for text in of_prompt)
             grams = set().union(*(map("_".join, zip(*parts, strict=False)) for parts in shifted))
             result[prompt, column] = len(grams) / total
     return result

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from polydetox.core.artifacts import input_hash, library_versions, read_parquet, resume_key, write_parquet
 from polydetox.core.parameters import Settings
-from polydetox.metrics.diversity import published_distinct
 from polydetox.models.checkpoints import provenance, weights_of
 from polydetox.models.texts import Shortened, shortened
 from polydetox.scoring import CachedScorer, get_scorer
@@ -98,13 +96,3 @@ class Scoring:
             texts = rows["continuation"].where(chosen, "").tolist()
             found["perplexity"] = self._reference_model.perplexities(rows["prompt"].tolist(), texts)
         return pd.DataFrame(found)
-
-
-def token_diversity(continuations: pd.DataFrame, tokenizer: Any) -> Float[np.ndarray, "rows 3"]:
-    """Distinct n-grams over tokens of each row's prompt, as published; empty continuations are skipped."""
-    numbers, prompts = pd.factorize(continuations["prompt_id"])
-    texts: list[list[str]] = [[] for _ in prompts]
-    for number, text, empty in zip(numbers, continuations["continuation"], continuations["empty"], strict=True):
-        if not empty:
-            texts[number].append(text)
-    return published_distinct(texts, tokenizer)[numbers]
