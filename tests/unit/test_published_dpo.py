@@ -1,65 +1,66 @@
-"""DPO as the published code trains: its token ids, loss, gradient and first steps on its recorded pairs."""
+"""On the token ids of the published code, what ``dpo.ipynb`` computes and its first steps are that code's own.
+
+That code puts BOS in front for every tokenizer that has one: with `inputs: trl-0.8.6` the notebook does so as well, with
+`inputs: trl` the tokenizer's template does.
+"""
 
 from __future__ import annotations
 
 import pandas as pd
 import pytest
 import torch
-from published import model, recorded, tokenizer, words
-from trl import DPOConfig
 
-from polydetox.training.dpo import PairTrainer, tokens_of_trl_0_8
-
-# BOS, EOS, and whether the tokenizer puts BOS in front of a text itself.
-TOKENIZERS = {"mGPT": (0, 0, False), "bloom": (1, 2, False), "llama": (1, 2, True)}
+from notebook_cells import make_trainer
+from polydetox.core.parameters import checked
+from polydetox.training import dpo
+from polydetox.training.dpo import tokens_of_trl_0_8
+from published import RECORDED, model, tokenizer, words
 
 
 def pairs_of(values: dict) -> pd.DataFrame:
     """The recorded pairs as texts: without BOS and EOS, which are not in the texts."""
     texts = []
     for pair in values["pairs"]:
-        prompt = pair["prompt"][1:]
         sides = {side: words(pair[side][len(pair["prompt"]) : -1]) for side in ("chosen", "rejected")}
-        texts.append({"prompt": words(prompt), **sides})
+        texts.append({"prompt": words(pair["prompt"][1:]), **sides})
     return pd.DataFrame(texts)
 
 
-@pytest.fixture(params=TOKENIZERS)
-def case(request):
-    """A model, its tokenizer, the recorded values and their pairs as the published code tokenised them."""
-    values = recorded("dpo")[request.param]
-    tokens = tokenizer(*TOKENIZERS[request.param])
-    return request.param, tokens, values, tokens_of_trl_0_8(pairs_of(values), tokens, 64, 256)
+@pytest.fixture(params=[(name, inputs) for name in RECORDED for inputs in ("trl", "trl-0.8.6")], ids="-".join)
+def case(request, tmp_path, monkeypatch):
+    """The trainer of the notebook, the batch of all pairs, and the recorded values.
 
-
-def trainer_of(name: str, tokens, pairs: pd.DataFrame, folder) -> PairTrainer:
-    """The policy is the model plus noise, the reference the model."""
-    policy, generator = model(name), torch.Generator().manual_seed(7)
+    The policy is the model plus noise, the reference the model.
+    """
+    monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
+    monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
+    (name, inputs), weights = request.param, tmp_path / "model"
+    values, tokens = RECORDED[name], tokenizer(name, template=inputs == "trl" or name == "llama")
+    model(name).save_pretrained(weights)
+    tokens.save_pretrained(weights)
+    pairs = pairs_of(values)
+    if inputs == "trl-0.8.6":
+        pairs = tokens_of_trl_0_8(pairs, tokens, 64, 256)
+    # Of one step, so that the reference model stays beside the policy.
+    settings = checked("dpo", learning_rate=1e-3, inputs=inputs, weight_decay=0.0, batch_size=1, max_steps=1, eval_steps=1)
+    trainer = make_trainer(weights, pairs, pairs, settings, tmp_path)
+    generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for _, value in sorted(policy.named_parameters()):
+        for _, value in sorted(trainer.model.named_parameters()):
             value.add_(0.01 * torch.randn(value.shape, generator=generator))
-    tokens.pad_token = tokens.eos_token
-    config = DPOConfig(output_dir=str(folder), beta=0.1, max_length=256, report_to="none", use_cpu=True, bf16=False)
-    return PairTrainer(model=policy, ref_model=model(name), args=config, processing_class=tokens, train=pairs,
-                       held_out=pairs, reference_cache=folder / "cache")  # fmt: skip
-
-
-def batch_of(trainer: PairTrainer) -> dict[str, torch.Tensor]:
-    return trainer.data_collator(list(trainer.train_dataset))
+    return trainer, trainer.data_collator(list(trainer.train_dataset)), values
 
 
 def test_token_ids_are_those_of_the_published_code(case):
-    _, _, values, pairs = case
-    for found, pair in zip(pairs.itertuples(), values["pairs"], strict=True):
-        assert found.prompt_ids == pair["prompt"]
-        assert found.prompt_ids + found.chosen_ids == pair["chosen"]
-        assert found.prompt_ids + found.rejected_ids == pair["rejected"]
+    trainer, _, values = case
+    for found, pair in zip(trainer.train_dataset, values["pairs"], strict=True):
+        assert found["prompt_ids"] == pair["prompt"]
+        assert found["prompt_ids"] + found["chosen_ids"] == pair["chosen"]
+        assert found["prompt_ids"] + found["rejected_ids"] == pair["rejected"]
 
 
-def test_loss_and_gradient_are_those_of_the_published_code(case, tmp_path):
-    name, tokens, values, pairs = case
-    trainer = trainer_of(name, tokens, pairs, tmp_path)
-    batch = batch_of(trainer)
+def test_loss_and_gradient_are_those_of_the_published_code(case):
+    trainer, batch, values = case
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
@@ -72,10 +73,8 @@ def test_loss_and_gradient_are_those_of_the_published_code(case, tmp_path):
     assert whole == pytest.approx(values["gradient_norm"], rel=1e-4)
 
 
-def test_log_probabilities_are_those_of_the_published_code(case, tmp_path):
-    name, tokens, values, pairs = case
-    trainer = trainer_of(name, tokens, pairs, tmp_path)
-    batch = batch_of(trainer)
+def test_log_probabilities_are_those_of_the_published_code(case):
+    trainer, batch, values = case
     for role, network in (("policy", trainer.model), ("reference", trainer.ref_model)):
         with torch.no_grad():
             chosen, rejected = trainer.compute_ref_log_probs(network, batch)
@@ -83,11 +82,9 @@ def test_log_probabilities_are_those_of_the_published_code(case, tmp_path):
         assert rejected.tolist() == pytest.approx(values["log_probabilities"][f"{role}_rejected"], rel=1e-5)
 
 
-def test_five_steps_of_rmsprop_are_those_of_the_published_code(case, tmp_path):
-    name, tokens, values, pairs = case
-    trainer = trainer_of(name, tokens, pairs, tmp_path)
-    batch, losses = batch_of(trainer), []
-    optimizer = torch.optim.RMSprop(trainer.model.parameters(), lr=1e-3)
+def test_five_steps_of_rmsprop_are_those_of_the_published_code(case):
+    trainer, batch, values = case
+    optimizer, losses = trainer.create_optimizer(), []
     for _ in range(5):
         loss = trainer.compute_loss(trainer.model, batch)
         losses.append(loss.item())
@@ -98,7 +95,7 @@ def test_five_steps_of_rmsprop_are_those_of_the_published_code(case, tmp_path):
 
 
 def test_a_long_pair_loses_the_beginning_of_its_prompt_and_then_the_end_of_its_completions():
-    tokens = tokenizer(1, 2)
+    tokens = tokenizer("bloom", template=False)
     pairs = pd.DataFrame({"prompt": [words(list(range(10, 20)))], "chosen": [words([30, 31])],
                           "rejected": [words([40, 41, 42, 43, 44])]})  # fmt: skip
     whole = tokens_of_trl_0_8(pairs, tokens, 4, 17).iloc[0]  # BOS, 10 tokens, 5 more and EOS
