@@ -1,7 +1,7 @@
 """On the token ids of the published code, what ``dpo.ipynb`` computes and its first steps are that code's own.
 
-That code puts BOS in front for every tokenizer that has one: with `inputs: trl-0.8.6` the notebook does so as well, with
-`inputs: trl` the tokenizer's template does.
+That code puts BOS in front for every tokenizer that has one: with ``inputs: trl-0.8.6`` so does the notebook, with
+``inputs: trl`` the tokenizer's template does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def case(request, tmp_path, monkeypatch):
     if inputs == "trl-0.8.6":
         pairs = tokens_of_trl_0_8(pairs, tokens, 64, 256)
     # Of one step, so that the reference model stays beside the policy.
-    settings = checked("dpo", learning_rate=1e-3, inputs=inputs, weight_decay=0.0, batch_size=1, max_steps=1, eval_steps=1)
+    settings = checked("dpo", learning_rate=1e-3, weight_decay=0.0, batch_size=1, max_steps=1, eval_steps=1)
     trainer = make_trainer(weights, pairs, pairs, settings, tmp_path)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
