@@ -162,6 +162,7 @@ def test_snakemake_is_interrupted_with_the_command(checkout, tmp_path, number, s
     code = (
         "import os, signal, sys; from polydetox import cli\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup, under which tests may run, has it ignored
         f"try: cli._supervise([sys.executable, '-c', {snakemake!r}], dict(os.environ))\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )

@@ -71,7 +71,7 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
 
 def _plain_text(line: str) -> str:
     """A line in which Markdown sees nothing but words."""
-    return re.sub(r"[^\w\s.,:;()/-]", lambda match: f"&#{ord(match[0])};", line)
+    return re.sub(r"[^\w\s.,:;()/-]", lambda match: f"&#{ord(match[0])};", line.replace("`", ""))
 
 
 def _with_quarto(quarto: str, book: Path, profile: str) -> str | None:
