@@ -16,7 +16,7 @@ export PROFILE PYTHON CONDA
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLYDETOX := $(BIN)/python -m polydetox
 
-.PHONY: help env requirements paper test test-cluster rehearsal preview quarto pdf rulegraph lint clean distclean
+.PHONY: help env requirements paper test test-rehearsal test-cluster rehearsal preview quarto pdf rulegraph lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -69,8 +69,13 @@ pdf: $(STAMP) ## render what has been run so far, and a PDF of its chapters; nee
 quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 	@$(BIN)/python -m polydetox.quarto --again
 
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
-	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+	@$(PYTEST) -m "not rehearsal"
+
+test-rehearsal: $(STAMP) ## the papers' profiles, with a few of their models and languages, from data to site
+	@$(PYTEST) -m rehearsal tests/notebooks
 
 test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (root, Debian's packages)
 	@$(BIN)/python -m pytest tests/cluster

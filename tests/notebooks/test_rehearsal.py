@@ -117,7 +117,7 @@ def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_paper_goes_to_the_site(paper):
     assert (paper / "site/index.html").is_file()
     page = (paper / "site/results-detox.html").read_text("utf-8")
@@ -134,7 +134,7 @@ def test_paper_goes_to_the_site(paper):
     assert metrics(paper / "llama-2-7b/dpo/dpo")["method"] == "lora"
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_the_mechanism_of_paper_has_as_many_sources_as_the_paper(paper):
     for model in ("mgpt", "bloom-1b7-detox", "llama-2-7b"):
         assert len(pd.read_parquet(paper / model / "value_vectors/sources.parquet")) == 100
@@ -144,7 +144,7 @@ def test_the_mechanism_of_paper_has_as_many_sources_as_the_paper(paper):
         assert scores.loc[scores["language"] == "ja", "detoxify-multilingual"].isna().all(), "which knows no Japanese"
 
 
-@pytest.mark.slow
+@pytest.mark.rehearsal
 def test_paper_control_goes_to_the_site(paper_control):
     page = (paper_control / "site/control.html").read_text("utf-8")
     assert "Falcon 7B" in page and "Regularised (adaptive, parallel)" in page
