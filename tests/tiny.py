@@ -110,7 +110,7 @@ def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
         (folder / "params" / name).mkdir(parents=True)
     for name in ("prompts", "tasks"):
         shutil.copytree(CHECKOUT / "params" / name, folder / "params" / name)
-    for name in ("data.yaml", "phrasebook.yaml", "rates.yaml", "model_card.md"):
+    for name in ("data.yaml", "phrasebook.yaml", "model_card.md"):
         shutil.copy(CHECKOUT / "params" / name, folder / "params")
     model = {"title": "Tiny", "use": "path", "path": str(checkpoint), "licence": "none", "dtype": "float32"}
     (folder / "params/models/tiny.yaml").write_text(yaml.safe_dump(model))

@@ -201,7 +201,7 @@ def _run(options: argparse.Namespace) -> int:
     environment = os.environ | {"PATH": beside, RUN: this_run()}
     targets = [*options.targets, *(word for word in options.rest if "/" in word and not word.startswith("-"))]
     if plan_only:
-        return subprocess.run(command, env=environment).returncode or _plan(run, targets)
+        return subprocess.run(command, env=environment).returncode or _plan(run)
     began = time.time()
     with held(paths.profile_run(options.profile) / ".running", f"profile {options.profile!r} is being run already"):
         if executor == "slurm":
@@ -233,18 +233,10 @@ def _snakemake_profile(folder: str | None, executor: str | None) -> tuple[str, s
     return "none", executor or named
 
 
-def _plan(run: Any, targets: list[str]) -> int:
-    """Print what the stages that a run would start take, the licences, and what is missing; 1 where anything is."""
-    from snakemake.exceptions import WorkflowError
-
-    from polydetox.planning import jobs_of, table
+def _plan(run: Any) -> int:
+    """Print the licences of what a run uses, and what is missing before it can start; 1 where anything is."""
     from polydetox.preflight import licences, problems
 
-    try:
-        estimate = table(jobs_of(run.profile.name, targets))
-    except (UserError, WorkflowError) as error:
-        estimate = str(error)
-    print(f"\nStill to run, by estimate (params/rates.yaml):\n{estimate}")
     missing = problems(run)
     for title, lines in (("Licences:", licences(run.profile)), ("Missing before this can run:", missing)):
         if lines:

@@ -200,9 +200,8 @@ def each(**wildcards: Iterable[str]) -> Iterator[dict[str, str]]:
         yield dict(zip(wildcards, values, strict=True))
 
 
-@contextlib.contextmanager
-def snakemake(profile: str) -> Iterator[Any]:
-    """The workflow of a profile as Snakemake has it, which prints nothing; what it refuses is a ``UserError``."""
+def load(profile: str) -> Run:
+    """The run of a profile, as the Snakefile and its rules register it; what Snakemake refuses is a ``UserError``."""
     load_profile(profile)  # whose mistakes read better than from within Snakemake
     from snakemake.api import SnakemakeApi
     from snakemake.exceptions import WorkflowError
@@ -212,16 +211,11 @@ def snakemake(profile: str) -> Iterator[Any]:
     silent = OutputSettings(quiet={Quietness.ALL}, dryrun=True, enable_file_logging=False)
     with contextlib.chdir(root), SnakemakeApi(silent) as api:
         try:
-            yield api.workflow(ResourceSettings(cores=1), config_settings=ConfigSettings(config={"profile": profile}),
-                               snakefile=root / "Snakefile", workdir=root)  # fmt: skip
+            workflow = api.workflow(ResourceSettings(cores=1), snakefile=root / "Snakefile", workdir=root,
+                                    config_settings=ConfigSettings(config={"profile": profile}))  # fmt: skip
+            run: Run = workflow._workflow.globals["run"]  # it has no public name
         except WorkflowError as error:
             raise UserError(str(error)) from None
-
-
-def load(profile: str) -> Run:
-    """The run of a profile, as the Snakefile and its rules register it."""
-    with snakemake(profile) as workflow:
-        run: Run = workflow._workflow.globals["run"]  # it has no public name
     return run
 
 

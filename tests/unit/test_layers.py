@@ -18,7 +18,7 @@ FLOORS = {
     "measuring": "generation scoring stats metrics training",
     "results": "results",
     "chapters": "preference evaluation mechanism transfer attribute_control benchmarks synthetic scorer",
-    "report": "report publish execute opening workflow planning preflight cluster",
+    "report": "report publish execute opening workflow preflight cluster",
     "command line": "cli doctor __main__",
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}

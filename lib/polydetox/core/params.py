@@ -116,7 +116,6 @@ class ModelFile(StageSettings):
     licence_url: str | None = None
     reference: str | None = None  # row of this model in the paper's tables
     dtype: Dtype = "bfloat16"  # for generation and evaluation
-    parameters: float | None = Field(None, gt=0.0)  # how many weights, for the estimate of what a run takes
     tuned: TunedCheckpoint | None = None
     resources: ModelResources = ModelResources()
 
