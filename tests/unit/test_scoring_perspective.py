@@ -19,7 +19,7 @@ import pytest
 
 from polydetox.core.errors import UserError
 from polydetox.scoring import CachedScorer, get_scorer, perspective
-from polydetox.scoring.perspective import ATTRIBUTES, Patience, PerspectiveScorer, TokenBucket
+from polydetox.scoring.perspective import ATTRIBUTES, Patience, PerspectiveScorer
 from polydetox.scoring.stored import StoredScorer
 
 KEY = "a-secret-key-that-must-not-leak"
@@ -261,20 +261,7 @@ def test_it_works_where_an_event_loop_is_running(service):
 
 def test_the_rate_holds(service):
     scorer_of(service, rate=20.0).score(TEXTS[:40], "en")
-    # Twenty at once, then twenty a second.
-    assert service.times[-1] - service.times[0] > 0.8
-
-
-def test_the_bucket_by_hand():
-    now = [0.0]
-    bucket = TokenBucket(rate=2.0, burst=2, clock=lambda: now[0])
-    assert [bucket.reserve() for _ in range(4)] == [0.0, 0.0, 0.5, 1.0]
-    now[0] = 1.0
-    assert bucket.reserve() == pytest.approx(0.5)
-    now[0] = 60.0
-    assert [bucket.reserve() for _ in range(3)] == [0.0, 0.0, 0.5]
-    bucket.close_for(10.0)
-    assert bucket.reserve() == pytest.approx(10.0)
+    assert service.times[-1] - service.times[0] > 1.9
 
 
 def test_the_service_says_how_long_to_wait(service):

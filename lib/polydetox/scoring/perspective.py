@@ -1,7 +1,6 @@
 """The Perspective API, the paper's toxicity scorer, for as long as it lasts.
 
-Several requests are under way at once, within a rate. A score is handed on as it arrives, and the next request starts
-only when it was taken: with the cache around it, a killed run loses no more answers than there are requests under way.
+A few requests are under way at once, begun at a rate: with the cache around it, a killed run loses no other answers.
 "Later" (429, 5xx), time-outs and broken answers are tried again after growing random waits; what the service will never
 score is missing with its reason.
 
@@ -17,9 +16,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -68,27 +66,6 @@ class Patience(NamedTuple):
     timeout: float = 20.0  # seconds for one answer
 
 
-class TokenBucket:
-    """Lets ``rate`` requests a second pass, and up to ``burst`` at once after a pause."""
-
-    def __init__(self, rate: float, burst: int = 1, clock: Callable[[], float] = time.monotonic):
-        self._interval, self._slack, self._clock = 1.0 / rate, (burst - 1) / rate, clock
-        self._next, self._lock = float("-inf"), threading.Lock()
-
-    def reserve(self) -> float:
-        """Take the next place; the seconds after which the request may go."""
-        with self._lock:
-            now = self._clock()
-            place = max(self._next, now - self._slack)
-            self._next = place + self._interval
-        return max(0.0, place - now)
-
-    def close_for(self, seconds: float) -> None:
-        """Let nothing pass for some seconds: the service has said that it is too much."""
-        with self._lock:
-            self._next = max(self._next, self._clock() + seconds)
-
-
 class _TryAgain(Exception):
     """An answer that a later request may better, after so many seconds at least."""
 
@@ -112,7 +89,7 @@ class PerspectiveScorer(Scorer):
     languages = SEVENTEEN
 
     def __init__(
-        self, address: str = ADDRESS, rate: float | None = None, concurrency: int = 16,
+        self, address: str = ADDRESS, rate: float | None = None, concurrency: int = 4,
         patience: Patience | None = None, responses: Path | None = None,
     ):  # fmt: skip
         if address == ADDRESS and (reason := why_not()):
@@ -123,8 +100,8 @@ class PerspectiveScorer(Scorer):
         self.revision = f"v1alpha1-{ATTRIBUTES[0]}{host}"
 
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:
-        bucket, stop = TokenBucket(self._rate, burst=max(1, int(self._rate))), threading.Event()
-        attempts, first, longest, _ = patience = self._patience
+        attempts, first, longest, timeout = self._patience
+        stop, due = threading.Event(), 0.0
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TryAgain),
             stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_when_event_set(stop),
@@ -136,32 +113,19 @@ class PerspectiveScorer(Scorer):
             ),
         )
         headers = {"X-Goog-Api-Key": key} if (key := os.environ.get(KEY_VARIABLE)) else {}
-        waiting, running = enumerate(texts), dict[Future[Score], int]()
-        with (
-            httpx2.Client(headers=headers, timeout=patience.timeout) as client,
-            ThreadPoolExecutor(self._concurrency) as pool,
-        ):
-
-            def ask(text: str) -> Score:
-                if stop.wait(bucket.reserve()):
-                    raise _TryAgain("stopped")
-                return self._ask(client, bucket, text, language)
-
+        with httpx2.Client(headers=headers, timeout=timeout) as client, ThreadPoolExecutor(self._concurrency) as pool:
             try:
-                while True:
-                    for position, text in islice(waiting, self._concurrency - len(running)):
-                        running[pool.submit(retrying, ask, text)] = position
-                    if not running:
-                        return
-                    done = [(request, running.pop(request)) for request in wait(running, None, FIRST_COMPLETED).done]
-                    # What has been answered is handed on before a failure is raised.
-                    yield [(position, request.result()) for request, position in done if not request.exception()]
-                    for request, _ in done:
-                        request.result()
+                for start in range(0, len(texts), self._concurrency):
+                    requests = []
+                    for text in texts[start : start + self._concurrency]:
+                        time.sleep(max(0.0, due - time.monotonic()))
+                        due = time.monotonic() + 1.0 / self._rate
+                        requests.append(pool.submit(retrying, self._ask, client, text, language))
+                    yield [(position, request.result()) for position, request in enumerate(requests, start)]
             finally:
                 stop.set()  # of all waits
 
-    def _ask(self, client: httpx2.Client, bucket: TokenBucket, text: str, language: str) -> Score:
+    def _ask(self, client: httpx2.Client, text: str, language: str) -> Score:
         """The score of a text from one request."""
         body = {
             # A lone surrogate, which a model can emit, cannot be sent.
@@ -180,8 +144,6 @@ class PerspectiveScorer(Scorer):
         if status == 429 or status >= 500:
             header = response.headers.get("retry-after", "")
             after = float(header) if header.replace(".", "", 1).isdigit() else 0.0  # it may be a date
-            if status == 429:
-                bucket.close_for(min(after or self._patience.first_wait, self._patience.longest_wait))
             raise _TryAgain(f"HTTP {status}", after)
         if status != 200:
             return _refused(status, response.text)
