@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--pdf", action="store_true", help="make a PDF of the chapters as well; needs Quarto")
 
     option = command("data", _data, "the data sources: licence, address, and what to do to get each")
-    option("action", nargs="?", choices=["fetch", "check"],
-           help="fetch: download, verify and unpack a source; check: read every source available")  # fmt: skip
+    option("action", nargs="?", choices=["fetch"], help="download a source, verify and unpack it")
     option("name", nargs="?", help="the source to fetch, as `polydetox data` lists it")
     option("--from", dest="given", type=paths.expanded, help="a file or folder that you have downloaded already")
 
@@ -141,23 +140,14 @@ def _render(options: argparse.Namespace) -> None:
         print(f"as a PDF: {index.with_name(PDF)}")
 
 
-def _data(options: argparse.Namespace) -> int:
-    from polydetox.data.catalogue import source, sources, table
-    from polydetox.data.check import check_source
+def _data(options: argparse.Namespace) -> None:
+    from polydetox.data.catalogue import source, table
     from polydetox.data.fetching import fetch
 
-    if options.action == "fetch":
-        print(f"{source(options.name or '').title}: {fetch(options.name, options.given)}")
     if options.action is None:
         print(table())
-    status = 0
-    for name in sources() if options.action == "check" else ():
-        try:
-            print(f"{name}: {check_source(name) or 'not available'}")
-        except UserError as error:
-            print(f"{name}: BROKEN: {error}")
-            status = 1
-    return status
+    else:
+        print(f"{source(options.name or '').title}: {fetch(options.name, options.given)}")
 
 
 def _push(options: argparse.Namespace) -> None:

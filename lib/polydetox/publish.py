@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polydetox import __version__
 from polydetox.core import paths
-from polydetox.core.artifacts import MANIFEST, atomic_folder, folder_sha256, read_json
+from polydetox.core.artifacts import MANIFEST, atomic_folder, folder_sha256, link_or_copy, read_json
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
 from polydetox.core.params import ModelFile, Profile, load_model, load_profile, variants_of
@@ -142,19 +141,12 @@ def write_folder(run: TunedRun, repository: str | None = None) -> Path:
             target = temporary / file.relative_to(weights)
             target.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix != ".json":
-                _link(file, target)
+                link_or_copy(file, target)
             elif file.name != MANIFEST:
                 target.write_text(_without_paths(file.read_text("utf-8"), run.model.hub), "utf-8")
         (temporary / "README.md").write_text(model_card(run, repository), "utf-8")
         check_folder(temporary)
     return run.folder("push")
-
-
-def _link(file: Path, target: Path) -> None:
-    try:
-        os.link(file.resolve(), target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(file, target)
 
 
 def _without_paths(text: str, hub: str | None) -> str:

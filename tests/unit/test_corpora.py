@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from polydetox.core.errors import UserError
 from polydetox.core.params import Profile
-from polydetox.data import check, corpora
+from polydetox.data import corpora
 from polydetox.data.prompts import languages_available, load_prompts, prompt_file
 from polydetox.scoring.stored import StoredScorer
 
@@ -96,7 +96,6 @@ def test_parts_that_repeat_each_others_prompts_give_each_once(tmp_path):
     assert (skipped.blank, skipped.repeated, skipped.rejected) == (1, 3, [])
     assert str(skipped) == "1 rows without text skipped, 3 rows that repeat a text skipped"
     assert skipped.record() == {"blank": 1, "repeated": 3, "rejected": 0, "rejected_lines": []}
-    assert check._each_language("polyglo-toxicity-prompts", tmp_path) == "prompts: de 4 (1 blank, 3 repeated)"
     lines(tmp_path / "ptp-de/small.jsonl", [polyglo("de", "fünf", 0.2)])
     assert len(load_prompts("polyglo-toxicity-prompts", "de", tmp_path)[0]) == 4, "a changed file is read again"
 
@@ -227,12 +226,10 @@ def test_toxigens_lists_of_prompts_take_turns(tmp_path):
                          "neutral_a": ["- z\\n-"]}.items():  # fmt: skip
         (tmp_path / f"{group}_1k.txt").write_text("\n".join(texts) + "\r\n")
     (tmp_path / "notes.txt").write_text("- not a prompt\n")
-    assert check._toxigen(tmp_path) == "4 toxic prompts"
     pd.DataFrame({"prompt": ["- e\\n-"]}).to_parquet(tmp_path / "hate_c_1k-00000-of-00001.parquet")
     order = ["- a\n-", "- d\n-", "- e\n-", "- b\n-", "- c\n-"]
     assert load_prompts("toxigen", "en", tmp_path)[0]["prompt"].tolist() == order
     assert load_prompts("toxigen", "en", tmp_path, 2)[0]["prompt_id"].tolist() == [identity(text) for text in order[:2]]
-    assert check._toxigen(tmp_path) == "5 toxic prompts"
     bad = b"\n".join([b"- a\\n-"] * 30 + [b"\xff"])
     (tmp_path / "hate_b_1k.txt").write_bytes(bad)
     skipped = load_prompts("toxigen", "en", tmp_path)[1]
@@ -244,7 +241,6 @@ def test_toxigens_annotated_part_has_no_prompts(tmp_path):
     with pytest.raises(UserError, match=r"annotated part alone, which has no prompts; add the raw part \(train"):
         load_prompts("toxigen", "en", tmp_path)
     assert languages_available("toxigen", ["en"], tmp_path) == []
-    assert check._toxigen(tmp_path) == "1 statements, 100.0% of them toxic"
 
 
 def test_wikitext_in_every_form(tmp_path):
@@ -255,17 +251,6 @@ def test_wikitext_in_every_form(tmp_path):
     (tmp_path / "plain.tokens").write_text("\n".join(paragraphs))
     assert len(corpora.wikitext(tmp_path / "plain.tokens")[0]) == 2
     assert corpora.wikitext(tmp_path, "test")[0]["text"].tolist() == ["Held out ."]
-
-
-def test_what_is_at_hand_is_read_whole(tmp_path, monkeypatch):
-    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": {"text": "x", "toxicity": 0.9}}))
-    (tmp_path / "train-0.jsonl").write_text(json.dumps({"text": "words"}))
-    (tmp_path / "t.csv").write_text("generation,prompt_label\nx,1\n")
-    for variable in ("REAL_TOXICITY_PROMPTS", "WIKITEXT", "TOXIGEN"):
-        monkeypatch.setenv(variable, str(tmp_path))
-    assert check.check_source("real-toxicity-prompts") == "1 prompts, 100.0% of them toxic"
-    assert check.check_source("wikitext-2") == "1 paragraphs to train on"
-    assert check.check_source("toxigen") == "1 statements, 100.0% of them toxic"
 
 
 def test_only_the_data_sets_own_folders_tell_a_language(tmp_path):

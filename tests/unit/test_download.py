@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import sys
 import threading
-import types
 
 import pytest
 
@@ -119,49 +117,3 @@ def test_where_there_is_no_server_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "TRIES", 1)
     with pytest.raises(UserError, match=r"cannot be downloaded \(ConnectionError\)"):
         download.download("http://127.0.0.1:9/set.bin", tmp_path / "set.bin", None)
-
-
-# --- the clients of Google Drive and Kaggle, which cannot be run here: what is asked of them, and what may go wrong ---
-
-
-def test_google_drive_is_asked_for_one_file_of_the_folder(tmp_path, monkeypatch):
-    listed = [types.SimpleNamespace(path=f"x/{name}", id=f"id-{name}") for name in ("model.pt", "pairs.zip")]
-
-    def fetched(id, output, **_):
-        assert id == "id-pairs.zip"
-        with open(output, "wb") as stream:
-            stream.write(b"zip")
-        return output
-
-    module = types.SimpleNamespace(download_folder=lambda **_: listed, download=fetched)
-    monkeypatch.setitem(sys.modules, "gdown", module)
-    download.download_drive("folder", "pairs.zip", tmp_path / "pairs.zip")
-    assert [path.name for path in tmp_path.iterdir()] == ["pairs.zip"]
-    with pytest.raises(UserError, match=r"the folder has no other\.zip any more"):
-        download.download_drive("folder", "other.zip", tmp_path / "other.zip")
-    module.download = lambda **_: 1 / 0
-    with pytest.raises(UserError, match=r"download pairs\.zip from https://drive\.google\.com/drive/folders/folder"):
-        download.download_drive("folder", "pairs.zip", tmp_path / "pairs.zip")
-    monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(UserError, match=r"needs gdown: pip install 'polydetox\[data\]'"):
-        download.download_drive("folder", "pairs.zip", tmp_path / "pairs.zip")
-
-
-def test_kaggle_is_asked_for_one_file_and_its_key_comes_from_the_environment(tmp_path, monkeypatch):
-    class Client:
-        def authenticate(self):
-            pass
-
-        def competition_download_file(self, competition, name, path, quiet):
-            assert (competition, name) == ("toxic", "train.csv")
-            (tmp_path / "train.csv.zip").write_bytes(b"zip")
-
-    module = types.SimpleNamespace(KaggleApi=Client)
-    for name in ("kaggle", "kaggle.api"):
-        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "kaggle.api.kaggle_api_extended", module)
-    download.download_kaggle("toxic", "train.csv", tmp_path / "train.csv")
-    assert [path.name for path in tmp_path.iterdir()] == ["train.csv"]
-    Client.authenticate = lambda self: sys.exit(1)
-    with pytest.raises(UserError, match=r"set KAGGLE_API_TOKEN .* accept the rules of the competition at https://www"):
-        download.download_kaggle("toxic", "train.csv", tmp_path / "train.csv")

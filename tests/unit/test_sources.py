@@ -15,7 +15,7 @@ import yaml
 
 from polydetox.cli import main
 from polydetox.core.errors import UserError
-from polydetox.data import catalogue, check, download, fetching, prompts
+from polydetox.data import catalogue, download, fetching, prompts
 from tiny import CHECKOUT
 
 # RTP_LX_DE.json and RTP_LX_EN.json, encrypted with the password `some-set-entries-4/8/24`.
@@ -99,7 +99,6 @@ def test_files_are_fetched_verified_and_fetched_once(listed, server):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
     assert server.asked == list(content)
     assert fetching.fetch("rtp-lx") == folder and len(server.asked) == 2, "nothing is downloaded twice"
-    assert check.check_source("rtp-lx") == "prompts: de 1, en 1"
 
 
 def test_a_fetched_source_stands_in_for_its_variable(listed, tmp_path, monkeypatch):
@@ -138,7 +137,6 @@ def test_an_encrypted_archive_opens_with_what_its_readme_says(listed):
     listed({"README.md": README, "RTP-LX.zip": ENCRYPTED})
     folder = fetching.fetch("rtp-lx")
     assert sorted(path.name for path in folder.iterdir()) == ["RTP_LX_DE.json", "RTP_LX_EN.json"]
-    assert check.check_source("rtp-lx") == "prompts: de 1 (1 blank), en 1"
 
 
 def test_a_password_may_come_from_the_environment_and_is_needed(listed, monkeypatch, tmp_path):
@@ -172,26 +170,33 @@ def test_a_cut_off_archive_is_refused(listed):
         fetching.fetch("rtp-lx")
 
 
-def test_check_names_what_is_broken(listed, capsys):
+def test_what_was_changed_after_the_fetch_is_made_again(listed):
     listed({"RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'})
-    assert main(["data", "check"]) == 0
-    assert "rtp-lx: not available" in capsys.readouterr().out
     assert main(["data", "fetch", "rtp-lx"]) == 0
-    (catalogue.fetched_folder("rtp-lx") / "RTP_LX_DE.json").write_text("{}")
-    assert main(["data", "check"]) == 1
-    assert "BROKEN" in (said := capsys.readouterr().out) and "changed since it was fetched: RTP_LX_DE.json" in said
+    file = catalogue.fetched_folder("rtp-lx") / "RTP_LX_DE.json"
+    file.unlink()
+    file.write_text("{}")
     fetching.fetch("rtp-lx")
-    assert main(["data", "check"]) == 0
+    assert file.read_bytes() == b'{"Prompt": "Zwei", "Index": 0}'
 
 
 def test_what_needs_a_person_says_what_to_do(checkout, capsys):
     assert main(["data", "fetch", "jigsaw"]) == 2
     said = capsys.readouterr().err
-    assert "Kaggle needs its client: pip install 'polydetox[data]'" in said and "export JIGSAW=<folder>" in said
+    assert "jigsaw: cannot be downloaded: with an account at Kaggle" in said and "export JIGSAW=<folder>" in said
     assert main(["data", "fetch", "jigsav"]) == 2
     assert "did you mean 'jigsaw'" in capsys.readouterr().err
     assert main(["data", "fetch", "project-prompts"]) == 2
     assert "nothing to do, they are in the checkout" in capsys.readouterr().err
+
+
+def test_what_only_a_browser_can_download_is_taken_from_there(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYDETOX_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("JIGSAW", raising=False)
+    with zipfile.ZipFile(tmp_path / "train.csv.zip", "w") as archive:
+        archive.writestr("train.csv", "comment_text,toxic\nx,1\n")
+    fetching.fetch("jigsaw", tmp_path / "train.csv.zip")
+    assert catalogue.local_path("$JIGSAW/train.csv").read_text() == "comment_text,toxic\nx,1\n"
 
 
 def test_what_a_person_has_downloaded_is_taken_instead(listed, server, tmp_path):
@@ -209,22 +214,13 @@ def test_what_a_person_has_downloaded_is_taken_instead(listed, server, tmp_path)
         fetching.fetch("rtp-lx", tmp_path / "none")
 
 
-def test_a_password_is_asked_for_at_a_terminal(listed, tmp_path, monkeypatch):
-    listed({"RTP-LX.zip": ENCRYPTED})
-    typed = iter(["wrong", "some-set-entries-4/8/24"])
-    monkeypatch.setattr(fetching.sys, "stdin", io.StringIO())
-    monkeypatch.setattr(fetching.sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(fetching.getpass, "getpass", lambda prompt: next(typed))
-    assert fetching.fetch("rtp-lx").is_dir()
-
-
 def test_each_source_says_all_that_a_reader_needs(checkout):
     """Address, licence, citation and what to do; a citation is in the bibliography, a checksum is a checksum."""
     bibliography = (CHECKOUT / "book/references.bib").read_text("utf-8")
     for name, entry in catalogue.sources().items():
         assert entry.address and entry.licence and entry.how and entry.title, name
         assert entry.citation is None or f"{{{entry.citation}," in bibliography, name
-        assert entry.fetchable or name in ("project-prompts", "udhr"), name
+        assert entry.fetchable or name in ("toxicity-pairwise", "jigsaw", "project-prompts", "udhr"), name
         assert all(file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256) for file in entry.files), name
         assert entry.hub is None or entry.hub.revision is None or re.fullmatch("[0-9a-f]{40}", entry.hub.revision), name
     assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in catalogue.table()

@@ -84,6 +84,14 @@ def _open_to_others(path: Path) -> None:
         path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system knows no such thing."""
+    try:
+        os.link(file.resolve(), target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinities become null, since JSON has none."""
     with atomic_path(path) as temporary:

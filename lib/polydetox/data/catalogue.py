@@ -36,20 +36,6 @@ class HubDataset(Strict):
     files: list[str]  # patterns
 
 
-class DriveFile(Strict):
-    """A file of a public Google Drive folder."""
-
-    folder: str  # the folder's id
-    file: str
-
-
-class KaggleFile(Strict):
-    """A file of a Kaggle competition."""
-
-    competition: str
-    file: str
-
-
 class Source(Strict):
     """One data source: where it is, what it may be used for, and how to get it."""
 
@@ -64,13 +50,11 @@ class Source(Strict):
     note: str | None = None  # what could not be confirmed, or should be known
     files: list[SourceFile] = Field(default=[])  # what can be fetched by its address
     hub: HubDataset | None = None
-    drive: DriveFile | None = None
-    kaggle: KaggleFile | None = None
 
     @property
     def fetchable(self) -> bool:
-        """Whether ``polydetox data fetch`` can get it; an account may be needed."""
-        return bool(self.files or self.hub or self.drive or self.kaggle)
+        """Whether ``polydetox data fetch`` can download it; an account may be needed."""
+        return bool(self.files or self.hub)
 
 
 def sources() -> dict[str, Source]:

@@ -1,10 +1,9 @@
-"""Downloads that are verified: files, Hub repositories, Google Drive, Kaggle."""
+"""Downloads that are verified: files and Hub repositories."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,55 +83,3 @@ def download_dataset(repository: str, revision: str | None, patterns: list[str],
         snapshot_download(repository, repo_type="dataset", revision=commit, allow_patterns=patterns, local_dir=folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the Hub client's own notes
     return commit
-
-
-# --- Google Drive and Kaggle, through their own clients, which are optional -------------------------------------
-
-
-def download_drive(folder_id: str, name: str, target: Path) -> None:
-    """Download one file of a public Google Drive folder with gdown."""
-    by_hand = f"download {name} from https://drive.google.com/drive/folders/{folder_id} in a browser"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{name}.part")
-    try:
-        import gdown
-
-        found = [file for file in gdown.download_folder(id=folder_id, skip_download=True, use_cookies=False, quiet=True)
-                 if Path(file.path).name == name]  # fmt: skip
-        if found:
-            gdown.download(id=found[0].id, output=str(part), use_cookies=False, resume=True, timeout=TIMEOUT)
-    except ImportError:
-        raise UserError(f"Google Drive needs gdown: pip install 'polydetox[data]'; or {by_hand}") from None
-    except Exception as error:  # gdown raises many kinds, for a changed page of Google's as well
-        raise UserError(f"Google Drive: {type(error).__name__}: {str(error)[:120]}; {by_hand}") from None
-    if not found:
-        raise UserError(f"Google Drive: the folder has no {name} any more; see `polydetox data`")
-    if not part.is_file():
-        raise UserError(f"Google Drive gave nothing; {by_hand}")
-    os.replace(part, target)
-
-
-def download_kaggle(competition: str, name: str, target: Path) -> None:
-    """Download one file of a Kaggle competition with Kaggle's client, which needs an account."""
-    page = f"https://www.kaggle.com/c/{competition}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        from kaggle.api.kaggle_api_extended import KaggleApi
-
-        client = KaggleApi()
-        client.authenticate()
-        client.competition_download_file(competition, name, path=str(target.parent), quiet=True)
-    except ImportError:
-        raise UserError(
-            f"Kaggle needs its client: pip install 'polydetox[data]'; or download {name} from {page}"
-        ) from None
-    except (Exception, SystemExit) as error:  # the client exits where it finds no key
-        raise UserError(
-            f"Kaggle: {type(error).__name__}: set KAGGLE_API_TOKEN (or KAGGLE_USERNAME and KAGGLE_KEY) in the "
-            f"environment, and accept the rules of the competition at {page}"
-        ) from None
-    wrapped = target.with_name(f"{name}.zip")  # the client may wrap the file into an archive of its own
-    if not target.is_file() and not wrapped.is_file():
-        raise UserError(f"Kaggle gave no {name}; download it from {page}")
-    if not target.is_file():
-        os.replace(wrapped, target)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import getpass
-import itertools
 import os
 import re
 import shutil
-import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from polydetox.core.artifacts import atomic_folder, file_sha256, read_json, write_json
+from polydetox.core.artifacts import atomic_folder, file_sha256, link_or_copy, read_json, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.home import usable
 from polydetox.data.catalogue import RECORD, Source, place_of, source
-from polydetox.data.download import download, download_dataset, download_drive, download_kaggle
+from polydetox.data.download import download, download_dataset
 
 
 def fetch(name: str, given: Path | None = None) -> Path:
@@ -28,22 +24,19 @@ def fetch(name: str, given: Path | None = None) -> Path:
     until it is verified. ``given`` is a file or folder that a person has downloaded, which is taken in their stead.
     """
     entry, place = source(name), place_of(name)
-    if not entry.fetchable:
-        raise UserError(f"{name}: cannot be fetched: {entry.how}" + (
-            f"; then export {entry.variable}=<the folder>" if entry.variable else ""))  # fmt: skip
+    own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
+    if not (entry.fetchable or (given and entry.variable)):
+        raise UserError(f"{name}: cannot be downloaded: {entry.how}" + (f"; then {own}" if entry.variable else ""))
     if not usable(place):
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     downloads, files, record = place / "downloads", place / "files", place / RECORD
     known = read_json(record) if record.is_file() else {"sha256": {}}
     try:
-        if given:
-            _take(entry, given, downloads)
-        revision = None if given else _download(entry, downloads, known)
+        revision = _take(entry, given, downloads) if given else _download(entry, downloads, known)
     except UserError as error:
-        own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
         raise UserError(f"{error}. What you have already: {own}") from None
     hashes = _hashes(downloads)
-    if record.is_file() and not changed(name) and hashes == known["sha256"]:
+    if record.is_file() and hashes == known["sha256"] and _hashes(files) == known["files"]:
         return files
     record.unlink(missing_ok=True)
     readmes = [file for file in hashes if file.lower().startswith("readme")]
@@ -54,7 +47,7 @@ def fetch(name: str, given: Path | None = None) -> Path:
                 unzip(downloads / file, folder, passwords(entry.address, said))
             elif file not in readmes:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                _link(downloads / file, folder / file)
+                link_or_copy(downloads / file, folder / file)
     write_json(record, {"source": name, "address": entry.address, "revision": revision, "sha256": hashes,
                         "files": _hashes(files)})  # fmt: skip
     return files
@@ -65,10 +58,6 @@ def _download(entry: Source, folder: Path, known: dict[str, Any]) -> str | None:
     hashes: dict[str, str] = known["sha256"]
     for file in entry.files:
         download(file.address, folder / file.name, file.sha256 or hashes.get(file.name))
-    if entry.drive and not _is_there(folder / entry.drive.file, hashes.get(entry.drive.file)):
-        download_drive(entry.drive.folder, entry.drive.file, folder / entry.drive.file)
-    if entry.kaggle and not _is_there(folder / entry.kaggle.file, hashes.get(entry.kaggle.file)):
-        download_kaggle(entry.kaggle.competition, entry.kaggle.file, folder / entry.kaggle.file)
     if not entry.hub:
         return None
     revision = entry.hub.revision or known.get("revision")
@@ -99,20 +88,6 @@ def _hashes(folder: Path) -> dict[str, str]:
     """The sha256 of each file in a folder and below it, by its path from there, without hidden ones."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(name): file_sha256(folder / name) for name in names if not re.search(r"(^|/)\.", str(name))}
-
-
-def _link(source_file: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system knows no such thing."""
-    try:
-        os.link(source_file, target)
-    except OSError:
-        shutil.copyfile(source_file, target)
-
-
-def changed(name: str) -> list[str]:
-    """The files of a fetched source that are no longer what was recorded."""
-    recorded = read_json(place_of(name) / RECORD)["files"]
-    return [file for file, sha256 in recorded.items() if not _is_there(place_of(name) / "files" / file, sha256)]
 
 
 def passwords(address: str, readme: str) -> list[str]:
@@ -148,7 +123,7 @@ def unzip(archive: Path, folder: Path, tried: list[str]) -> None:
 
 
 def _password(content: zipfile.ZipFile, member: zipfile.ZipInfo, tried: list[str]) -> bytes:
-    for password in itertools.chain(tried, _asked(str(content.filename))):
+    for password in tried:
         try:
             content.read(member, pwd=password.encode())  # checks the content's CRC too
         except (RuntimeError, zipfile.BadZipFile, zlib.error):
@@ -158,11 +133,3 @@ def _password(content: zipfile.ZipFile, member: zipfile.ZipInfo, tried: list[str
         f"{content.filename}: encrypted, and no password that its README explains opens it; "
         "export POLYDETOX_ZIP_PASSWORD=<password> and fetch again"
     )
-
-
-def _asked(archive: str) -> Iterator[str]:
-    """Passwords that a person at a terminal types, three at most; an empty one gives up."""
-    for _ in range(3 if sys.stdin is not None and sys.stdin.isatty() else 0):
-        if not (typed := getpass.getpass(f"Password of {archive} (its README explains it; Enter to give up): ")):
-            return
-        yield typed
