@@ -214,25 +214,6 @@ def test_arabic_runs_from_right_to_left(site, browser):
     assert directions == {("ar", "rtl", "rtl"), ("de", "ltr", "ltr"), ("en", "ltr", "ltr"), ("ja", "ltr", "ltr")}
 
 
-def test_search_works_from_a_folder_and_finds_no_covered_text(site, browser):
-    browser.open(site / "notebooks/tiny-evaluate.html")
-
-    def search(words: str) -> str:
-        browser.evaluate(
-            f"(() => {{ const box = document.querySelector('.smalldocs-search input'); box.value = {words!r};"
-            " box.dispatchEvent(new Event('input')); })()"
-        )
-        browser.wait_for("document.querySelector('.smalldocs-search-results.show') !== null")
-        return browser.evaluate("document.querySelector('.smalldocs-search-results').innerText")
-
-    assert "Methods" in search("perplexity")
-    target = browser.evaluate("document.querySelector('.search-result').href")
-    assert Path(target.removeprefix("file://").split("#")[0]).is_file()
-    browser.open(site / "index.html")
-    assert synthetic.MARKER not in search(synthetic.MARKER)
-    assert browser.complaints() == []
-
-
 def test_the_page_fits_a_phone_and_turns_dark(site, browser):
     browser.resize(390, 844, phone=True)
     try:

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from lxml import etree
-from lxml import html as lxml_html
 
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES, check_language
@@ -186,44 +184,14 @@ def masked_vectors(table: pd.DataFrame) -> Masked:
 
 
 def uncover_nothing(site: Path) -> None:
-    """Take what the pages of a site cover out of its search index.
+    """Take the text of every page that covers something out of a site's search index, which then knows its headings.
 
-    Renderers index whole pages, and a search result shows its surroundings: a word of a covered passage would uncover
-    it. Where a text is still in an entry afterwards, the entry loses its text, and is found by its title alone.
+    Quarto indexes whole pages, and a search result shows its surroundings: a word of a covered passage would uncover it.
     """
     file = site / SEARCH_INDEX
-    if not file.is_file():
-        return
-    entries = json.loads(file.read_text("utf-8"))
-    pages: dict[str, tuple[list[str], list[str]]] = {}
-    for entry in entries:
-        name = entry["href"].split("#")[0]
-        if name not in pages:
-            pages[name] = _covered(site / name)
-        bodies, passages = pages[name]
-        text = given = _plain(html.unescape(entry["text"]))
-        for body in bodies:
-            text = text.replace(body, " ")
-        if any(passage in text for passage in passages):
-            text = ""
-        if text != given:
-            entry["text"] = html.escape(_plain(text))
-    file.write_text(json.dumps(entries, ensure_ascii=False), "utf-8")
-
-
-def _covered(page: Path) -> tuple[list[str], list[str]]:
-    """Of a page all that is under each cover, and the single texts there that it does not show elsewhere as well."""
-    document = lxml_html.document_fromstring(page.read_text("utf-8"))
-    etree.strip_elements(document, "script", "style", with_tail=False)
-    bodies, passages = (
-        [text for element in document.find_class(kind) if (text := _plain(element.text_content()))]
-        for kind in (BODY, WORDS)
-    )
-    for element in document.find_class(BODY):
-        element.drop_tree()
-    shown = _plain(document.text_content())
-    return bodies, [passage for passage in passages if passage not in shown]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
+    if file.is_file():
+        entries = json.loads(file.read_text("utf-8"))
+        for entry in entries:
+            if f'class="{BODY}"' in (site / entry["href"].split("#")[0]).read_text("utf-8"):
+                entry["text"] = ""
+        file.write_text(json.dumps(entries, ensure_ascii=False), "utf-8")

@@ -30,7 +30,7 @@ from polydetox.report.assemble import (
     write_yaml,
 )
 from polydetox.report.citations import Bibliography
-from polydetox.report.masking import uncover_nothing
+from polydetox.report.masking import SEARCH_INDEX
 from polydetox.report.notebooks import raw
 
 PREVIEW_NOTE = (
@@ -83,8 +83,7 @@ def build(book_folder: Path, site: Path, note: str) -> None:
         if built.broken:
             page_name, address = built.broken[0]
             raise UserError(f"{page_name}: the link {address!r} leads nowhere")
-    uncover_nothing(site)
-    _make_search_local(site)
+    (site / SEARCH_INDEX).unlink()  # which a page that is opened from a folder may not fetch
 
 
 def site_configuration(configuration: dict[str, Any], first: str, site: Path) -> dict[str, Any]:
@@ -97,7 +96,8 @@ def site_configuration(configuration: dict[str, Any], first: str, site: Path) ->
     contents = [{"text": first, "href": "index.qmd"}, *book["chapters"][1:]]
     if book.get("appendices"):
         contents.append({"part": "Appendices", "chapters": book["appendices"]})
-    shown = {"page-navigation": True, "bread-crumbs": True, "sidebar": book.get("sidebar", {}) | {"contents": contents}}
+    sidebar = book.get("sidebar", {}) | {"contents": contents, "search": False}
+    shown = {"page-navigation": True, "bread-crumbs": True, "search": False, "sidebar": sidebar}
     kept = ("theme", "css", "toc", "toc-depth", "code-copy", "include-after-body")
     return {
         "project": {"type": "book", "output-dir": str(site), "resources": ["*.svg", "**/figures/**"]},
@@ -280,25 +280,3 @@ class Writer:
 
 def _entities(text: str) -> str:
     return re.sub(r"[^\w\s]|_", lambda sign: f"&#{ord(sign[0])};", text)
-
-
-# --- a site that opens from a folder ----------------------------------------------------------------------------
-
-
-def _make_search_local(site: Path) -> None:
-    """Give the pages the search index as a script: a page that is opened from a folder may not fetch a file."""
-    answer = (site / "search.json").read_text("utf-8").replace("</", "<\\/")
-    (site / "search.json").unlink()
-    script = (
-        f"const searchIndex = {answer};\n"
-        "window.fetch = ((fetch) => (address, options) => String(address).endsWith('search.json')\n"
-        "  ? Promise.resolve(new Response(JSON.stringify(searchIndex))) : fetch(address, options))(window.fetch);\n"
-    )
-    (site / "site_libs" / "search-index.js").write_text(script, "utf-8")
-    marker = re.compile(r'<script src="([^"]*)site_libs/smalldocs\.js"')
-    for page in site.rglob("*.html"):
-        text = page.read_text("utf-8")
-        adapted, count = marker.subn(r'<script src="\1site_libs/search-index.js" defer></script>\g<0>', text)
-        if count != 1:
-            raise RuntimeError(f"{page.name}: smalldocs' script was not found once, but {count} times")
-        page.write_text(adapted, "utf-8")
