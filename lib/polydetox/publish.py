@@ -63,44 +63,42 @@ class TunedRun:
         """A folder of the variant, whether or not it is there."""
         return paths.profile_run(self.profile.name) / self.model.name / self.variant / name
 
+    def check(self) -> None:
+        """Refuse a checkpoint that was changed, or is not what its training left and its evaluation measured."""
+        trained, merged, generated = (self.read(stage, variant=self.variant) for stage in ("dpo", "merge", "generate"))
+        evaluated = any(self.evaluation(self.variant, language) for language in self.profile.languages)
+        weights = merged["output_sha256"]
+        unchanged = folder_sha256(self.folder("merge") / "weights") == weights
+        for holds, place, problem in (
+            (unchanged, "merge/weights", "changed since it was merged"),
+            (trained.get("output_sha256") in merged["inputs"].values(), "merge", "merged before the last training"),
+            (not evaluated or weights in generated.get("inputs", {}).values(), "generate",
+             "the continuations are another checkpoint's"),
+        ):  # fmt: skip
+            if not holds:
+                raise UserError(f"{paths.relative(self.folder(place))}: {problem}; run `polydetox run --profile "
+                                f"{self.profile.name}` again")  # fmt: skip
+
 
 def find_run(model: str, profile: str, variant: str | None) -> TunedRun:
     """The tuned variant that a reader means; a ``UserError`` where there is none, or more than one."""
-    settings, model_file = load_profile(profile), load_model(model)
-    listed = next((name for name in settings.models if load_model(name).name == model_file.name), None)
-    if listed is None:
-        raise UserError(f"params/profiles/{profile}.yaml: 'models' does not list {model!r}"
-                        f"{nearest(model, settings.models)}")  # fmt: skip
-    trained = [name for name in variants_of(settings, listed) if name in settings.variants]
+    settings, model_file, results = load_profile(profile), load_model(model), Results(record_file(profile))
+    listed = [name for name in settings.models if load_model(name).name == model_file.name]
+    trained = [name for one in listed for name in variants_of(settings, one) if name in settings.variants]
     if not trained:
-        raise UserError(f"{model}: profile {profile!r} trains no variant of it; there is nothing of yours to upload")
-    results = Results(record_file(profile))
+        raise UserError(f"{model}: profile {profile!r} trains no variant of it{nearest(model, settings.models)}")
     done = [name for name in trained if results.folder("merge", model=model_file.name, variant=name)]
     if variant is None and len(done) > 1:
         raise UserError(f"{model}: {', '.join(done)} are trained; say which with --variant")
     variant = variant or (done or trained)[0]
     if variant not in trained:
         raise UserError(f"{model}: no variant {variant!r}{nearest(variant, trained)}")
-    run = TunedRun(settings, model_file, variant, results)
     if variant not in done:
-        raise UserError(f"{paths.relative(run.folder('merge'))}: variant {variant!r} of {model} is not trained and "
-                        f"merged yet; run `polydetox run --profile {profile}` first")  # fmt: skip
-    _check_whole(run)
+        raise UserError(f"variant {variant!r} of {model} is not trained and merged yet; run `polydetox run --profile "
+                        f"{profile}` first")  # fmt: skip
+    run = TunedRun(settings, model_file, variant, results)
+    run.check()
     return run
-
-
-def _check_whole(run: TunedRun) -> None:
-    """Refuse a checkpoint that was changed, or is not what its training left and its evaluation measured."""
-    trained, merged, generated = (run.read(stage, variant=run.variant) for stage in ("dpo", "merge", "generate"))
-    evaluated = any(run.evaluation(run.variant, language) for language in run.profile.languages)
-    again = f"run `polydetox run --profile {run.profile.name}` again"
-    if folder_sha256(run.folder("merge") / "weights") != merged["output_sha256"]:
-        raise UserError(f"{paths.relative(run.folder('merge') / 'weights')}: changed since it was merged; {again}")
-    if trained.get("output_sha256") not in merged["inputs"].values():
-        raise UserError(f"{paths.relative(run.folder('merge'))}: merged before the last training; {again}")
-    if evaluated and merged["output_sha256"] not in generated.get("inputs", {}).values():
-        raise UserError(f"{paths.relative(run.folder('generate'))}: the continuations are another checkpoint's; "
-                        f"{again}")  # fmt: skip
 
 
 def model_card(run: TunedRun, repository: str | None = None) -> str:
@@ -143,15 +141,14 @@ def write_folder(run: TunedRun, repository: str | None = None) -> Path:
             if file.suffix != ".json":
                 link_or_copy(file, target)
             elif file.name != MANIFEST:
-                target.write_text(_without_paths(file.read_text("utf-8"), run.model.hub), "utf-8")
+                # Where it names the folder that it came from, the base model's id stands instead.
+                name = rf"\g<1>{json.dumps(run.model.hub or '')}"
+                target.write_text(
+                    re.sub(r'("_?name_or_path": )"(?:\\.|[^"\\])*"', name, file.read_text("utf-8")), "utf-8"
+                )
         (temporary / "README.md").write_text(model_card(run, repository), "utf-8")
         check_folder(temporary)
     return run.folder("push")
-
-
-def _without_paths(text: str, hub: str | None) -> str:
-    """A file of a checkpoint; where its JSON names the folder it came from, the base model's id stands instead."""
-    return re.sub(r'("_?name_or_path": )"(\\.|[^"\\])*"', lambda found: found[1] + json.dumps(hub or ""), text)
 
 
 def check_folder(folder: Path) -> None:
@@ -168,35 +165,29 @@ def check_folder(folder: Path) -> None:
             raise UserError(f"{file.name}: {wrong[0]}; nothing was uploaded")
 
 
-def check_destination(repository: str) -> str:
-    """The token of ``HF_TOKEN``; a ``UserError`` where it is not set, or the repository's name is none."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise UserError(f"--to {repository!r}: use owner/name")
-    if not os.environ.get("HF_TOKEN"):
-        raise UserError("HF_TOKEN is not set: make a token that may write at https://huggingface.co/settings/tokens "
-                        "and export it")  # fmt: skip
-    return os.environ["HF_TOKEN"]
+def push(
+    model: str, profile: str, variant: str | None, repository: str | None, *, dry_run: bool, private: bool
+) -> tuple[Path, str | None]:
+    """Write the folder and, unless ``dry_run``, upload it; returns the folder and the commit's address."""
+    if not dry_run:  # before the weights are hashed
+        if not repository:
+            raise UserError("say where to: --to owner/name, or --dry-run to write the folder only")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            raise UserError(f"--to {repository!r}: use owner/name")
+        if not os.environ.get("HF_TOKEN"):
+            raise UserError("HF_TOKEN is not set: make a token that may write at "
+                            "https://huggingface.co/settings/tokens and export it")  # fmt: skip
+    folder = write_folder(find_run(model, profile, variant), repository)
+    return folder, None if dry_run else upload(folder, str(repository), private=private)
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:
     """Upload the folder to a model repository of the Hub, made if it is not there; returns the commit's address."""
     from huggingface_hub import HfApi
 
-    api = HfApi(token=check_destination(repository))
+    api = HfApi(token=os.environ["HF_TOKEN"])
     again = "and that HF_TOKEN may write there; what has been uploaded is not uploaded twice"
     with hub_errors(repository, "model", again, upload=True):
         api.create_repo(repository, private=private, exist_ok=True)
         message = f"Model and card made by polydetox {__version__}"
         return str(api.upload_folder(folder_path=folder, repo_id=repository, commit_message=message).commit_url)
-
-
-def push(
-    model: str, profile: str, variant: str | None, repository: str | None, *, dry_run: bool, private: bool
-) -> tuple[Path, str | None]:
-    """Write the folder and, unless ``dry_run``, upload it; returns the folder and the commit's address."""
-    if not dry_run:
-        if not repository:
-            raise UserError("say where to: --to owner/name, or --dry-run to write the folder only")
-        check_destination(repository)  # before the weights are hashed
-    folder = write_folder(find_run(model, profile, variant), repository)
-    return folder, None if dry_run else upload(folder, str(repository), private=private)

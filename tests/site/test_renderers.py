@@ -11,7 +11,6 @@ import re
 from recorded import recorded
 
 import synthetic
-from browser import Served
 
 CHOICE = "document.querySelector('.run-choice select')"
 VISIBLE = (

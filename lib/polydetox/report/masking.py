@@ -184,9 +184,9 @@ def masked_vectors(table: pd.DataFrame) -> Masked:
 
 
 def uncover_nothing(site: Path) -> None:
-    """Take the text of every page that covers something out of a site's search index, which then knows its headings.
+    """Take the text of every page that covers something out of a site's search index, but for its headings.
 
-    Quarto indexes whole pages, and a search result shows its surroundings: a word of a covered passage would uncover it.
+    Quarto indexes whole pages, and a search result shows its surroundings: a word of a covered text would uncover it.
     """
     file = site / SEARCH_INDEX
     if file.is_file():
