@@ -142,10 +142,8 @@ def write_folder(run: TunedRun, repository: str | None = None) -> Path:
                 link_or_copy(file, target)
             elif file.name != MANIFEST:
                 # Where it names the folder that it came from, the base model's id stands instead.
-                name = rf"\g<1>{json.dumps(run.model.hub or '')}"
-                target.write_text(
-                    re.sub(r'("_?name_or_path": )"(?:\\.|[^"\\])*"', name, file.read_text("utf-8")), "utf-8"
-                )
+                text, name = file.read_text("utf-8"), rf"\g<1>{json.dumps(run.model.hub or '')}"
+                target.write_text(re.sub(r'("_?name_or_path": )"(?:\\.|[^"\\])*"', name, text), "utf-8")
         (temporary / "README.md").write_text(model_card(run, repository), "utf-8")
         check_folder(temporary)
     return run.folder("push")

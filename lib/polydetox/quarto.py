@@ -1,7 +1,7 @@
 """Quarto: which command is used, and getting it from PyPI where there is none.
 
-``python -m polydetox.quarto`` tries the package ``quarto-cli`` once; what became of that is remembered in the
-environment, so that a machine without a way to the download is not asked again at every run. ``--again`` asks again.
+``python -m polydetox.quarto`` tries the package ``quarto-cli`` once; what pip said is kept in the environment, so that
+a machine without a way to the download is not asked again at every run. ``--again`` asks again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,9 +42,9 @@ def why_none() -> str:
     """Why there is no Quarto, and what gets one."""
     if os.environ.get("QUARTO") == "":
         return "QUARTO is set to nothing, which asks for none; unset it, or name a command with it"
-    tried = _record().read_text("utf-8").splitlines() if _record().is_file() else []
-    return (f"{(tried or ['it is not installed'])[0]}; `make quarto` gets it from PyPI, conda from conda-forge, and "
-            "https://quarto.org has it for every system")  # fmt: skip
+    tried = f"quarto-cli {VERSION} could not be installed (see {_record()})"
+    return (f"{tried if _record().is_file() else 'it is not installed'}; `make quarto` gets it from PyPI, conda from "
+            "conda-forge, and https://quarto.org has it for every system")  # fmt: skip
 
 
 def failure_note(profile: str) -> str | None:
@@ -89,28 +88,21 @@ def version(quarto: str) -> str:
 
 def install(again: bool = False) -> str | None:
     """Try ``quarto-cli`` unless there is a Quarto, none is wanted, or this version was tried; returns what to say."""
-    tried = _record().read_text("utf-8") if _record().is_file() else ""
-    if "QUARTO" in os.environ or find_quarto() or (not again and f"quarto-cli {VERSION} " in tried):
+    if "QUARTO" in os.environ or find_quarto() or (_record().is_file() and not again):
         return None
     print(f"Trying to get Quarto from PyPI (quarto-cli {VERSION}, which downloads it) ...", end=" ", flush=True)
-    process = subprocess.Popen(_command(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, start_new_session=True)  # fmt: skip
-    try:
-        output, reason = process.communicate(timeout=SECONDS)[0], ""
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # pip and the build that it started
-        output, reason = process.communicate()[0], f"not done after {SECONDS} s"
-    if process.returncode and not reason:
-        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["pip said nothing"]
-        reason = next(line for word in ("Error downloading", "ERROR", "") for line in lines if word in line)
-    if not reason and version(find_quarto() or ""):
-        _record().unlink(missing_ok=True)
+    with open(_record(), "w", encoding="utf-8") as log:
+        process = subprocess.Popen(_command(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                   start_new_session=True)  # fmt: skip
+        try:
+            process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # pip and the build that it started
+            log.write(f"\nnot done after {SECONDS} s\n")
+    if version(find_quarto() or ""):
+        _record().unlink()
         return "done. A report that is there already is rendered again by `polydetox render`."
-    reason = reason or "it was installed, but does not start"
-    with suppress(OSError):
-        said = f"quarto-cli {VERSION} could not be installed on {time.strftime('%Y-%m-%d')} ({reason})\n\n{output}"
-        _record().write_text(said, "utf-8")
-    return f"failed: {reason}. The report will be a preview; `make quarto` tries again."
+    return f"failed, see {_record()}. The report will be a preview; `make quarto` tries again."
 
 
 def _beside() -> str:
@@ -119,7 +111,7 @@ def _beside() -> str:
 
 
 def _record() -> Path:
-    return Path(sys.prefix) / "quarto-tried.txt"
+    return Path(sys.prefix) / f"quarto-cli-{VERSION}.log"
 
 
 def _command() -> list[str]:
