@@ -1,4 +1,4 @@
-"""The command line: ``polydetox doctor | run | render | data | push | open | execute``."""
+"""The command line: ``polydetox run | render | data | push | open | execute``."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     options.rest, options.targets = rest, arguments[end + 1 :]
     # Everything below names files relative to the checkout.
     try:
-        if options.command != "doctor":
-            if options.command != "execute":  # the stages of a run have the run's environment
-                from polydetox.data.catalogue import make_environment_absolute
+        if options.command != "execute":  # the stages of a run have the run's environment
+            from polydetox.data.catalogue import make_environment_absolute
 
-                make_environment_absolute()
-            os.chdir(paths.root())
-            runs = paths.runs()  # refuses a name that the workflow could not work with
-            if options.command in ("render", "push", "execute") and not usable(runs):  # `run` finds out by its lock
-                raise UserError(f"{paths.relative(runs)}: cannot be written to; name another folder in POLYDETOX_RUNS")
+            make_environment_absolute()
+        os.chdir(paths.root())
+        runs = paths.runs()  # refuses a name that the workflow could not work with
+        if options.command in ("render", "push", "execute") and not usable(runs):  # `run` finds out by its lock
+            raise UserError(f"{paths.relative(runs)}: cannot be written to; name another folder in POLYDETOX_RUNS")
         provide()
         return int(options.function(options) or 0)
     except UserError as error:
@@ -67,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
             parser.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
         return parser.add_argument
 
-    command("doctor", _doctor, "what is installed and usable, and what each missing part needs")
     option = command("run", _run, "run a profile to the rendered report (calls Snakemake)",
                      usage="polydetox run [OPTION ...] [SNAKEMAKE'S OPTION ...] [--] [TARGET ...]",
                      epilog="Anything else is passed to Snakemake: -n, --default-resources, --forcerun, a target ...",
@@ -103,12 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     option("--parameters", default="{}", help="a JSON object")
     option("--threads", type=int, default=1)
     return parser
-
-
-def _doctor(options: argparse.Namespace) -> None:
-    from polydetox.doctor import report
-
-    print(report())
 
 
 def _execute(options: argparse.Namespace) -> None:

@@ -158,12 +158,6 @@ def test_a_stage_ends_with_the_run_that_started_it(checkout, tmp_path):
     assert not (tmp_path / "o" / "notebook.ipynb").exists()
 
 
-def test_doctor_reports_without_failing(checkout, capsys):
-    assert main(["doctor"]) == 0
-    text = capsys.readouterr().out
-    assert "papermill" in text and "scorer embedded" in text
-
-
 def test_data_lists_sources_with_licence(checkout, capsys):
     assert main(["data"]) == 0
     assert "rtp-lx" in (text := capsys.readouterr().out) and "licence:" in text

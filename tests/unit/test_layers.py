@@ -19,7 +19,7 @@ FLOORS = {
     "results": "results",
     "chapters": "preference evaluation mechanism transfer attribute_control benchmarks synthetic scorer",
     "report": "report publish execute opening workflow preflight cluster",
-    "command line": "cli doctor __main__",
+    "command line": "cli __main__",
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
 CHAPTERS = FLOORS["chapters"].split()

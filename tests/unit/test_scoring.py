@@ -22,7 +22,7 @@ from notebook_cells import run_cells
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
 from polydetox.scorer.examples import auc_by_language, load_all_examples, probe_sentences, second_person_by_language
-from polydetox.scoring import CachedScorer, Score, Scorer, available, get_scorer, perspective
+from polydetox.scoring import CachedScorer, Score, Scorer, get_scorer
 from polydetox.scoring.base import missing
 from polydetox.scoring.embedded import DATA, EmbeddedScorer, Head, embed
 from polydetox.stats.agreement import auc
@@ -82,13 +82,6 @@ def test_an_unknown_scorer_names_the_nearest():
         get_scorer("embeded")
     with pytest.raises(UserError, match="did you mean 'toxicity-lens'"):
         get_scorer("toxicity_lens")
-
-
-def test_available_loads_no_model():
-    code = "import sys; from polydetox.scoring import available; available(); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-    assert {"embedded", "lexicon", "perspective", "toxicity-lens"} <= set(available())
-    assert available()["perspective"] == perspective.why_not()
 
 
 # --- cache ------------------------------------------------------------------------------------------------------

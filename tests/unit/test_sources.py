@@ -170,16 +170,6 @@ def test_a_cut_off_archive_is_refused(listed):
         fetching.fetch("rtp-lx")
 
 
-def test_what_was_changed_after_the_fetch_is_made_again(listed):
-    listed({"RTP_LX_DE.json": b'{"Prompt": "Zwei", "Index": 0}'})
-    assert main(["data", "fetch", "rtp-lx"]) == 0
-    file = catalogue.fetched_folder("rtp-lx") / "RTP_LX_DE.json"
-    file.unlink()
-    file.write_text("{}")
-    fetching.fetch("rtp-lx")
-    assert file.read_bytes() == b'{"Prompt": "Zwei", "Index": 0}'
-
-
 def test_what_needs_a_person_says_what_to_do(checkout, capsys):
     assert main(["data", "fetch", "jigsaw"]) == 2
     said = capsys.readouterr().err

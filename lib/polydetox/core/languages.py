@@ -43,14 +43,6 @@ def code_of_locale(locale: str) -> str | None:
     return spelled.get(locale.lower().replace("_", "-"))
 
 
-def known_locale(locale: str) -> str:
-    """A locale as a message lists it: marked where it is not supported or unknown."""
-    code = code_of_locale(locale)
-    if code in LANGUAGES:
-        return locale
-    return f"{locale} ({'not supported' if code else 'unknown'})"
-
-
 def check_language(language: str) -> str:
     """Return the code, or raise a ``UserError`` that names the nearest valid one."""
     if language not in LANGUAGES:

@@ -17,7 +17,7 @@ RECORD = "fetched.json"  # what came, with its sha256: written last, so that its
 
 
 class SourceFile(Strict):
-    """One file of a source; without ``sha256`` the hash of the first download is recorded and held to."""
+    """One file of a source, which must have ``sha256`` where it is given."""
 
     address: str
     sha256: str | None = None
@@ -29,7 +29,7 @@ class SourceFile(Strict):
 
 
 class HubDataset(Strict):
-    """A dataset repository of the Hub; without ``revision`` the commit of the first download is held to."""
+    """A dataset repository of the Hub; without ``revision`` its newest commit is taken, and recorded."""
 
     repository: str
     revision: str | None = None  # commit

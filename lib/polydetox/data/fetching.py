@@ -8,20 +8,19 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from polydetox.core.artifacts import atomic_folder, file_sha256, link_or_copy, read_json, write_json
+from polydetox.core.artifacts import atomic_folder, file_sha256, link_or_copy, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.home import usable
-from polydetox.data.catalogue import RECORD, Source, place_of, source
+from polydetox.data.catalogue import RECORD, Source, fetched_folder, place_of, source
 from polydetox.data.download import download, download_dataset
 
 
 def fetch(name: str, given: Path | None = None) -> Path:
-    """Download a source, verify it, unpack its archives, and return its folder.
+    """Download a source, verify it, unpack its archives, and return its folder; one that is there is taken as it is.
 
-    Files that are there already, whole and unchanged, are not downloaded again. Nothing stands under its final name
-    until it is verified. ``given`` is a file or folder that a person has downloaded, which is taken in their stead.
+    Nothing stands under its final name until it is verified. ``given`` is a file or folder that a person has
+    downloaded, which is taken in their stead.
     """
     entry, place = source(name), place_of(name)
     own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
@@ -29,41 +28,33 @@ def fetch(name: str, given: Path | None = None) -> Path:
         raise UserError(f"{name}: cannot be downloaded: {entry.how}" + (f"; then {own}" if entry.variable else ""))
     if not usable(place):
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
-    downloads, files, record = place / "downloads", place / "files", place / RECORD
-    known = read_json(record) if record.is_file() else {"sha256": {}}
+    if (known := fetched_folder(name)) and not given:
+        return known
+    downloads, revision = place / "downloads", entry.hub and entry.hub.revision
     try:
-        revision = _take(entry, given, downloads) if given else _download(entry, downloads, known)
+        if given:
+            _take(entry, given, downloads)
+        else:
+            for file in entry.files:
+                download(file.address, downloads / file.name, file.sha256)
+            if entry.hub:
+                revision = download_dataset(entry.hub.repository, revision, entry.hub.files, downloads)
     except UserError as error:
         raise UserError(f"{error}. What you have already: {own}") from None
-    hashes = _hashes(downloads)
-    if record.is_file() and hashes == known["sha256"] and _hashes(files) == known["files"]:
-        return files
-    record.unlink(missing_ok=True)
-    readmes = [file for file in hashes if file.lower().startswith("readme")]
-    with atomic_folder(files) as folder:
-        for file in hashes:
-            if file.endswith(".zip"):
-                said = " ".join((downloads / readme).read_text("utf-8", "replace") for readme in readmes)
-                unzip(downloads / file, folder, passwords(entry.address, said))
+    (place / RECORD).unlink(missing_ok=True)
+    with atomic_folder(place / "files") as folder:
+        readmes = [file for file in _files(downloads) if file.name.lower().startswith("readme")]
+        said = " ".join(file.read_text("utf-8", "replace") for file in readmes)
+        for file in _files(downloads):
+            target = folder / file.relative_to(downloads)
+            if file.suffix == ".zip":
+                unzip(file, folder, passwords(entry.address, said))
             elif file not in readmes:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(downloads / file, folder / file)
-    write_json(record, {"source": name, "address": entry.address, "revision": revision, "sha256": hashes,
-                        "files": _hashes(files)})  # fmt: skip
-    return files
-
-
-def _download(entry: Source, folder: Path, known: dict[str, Any]) -> str | None:
-    """Bring what is missing or changed of a source's downloads into ``folder``; returns the Hub's commit."""
-    hashes: dict[str, str] = known["sha256"]
-    for file in entry.files:
-        download(file.address, folder / file.name, file.sha256 or hashes.get(file.name))
-    if not entry.hub:
-        return None
-    revision = entry.hub.revision or known.get("revision")
-    if revision and hashes and all(_is_there(folder / name, sha256) for name, sha256 in hashes.items()):
-        return str(revision)
-    return download_dataset(entry.hub.repository, revision, entry.hub.files, folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(file, target)
+        hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)}
+    write_json(place / RECORD, {"source": name, "address": entry.address, "revision": revision, "files": hashes})
+    return place / "files"
 
 
 def _take(entry: Source, given: Path, folder: Path) -> None:
@@ -76,18 +67,15 @@ def _take(entry: Source, given: Path, folder: Path) -> None:
         else:
             shutil.copytree(given, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
         for file in entry.files:
-            if file.sha256 and (temporary / file.name).is_file() and not _is_there(temporary / file.name, file.sha256):
+            came = temporary / file.name
+            if file.sha256 and came.is_file() and file_sha256(came) != file.sha256:
                 raise UserError(f"{given}: {file.name} has another sha256 than params/data.yaml says")
 
 
-def _is_there(file: Path, expected: str | None) -> bool:
-    return file.is_file() and expected is not None and file_sha256(file) == expected
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each file in a folder and below it, by its path from there, without hidden ones."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(name): file_sha256(folder / name) for name in names if not re.search(r"(^|/)\.", str(name))}
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder and below it, without hidden ones."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def passwords(address: str, readme: str) -> list[str]:

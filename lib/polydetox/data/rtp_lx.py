@@ -10,7 +10,7 @@ from pydantic import AliasPath, Field
 from pydantic.alias_generators import to_pascal
 
 from polydetox.core.errors import DataNotFound, UserError
-from polydetox.core.languages import known_locale, rtp_lx_locales
+from polydetox.core.languages import rtp_lx_locales
 from polydetox.data.catalogue import local_path
 from polydetox.data.rows import Row, Skipped, Text, check_rows, read_rows
 
@@ -34,7 +34,7 @@ def rtp_lx_file(folder: str | Path, language: str) -> Path:
     for locale in rtp_lx_locales(language):
         if path := found.get(f"rtp_lx_{locale}".lower()):
             return path
-    have = ", ".join(known_locale(path.stem[7:]) for name, path in found.items() if name.startswith("rtp_lx_"))
+    have = ", ".join(path.stem[7:] for name, path in found.items() if name.startswith("rtp_lx_"))
     raise DataNotFound(
         f"{folder}: no RTP_LX_{rtp_lx_locales(language)[0]}.json for language {language!r} (found: {have or 'none'})"
     )

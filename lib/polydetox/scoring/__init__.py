@@ -5,6 +5,6 @@
 
 from polydetox.scoring.base import Score, Scorer
 from polydetox.scoring.cache import CachedScorer
-from polydetox.scoring.registry import available, get_scorer
+from polydetox.scoring.registry import get_scorer
 
-__all__ = ["CachedScorer", "Score", "Scorer", "available", "get_scorer"]
+__all__ = ["CachedScorer", "Score", "Scorer", "get_scorer"]

@@ -50,13 +50,6 @@ _FINAL_REFUSALS = {
 }
 
 
-def why_not() -> str:
-    """Why the service cannot be used here; empty if it can."""
-    if datetime.date.today() > LAST_DAY:
-        return f"the Perspective API ended on {LAST_DAY:%d %B %Y}; {ALTERNATIVES}"
-    return "" if os.environ.get(KEY_VARIABLE) else f"set {KEY_VARIABLE} in the environment, or {ALTERNATIVES}"
-
-
 class Patience(NamedTuple):
     """How long to wait, and how often to try again."""
 
@@ -92,8 +85,10 @@ class PerspectiveScorer(Scorer):
         self, address: str = ADDRESS, rate: float | None = None, concurrency: int = 4,
         patience: Patience | None = None, responses: Path | None = None,
     ):  # fmt: skip
-        if address == ADDRESS and (reason := why_not()):
-            raise UserError(f"scorer 'perspective': {reason}")
+        if address == ADDRESS and datetime.date.today() > LAST_DAY:
+            raise UserError(f"the Perspective API ended on {LAST_DAY:%d %B %Y}; {ALTERNATIVES}")
+        if address == ADDRESS and not os.environ.get(KEY_VARIABLE):
+            raise UserError(f"scorer 'perspective': set {KEY_VARIABLE} in the environment, or {ALTERNATIVES}")
         self._address, self._rate = address, _rate() if rate is None else rate
         self._concurrency, self._patience, self._responses = concurrency, patience or Patience(), responses
         host = "" if address == ADDRESS else f"-{urlsplit(address).netloc}"

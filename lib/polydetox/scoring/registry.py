@@ -1,4 +1,4 @@
-"""Scorers by name: here, once, each says how it is made, in which languages it may be used, and what it needs."""
+"""Scorers by name: here, once, each says how it is made."""
 
 from __future__ import annotations
 
@@ -31,30 +31,12 @@ def _ready(name: str, revision: str = "") -> Scorer:
     return HuggingFaceScorer(name, replace(READY[name], revision=revision or READY[name].revision))
 
 
-def _not_downloaded(name: str) -> str:
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(READY[name].source, "config.json"), str):
-        return ""
-    return f"{READY[name].source} is fetched from the Hugging Face Hub when first used, which needs the network"
-
-
-def _not_installed(file: Callable[[], object]) -> str:
-    try:
-        file()
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-# Name -> how to make it, and why it cannot be used here (empty if it can). A scorer from another embedding model is an
-# EmbeddedScorer of its encoder and its head, with the languages in which that head was measured.
-_SCORERS: dict[str, tuple[Callable[[], Scorer], Callable[[], str]]] = {
-    "embedded": (_embedded, partial(_not_installed, e5.weights_file)),
-    "lexicon": (lexicon.LexiconScorer, partial(_not_installed, lexicon.words_file)),
-    "perspective": (_perspective, perspective.why_not),
-    **{name: (partial(_ready, name), partial(_not_downloaded, name)) for name in READY},
-}
+# How to make a scorer, by its name. One from another embedding model is an EmbeddedScorer of its encoder and its head,
+# with the languages in which that head was measured.
+_SCORERS: dict[str, Callable[[], Scorer]] = {
+    "embedded": _embedded, "lexicon": lexicon.LexiconScorer, "perspective": _perspective,
+    **{name: partial(_ready, name) for name in READY},
+}  # fmt: skip
 
 
 def get_scorer(name: str) -> Scorer:
@@ -73,9 +55,4 @@ def get_scorer(name: str) -> Scorer:
         return _ready(ready, revision)
     if name not in _SCORERS:
         raise UserError(f"unknown scorer {name!r}{nearest(name, [*_SCORERS, 'stored:', 'huggingface:'])}")
-    return _SCORERS[name][0]()
-
-
-def available() -> dict[str, str]:
-    """Of each scorer why it cannot be used here, empty where it can. Nothing is loaded."""
-    return {name: why_not() for name, (_, why_not) in _SCORERS.items()}
+    return _SCORERS[name]()
