@@ -220,25 +220,9 @@ def test_toxigens_prompts_are_those_of_its_toxic_rows(tmp_path):
     ]
 
 
-def test_toxigens_lists_of_prompts_take_turns(tmp_path):
-    """The published folder has a list a group; a run of the first few prompts has all groups in it."""
-    for group, texts in {"hate_a": ["- a\\n-", "- b\\n-", "- c\\n-"], "hate_b": ["- d\\n-", "- a\\n-"],
-                         "neutral_a": ["- z\\n-"]}.items():  # fmt: skip
-        (tmp_path / f"{group}_1k.txt").write_text("\n".join(texts) + "\r\n")
-    (tmp_path / "notes.txt").write_text("- not a prompt\n")
-    pd.DataFrame({"prompt": ["- e\\n-"]}).to_parquet(tmp_path / "hate_c_1k-00000-of-00001.parquet")
-    order = ["- a\n-", "- d\n-", "- e\n-", "- b\n-", "- c\n-"]
-    assert load_prompts("toxigen", "en", tmp_path)[0]["prompt"].tolist() == order
-    assert load_prompts("toxigen", "en", tmp_path, 2)[0]["prompt_id"].tolist() == [identity(text) for text in order[:2]]
-    bad = b"\n".join([b"- a\\n-"] * 30 + [b"\xff"])
-    (tmp_path / "hate_b_1k.txt").write_bytes(bad)
-    skipped = load_prompts("toxigen", "en", tmp_path)[1]
-    assert [(line.file, line.line) for line in skipped.rejected] == [("hate_b_1k.txt", 31)]
-
-
 def test_toxigens_annotated_part_has_no_prompts(tmp_path):
     (tmp_path / "human.csv").write_text("text,toxicity_human\nthree,4.5\n")
-    with pytest.raises(UserError, match=r"annotated part alone, which has no prompts; add the raw part \(train"):
+    with pytest.raises(UserError, match=r"annotated part does not have; add the raw part \(train"):
         load_prompts("toxigen", "en", tmp_path)
     assert languages_available("toxigen", ["en"], tmp_path) == []
 

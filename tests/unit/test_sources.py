@@ -210,7 +210,7 @@ def test_each_source_says_all_that_a_reader_needs(checkout):
     for name, entry in catalogue.sources().items():
         assert entry.address and entry.licence and entry.how and entry.title, name
         assert entry.citation is None or f"{{{entry.citation}," in bibliography, name
-        assert entry.fetchable or name in ("toxicity-pairwise", "jigsaw", "project-prompts", "udhr"), name
+        assert entry.fetchable or name in ("toxicity-pairwise", "jigsaw", "project-prompts"), name
         assert all(file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256) for file in entry.files), name
         assert entry.hub is None or entry.hub.revision is None or re.fullmatch("[0-9a-f]{40}", entry.hub.revision), name
     assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in catalogue.table()

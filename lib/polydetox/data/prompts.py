@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,15 @@ def languages_available(source: str, languages: list[str], folder: str | Path = 
         return list(languages)
     if not is_available(folder) or not local_path(folder).is_dir():
         return []
-    return [language for language in languages if _has_prompts(source, language, folder)]
-
-
-def _has_prompts(source: str, language: str, folder: str | Path) -> bool:
-    try:
-        if source == "rtp-lx":
-            return rtp_lx_file(folder, language).is_file()
-        return bool(len(load_prompts(source, language, folder)[0]))
-    except DataNotFound:
-        return False
+    found = []
+    for language in languages:
+        with suppress(DataNotFound):
+            if source == "rtp-lx":
+                rtp_lx_file(folder, language)
+            else:
+                load_prompts(source, language, folder)
+            found.append(language)
+    return found
 
 
 def project_prompts(language: str) -> pd.DataFrame:
