@@ -227,12 +227,7 @@ def _plan(run: Any) -> int:
 
 
 def _supervise(command: list[str], environment: dict[str, str]) -> int:
-    """Run Snakemake; on a signal let it end its jobs first.
-
-    SIGTERM lets it wait for the jobs that run. A closed terminal (SIGHUP, unless nohup has it ignored) and the death of
-    this process are for it what Ctrl-C is: it ends its jobs here, and cancels those on a cluster, which otherwise would
-    go on without anyone who knows of them.
-    """
+    """Run Snakemake: a closed terminal or the death of this process interrupts it, SIGTERM lets it end its jobs."""
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
 

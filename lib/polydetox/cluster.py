@@ -34,11 +34,7 @@ def job_prefix(profile: str) -> str:
 
 
 def refuse_while_queued(profile: str, grace: float = _GRACE) -> None:
-    """Raise ``UserError`` while jobs of an earlier run of a profile are in the queue; names them.
-
-    They would write the same files. Which of them are worth waiting for is for their owner to say: waiting may take
-    days, and cancelling loses work.
-    """
+    """Raise ``UserError`` that names the jobs of an earlier run in the queue, which would write the same files."""
     deadline = time.monotonic() + grace
     while queued := _queued(job_prefix(profile)):
         if time.monotonic() > deadline:

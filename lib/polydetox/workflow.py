@@ -1,7 +1,6 @@
 """A profile as the jobs of the workflow: which there are, where each writes, and what its notebook is given.
 
-The rules register their stages with :class:`Run`, each beside the rule that runs it; nothing else lists them. What the
-report needs to know of a run is written by the workflow as one file, :meth:`Run.record`.
+The rules register their stages with :class:`Run`, each beside the rule that runs it; nothing else lists them.
 """
 
 from __future__ import annotations
@@ -43,11 +42,7 @@ class Job:
 
 
 class Run:
-    """One run of a profile, and the stages that the rules register for it.
-
-    Models are known to the workflow by the name of their folder (``ModelFile.name``), which for a Hub id or a local
-    folder is not what the profile lists.
-    """
+    """One run of a profile, and the stages that the rules register for it; models by the name of their folder."""
 
     def __init__(self, profile: str):
         self.profile: Profile = load_profile(profile)
@@ -69,14 +64,10 @@ class Run:
         table: str = MANIFEST, settings: Callable[..., Mapping[str, Any]] | None = None,
         inputs: Callable[..., Mapping[str, Any]] = lambda **_: {},
     ) -> str:  # fmt: skip
-        """Register a stage: its folder with wildcards, its jobs, and what their notebooks are given.
+        """Register a stage: its folder with wildcards, its jobs, what their notebooks are given; returns the folder.
 
-        ``section`` is the profile's section that holds its settings (`mechanism: probe`); ``settings`` replaces what
-        :meth:`section` finds there. ``inputs`` are paths and what else the workflow decides. Both are called with the
-        wildcards of a job. ``title`` and ``table``, the main file that it writes, are for the report.
-
-        Returns the pattern of the folder. A setting that the notebook does not have, or that the workflow decides, is a
-        ``UserError``.
+        ``section`` is the profile's section of its settings (`mechanism: probe`), or ``settings`` gives them;
+        ``inputs`` are paths and what else the workflow decides. ``title`` and ``table`` (its main file): for the report.
         """
         self.stages[name] = {"title": title, "table": table, "section": section}
         notebook = notebook or name

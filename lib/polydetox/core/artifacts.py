@@ -1,8 +1,4 @@
-"""Reading and writing artefacts: atomic writes, checked reads, and the manifest that ends every stage.
-
-Data goes to a temporary name in the same folder, then ``os.replace``. A stage's ``manifest.json`` is written last; its
-presence means that the stage succeeded.
-"""
+"""Reading and writing artefacts: atomic writes, checked reads, and the manifest whose presence means success."""
 
 from __future__ import annotations
 
@@ -185,10 +181,7 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> dict[str, str | None]:
-    """The commit of the checkout, with ``+`` where tracked files differ from it, or why there is none.
-
-    The checkout must be a repository itself, and not lie within another one.
-    """
+    """The commit of the checkout itself, with ``+`` where tracked files differ from it, or why there is none."""
     # A hook runs with some of these set, for its own repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment["GIT_CEILING_DIRECTORIES"] = str(root().parent)
@@ -204,10 +197,8 @@ def git_commit() -> dict[str, str | None]:
 
 
 def input_names(inputs: Iterable[Path]) -> dict[Path, str]:
-    """A name for each input of a stage, no two of them alike, that tells nothing of the machine.
-
-    What lies below ``runs/`` or the checkout is named from there, whichever links lead there. Other files are named by
-    the end of their path, as little of it as no other name has.
+    """A name for each input, no two alike, that tells nothing of the machine: its path below ``runs/`` or the checkout,
+    whichever links lead there, else the shortest end of its path that no other name has.
     """
     inputs = list(inputs)
     names: dict[Path, str] = {}
@@ -225,10 +216,7 @@ def input_names(inputs: Iterable[Path]) -> dict[Path, str]:
 
 
 class Stage:
-    """The bookkeeping of one stage: where it writes, when it began, what it read.
-
-    Opening it removes an older manifest, so that a stage that is being written never looks done.
-    """
+    """The bookkeeping of one stage: where it writes, when it began, what it read. It removes an older manifest."""
 
     def __init__(self, name: str, folder: Path, parameters: Mapping[str, Any]):
         self.name = name
@@ -262,10 +250,8 @@ class Stage:
             self.skips(scorer.skipped, "scorer_skipped")
 
     def shard(self, name: str, compute: Callable[[], pd.DataFrame], *depends_on: Any) -> pd.DataFrame:
-        """A part of the stage's result, computed once and kept beside it in ``parts/``: the unit of resuming.
-
-        It is named by all that it depends on: the parameters but for the list of languages, the inputs named so far,
-        the libraries, and ``depends_on`` (whatever JSON can hold). What depended on other things is removed.
+        """A part of the result, computed once and kept in ``parts/``, named by all that it depends on: the parameters
+        but for the languages, the inputs named so far, the libraries, and ``depends_on`` (whatever JSON can hold).
         """
         settings = {key: value for key, value in self.parameters.items() if key != "languages"}
         everything = [self.name, settings, sorted(self._inputs.values()), library_versions(), list(depends_on)]

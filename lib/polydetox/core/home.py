@@ -1,8 +1,4 @@
-"""Another place for what packages keep in the home folder, where that cannot be written to.
-
-Containers run as users whose home is ``/`` or nothing, and compute nodes may mount it read-only. Snakemake, Jupyter,
-IPython, matplotlib and others fail there, or start slowly.
-"""
+"""Another place for what packages keep in the home folder, where that is ``/``, nothing, or read-only."""
 
 from __future__ import annotations
 
@@ -29,10 +25,7 @@ _FOLDERS = {
 
 
 def provide() -> None:
-    """Put each of these folders that cannot be written to below the runs, for this process and those that it starts.
-
-    What was downloaded to a home that can still be read is read there: the Hub's cache, and the data of ``polydetox``.
-    """
+    """Put each of these folders that cannot be written to below the runs; the Hub's downloads stay at home."""
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a number without a name, which Snakemake wants to know

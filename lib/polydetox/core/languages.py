@@ -34,10 +34,7 @@ def rtp_lx_locales(language: str) -> tuple[str, ...]:
 
 
 def code_of_locale(locale: str) -> str | None:
-    """The language code of a locale as files are named by it, whatever its case and whether with ``-`` or ``_``.
-
-    Of a language that is known but not supported it is the locale in lower case; None for an unknown locale.
-    """
+    """The code of a locale in any spelling; in lower case where it is not supported, None where it is unknown."""
     spelled = {other.lower(): other.lower() for other in OTHER_RTP_LX_LOCALES} | _OTHER_SPELLINGS
     spelled |= {name.lower(): code for code in LANGUAGES for name in (code, *rtp_lx_locales(code))}
     return spelled.get(locale.lower().replace("_", "-"))

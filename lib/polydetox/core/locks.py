@@ -1,8 +1,7 @@
-"""Locks between processes, of one host or of several, on any file system.
+"""Locks between processes, of one host or several, on file systems with or without ``flock``.
 
-Shared file systems often have no ``flock``, or one that holds on a single host. Here the lock is a file that names its
-holder, who touches it every few seconds. A holder of this host is known to be dead at once, one of another host when
-the file has not been touched for ``LEASE`` seconds.
+The lock is a file that names its holder, who touches it every few seconds. A holder of this host is known to be dead at
+once, one of another host when the file has not been touched for ``LEASE`` seconds.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ LEASE = 60.0
 def held(path: Path, refusal: str = "") -> Iterator[None]:
     """Hold the lock at ``path``. A living holder is waited for, or with ``refusal`` is a ``UserError`` that names it.
 
-    A process that loses its lock, because it stood still for longer than ``LEASE`` or because someone removed the
-    file, is ended by SIGTERM: two must not do the same work.
+    A process that loses its lock is ended by SIGTERM: two must not do the same work.
     """
     from filelock import SoftFileLease, Timeout
 

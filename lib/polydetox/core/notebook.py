@@ -16,10 +16,9 @@ _IPYTHON_NAMES = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open", 
 
 
 def begin(stage: str, namespace: Mapping[str, Any]) -> tuple[Settings, Stage]:
-    """Check the parameters of a notebook and open its stage; returns the parameters and the open :class:`Stage`.
+    """The checked parameters of a notebook, of its ``globals()`` after its parameters and imports, and its open stage.
 
-    ``namespace`` is the notebook's ``globals()`` right after its parameters and imports. papermill only warns of a
-    parameter that the notebook does not have; here it is a ``UserError`` that names the nearest one.
+    papermill only warns of a parameter that the notebook does not have; here it is an error that names the nearest one.
     """
     where = f"notebook {stage}.ipynb"
     annotations = namespace.get("__annotations__", {})

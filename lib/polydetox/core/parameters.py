@@ -1,7 +1,6 @@
 """The parameters of a notebook: declared once, in its parameters cell, and checked against that declaration.
 
-A line of the cell is ``name: type = default  # comment``. The types are Python's and the ones below, which say the
-range as well. The same declaration checks the sections of profiles and model files before a run starts.
+A line of the cell is ``name: type = default  # comment``, with Python's types and the ones below, which say the range.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Model files and profiles: what they may say, checked before anything runs.
+"""Model files and profiles, checked before anything runs: settings of a notebook against its parameters cell.
 
-A section of either that holds settings of a notebook is checked against that notebook's parameters cell. A later source
-wins: the notebook's default, model file, profile, variant.
+A later source wins: the notebook's default, model file, profile, variant.
 """
 
 from __future__ import annotations
@@ -381,10 +380,7 @@ def load_profile(profile: str) -> Profile:
 
 
 def variants_of(profile: Profile, model: str) -> list[str]:
-    """The variants that are generated from and evaluated: ``base`` first, then the tuned ones; none if none is tuned.
-
-    A model file that names a published tuned checkpoint is evaluated with it and not trained.
-    """
+    """The variants that are evaluated: ``base``, then the tuned ones or a published one; none if none is tuned."""
     tuned = ["published"] if load_model(model).tuned else list(profile.variants)
     return ["base", *tuned] if tuned else []
 

@@ -1,8 +1,4 @@
-"""Every path of the project, in one place.
-
-The project's root is the folder that holds ``params/`` and ``notebooks/``: ``$POLYDETOX_ROOT`` if set, else the
-first such folder at or above the working directory, else the checkout that this package was installed from.
-"""
+"""Every path of the project, in one place."""
 
 from __future__ import annotations
 
@@ -15,10 +11,7 @@ from polydetox.core.errors import UserError
 
 
 def expanded(text: str | Path) -> Path:
-    """A path as a parameter or the environment names it: ``~`` or a ``$VARIABLE`` at its start filled in, and absolute.
-
-    Further on, a dollar sign is one of a folder's name.
-    """
+    """The absolute path of one with ``~`` or a ``$VARIABLE`` at its start; further on, a dollar sign is a name's."""
     first, *rest = str(text).split(os.sep, 1)
     try:
         return Path(os.sep.join([os.path.expandvars(first), *rest])).expanduser().absolute()
@@ -38,7 +31,9 @@ def _is_root(folder: Path) -> bool:
 
 @cache
 def root() -> Path:
-    """The project's root folder; a ``UserError`` where there is none."""
+    """The folder that holds ``params/`` and ``notebooks/``: ``$POLYDETOX_ROOT``, else the first such folder at or above
+    the working directory, else the checkout that this package was installed from.
+    """
     if named := os.environ.get("POLYDETOX_ROOT"):
         if not _is_root(expanded(named)):
             raise UserError(f"POLYDETOX_ROOT={named}: no params/ and notebooks/ there; set it to the checkout")

@@ -86,10 +86,7 @@ def table() -> str:
 
 
 def make_environment_absolute() -> None:
-    """Fill in the folders that environment variables name as they are seen from here.
-
-    Commands and their stages then work in the checkout, where a relative one would mean another folder.
-    """
+    """Fill in the folders that environment variables name, since commands and their stages work in the checkout."""
     named = [entry.variable for entry in sources().values() if entry.variable]
     for name in ("POLYDETOX_ROOT", "POLYDETOX_RUNS", "POLYDETOX_DATA", *named):
         if given := os.environ.get(name):
@@ -116,7 +113,6 @@ def local_path(given: str | Path) -> Path:
     """A folder or file as a parameter names it, with ``~`` and ``$VARIABLES`` filled in.
 
     For the variable of a data source that is not set, the source as ``polydetox data fetch`` left it stands in.
-    Parameters keep the variable, so that artefacts do not depend on where a reader keeps the data.
     """
     variable = re.match(r"\$\{?(\w+)\}?", str(given))
     if not variable:

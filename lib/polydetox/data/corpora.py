@@ -1,8 +1,4 @@
-"""Other data sets of toxic and of ordinary text, out of local folders: prompts, statements, articles.
-
-Each reader takes the folder that ``polydetox data fetch`` or a reader's own variable names, and returns a table and
-what was skipped. Sources and licences: ``params/data.yaml``.
-"""
+"""Other data sets of toxic and of ordinary text, out of local folders; their sources: ``params/data.yaml``."""
 
 from __future__ import annotations
 
@@ -65,9 +61,7 @@ class PolygloPrompt(Row, title="PolygloToxicityPrompts"):
 def polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.DataFrame, Skipped]:
     """PolygloToxicityPrompts (Jain et al. 2024) in one language: ``prompt_id, prompt, toxicity``, each prompt once.
 
-    The parts ``full`` and ``small`` may share prompts: the first of a text is taken, in the order of the files, the
-    others are counted. A language of which there is none is a ``DataNotFound`` error. The scores of whole files are
-    read by the scorer ``stored:<folder>``.
+    The parts ``full`` and ``small`` may share prompts: the first of a text is taken, the others are counted.
     """
     prompts, skipped, found = [], Skipped(), set()
     for file in files_of(folder, "PolygloToxicityPrompts", ".jsonl", ".json", ".parquet"):
@@ -101,10 +95,7 @@ def polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.Data
 
 
 def language_of(row: Mapping[str, Any]) -> str:
-    """The language that a row of PolygloToxicityPrompts, or of stored scores, tells; empty where it tells none.
-
-    A code of the project's, or in lower case what is none of its languages.
-    """
+    """The language that a row tells, as a code or, where it is none of the project's, in lower case; empty if none."""
     details = row.get("meta_data")
     named = row.get("lang") or row.get("language") or (details.get("lang") if isinstance(details, Mapping) else "")
     return code_of_locale(str(named or "")) or str(named or "").lower()
@@ -150,8 +141,7 @@ def _with_field(files: Iterable[Path], *names: str) -> list[Path]:
 def toxigen(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """ToxiGen (Hartvigsen et al. 2022): ``text, toxic, prompt``; a file, or a folder of tables.
 
-    A statement is toxic by ``prompt_label``, or in the annotated part by ``toxicity_human`` above 3 of 5. ``prompt`` is
-    what it was generated from, as :func:`toxigen_prompts` gives it; None where the file does not tell.
+    A statement is toxic by ``prompt_label``, or in the annotated part by ``toxicity_human`` above 3 of 5.
     """
     files = files_of(place, "ToxiGen", ".parquet", ".csv", ".jsonl")
     raw, annotated = _with_field(files, "prompt_label"), _with_field(files, "toxicity_human")
@@ -175,10 +165,8 @@ def _list_of_statements(prompt: str | None) -> str | None:
 def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """The prompts that ToxiGen's toxic statements were generated from (Hartvigsen et al. 2022): ``prompt_id, prompt``.
 
-    A prompt is a list of statements, one a line, each after a hyphen; the last line is a hyphen alone, after which a
-    model writes one more. Each prompt of the raw part's rows with ``prompt_label`` 1 is there once, in order of first
-    appearance; groups, as a field ``group`` or the files tell them, take turns, so that the first so many are of all
-    groups. An id is made of the text.
+    A prompt is a list of statements, one a line, each after a hyphen; a model writes one more after the last hyphen.
+    Groups take turns, so that the first so many prompts are of all groups. An id is made of the text.
     """
     raw = _with_field(files_of(place, "ToxiGen", ".parquet", ".csv", ".jsonl"), "prompt", "prompt_label")
     if not raw:
@@ -202,11 +190,7 @@ class Paragraph(Row, title="Wikitext"):
 
 
 def wikitext(place: str | Path, split: str = "train") -> tuple[pd.DataFrame, Skipped]:
-    """Wikitext-2 or -103 (Merity et al. 2017): ``text``, a row a paragraph; headings and empty lines are skipped.
-
-    ``place`` is a file, or a folder of some: Parquet or JSON Lines with ``text``, or plain text, a paragraph a line.
-    Of a folder the files of the split are read, where files are named so.
-    """
+    """Wikitext-2 or -103 (Merity et al. 2017), a file or a folder: ``text``, a row a paragraph of the split."""
     files = files_of(place, "Wikitext", ".parquet", ".jsonl", ".tokens", ".raw", ".txt")
     table, skipped = read_table([file for file in files if split in file.name] or files, Paragraph, ["text"])
     texts = table["text"].str.strip()

@@ -42,10 +42,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
 
 @contextlib.contextmanager
 def hub_errors(repository: str, kind: str, instead: str, *, upload: bool = False) -> Iterator[None]:
-    """Turn what can go wrong with the Hub into one line that says what to do.
-
-    ``instead`` follows "check the network, ".
-    """
+    """What can go wrong with the Hub as one line that says what to do: "check the network, ``instead``"."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -71,10 +68,7 @@ def hub_errors(repository: str, kind: str, instead: str, *, upload: bool = False
 
 
 def download_dataset(repository: str, revision: str | None, patterns: list[str], folder: Path) -> str:
-    """Download files of a dataset repository into ``folder``; returns the commit that they are of.
-
-    huggingface_hub verifies each file and continues one that stopped.
-    """
+    """Download files of a dataset repository into ``folder``, verified; returns the commit that they are of."""
     from huggingface_hub import HfApi, snapshot_download
 
     elsewhere = "or download it elsewhere and give its folder, by the variable that `polydetox data` names"

@@ -17,10 +17,9 @@ from polydetox.data.download import download, download_dataset
 
 
 def fetch(name: str, given: Path | None = None) -> Path:
-    """Download a source, verify it, unpack its archives, and return its folder; one that is there is taken as it is.
+    """Download a source, or take what a person has ``given``, verify and unpack it, and return its folder.
 
-    Nothing stands under its final name until it is verified. ``given`` is a file or folder that a person has
-    downloaded, which is taken in their stead.
+    One that was fetched is taken as it is. Nothing stands under its final name until it is verified.
     """
     entry, place = source(name), place_of(name)
     own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
@@ -79,10 +78,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def passwords(address: str, readme: str) -> list[str]:
-    """The passwords that an archive may have: ``$POLYDETOX_ZIP_PASSWORD``, and the one that its README explains.
-
-    RTP-LX's is the name of the repository in lower case, ``-entries-``, and a date that changes with the version.
-    """
+    """The passwords that an archive may have: ``$POLYDETOX_ZIP_PASSWORD``, and RTP-LX's, which its README explains."""
     given = os.environ.get("POLYDETOX_ZIP_PASSWORD")
     repository = address.rstrip("/").rsplit("/", 1)[-1].lower()
     dates = dict.fromkeys(re.findall(r"-(\d{1,2}/\d{1,2}/\d{2,4})\b", readme))

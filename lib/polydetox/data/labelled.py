@@ -92,10 +92,8 @@ def check_both_labels(table: pd.DataFrame, what: str) -> None:
 
 
 def labelled_texts(settings: Settings, continuations: str, stage: Stage) -> pd.DataFrame:
-    """English texts with labels: ``text, label`` (1: toxic), and ``group``, which is never split.
-
-    From the file that ``settings.texts`` names, else scored continuations of the base model, which the notebook pairs
-    wrote, each toxic from ``settings.label_threshold`` on.
+    """English texts of the file ``settings.texts``, else continuations: ``text, label`` (1: toxic), and ``group``,
+    which is never split.
     """
     if settings.texts:
         file = local_path(settings.texts)

@@ -22,10 +22,7 @@ _SHIFT = 1
 
 
 def read_pairs(files: Sequence[Path], columns: Mapping[str, str], title: str) -> tuple[pd.DataFrame, Skipped]:
-    """The pairs of some files (JSON Lines, CSV, Parquet): ``prompt_id, prompt, chosen, rejected``; what was skipped.
-
-    ``columns`` says how the files name ``prompt``, ``chosen`` and ``rejected``. Rows without one of them are skipped.
-    """
+    """The pairs of some files with some ``columns``: ``prompt_id, prompt, chosen, rejected``; what was skipped."""
     fields = {name: (Text, Field(alias=columns[name])) for name in PAIR_COLUMNS[1:]}
     kind = create_model("Pair", __base__=Row, __cls_kwargs__={"title": title}, **fields)  # type: ignore[call-overload]
     table, skipped = read_table(files, kind, PAIR_COLUMNS[1:])

@@ -22,10 +22,8 @@ class Sentence(Row, title="a file of parallel sentences"):
 def parallel_sentences(source: str, language: str, folder: str | Path = "", limit: int | None = None) -> list[str]:
     """Multiway parallel sentences in one language, in the order that all languages share.
 
-    ``source`` is ``project`` (the evaluation prompts written for this project) or ``folder``: one that has a file of
-    each language, by its code: ``de.txt`` (a line a sentence), or ``de.jsonl`` or ``*_de_*.jsonl`` (objects with
-    ``Prompt`` or ``text``, as the authors' parallel prompts are published). HTML's entities, of which these have some,
-    become characters.
+    ``source`` is ``project`` (its evaluation prompts) or ``folder``: one with a file of each language, ``de.txt`` (a
+    line a sentence), ``de.jsonl`` or ``*_de_*.jsonl`` (``Prompt`` or ``text``, as the authors' prompts are published).
     """
     if source == "project":
         return list(project_prompts(language)["prompt"])[:limit]

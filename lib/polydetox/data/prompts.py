@@ -33,12 +33,9 @@ _ENGLISH_ALONE = ("real-toxicity-prompts", "toxigen")
 def load_prompts(
     source: str, language: str, folder: str | Path = "", limit: int | None = None
 ) -> tuple[pd.DataFrame, Skipped]:
-    """Load the evaluation prompts of one language.
+    """The evaluation prompts of one language, and what was skipped: ``prompt_id, prompt, gloss`` (the English text).
 
-    ``source`` is ``project`` (``params/prompts/evaluation.yaml``) or a data set of :class:`PromptSource`, whose files
-    are in ``folder``. Returns the table (columns ``prompt_id``, ``prompt``, ``gloss``; a row a prompt, ids unique) and
-    what was skipped: rows that hold no prompt, and malformed ones. ``gloss`` is the English text where the source has a
-    parallel one.
+    ``source`` is ``project`` (``params/prompts/evaluation.yaml``) or a data set of :class:`PromptSource` in ``folder``.
     """
     check_language(language)
     if source == "project":
@@ -82,10 +79,7 @@ def prompt_file(source: str, language: str, folder: str | Path = "") -> Path:
 
 
 def languages_available(source: str, languages: list[str], folder: str | Path = "") -> list[str]:
-    """Those of some languages that a source of evaluation prompts has here; none where it is not available.
-
-    A file that cannot be read is a ``UserError`` that names it.
-    """
+    """Those of some languages that a source of evaluation prompts has here; none where it is not available."""
     if source == "project":
         return list(languages)
     if not is_available(folder) or not local_path(folder).is_dir():

@@ -1,8 +1,6 @@
 """Rows of data files, checked as they are read: what does not fit is skipped, counted and listed.
 
-What a data set's rows hold is a class derived from :class:`Row`, beside the data set's reader. A few lines that do not
-fit are reported and the rest is used; many mean that the file is damaged or another one than was expected, which is a
-``UserError`` that names file, line, field and remedy.
+Many rows that do not fit mean a damaged file or another one: a ``UserError`` that names file, line, field and remedy.
 """
 
 from __future__ import annotations
@@ -110,10 +108,7 @@ class Rows:
 
 
 def read_table(files: Iterable[Path], kind: type[Row], needed: Sequence[str]) -> tuple[pd.DataFrame, Skipped]:
-    """The rows of some files that fit ``kind`` and have text in the fields ``needed``; and what was skipped.
-
-    Columns: the fields of ``kind``, ``file`` (its name without folders and suffix) and ``line``.
-    """
+    """The rows of some files that fit ``kind`` and have text in ``needed``, with their ``file`` (stem) and ``line``."""
     found, skipped = [], Skipped()
     for file in files:
         kept, rejected = check_rows(read_rows(file), kind)
@@ -125,10 +120,7 @@ def read_table(files: Iterable[Path], kind: type[Row], needed: Sequence[str]) ->
 
 
 def check_rows(rows: Rows, kind: type[Row]) -> tuple[list[tuple[int, Any]], list[Rejected]]:
-    """The rows that fit, with their line numbers, as instances of ``kind``; and what was rejected.
-
-    A file of which no row is left, or of which too many were rejected, is a ``UserError``.
-    """
+    """The rows that fit, by line, and what was rejected: a ``UserError`` where that is too many, or all."""
     kept, title = {}, kind.model_config["title"]
     rejected = {line.line: line for line in reversed(rows.rejected)}  # of each line the first reason
     for line, row in rows.rows:

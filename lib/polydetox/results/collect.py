@@ -1,7 +1,4 @@
-"""The results of one profile as tidy tables: what was run, and how it changed between before and after.
-
-What was not run is missing (NaN), never a number.
-"""
+"""The results of one profile as tidy tables. What was not run is missing (NaN), never a number."""
 
 from __future__ import annotations
 
@@ -63,11 +60,7 @@ _SCORE_COLUMNS = [
 
 
 def example_rows(before: pd.DataFrame, after: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Random prompts, and for each one random continuation number, before and after.
-
-    The choice looks at no score, so that the examples are not picked for what they show. Columns: ``prompt_id, sample,
-    prompt, gloss, before, before_toxicity, after, after_toxicity``.
-    """
+    """Random prompts and for each one random continuation number, before and after; the choice looks at no score."""
     keys = ["prompt_id", "sample"]
     joined = before[[*keys, "prompt"]].assign(gloss=before.get("gloss"))
     for side, scores in (("before", before), ("after", after)):
@@ -82,10 +75,7 @@ def example_rows(before: pd.DataFrame, after: pd.DataFrame, count: int, rng: np.
 
 
 class Results:
-    """Everything that the report reads of one profile, each file once.
-
-    Intervals come from ``samples`` bootstrap replicates, which ``seed`` fixes.
-    """
+    """Everything that the report reads of one profile, each file once; ``samples`` are bootstrap replicates."""
 
     def __init__(self, run: str | Path, *, samples: int = 1000, confidence: float = 0.95, seed: int = 0):
         self.record = read_json(paths.given(run))
@@ -195,11 +185,7 @@ class Results:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """Every evaluation in tidy form, a row a metric: ``model, variant, language, metric, value, low, high``.
-
-        Perplexity has three: its median under that name, and ``perplexity_q1`` and ``perplexity_q3``. What was not
-        run has its row ``emt`` to ``secondary_toxicity`` with missing values.
-        """
+        """Every evaluation, a row a metric: ``model, variant, language, metric, value, low, high``; NaN: not run."""
         rows = [{**of, "metric": metric, **{key: value.get(key) for key in ("value", "low", "high")}}
                 for of, content in self._evaluations for metric, value in _flat(content).items()]  # fmt: skip
         table = pd.DataFrame(rows, columns=[*IDENTITY, "metric", "value", "low", "high"])
@@ -250,9 +236,7 @@ class Results:
 
     @cached_property
     def by_language(self) -> pd.DataFrame:
-        """Before, after and the drop of every metric in every language, with intervals.
-
-        Columns: ``comparison, language, metric, prompts, before, before_low, before_high, after, ..., drop, ...``, and
+        """Before, after and drop of every metric in every language: ``before, before_low, before_high ...``, and
         ``before_run`` and ``after_run``, whether a side was evaluated at all.
         """
         named = {comparison.name: comparison for comparison in self.comparisons}
@@ -264,11 +248,7 @@ class Results:
 
     @cached_property
     def means(self) -> pd.DataFrame:
-        """The same, as means over languages: all of them, English alone, and all but English.
-
-        Columns as :attr:`by_language`, with ``scope`` (``all``, ``english`` or ``others``) and ``languages``, how
-        many of them the mean takes in.
-        """
+        """The same as means over the ``languages`` of a ``scope``: ``all``, ``english`` or ``others``."""
         languages, rows = self.profile.languages, []
         english = [language for language in languages if language == ENGLISH]
         others = [language for language in languages if language != ENGLISH]
@@ -303,11 +283,7 @@ class Results:
         return list(dict.fromkeys(row.parameters.get(name) for row in rows.itertuples() if row.run in self.main_stages))
 
     def skipped(self) -> dict[str, int]:
-        """How many ``blank``, ``repeated``, ``skipped`` and ``rejected`` rows of their data finished stages skipped.
-
-        What several stages read is counted once: prompts by language and set, labelled comments, pairs by kind. An
-        ablation reads fewer languages, so the stage that read most counts.
-        """
+        """How many rows of their data finished stages skipped, by reason; what several stages read is counted once."""
         records = self.manifests.dropna(subset=["skipped"])
         rows = [{"read": read_by(row.run), **row.skipped} for row in records.itertuples()]
         table = pd.DataFrame(rows, columns=["read", *SKIPPED]).fillna(0)

@@ -1,8 +1,7 @@
 """The figures of the notebooks and the report, on one theme.
 
-Before and after have the same two colours everywhere (vermilion and blue of Okabe and Ito's colour-blind safe
-palette) and differ in shape as well. Languages stand in the paper's order. Every function returns a matplotlib
-figure, which a notebook shows at the end of its cell; in a notebook it is stored as SVG.
+Before and after have the same two colours everywhere (vermilion and blue of Okabe and Ito's colour-blind safe palette)
+and differ in shape as well.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Tables as the report prints them: plain HTML that Quarto and the preview renderer both take.
-
-A cell is a text, or a value with its interval beneath it. What was not run says so.
-"""
+"""Tables as the report prints them: HTML that both renderers take; a cell is a text, or a value with its interval."""
 
 from __future__ import annotations
 
@@ -125,10 +122,7 @@ class Group:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of a paper: column headings, groups of rows; text cells first, numbers aligned on the right.
-
-    ``spans`` are headings above the column headings, each with the number of columns that it covers.
-    """
+    """A table of a paper, numbers aligned on the right; ``spans`` are headings over so many column headings."""
 
     columns: Sequence[str]
     groups: Sequence[Group]

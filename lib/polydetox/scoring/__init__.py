@@ -1,7 +1,4 @@
-"""Toxicity scorers: one interface, several sources.
-
-``get_scorer(name).score(texts, language)`` gives one float in [0, 1] a text, or NaN where there is none.
-"""
+"""Toxicity scorers: ``get_scorer(name).score(texts, language)`` is a float in [0, 1] a text, NaN where missing."""
 
 from polydetox.scoring.base import Score, Scorer
 from polydetox.scoring.cache import CachedScorer

@@ -1,7 +1,4 @@
-"""What every toxicity scorer is: texts and their language in, one score in [0, 1] or missing out.
-
-A missing score is NaN with a reason and never 0, so that a failure cannot look like a harmless text.
-"""
+"""What every scorer is: texts and language in, scores in [0, 1] out; a missing one is NaN with a reason, never 0."""
 
 from __future__ import annotations
 
@@ -26,10 +23,7 @@ SEVENTEEN = frozenset({
 
 
 class Score(NamedTuple):
-    """The score of one text: a value in [0, 1], or NaN and the reason why it is missing.
-
-    ``final`` is False where asking again could give a score (a time-out); such a result is not cached.
-    """
+    """A value in [0, 1], or NaN and the reason; not ``final``, and not cached, where asking again could give one."""
 
     value: float
     reason: str = ""
@@ -42,24 +36,14 @@ def missing(reason: str, *, final: bool = True) -> Score:
 
 
 class Scorer(ABC):
-    """A toxicity scorer.
+    """A toxicity scorer."""
 
-    Attributes:
-        id: short name, as parameters and the cache know it.
-        revision: pins everything that can change a score (weights, head, attribute); part of the cache's key.
-        languages: codes of the languages that the scorer was made for.
-        threshold: the score from which a text counts as toxic.
-        scores_blank: whether a blank text can have a score, as where scores were stored for it; elsewhere it is
-            missing, whatever a model would say to it.
-        skipped: what is not used of the files that it reads, if it reads any.
-    """
-
-    id: str
-    revision: str
-    languages: frozenset[str]
-    threshold: float = 0.5
-    scores_blank: bool = False
-    skipped: Skipped = Skipped()
+    id: str  # short name, as parameters and the cache know it
+    revision: str  # pins everything that can change a score (weights, head, attribute); part of the cache's key
+    languages: frozenset[str]  # that it was made for
+    threshold: float = 0.5  # the score from which a text counts as toxic
+    scores_blank: bool = False  # whether a blank text can have a score, as where one was stored for it
+    skipped: Skipped = Skipped()  # what is not used of the files that it reads
 
     @abstractmethod
     def batches(self, texts: Sequence[str], language: str) -> Iterator[list[tuple[int, Score]]]:

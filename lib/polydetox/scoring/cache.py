@@ -1,8 +1,7 @@
 """Scores kept on disk by (text, language, scorer, revision), so that no text is scored twice.
 
-Each process appends to a file of its own, JSON Lines below ``runs/cache/scores/<scorer and revision>/<language>/``, and
-reads those of all others: jobs on any number of hosts need no lock. Each batch is written as it arrives; a killed job
-loses at most the batch in flight, and a line that it left unfinished is passed over.
+Each process appends to a file of its own below ``runs/cache/scores/`` and reads those of all others: jobs on any number
+of hosts need no lock. A killed job loses at most the batch in flight.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ from polydetox.scoring.base import Score, Scorer, missing
 
 
 class CachedScorer(Scorer):
-    """A scorer whose results are kept on disk, below ``folder``, by default the project's.
-
-    Missing scores are kept only where asking again could not help (``Score.final``). Damaged lines are passed over
-    with a warning; where nothing can be written, scoring goes on without the cache.
-    """
+    """A scorer whose final results are kept below ``folder``, by default the project's; it warns of what is damaged."""
 
     def __init__(self, scorer: Scorer, folder: Path | None = None):
         self.scorer = scorer

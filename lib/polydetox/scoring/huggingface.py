@@ -22,11 +22,9 @@ LANGUAGES_OF = "?languages="  # what precedes the languages in a checkpoint's na
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What has to be known of a checkpoint: where it is, its languages, which of its labels is toxicity.
+    """What has to be known of a checkpoint; of ``labels``, tried in order in any case, the first is toxicity.
 
-    ``labels`` are tried in order, without regard to case. ``activation`` turns logits into probabilities: ``sigmoid``
-    for labels that can hold together, ``softmax`` for labels that exclude each other, None as the checkpoint's
-    configuration says.
+    ``activation``: ``sigmoid`` for labels that can hold together, else ``softmax``; None as its configuration says.
     """
 
     source: str
@@ -64,7 +62,6 @@ READY: dict[str, Checkpoint] = {
 def parse_source(text: str) -> Checkpoint:
     """A checkpoint named ``owner/name`` or as a folder: ``owner/name@revision#label?languages=en,de``.
 
-    The revision is a commit or tag on the Hub, the label what it calls toxicity, where that is another name than usual.
     The languages are those that it was trained for, which its model card says and nothing else here could know.
     """
     name, _, given = text.partition(LANGUAGES_OF)

@@ -1,11 +1,7 @@
 """The Perspective API, the paper's toxicity scorer, for as long as it lasts.
 
 A few requests are under way at once, begun at a rate: with the cache around it, a killed run loses no other answers.
-"Later" (429, 5xx), time-outs and broken answers are tried again after growing random waits; what the service will never
-score is missing with its reason.
-
-The key comes from ``PERSPECTIVE_API_KEY`` alone. It travels in a header, not in the address, so that it is in no log
-and no error message.
+The key comes from ``PERSPECTIVE_API_KEY`` alone, in a header, so that it is in no log and no error message.
 """
 
 from __future__ import annotations
@@ -70,21 +66,20 @@ class _TryAgain(Exception):
 class PerspectiveScorer(Scorer):
     """Toxicity as Perspective gives it; a ``UserError`` where the service has ended or there is no key.
 
-    Args:
-        address: of the service; another server that speaks its protocol may stand in.
-        rate: requests a second; one is what every project is granted (``PERSPECTIVE_API_RATE``).
-        concurrency: requests under way at once.
-        patience: waits and attempts.
-        responses: a file to which every answer is appended in the layout that the ``stored`` scorer reads.
+    Every answer is appended to the file ``responses``, in the layout that the ``stored`` scorer reads.
     """
 
     id = "perspective"
     languages = SEVENTEEN
 
     def __init__(
-        self, address: str = ADDRESS, rate: float | None = None, concurrency: int = 4,
-        patience: Patience | None = None, responses: Path | None = None,
-    ):  # fmt: skip
+        self,
+        address: str = ADDRESS,  # another server that speaks the protocol may stand in
+        rate: float | None = None,  # requests a second; one is what every project is granted (PERSPECTIVE_API_RATE)
+        concurrency: int = 4,  # requests under way at once
+        patience: Patience | None = None,
+        responses: Path | None = None,
+    ):
         if address == ADDRESS and datetime.date.today() > LAST_DAY:
             raise UserError(f"the Perspective API ended on {LAST_DAY:%d %B %Y}; {ALTERNATIVES}")
         if address == ADDRESS and not os.environ.get(KEY_VARIABLE):

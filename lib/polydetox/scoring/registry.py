@@ -40,10 +40,9 @@ _SCORERS: dict[str, Callable[[], Scorer]] = {
 
 
 def get_scorer(name: str) -> Scorer:
-    """The scorer of a name, of ``stored:<file or folder>``, or of a checkpoint (``huggingface.parse_source``).
+    """The scorer of a name, ``stored:<file or folder>``, or ``huggingface:<checkpoint>``, loaded when it first scores.
 
-    The source is a Hub id or a folder. A ready checkpoint takes a revision, too: ``textdetox-xlmr-large@<commit>``.
-    Weights are loaded only when it first scores; an unknown name is a ``UserError``.
+    A ready checkpoint takes a revision, too: ``textdetox-xlmr-large@<commit>``.
     """
     prefix, colon, source = name.partition(":")
     ready, _, revision = name.partition("@")

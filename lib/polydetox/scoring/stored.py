@@ -1,14 +1,8 @@
-"""Perspective scores that were saved earlier, so that they can be used after the service has ended.
+"""Perspective scores that were saved earlier: JSON lines or Parquet, a file or a folder of files.
 
-Read are JSON lines or Parquet, a file or a folder of files, of what the published evaluation code writes (``query``,
-the text that was scored, with ``prompt`` and ``response``) and of PolygloToxicityPrompts (Jain et al. 2024; the field
-names are those of its card on the Hub, the data set itself was not available).
-
-The language of a row is that of its field ``language``, ``lang`` or ``meta_data.lang``, else that of the file's own
-name: all of it, or what follows the last underscore, is a locale (``..._zh-hans.json``, ``..._pt-br.json``).
-
-A stored score counts whatever its text is: where the file has one for a blank continuation, that is its score, as in
-the published averages. Every other scorer skips blank texts.
+Known are the layouts of the published evaluation code (``query, prompt, response``) and of PolygloToxicityPrompts
+(Jain et al. 2024, as its card describes them). The language is that of a row, else of the file's name, which ends in a
+locale. A stored score of a blank text counts, as in the published averages; every other scorer skips blank texts.
 """
 
 from __future__ import annotations
@@ -54,12 +48,7 @@ def stored_files(source: str | Path) -> list[Path]:
 
 
 def read_stored(source: str | Path) -> tuple[pd.DataFrame, Skipped]:
-    """All stored scores, and what was rejected.
-
-    Columns: ``language``, ``prompt`` (None where there is none), ``text``, ``score`` (NaN where the response holds
-    none). One row a stored response, in the order of the files. Malformed lines are counted and listed; a file of many
-    is a ``UserError`` that names the first, and so are files without a language.
-    """
+    """All stored scores, ``language, prompt, text, score`` (NaN: none), in their order; and what was rejected."""
     rows, skipped, of_no_language = [], Skipped(), []
     for path in stored_files(source):
         read = read_rows(path)
