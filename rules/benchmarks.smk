@@ -3,7 +3,7 @@
 run.chapter(
     "benchmarks", "multiple-choice questions before and after tuning", included=run.profile.capability is not None
 )
-TASKS = [local(file) for file in sorted(paths.task_files().iterdir())]
+TASKS = [local(file) for file in sorted((paths.root() / "params/tasks").iterdir())]
 
 CAPABILITY = run.stage(
     "capability",

@@ -54,7 +54,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     _end_with_run()
     run, stage = paths.profile_run(profile).resolve(), output.resolve().parent
     name = "-".join(stage.relative_to(run).parts if stage.is_relative_to(run) else stage.parts[-2:])
-    copy = paths.failed(profile) / f"{name}.ipynb"
+    copy = paths.profile_run(profile) / "failed" / f"{name}.ipynb"
     partial = output.with_name(f".{output.stem}.part.ipynb")
     copy.unlink(missing_ok=True)
     for file in (copy, partial):

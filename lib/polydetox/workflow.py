@@ -67,7 +67,7 @@ class Run:
         """Register a stage: its folder with wildcards, its jobs, what their notebooks are given; returns the folder.
 
         ``section`` is the profile's section of its settings (`mechanism: probe`), or ``settings`` gives them;
-        ``inputs`` are paths and what else the workflow decides. ``title`` and ``table`` (its main file): for the report.
+        ``inputs`` are paths and what else the workflow decides. ``title`` and ``table`` (a file) are for the report.
         """
         self.stages[name] = {"title": title, "table": table, "section": section}
         notebook = notebook or name

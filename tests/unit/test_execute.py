@@ -49,14 +49,14 @@ def test_failure_keeps_the_partial_copy_and_names_the_last_error(checkout, tmp_p
         execute.execute(source, output, {}, profile="tiny")
     assert "ValueError: the reason" in str(raised.value)
     assert str(raised.value).endswith("runs/tiny/failed/m-stage.ipynb")
-    copy = nbformat.read(paths.failed("tiny") / "m-stage.ipynb", as_version=4)
+    copy = nbformat.read((paths.profile_run("tiny") / "failed") / "m-stage.ipynb", as_version=4)
     assert any("before" in str(cell.get("outputs")) for cell in copy.cells)
     assert not output.exists()
 
     # Once mended, the failed copy goes.
     write_notebook(tmp_path / "n.ipynb", "n = 1")
     execute.execute(source, output, {}, profile="tiny")
-    assert output.exists() and not list(paths.failed("tiny").iterdir())
+    assert output.exists() and not list((paths.profile_run("tiny") / "failed").iterdir())
 
 
 def test_a_kernel_that_dies_is_a_failure(checkout, tmp_path):
@@ -120,7 +120,7 @@ def test_a_job_is_opened_with_its_parameters(checkout, tmp_path, monkeypatch, ca
     write_notebook(source, "n = 1\noutput_folder = ''", "1 / 0")
     with pytest.raises(UserError):
         execute.execute(source, job / "notebook.ipynb", given, profile="tiny")
-    failed = execute.opened(paths.failed("tiny") / "m-stage.ipynb", tmp_path / "here")
+    failed = execute.opened((paths.profile_run("tiny") / "failed") / "m-stage.ipynb", tmp_path / "here")
     assert failed == tmp_path / "here/stage.ipynb" and "n = 4" in failed.read_text()
 
     assert main(["open", str(job.parent), "--no-start"]) == 2 and main(["open", str(source), "--no-start"]) == 2

@@ -58,7 +58,7 @@ class Question(BaseModel):
 def local_tasks() -> dict[str, tuple[Path, str]]:
     """This project's tasks by name: the file of each, and its language."""
     found = {}
-    for file in sorted(paths.task_files().glob("*.yaml")):
+    for file in sorted((paths.root() / "params/tasks").glob("*.yaml")):
         languages = read_task_file(file).languages
         names = {f"{file.stem}_{language}": language for language in languages} if languages else {file.stem: "en"}
         found.update({name: (file, language) for name, language in names.items()})

@@ -61,11 +61,6 @@ def prompt_files() -> Path:
     return root() / "params" / "prompts"
 
 
-def task_files() -> Path:
-    """The multiple-choice tasks written for this project, as YAML and JSON Lines."""
-    return root() / "params" / "tasks"
-
-
 def notebooks() -> Path:
     """The stage and summary notebooks, without outputs."""
     return root() / "notebooks"
@@ -86,11 +81,6 @@ def score_cache() -> Path:
     return runs() / "cache" / "scores"
 
 
-def reference_cache(key: str) -> Path:
-    """Log-probabilities of preference pairs under one reference model, a file a job; shared by all profiles."""
-    return runs() / "cache" / "reference" / key
-
-
 def book(profile: str) -> Path:
     """The assembled Quarto project of a profile."""
     return profile_run(profile) / "book"
@@ -99,11 +89,6 @@ def book(profile: str) -> Path:
 def site(profile: str) -> Path:
     """The rendered site of a profile."""
     return profile_run(profile) / "site"
-
-
-def failed(profile: str) -> Path:
-    """Partially executed copies of notebooks that failed."""
-    return profile_run(profile) / "failed"
 
 
 def relative(path: str | Path) -> str:

@@ -1,7 +1,7 @@
 """The executed notebooks as pages of the book: one for each model and stage, with a choice among the stage's runs.
 
-Runs of one stage differ in their numbers alone, so a page shows prose and code once and, below each cell, the outputs
-of the run that the reader chooses. Without scripts all of them show, each under its name.
+Prose and code stand there once and, below each cell, the outputs of the run that the reader chooses; without scripts,
+those of all runs, each under its name.
 """
 
 from __future__ import annotations
@@ -71,10 +71,7 @@ class Page:
 
 
 def write_appendices(results: Results, folder: Path) -> list[Any]:
-    """Write a page for each model and stage of which something was run, and the list of all runs into ``LIST``.
-
-    Returns the book's appendices: the list, then one part a model.
-    """
+    """Write a page for each model and stage that was run, and the list of runs; returns the book's appendices."""
     written = list(pages(results))
     (folder / FOLDER).mkdir(exist_ok=True)
     for page in written:

@@ -1,9 +1,7 @@
 """The Quarto book of one profile, assembled from ``book/``, ``_quarto.yml`` and the executed notebooks.
 
-The result, ``runs/<profile>/book/``, is a Quarto project of its own: each embed of a summary notebook's cell gives way
-to what the cell put out, the notebooks of every stage are appendices, and numbers and sentences that depend on the
-results come from the ``variables.json`` of the summary notebooks. Quarto only warns of a missing reference, variable or
-output; here each is an error that names the file.
+Each embed of a summary notebook's cell gives way to what the cell put out. Quarto only warns of a missing reference,
+variable or output; here each is an error that names the file.
 """
 
 from __future__ import annotations
@@ -46,10 +44,7 @@ _CODE = re.compile(r"^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTAL
 
 
 def assemble(profile: str) -> Path:
-    """Assemble the book of a profile from what has been run so far; returns its folder.
-
-    Sections and appendices whose artefacts are not there say that they were not run.
-    """
+    """Assemble the book of a profile from what has been run so far, which says what was not; returns its folder."""
     results = Results(record_file(profile))
     with atomic_folder(paths.book(profile)) as folder:
         sources = paths.root() / "book"
@@ -80,8 +75,7 @@ def write_yaml(file: Path, content: Any) -> None:
 def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]]) -> str:
     """The text of a page, each embed replaced by the outputs of its cell, found in ``summaries`` by notebook and label.
 
-    Embeds of a notebook that was not run give way to a note that says so, and so do references to them. An embed that
-    a notebook which was run cannot fill is a ``UserError``.
+    Embeds of a notebook that was not run give way to a note that says so, and so do references to them.
     """
     missing = set()
 
@@ -104,10 +98,7 @@ def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]]) -> str:
 
 
 def read_variables(results: Results, folder: Path) -> dict[str, str]:
-    """What the summary notebooks wrote for the pages in ``folder``, by the name of the variable.
-
-    A variable of a notebook that was not run is ``Not run.``: its name stands in the notebook's source.
-    """
+    """What the summary notebooks wrote for the pages in ``folder``; of one that was not run, ``Not run.``"""
     found: dict[str, str] = {}
     writers: dict[str, str] = {}
     not_run = ""

@@ -1,8 +1,7 @@
-"""Text that may be offensive, covered until the reader asks for it.
+"""Text that may be offensive, covered until the reader asks for it, without a script.
 
-Every prompt and continuation that a notebook shows goes through this module: in HTML a ``<details>`` whose summary
-tells the language and the toxicity and whose body holds the text; in every other format a sentence that says how many
-texts were withheld. No cover needs a script, so that it also holds where scripts are off.
+In HTML it is a ``<details>`` whose summary tells the language and the toxicity; in every other format a sentence says
+how many texts were withheld.
 """
 
 from __future__ import annotations
@@ -35,23 +34,15 @@ RIGHT_TO_LEFT = frozenset({"ar"})
 
 # Columns that hold text, in reading order, with their heading; the gloss is in English, the rest in the language.
 _TEXTS = {
-    "prompt": "prompt",
-    "gloss": "prompt in English",
-    "continuation": "continuation",
-    "before": "before",
-    "after": "after",
-    "chosen": "chosen",
-    "rejected": "rejected",
-}
+    "prompt": "prompt", "gloss": "prompt in English", "continuation": "continuation",
+    "before": "before", "after": "after", "chosen": "chosen", "rejected": "rejected",
+}  # fmt: skip
 
 # Columns that hold a toxicity, with what the summary calls it.
 _SCORES = {
-    "toxicity": "toxicity",
-    "before_toxicity": "toxicity before",
-    "after_toxicity": "after",
-    "chosen_toxicity": "toxicity of the chosen",
-    "rejected_toxicity": "of the rejected",
-}
+    "toxicity": "toxicity", "before_toxicity": "toxicity before", "after_toxicity": "after",
+    "chosen_toxicity": "toxicity of the chosen", "rejected_toxicity": "of the rejected",
+}  # fmt: skip
 
 # A raw block of Markdown ends at a run of backticks, a shortcode begins with braces, a citation with @: written as
 # entities, no text can leave its cover.
@@ -112,12 +103,7 @@ def _listed(covers: Sequence[str]) -> Masked:
 
 
 def masked_table(table: pd.DataFrame, language: str | None = None) -> Masked:
-    """Cover the texts of a table, one cover a row.
-
-    Text columns are those of ``prompt, gloss, continuation, before, after, chosen, rejected`` that the table has;
-    the summary names the language (``language``, or the column ``language``), the prompt's id, the number of the
-    sample, and every toxicity column. A ``UserError`` where the table has no text column or no language.
-    """
+    """Cover the texts of a table, one cover a row, whose summary names language, prompt, sample and toxicity."""
     columns = [column for column in _TEXTS if column in table.columns]
     if not columns:
         raise UserError(f"masked_table: no text to show; the table needs one of the columns {', '.join(_TEXTS)}")
@@ -161,11 +147,7 @@ def masked_documents(title: str, texts: Sequence[str]) -> Masked:
 
 
 def masked_vectors(table: pd.DataFrame) -> Masked:
-    """Value vectors as a table, the tokens that each promotes under a cover; on the site it can be sorted and filtered.
-
-    ``table`` has the columns ``layer, neuron, cosine, activation, tokens, scripts``, and ``model`` where there are
-    several.
-    """
+    """Value vectors (``layer, neuron, cosine, activation, tokens, scripts, model``), their tokens covered."""
     shown = pd.DataFrame({
         "Model": table.get("model"),
         "Layer": table["layer"] + 1,

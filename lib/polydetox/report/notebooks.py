@@ -45,11 +45,7 @@ def read_notebook(file: Path) -> nbformat.NotebookNode:
 
 
 def read_cells(file: Path) -> list[nbformat.NotebookNode]:
-    """The cells of an executed notebook that a page may show.
-
-    Parameter cells, progress bars, terminal colours and absolute paths are gone. A notebook that was not executed to
-    its end is a ``UserError``: a page would show it without its results.
-    """
+    """The cells of an executed notebook that a page may show, without progress bars, colours and absolute paths."""
     cells = read_notebook(file).cells
     for number, cell in enumerate(cells, 1):
         if cell.cell_type == "code" and cell.source.strip():

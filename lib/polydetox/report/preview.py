@@ -1,8 +1,7 @@
-"""The preview renderer: the assembled book as a site where there is no Quarto.
+"""The preview renderer: the assembled book as a site that opens from a folder, where there is no Quarto.
 
-A pass of our own resolves what Quarto would: variables, numbered figures, tables, equations and sections, references
-across chapters, citations, and math as MathML. The result is plain Markdown, from which ``smalldocs`` makes the pages.
-Nothing is loaded from elsewhere, and the site works opened from a folder.
+A pass of our own resolves what Quarto would: variables, numbers, references across chapters, citations, and math as
+MathML. From the plain Markdown that results, ``smalldocs`` makes the pages.
 """
 
 from __future__ import annotations
@@ -87,11 +86,7 @@ def build(book_folder: Path, site: Path, note: str) -> None:
 
 
 def site_configuration(configuration: dict[str, Any], first: str, site: Path) -> dict[str, Any]:
-    """What smalldocs reads in place of the book's ``_quarto.yml``.
-
-    It lays out a book as a website without its appendices, so chapters and appendices become one sidebar, in which
-    the first page stands under its own heading, ``first``.
-    """
+    """What smalldocs, which lays out no appendices, reads in place of the book's ``_quarto.yml``."""
     book, options = configuration["book"], configuration.get("format", {}).get("html", {})
     contents = [{"text": first, "href": "index.qmd"}, *book["chapters"][1:]]
     if book.get("appendices"):

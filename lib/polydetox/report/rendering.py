@@ -34,11 +34,9 @@ _NOT_PROSE = re.compile(
 
 
 def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
-    """Assemble and render the report of a profile; returns the path of its first page.
+    """Assemble and render the report of a profile, with a PDF of the chapters if asked; returns its first page.
 
-    Where there is no Quarto, where it fails, or where its site does not pass :func:`check_site`, the preview renderer
-    makes the site. It takes the place of an older one only once it is whole and checked. With ``pdf``, the site holds a
-    PDF of the chapters; a ``UserError`` where Quarto makes none.
+    The preview renderer makes the site where there is no Quarto, or where its site does not pass :func:`check_site`.
     """
     book = assemble(profile)
     quarto = None if preview else find_quarto()
@@ -75,10 +73,7 @@ def _plain_text(line: str) -> str:
 
 
 def _with_quarto(quarto: str, book: Path, profile: str) -> str | None:
-    """Let Quarto's site take the place of the older one; where it cannot, keep it aside and return why.
-
-    The reason is one line, below which stands all that Quarto said.
-    """
+    """Let Quarto's site take the place of the older one; where it cannot, keep it aside and return why."""
     refused = paths.site(profile).with_name("site.refused")
     shutil.rmtree(refused, ignore_errors=True)
     log = book / "quarto.log"

@@ -158,10 +158,10 @@ def tokens_of_trl_0_8(
 def reference_cache(weights: Path, settings: Settings) -> Path:
     """The folder of reference log-probabilities for this model, in the precision in which training computes them."""
     versions = library_versions()
-    return paths.reference_cache(resume_key([
+    return paths.runs() / "cache/reference" / resume_key([
         input_hash(provenance(weights)), settings.method, settings.max_length, device().type, mixed_precision(),
         *(versions[name] for name in ("torch", "transformers", "trl")),
-    ]))  # fmt: skip
+    ])  # fmt: skip
 
 
 def _token_ids(dataset: Dataset) -> Iterator[tuple[list[int], list[int], list[int]]]:
