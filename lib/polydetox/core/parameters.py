@@ -50,9 +50,6 @@ class Strict(BaseModel):
 # What a notebook's parameters are: an instance of the class that its parameters cell declares.
 Settings = Any
 
-
-# --- types of parameters ----------------------------------------------------------------------------------------
-
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -124,9 +121,6 @@ class Suite(Strict):
 
 
 Suites = Annotated[dict[str, Suite], Field(min_length=1)]
-
-
-# --- declarations -----------------------------------------------------------------------------------------------
 
 
 def notebook_file(stage: str) -> Path:

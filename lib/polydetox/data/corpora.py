@@ -27,9 +27,6 @@ def files_of(given: str | Path, title: str, *endings: str) -> list[Path]:
     return files
 
 
-# --- RealToxicityPrompts ----------------------------------------------------------------------------------------
-
-
 class RealToxicityPrompt(Row, title="RealToxicityPrompts"):
     prompt: Text = Field(validation_alias=AliasPath("prompt", "text"))
     toxicity: Fraction = Field(None, validation_alias=AliasPath("prompt", "toxicity"))  # of the prompt, by Perspective
@@ -41,9 +38,6 @@ def real_toxicity_prompts(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
     table, skipped = read_table(files, RealToxicityPrompt, ["prompt"])
     names = [f"rtp-{line - 1:06d}" for line in table["line"]]
     return table.assign(prompt_id=names, prompt=table["prompt"].str.rstrip()), skipped
-
-
-# --- PolygloToxicityPrompts -------------------------------------------------------------------------------------
 
 
 def _summary(name: str) -> AliasPath:
@@ -114,9 +108,6 @@ def _language_of_folder(file: Path) -> str:
     return (code_of_locale(locale) or locale.lower()) if prefix == "ptp" else ""
 
 
-# --- ToxiGen ----------------------------------------------------------------------------------------------------
-
-
 class ToxiGenStatement(Row, title="ToxiGen"):
     """A row of the raw part: a statement is toxic if it was generated as such."""
 
@@ -180,9 +171,6 @@ def toxigen_prompts(place: str | Path) -> tuple[pd.DataFrame, Skipped]:
     prompts = list(dict.fromkeys(prompt for turn in turns for prompt in turn if prompt is not None))
     names = [f"toxigen-{hashlib.sha256(prompt.encode()).hexdigest()[:12]}" for prompt in prompts]
     return pd.DataFrame({"prompt_id": names, "prompt": prompts}, dtype=object), skipped
-
-
-# --- Wikitext ---------------------------------------------------------------------------------------------------
 
 
 class Paragraph(Row, title="Wikitext"):

@@ -37,9 +37,6 @@ def download(address: str, target: Path, sha256: str | None) -> None:
         ) from None
 
 
-# --- the Hugging Face Hub ---------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def hub_errors(repository: str, kind: str, instead: str, *, upload: bool = False) -> Iterator[None]:
     """What can go wrong with the Hub as one line that says what to do: "check the network, ``instead``"."""

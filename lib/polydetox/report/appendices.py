@@ -87,9 +87,6 @@ def write_appendices(results: Results, folder: Path) -> list[Any]:
     return [LIST, *({"part": title, "chapters": [page.file for page in group]} for title, group in parts)]
 
 
-# --- which run stands where -------------------------------------------------------------------------------------
-
-
 def pages(results: Results) -> Iterator[Page]:
     """The pages of a profile's finished runs."""
     for part, stage, runs in _by_stage(results):
@@ -160,9 +157,6 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
         + raw(f'<div class="cell-output-display runs">\n{html_table(lines.drop(columns="part"))}\n</div>')
         for part, lines in table.groupby("part", sort=False)
     )
-
-
-# --- writing a page ---------------------------------------------------------------------------------------------
 
 
 def _page_text(page: Page, folder: Path) -> str:

@@ -69,9 +69,6 @@ def write_yaml(file: Path, content: Any) -> None:
     file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=110), "utf-8")
 
 
-# --- summary notebooks ------------------------------------------------------------------------------------------
-
-
 def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]]) -> str:
     """The text of a page, each embed replaced by the outputs of its cell, found in ``summaries`` by notebook and label.
 
@@ -115,9 +112,6 @@ def read_variables(results: Results, folder: Path) -> dict[str, str]:
         found |= written
     used = {name for page in folder.rglob("*.qmd") for name in VARIABLE.findall(page_prose(page))}
     return found | {name: "Not run." for name in sorted(used - set(found)) if f'"{name}"' in not_run}
-
-
-# --- checks that Quarto leaves to the reader --------------------------------------------------------------------
 
 
 def check(folder: Path) -> None:

@@ -162,9 +162,6 @@ def masked_vectors(table: pd.DataFrame) -> Masked:
     return Masked(f'<div class="explorable">\n{html_table(shown)}\n</div>', len(table))
 
 
-# --- the search index of a site ---------------------------------------------------------------------------------
-
-
 def uncover_nothing(site: Path) -> None:
     """Take the text of every page that covers something out of a site's search index, but for its headings.
 

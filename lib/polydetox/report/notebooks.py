@@ -90,9 +90,6 @@ def without_machine_paths(text: str) -> str:
     return _MACHINE_PATH.sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
 
 
-# --- cells as Markdown ------------------------------------------------------------------------------------------
-
-
 def cell_options(source: str) -> tuple[dict[str, Any], str]:
     """The ``#|`` options at the top of a code cell, and the code without them."""
     lines = source.split("\n")

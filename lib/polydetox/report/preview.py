@@ -102,9 +102,6 @@ def site_configuration(configuration: dict[str, Any], first: str, site: Path) ->
     }
 
 
-# --- the book ---------------------------------------------------------------------------------------------------
-
-
 class Page:
     """One page: its front matter, its title and label, and its number where it has one."""
 
@@ -160,9 +157,6 @@ class Book:
 
 def _is_numbered(heading: re.Match[str]) -> bool:
     return heading["marks"] == "##" and ".unnumbered" not in (heading["attributes"] or "")
-
-
-# --- writing a page ---------------------------------------------------------------------------------------------
 
 
 class Writer:

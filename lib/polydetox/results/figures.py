@@ -46,9 +46,6 @@ def use_theme() -> None:
         set_matplotlib_formats("svg")
 
 
-# --- before and after by language -------------------------------------------------------------------------------
-
-
 def points(
     axis: Axes, panel: pd.DataFrame, side: str, offset: float, colour: Any, marker: str, fill: Any,
     *, missing: str | Sequence[str] = NOT_RUN,
