@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,9 +106,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _execute(options: argparse.Namespace) -> None:
-    from polydetox.execute import execute, read_parameters
+    from polydetox.execute import execute
 
-    parameters = read_parameters(options.parameters)
+    try:
+        parameters = dict(json.loads(options.parameters))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--parameters: not valid JSON, or no object ({error})") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that papermill shuts its kernel down
     execute(options.notebook, options.output, parameters, profile=options.profile, threads=options.threads)
 
@@ -154,7 +159,7 @@ def _push(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> int:
     from polydetox import cluster
     from polydetox.core.locks import held
-    from polydetox.execute import RUN, this_run
+    from polydetox.execute import RUN
     from polydetox.preflight import preflight, skipped
     from polydetox.quarto import failure_note
     from polydetox.workflow import load
@@ -180,7 +185,8 @@ def _run(options: argparse.Namespace) -> int:
     ]  # fmt: skip
     # The stages find `polydetox` beside this Python, whether or not its environment is activated.
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    environment = os.environ | {"PATH": beside, RUN: this_run()}
+    this_run = f"{socket.gethostname()}:{os.getpid()}:{os.environ.get('SLURM_JOB_ID', '')}"
+    environment = os.environ | {"PATH": beside, RUN: this_run}
     targets = [*options.targets, *(word for word in options.rest if "/" in word and not word.startswith("-"))]
     if plan_only:
         return subprocess.run(command, env=environment).returncode or _plan(run)

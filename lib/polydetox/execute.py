@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -80,11 +79,6 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
         os.replace(partial, copy)
     reason = re.sub(r"\x1b\[[0-9;]*m", "", reason).strip().splitlines()[0]
     raise UserError(f"{reason}\n  the partially executed notebook: {paths.relative(copy)}")
-
-
-def this_run() -> str:
-    """What ``RUN`` is set to."""
-    return f"{socket.gethostname()}:{os.getpid()}:{os.environ.get('SLURM_JOB_ID', '')}"
 
 
 def _submitted() -> bool:
@@ -181,11 +175,3 @@ def start(notebook: Path) -> int:
         environment = os.environ | {"POLYDETOX_ROOT": str(paths.root())}
         return subprocess.run([sys.executable, "-m", application, str(notebook)], env=environment).returncode
     raise UserError(f"Jupyter is not installed here (pip install jupyterlab); see {paths.relative(notebook)}")
-
-
-def read_parameters(text: str) -> dict[str, Any]:
-    """Parameters as the workflow passes them: one JSON object."""
-    try:
-        return dict(json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--parameters: not valid JSON, or no object ({error})") from None

@@ -36,8 +36,7 @@ _LICENCES = {
     "CC-BY-NC 4.0": "cc-by-nc-4.0",
 }  # fmt: skip
 
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PERSPECTIVE_API_KEY", "KAGGLE_API_TOKEN", "KAGGLE_KEY",
-            "POLYDETOX_ZIP_PASSWORD")  # fmt: skip
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PERSPECTIVE_API_KEY", "POLYDETOX_ZIP_PASSWORD")
 _TOKEN_LIKE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bAIza[0-9A-Za-z_-]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}")
 
 

@@ -53,8 +53,6 @@ class Run:
         self.chapters: dict[str, dict[str, Any]] = {}
         self.sections: dict[str, str] = {}
 
-    # --- what the rules register ---
-
     def chapter(self, name: str, about: str, *, included: bool) -> None:
         """Say what a chapter of the report is about, and whether the profile has it."""
         self.chapters[name] = {"about": about, "included": included}
@@ -109,8 +107,6 @@ class Run:
             "jobs": [asdict(job) for job in self.jobs.values()],
         }
         return json.dumps(record, ensure_ascii=False, indent=1)
-
-    # --- what a profile says, for the rules ---
 
     @property
     def models(self) -> list[str]:

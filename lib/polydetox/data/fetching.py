@@ -29,13 +29,13 @@ def fetch(name: str, given: Path | None = None) -> Path:
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     if (known := fetched_folder(name)) and not given:
         return known
-    downloads, revision = place / "downloads", entry.hub and entry.hub.revision
+    downloads, revision = place / "downloads", entry.hub.revision if entry.hub else None
     try:
         if given:
             _take(entry, given, downloads)
         else:
-            for file in entry.files:
-                download(file.address, downloads / file.name, file.sha256)
+            for one in entry.files:
+                download(one.address, downloads / one.name, one.sha256)
             if entry.hub:
                 revision = download_dataset(entry.hub.repository, revision, entry.hub.files, downloads)
     except UserError as error:

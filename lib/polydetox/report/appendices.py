@@ -20,18 +20,8 @@ from nbformat import NotebookNode
 from polydetox.core.artifacts import MANIFEST, read_json
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
+from polydetox.report import notebooks
 from polydetox.report.masking import COVER, WARNING
-from polydetox.report.notebooks import (
-    attribute,
-    cell_options,
-    cell_text,
-    labelled,
-    outputs_text,
-    pictures,
-    raw,
-    read_cells,
-    without_machine_paths,
-)
 from polydetox.results.collect import Results
 from polydetox.results.stages import StageRun
 from polydetox.results.tables import html_table
@@ -115,16 +105,16 @@ def _by_stage(results: Results) -> Iterator[tuple[str, str, list[StageRun]]]:
 def _read(results: Results, run: StageRun) -> Notebook:
     names = [run.model if run.model not in results.models else "", run.variant, run.kind, run.prompt_set, run.language]
     title = ", ".join(filter(None, [LANGUAGES.get(run.language or ""), results.subject(run)]))
-    return Notebook(run, slug("-".join(filter(None, names))) or "run", title, read_cells(run.folder / "notebook.ipynb"),
-                    _how_it_ran(read_json(run.folder / MANIFEST)))  # fmt: skip
+    cells, how = notebooks.read_cells(run.folder / "notebook.ipynb"), _how_it_ran(read_json(run.folder / MANIFEST))
+    return Notebook(run, slug("-".join(filter(None, names))) or "run", title, cells, how)
 
 
 def _how_it_ran(manifest: Mapping[str, Any]) -> str:
     rows = []
     for name, value in manifest["parameters"].items():
         if value not in ("", None):
-            text = without_machine_paths(", ".join(map(str, value)) if isinstance(value, list) else str(value))
-            text = text.replace("|", "\\|").replace("`", "'")
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = notebooks.without_machine_paths(text).replace("|", "\\|").replace("`", "'")
             rows.append(f"| `{name}` | `{text}` |")
     commit = f", commit `{manifest['git_commit'][:10]}`" if manifest.get("git_commit") else ""
     ran = f"It ran with seed {manifest['seed']}, {manifest['wall_seconds']} s{commit}."
@@ -145,7 +135,7 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
         for run in runs:
             title, about = results.title(stage), results.subject(run) if part != SYNTHETIC else ""
             word = run.language or (run.model if part == SYNTHETIC else "notebook")
-            said = attribute(", ".join(filter(None, [title, about, LANGUAGES.get(run.language or "")])))
+            said = notebooks.attribute(", ".join(filter(None, [title, about, LANGUAGES.get(run.language or "")])))
             missing = f'<span class="missing" title="{said}: not run">{word}</span>'
             entry = f'<a href="{places[run]}" title="{said}">{word}</a>' if run in places else missing
             rows.append([part, title, html.escape(about), entry])
@@ -154,7 +144,7 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
     table["Stage"] = table["Stage"].mask(table.duplicated(["part", "Stage"]), "")
     return "\n\n".join(
         f"## {part} {{.unnumbered}}\n\n"
-        + raw(f'<div class="cell-output-display runs">\n{html_table(lines.drop(columns="part"))}\n</div>')
+        + notebooks.raw(f'<div class="cell-output-display runs">\n{html_table(lines.drop(columns="part"))}\n</div>')
         for part, lines in table.groupby("part", sort=False)
     )
 
@@ -162,7 +152,7 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
 def _page_text(page: Page, folder: Path) -> str:
     """A page as the Markdown of Quarto and of the preview renderer alike; its pictures go to ``folder``."""
     first = page.notebooks[0].cells
-    parts = [f'---\nsubtitle: "{attribute(page.part)}"\nnumber-sections: false\n---',
+    parts = [f'---\nsubtitle: "{notebooks.attribute(page.part)}"\nnumber-sections: false\n---',
              f"# {page.title} {{.unnumbered #sec-{page.slug}}}"]  # fmt: skip
     outputs = [output for notebook in page.notebooks for cell in notebook.cells for output in cell.get("outputs", [])]
     if any(f'class="{COVER}"' in output.get("data", {}).get("text/html", "") for output in outputs):
@@ -171,18 +161,18 @@ def _page_text(page: Page, folder: Path) -> str:
         parts.append(_choice(page))
     if first and first[0].cell_type == "markdown":
         first[0].source = _FIRST_HEADING.sub("", first[0].source)
-    labels = "|".join(map(re.escape, labelled(first))) or "(?!)"  # which nothing matches
+    labels = "|".join(map(re.escape, notebooks.labelled(first))) or "(?!)"  # which nothing matches
     reference = re.compile(rf"(?<![\w@])@({labels})(?![\w-])")
-    kept = [pictures(folder, f"{page.slug}-{notebook.name}") for notebook in page.notebooks]
+    kept = [notebooks.pictures(folder, f"{page.slug}-{notebook.name}") for notebook in page.notebooks]
     for position, cell in enumerate(first):
         if cell.cell_type == "markdown":
             parts.append(reference.sub(rf"@\1-{page.slug}", cell.source))
         elif cell.cell_type == "code":
-            options, code = cell_options(cell.source)
-            texts = [outputs_text(notebook.cells[position], keep)
+            options, code = notebooks.cell_options(cell.source)
+            texts = [notebooks.outputs_text(notebook.cells[position], keep)
                      for notebook, keep in zip(page.notebooks, kept, strict=True)]  # fmt: skip
             label = f"{options['label']}-{page.slug}" if "label" in options else ""
-            parts.append(cell_text(options, label, _of_each_run(page, texts), code))
+            parts.append(notebooks.cell_text(options, label, _of_each_run(page, texts), code))
     parts += ["## How this notebook was run {.unnumbered}",
               _of_each_run(page, [notebook.how for notebook in page.notebooks])]  # fmt: skip
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -197,7 +187,7 @@ def _choice(page: Page) -> str:
     )
     places = "".join(f'<span id="run-{notebook.name}"></span>' for notebook in page.notebooks)
     menu = f'<form class="run-choice" hidden><label>Outputs of <select>{options}</select></label></form>'
-    return raw(f"<div>{places}</div>\n{menu}")
+    return notebooks.raw(f"<div>{places}</div>\n{menu}")
 
 
 def _of_each_run(page: Page, texts: list[str]) -> str:
@@ -205,6 +195,6 @@ def _of_each_run(page: Page, texts: list[str]) -> str:
     if len(set(texts)) == 1:
         return texts[0]
     return "\n\n".join(
-        f'::: {{.run data-run="{notebook.name}" data-title="{attribute(notebook.title)}"}}\n\n{text}\n\n:::'
+        f'::: {{.run data-run="{notebook.name}" data-title="{notebooks.attribute(notebook.title)}"}}\n\n{text}\n\n:::'
         for notebook, text in zip(page.notebooks, texts, strict=True) if text
     )  # fmt: skip

@@ -18,16 +18,8 @@ from polydetox.core import paths
 from polydetox.core.artifacts import atomic_folder, finished, read_json
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.yaml_files import read_yaml
+from polydetox.report import notebooks
 from polydetox.report.appendices import write_appendices
-from polydetox.report.notebooks import (
-    cell_options,
-    cell_text,
-    labelled,
-    outputs_text,
-    pictures,
-    read_cells,
-    read_notebook,
-)
 from polydetox.results.collect import Results
 from polydetox.workflow import record_file
 
@@ -51,7 +43,7 @@ def assemble(profile: str) -> Path:
         if not (sources / "index.qmd").is_file():
             raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
-        summaries = {name: labelled(read_cells(paths.given(place) / "notebook.ipynb"))
+        summaries = {name: notebooks.labelled(notebooks.read_cells(paths.given(place) / "notebook.ipynb"))
                      for name, place in results.record["sections"].items() if finished(paths.given(place))}  # fmt: skip
         for page in sorted(folder.glob("*.qmd")):
             page.write_text(embed(page, summaries), "utf-8")
@@ -87,8 +79,8 @@ def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]]) -> str:
             raise UserError(f"{where}, but the notebook has no such label{nearest(label, list(cells))}")
         if not cells[label].outputs:
             raise UserError(f"{where}, a cell without output; mend the notebook")
-        outputs = outputs_text(cells[label], pictures(page.parent, label))
-        return cell_text(cell_options(cells[label].source)[0], label, outputs)
+        outputs = notebooks.outputs_text(cells[label], notebooks.pictures(page.parent, label))
+        return notebooks.cell_text(notebooks.cell_options(cells[label].source)[0], label, outputs)
 
     text = EMBED.sub(replace, page.read_text("utf-8"))
     return CROSS_REFERENCE.sub(lambda match: "(not run)" if match[1] in missing else match[0], text)
@@ -102,7 +94,7 @@ def read_variables(results: Results, folder: Path) -> dict[str, str]:
     for notebook in sorted(paths.notebooks().rglob("summary_*.ipynb")):
         name, place = paths.relative(notebook), results.record["sections"].get(notebook.stem.removeprefix("summary_"))
         if place is None or not finished(paths.given(place)):
-            not_run += "\n".join(cell.source for cell in read_notebook(notebook).cells)
+            not_run += "\n".join(cell.source for cell in notebooks.read_notebook(notebook).cells)
             continue
         file = paths.given(place) / "variables.json"
         written = read_json(file) if file.is_file() else {}

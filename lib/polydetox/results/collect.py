@@ -84,8 +84,6 @@ class Results:
         self.samples, self.confidence, self.seed = samples, confidence, seed
         self.models = {model.name: model.title for model in map(load_model, self.profile.models)}  # titles by folder
 
-    # --- what was asked for and what has run
-
     @cached_property
     def stages(self) -> list[StageRun]:
         """Every stage of the profile, run or not."""
@@ -130,8 +128,6 @@ class Results:
 
         return {"before_run": ran("base"), "after_run": ran(comparison.variant)}
 
-    # --- what one stage left
-
     @cached_property
     def _folders(self) -> dict[tuple[str, frozenset[tuple[str, str]]], Path]:
         """The folder of every job by its stage and its wildcards that are not empty."""
@@ -174,8 +170,6 @@ class Results:
         runs = [run for run in self.stages if run.stage == stage and run.done]
         return {(run.model, getattr(run, key)): read_json(run.folder / "metrics.json") for run in runs}
 
-    # --- evaluations
-
     @cached_property
     def _evaluations(self) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
         """Model, variant and language of every evaluation of the main tables, and its metrics where it has run."""
@@ -206,8 +200,6 @@ class Results:
                 first, second = (scores[name].to_numpy(dtype=float) for name in ("toxicity", "secondary_toxicity"))
                 rows.append({**of, **verdicts(first, second, content["threshold"], content["threshold"])})
         return pd.DataFrame(rows, columns=[*IDENTITY, "same_verdict", "kappa", "flagged_first", "flagged_second"])
-
-    # --- before and after
 
     def language_rng(self, language: str) -> np.random.Generator:
         """A generator for each language: languages are sampled independently, and adding one changes no other."""
@@ -268,8 +260,6 @@ class Results:
             rows = self.means[self.means["comparison"] == comparison.name].set_index(["scope", "metric"])
             if pd.notna(rows.loc[("all", "emt"), "drop"]):
                 yield comparison, rows
-
-    # --- manifests
 
     @cached_property
     def manifests(self) -> pd.DataFrame:
