@@ -285,9 +285,9 @@ def test_a_language_added_to_the_project_is_known_to_no_scorer():
     """In a process of its own, in which the language is there before any scorer is imported."""
     code = (
         "import datetime; from polydetox.core.languages import LANGUAGES; LANGUAGES['xx'] = 'Example'\n"
-        "from polydetox.scoring import available, get_scorer\n"
+        "from polydetox.scoring.registry import _SCORERS, get_scorer\n"
         "from polydetox.scoring import perspective; perspective.LAST_DAY = datetime.date.max\n"
-        "claims = [get_scorer(name).languages for name in available()]\n"
+        "claims = [get_scorer(name).languages for name in _SCORERS]\n"
         "assert len(claims) == 7 and all('en' in known and 'xx' not in known for known in claims), claims"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PERSPECTIVE_API_KEY": "a key"})
