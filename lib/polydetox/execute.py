@@ -1,8 +1,7 @@
 """Run one notebook with papermill, the way the workflow runs each stage, or open it in Jupyter.
 
-What papermill leaves open is settled here: the kernel, which is this Python's own, where a failed copy goes, that the
-executed notebook appears under its final name only once the stage has succeeded, and that a stage ends when the run
-that started it is gone.
+The kernel is this Python's own, the executed notebook appears under its final name only once the stage has succeeded,
+and a stage ends when the run that started it is gone.
 """
 
 from __future__ import annotations
@@ -36,11 +35,7 @@ _KERNEL = "import sys; sys.modules['debugpy'] = None; import ipykernel.kernelapp
 
 
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, profile: str, threads: int = 1) -> None:
-    """Execute ``notebook`` and write the executed copy to ``output``.
-
-    A failure is a ``UserError`` with the notebook's last error and the path of the partially executed copy, which is
-    kept under ``runs/<profile>/failed/``.
-    """
+    """Execute ``notebook`` and write the copy to ``output``; a failed one is kept in ``runs/<profile>/failed/``."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
@@ -87,11 +82,7 @@ def _submitted() -> bool:
 
 
 def _choose_gpu() -> None:
-    """One GPU a stage: on several, Trainer would silently multiply the batch.
-
-    A Slurm job takes what Slurm gave it. One without a GPU sees none, even where devices are not constrained, or the
-    variable came along from the shell that the job was submitted from.
-    """
+    """One GPU a stage, since on several Trainer would multiply the batch; a Slurm job has what Slurm gave it."""
     if not _submitted():
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     elif not (os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS")):
@@ -101,8 +92,7 @@ def _choose_gpu() -> None:
 def _own_kernel(folder: str) -> type:
     """The class that starts this Python's ipykernel, whatever kernels are installed under its name.
 
-    It talks to this process over sockets in ``folder``: of TCP ports, jobs that start side by side now and then choose
-    the same. ipykernel itself sees to it that it ends with this process, however that ends.
+    It listens on sockets in ``folder``, since jobs that start side by side now and then choose the same TCP port.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -135,10 +125,9 @@ def _end_with_run() -> None:
 
 
 def opened(job: Path, folder: Path | None = None) -> Path:
-    """Write the notebook of a job, as it is now, with the parameters that the job had, and return its path.
+    """Write the notebook of a job (its folder, a file in it, or a failed copy) with its parameters; returns the path.
 
-    ``job`` is the folder of a stage, a file in it, or the partially executed notebook of a failed one. What the
-    notebook writes goes beside the copy, by default below ``runs/manual/``, and so never over a run's artefacts.
+    What the notebook writes goes beside the copy, by default below ``runs/manual/``, never over a run's artefacts.
     """
     import nbformat
     from papermill import execute_notebook

@@ -140,7 +140,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         table = repr(tables.main_table(Control(results))).splitlines()
         comments = repr(tables.jigsaw_table(Control(results)))
         render(PROFILE)
-        book = paths.book(PROFILE)
+        book = paths.profile_run(PROFILE) / "book"
         shown = {page.name: page.read_text() for page in book.glob("*.qmd")}
     places = [line.split(" | ")[0] for line in table]
     start = places.index("This run: Tiny")

@@ -53,7 +53,7 @@ def test_numbers_stand_on_the_right_and_intervals_stay_on_one_line():
 
 
 def test_without_quarto_there_is_no_pdf(monkeypatch):
-    monkeypatch.setattr(rendering, "assemble", lambda profile: paths.book(profile))
+    monkeypatch.setattr(rendering, "assemble", lambda profile: paths.profile_run(profile) / "book")
     monkeypatch.setenv("QUARTO", "")
     with pytest.raises(UserError, match="a PDF needs Quarto, and there is none: QUARTO is set to nothing"):
         rendering.render("offline", pdf=True)

@@ -81,11 +81,6 @@ def score_cache() -> Path:
     return runs() / "cache" / "scores"
 
 
-def book(profile: str) -> Path:
-    """The assembled Quarto project of a profile."""
-    return profile_run(profile) / "book"
-
-
 def site(profile: str) -> Path:
     """The rendered site of a profile."""
     return profile_run(profile) / "site"

@@ -50,10 +50,9 @@ def toxicity_pairwise(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
 def rtp_lx_pairs(folder: str | Path, held_out_prompts: int) -> tuple[pd.DataFrame, Skipped]:
     """English pairs from RTP-LX: the benign completion chosen, the toxic one rejected; and what was skipped.
 
-    Split by prompt: nothing that is evaluated in any language of the folder (the first ``held_out_prompts`` of each)
-    is trained on. Excluded are the English rows of the same ``Index`` as an evaluated row, their neighbours, since
-    some languages are shifted by one, and the rows with the text of an evaluated English prompt, whatever its case,
-    spaces and punctuation. Columns: ``prompt_id, prompt, chosen, rejected``.
+    Excluded are the English rows of the same ``Index`` as a row that is evaluated in any language (the first
+    ``held_out_prompts`` of each), their neighbours, since some languages are shifted by one, and the rows with the text
+    of an evaluated English prompt.
     """
     indices, texts = evaluated_prompts(folder, held_out_prompts)
     english, skipped = rtp_lx_rows(folder, "en")
@@ -110,17 +109,12 @@ _AWAITS_A_WORD = re.compile(r"""[(\[{“‘«]$|(?:^|[\s(\[{“‘«–—-])["'
 
 
 def follows(prompt: str, completion: str) -> str:
-    """An English completion as it follows its prompt: with a space before what begins a word, and none before what
-    belongs to the word before.
+    """An English completion as it follows its prompt: after a space, unless it belongs to the word before.
 
-    A mark belongs to what it touches. A quotation mark that a word follows opens (`` "Go away"``), one that a space or
-    punctuation follows closes (``" he said``); a hyphen that a word follows joins (``-made``), a dash that a space
-    follows stands alone (`` - he``). Stops, closing brackets and ``'t`` and its like never have a space before them;
-    opening brackets and symbols (``@``, ``#``, ``$``) do. No space goes after a prompt that ends in an opening bracket
-    or quotation mark, or in a hyphen after a word. White space that the completion begins with stays as it is.
-
-    TRL tokenises prompt and completion together and splits them at the common prefix, so a word that did not begin a
-    new token would take the last token of the prompt with it.
+    A mark belongs to what it touches: a quotation mark that a word follows opens (`` "Go away"``), another one closes
+    (``" he said``); a hyphen that a word follows joins (``-made``), a dash before a space stands alone (`` - he``).
+    White space that the completion begins with stays. TRL splits prompt and completion at their common prefix of
+    tokens, so a word that did not begin a new token would take the last token of the prompt with it.
     """
     text = completion.rstrip()
     joined = text[0].isspace() or _BELONGS_TO_THE_PROMPT.match(text) or _AWAITS_A_WORD.search(prompt)

@@ -41,16 +41,14 @@ def rtp_lx_file(folder: str | Path, language: str) -> Path:
 
 
 def rtp_lx_rows(folder: str | Path, language: str) -> tuple[pd.DataFrame, Skipped]:
-    """The rows of one language, ordered by ``Index``, and what was rejected; JSON lines or one JSON array.
+    """The rows of one language, ordered by ``Index`` (or numbered by place), and what was rejected.
 
-    ``Index`` numbers the English original, as far as it was kept, while a row's place in the file numbers nothing.
-    Measured with sentence embeddings in eight languages of the version of 2024: a row translates the English row of
-    its ``Index`` up to 959; from 960 on, in Arabic, Chinese, French, German and Spanish, that of the ``Index`` before
-    (in Indonesian, Japanese and Russian of the same); from 1,000 on, rows are each language's own. A version without
-    ``Index`` is numbered by place.
+    Measured with sentence embeddings in eight languages of the version of 2024: a row translates the English row of its
+    ``Index`` up to 959; from 960 on, in Arabic, Chinese, French, German and Spanish, that of the ``Index`` before (in
+    Indonesian, Japanese and Russian of the same); from 1,000 on, rows are each language's own.
 
-    Returns ``prompt_id, index, numbered`` (whether the file has an Index), ``prompt, completion, benign_completion``
-    (None where there is none) and ``prompt_toxicity`` (people's, from 1 to 5).
+    Columns: ``prompt_id, index, numbered`` (whether the file has an Index), ``prompt, completion, benign_completion``
+    and ``prompt_toxicity`` (people's, from 1 to 5).
     """
     read = read_rows(rtp_lx_file(folder, language))
     numbered = any(row.get("Index") is not None for _, row in read.rows)

@@ -38,7 +38,7 @@ _CODE = re.compile(r"^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTAL
 def assemble(profile: str) -> Path:
     """Assemble the book of a profile from what has been run so far, which says what was not; returns its folder."""
     results = Results(record_file(profile))
-    with atomic_folder(paths.book(profile)) as folder:
+    with atomic_folder(paths.profile_run(profile) / "book") as folder:
         sources = paths.root() / "book"
         if not (sources / "index.qmd").is_file():
             raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
@@ -53,7 +53,7 @@ def assemble(profile: str) -> Path:
         configuration["book"] |= {"subtitle": results.profile.title, "appendices": appendices}
         write_yaml(folder / CONFIGURATION, configuration)
         check(folder)
-    return paths.book(profile)
+    return paths.profile_run(profile) / "book"
 
 
 def write_yaml(file: Path, content: Any) -> None:

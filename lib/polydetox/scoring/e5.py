@@ -141,10 +141,9 @@ class E5:
         return [self._begin, *ids[: self._longest - 2], self._end]
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Embed texts; yield (positions, float32 vectors of shape ``(len(positions), 384)``).
+        """Embed texts; yield (positions, float32 vectors ``(len(positions), 384)``).
 
-        Texts of equally many tokens share a batch, so that nothing is padded and a vector does not depend on what
-        else was asked for.
+        Texts of equally many tokens share a batch, so that a vector does not depend on what else was asked for.
         """
         tokens, by_length = [self.tokenize(text) for text in texts], dict[int, list[int]]()
         for position, ids in enumerate(tokens):

