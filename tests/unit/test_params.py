@@ -159,7 +159,7 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
     )
     found = preflight.problems(load("tiny"))
     assert len(found) == 4, found
-    assert "`polydetox data fetch rtp-lx`" in found[0] and "`polydetox data fetch toxicity-pairwise`" in found[1]
+    assert "`polydetox data fetch rtp-lx`" in found[0] and "`polydetox data fetch toxicity-pairwise --from" in found[1]
     assert "mechanism: probe: texts: is needed" in found[2] and "/nowhere: no such folder" in found[3]
     with pytest.raises(UserError, match="RTP_LX is not set"):
         preflight.preflight(load("tiny"))

@@ -127,7 +127,7 @@ def local_path(given: str | Path) -> Path:
         elif source(name).fetchable:
             advice = f"run `polydetox data fetch {name}`, or {advice}"
         else:
-            advice = f"{source(name).how}; then {advice}"
+            advice = f"{source(name).how}; or {advice}"
         raise UserError(f"{str(given)!r}: the environment variable {variable[1]} is not set; {advice}")
     return paths.expanded(f"{folder}{str(given)[variable.end() :]}")
 

@@ -24,7 +24,7 @@ def fetch(name: str, given: Path | None = None) -> Path:
     entry, place = source(name), place_of(name)
     own = f"export {entry.variable}=<folder>, or polydetox data fetch {name} --from <file or folder>"
     if not (entry.fetchable or (given and entry.variable)):
-        raise UserError(f"{name}: cannot be downloaded: {entry.how}" + (f"; then {own}" if entry.variable else ""))
+        raise UserError(f"{name}: cannot be downloaded: {entry.how}" + (f"; or {own}" if entry.variable else ""))
     if not usable(place):
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     if (known := fetched_folder(name)) and not given:
