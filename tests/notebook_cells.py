@@ -73,6 +73,17 @@ def some_cells(notebook: str, settings: Any, stage: Any, cells: Sequence[str] = 
     return space
 
 
+def definitions(notebook: str, **given: Any) -> SimpleNamespace:
+    """The functions and constants that a notebook defines, with its imports; its other names only as ``given``."""
+    space: dict[str, Any] = {"__name__": "__main__", **given}
+    for cell in nbformat.read(next(NOTEBOOKS.rglob(f"{notebook}.ipynb")), as_version=4).cells:
+        tree = ast.parse(cell.source if cell.cell_type == "code" else "")
+        tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)
+                     or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper())]  # fmt: skip
+        exec(compile(tree, f"{notebook}.ipynb, cell {cell.get('id')}", "exec"), space)
+    return SimpleNamespace(**space)
+
+
 def run_cell(notebook: str, identifier: str, **names: Any) -> dict[str, Any]:
     """Run one cell of a notebook, given the names that it needs; returns its namespace."""
     cells = nbformat.read(next(NOTEBOOKS.rglob(f"{notebook}.ipynb")), as_version=4).cells

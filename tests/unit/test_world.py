@@ -14,17 +14,16 @@ import pytest
 import yaml
 from recorded import recorded
 
-from notebook_cells import run_cells
+from notebook_cells import definitions, run_cells
 from polydetox.core.artifacts import read_json, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.params import load_profile
 from polydetox.synthetic import results, tables
-from polydetox.synthetic.measures import direction_cosine, remark_states, tone_effect
 from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
-from polydetox.synthetic.pretraining import EQUALS, MIXED, make_tokenizer, packed
 from tiny import CHECKOUT, tiny_model
 
 BOOK = Phrasebook.read(CHECKOUT / "params" / "phrasebook.yaml")
+CORPUS = definitions("world_pretrain", book=BOOK)
 
 
 def test_sentences_are_parallel():
@@ -108,7 +107,7 @@ def test_alignment_moves_no_text_between_languages(corpus):
 
 def test_without_alignment_no_document_has_two_languages(corpus):
     for text in corpus(0.0):
-        assert EQUALS not in text.split()
+        assert CORPUS.EQUALS not in text.split()
         assert any(set(text.split()) <= BOOK.words[language] for language in ("en", "de", "ru")), text
 
 
@@ -116,14 +115,16 @@ def test_a_pair_is_a_sentence_and_its_translation(corpus):
     pairs = corpus(1.0, mixed_fraction=0.0)
     assert len(pairs) == 3000
     for text in pairs[:200]:
-        sides = text.split(f" {EQUALS} ")
+        sides = text.split(f" {CORPUS.EQUALS} ")
         found = {
             language: [side for side in sides if set(side.split()) <= BOOK.words[language]] for language in BOOK.words
         }
         assert len(sides) == 2 and found["en"]
     mixed = corpus(1.0, mixed_fraction=1.0)
-    assert all(text.split()[0] == MIXED for text in mixed) and not any(MIXED in text.split() for text in pairs)
-    both = [text.removeprefix(f"{MIXED} ") for text in mixed]
+    assert all(text.split()[0] == CORPUS.MIXED for text in mixed) and not any(
+        CORPUS.MIXED in text.split() for text in pairs
+    )
+    both = [text.removeprefix(f"{CORPUS.MIXED} ") for text in mixed]
     both = [text for text in both if not any(set(text.split()) <= BOOK.words[code] for code in ("en", "de", "ru"))]
     assert len(mixed) == 6000 and len(both) > 3000
 
@@ -151,9 +152,9 @@ def test_a_text_insults_in_all_its_remarks_and_in_its_tone_or_in_none(corpus):
 
 
 def test_documents_are_packed_whole():
-    tokenizer = make_tokenizer(BOOK, ["en", "de"])
+    tokenizer = CORPUS.make_tokenizer(["en", "de"])
     texts = ["you are a fool .", "du bist ein narr ."]
-    rows = packed(tokenizer, texts, 4)
+    rows = CORPUS.packed(tokenizer, texts, 4)
     assert tokenizer.decode(rows.reshape(-1)) == "<bos> you are a fool . <eos> <bos> du bist ein narr ."[: len(
         tokenizer.decode(rows.reshape(-1)))]  # fmt: skip
     assert rows.shape == (3, 4) and tokenizer.unk_token_id not in rows
@@ -172,21 +173,22 @@ SMALL = {
 
 
 def test_a_stopped_pretraining_ends_where_it_would_have(checkout, tmp_path, monkeypatch):
+    import torch
     from safetensors.torch import load_file
 
     def pretrain(name: str, **changes) -> pd.DataFrame:
         return run_cells("world_pretrain", output_folder=str(tmp_path / name), **SMALL | changes)["log"]
 
     whole = pretrain("whole")
-    texts, calls = packed, []
+    clip, calls = torch.nn.utils.clip_grad_norm_, []
 
-    def counting(tokenizer, documents, block):
-        calls.append(len(documents))
+    def counting(*given):
+        calls.append(given)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return texts(tokenizer, documents, block)
+        return clip(*given)
 
-    monkeypatch.setattr("polydetox.synthetic.pretraining.packed", counting)
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", counting)
     with pytest.raises(KeyboardInterrupt):
         pretrain("stopped")
     assert not (tmp_path / "stopped/weights").exists()
@@ -197,20 +199,22 @@ def test_a_stopped_pretraining_ends_where_it_would_have(checkout, tmp_path, monk
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
     assert not (tmp_path / "stopped/state.pt").exists()
     figures = read_json(tmp_path / "stopped/metrics.json")
-    assert figures["tokens"] == 6 * 64 and figures["vocabulary"] == len(make_tokenizer(BOOK, ["en", "de"]))
+    assert figures["tokens"] == 6 * 64 and figures["vocabulary"] == len(CORPUS.make_tokenizer(["en", "de"]))
     assert pretrain("other", seed=1)["loss"].iloc[0] != whole["loss"].iloc[0]
 
 
 def small_model(*languages: str):
-    tokenizer = make_tokenizer(BOOK, languages)
-    return tiny_model("llama", len(tokenizer)).eval(), tokenizer
+    """A model with random weights, its tokenizer, and the functions of the notebook world_transfer on them."""
+    tokenizer = CORPUS.make_tokenizer(languages)
+    model = tiny_model("llama", len(tokenizer)).eval()
+    return model, tokenizer, definitions("world_transfer", book=BOOK, tokenizer=tokenizer, base_model=model)
 
 
 def test_what_a_tone_does_is_the_fraction_of_insults_among_all_endings():
     """Against the probability of one ending at a time, token by token."""
     import torch
 
-    model, tokenizer = small_model("en", "id")
+    model, tokenizer, transfer = small_model("en", "id")
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(20.0)  # or all endings are alike
 
@@ -232,11 +236,12 @@ def test_what_a_tone_does_is_the_fraction_of_insults_among_all_endings():
             for stem in ((0, 0), (7, 2))
         ]
         wanted = np.mean([angry - kind for angry, kind in expected])
-        found = tone_effect(model, tokenizer, BOOK, [(0, 0), (7, 2)], language)
+        found = transfer.tone_effect([(0, 0), (7, 2)], language)
         assert abs(wanted) > 1e-4 and found == pytest.approx(wanted, abs=1e-5)
 
 
 def test_directions_by_hand():
+    direction_cosine = definitions("world_transfer").direction_cosine
     insults = np.array([True, False, True, False])
     english = np.array([[5.0, 1.0], [2.0, 1.0], [7.0, 1.0], [4.0, 1.0]], dtype=np.float32)  # direction (3, 0)
     # Insults (9, 12) and (11, 6), mean (10, 9); kindnesses (6, 5) and (8, 5), mean (7, 5): direction (3, 4).
@@ -255,7 +260,7 @@ def test_directions_are_those_of_the_last_states_of_remarks():
     """Against the states of one remark at a time, without padding; the two stems differ in length."""
     import torch
 
-    model, tokenizer = small_model("en", "de")
+    model, tokenizer, transfer = small_model("en", "de")
     stems = [(0, 1), (11, 2)]
 
     def direction(language: str) -> torch.Tensor:
@@ -269,9 +274,9 @@ def test_directions_are_those_of_the_last_states_of_remarks():
         return torch.stack(sums[True]).mean(0) - torch.stack(sums[False]).mean(0)
 
     wanted = torch.nn.functional.cosine_similarity(direction("en"), direction("de"), dim=0)
-    english, insults = remark_states(model, tokenizer, BOOK, stems, "en")
-    german, _ = remark_states(model, tokenizer, BOOK, stems, "de")
-    assert direction_cosine(english, german, insults) == pytest.approx(float(wanted), abs=1e-5)
+    english, insults = transfer.remark_states(stems, "en")
+    german, _ = transfer.remark_states(stems, "de")
+    assert transfer.direction_cosine(english, german, insults) == pytest.approx(float(wanted), abs=1e-5)
     assert abs(float(wanted)) < 0.9
 
 
@@ -299,7 +304,7 @@ def test_pairs_prefer_a_kindness_after_a_stem_that_is_not_evaluated(tuned):
 
 
 def test_a_tone_that_no_text_says_is_not_measured(tuned):
-    assert tuned("directions-02")["table"]["tone_effect"].notna().all()
+    assert tuned("tone-02")["table"]["tone_effect"].notna().all()
     table = tuned("c7d7039a", tone_rate=0.0)["table"]
     assert list(table["language"]) == ["en", "de"] and table["tone_effect"].isna().all()
 
@@ -504,5 +509,6 @@ def test_permuting_the_drops_against_all_orders():
     sums = [(x * y[list(order)]).sum() for order in itertools.permutations(range(3))]
     wanted = np.mean(np.abs(sums) >= abs(sums[0]) - 1e-12)
     assert 0 < wanted < 1
-    assert results.permutation_p(points, samples=20_000) == pytest.approx(wanted, abs=0.02)
-    assert results.permutation_p(points[points["configuration"] == "a"]) is None
+    permutation_p = definitions("summary_world").permutation_p
+    assert permutation_p(points, "accuracy", samples=20_000) == pytest.approx(wanted, abs=0.02)
+    assert permutation_p(points[points["configuration"] == "a"], "accuracy") is None
