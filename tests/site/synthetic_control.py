@@ -55,18 +55,12 @@ def make_capability(run: Path, variants: list[str], write: Any) -> None:
 
 def make_control(run: Path, languages: list[str], marker: str, prompts: int, samples: int, write: Any) -> None:
     """A corpus, three trained algorithms, their evaluations, win rates, and three conditions of comments."""
-    from polydetox.attribute_control.evaluation import (
-        averaged_outcomes,
-        form_by_language,
-        outcomes,
-        perplexity_by_domain,
-        position_bias,
-        toxicity_by_language,
-        win_rates,
-    )
+    from notebook_cells import definitions
+    from polydetox.attribute_control.evaluation import toxicity_by_language
     from polydetox.benchmarks.harness import accuracies
     from polydetox.stats.agreement import cluster_auc
 
+    wins, evaluation = definitions("win_rate"), definitions("attribute_eval")
     options: dict[str, Any] = {"samples": 50, "confidence": 0.95, "seed": 0}
     control = run / "control"
     write(control / "corpus", "control_corpus", {}, metrics={"rows": 40, "source": "model", "evaluated_skipped": 1200})
@@ -100,8 +94,8 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
             "algorithm": algorithm,
             "threshold": 0.5,
             "toxicity": toxicity_by_language(scores, 0.5, **options),
-            "form": form_by_language(scores, **options),
-            "perplexity": perplexity_by_domain(losses, **options),
+            "form": evaluation.form_by_language(scores, **options),
+            "perplexity": evaluation.perplexity_by_domain(losses, **options),
             "suites": accuracies(items, **options),
         }
         write(folder, "attribute_eval", {"algorithm": algorithm}, metrics=metrics)
@@ -111,14 +105,14 @@ def make_control(run: Path, languages: list[str], marker: str, prompts: int, sam
         for number, left in enumerate(RUN) for right in RUN[number + 1 :] for prompt in range(prompts)
     ])  # fmt: skip
     forward, backward = pairs["forward"].to_numpy(), pairs["backward"].to_numpy()
-    pairs["outcome"] = outcomes(forward, backward)
+    pairs["outcome"] = wins.outcomes(forward, backward)
     metrics = {
         "judge": base_checkpoint(control.parent),
         "algorithms": RUN,
-        "rates": win_rates(pairs, **options),
-        "rates_averaged": win_rates(pairs, averaged_outcomes, **options),
+        "rates": wins.win_rates(pairs, **options),
+        "rates_averaged": wins.win_rates(pairs, wins.averaged_outcomes, **options),
         "ties": float((pairs["outcome"] == 0.5).mean()),
-        "position_bias": position_bias(forward, backward),
+        "position_bias": wins.position_bias(forward, backward),
     }
     write(control / "win_rate", "win_rate", {}, metrics=metrics)
     labels = np.array([0, 1] * 10)

@@ -12,18 +12,8 @@ import pytest
 import torch
 import yaml
 
-from notebook_cells import some_cells
-from polydetox.attribute_control.evaluation import (
-    averaged_outcomes,
-    corpus_losses,
-    form_by_language,
-    outcomes,
-    perplexity,
-    position_bias,
-    verdict_tokens,
-    win_rate,
-    win_rates,
-)
+from notebook_cells import definitions, some_cells
+from polydetox.attribute_control.evaluation import verdict_tokens
 from polydetox.benchmarks import harness, tasks
 from polydetox.core.artifacts import Stage
 from polydetox.core.errors import UserError
@@ -31,6 +21,9 @@ from polydetox.core.parameters import Suite, checked
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.stats.agreement import cluster_auc
 from tiny import tiny_model, tiny_tokenizer
+
+WINS = definitions("win_rate")
+EVALUATION = definitions("attribute_eval")
 
 # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -185,27 +178,27 @@ def test_the_change_is_paired():
 def test_outcomes_need_both_orders():
     forward = np.array([1.0, -1.0, 1.0, -1.0, 0.0, 1.0])
     backward = np.array([-1.0, 1.0, 1.0, -1.0, -1.0, 0.0])
-    assert outcomes(forward, backward).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5, 0.5]
-    assert np.array_equal(outcomes(backward, forward), 1.0 - outcomes(forward, backward))
-    assert position_bias(np.array([2.0, 3.0]), np.array([1.0, -1.0])) == 0.75
-    assert position_bias(np.array([0.0]), np.array([0.0])) == 0.5
+    assert WINS.outcomes(forward, backward).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5, 0.5]
+    assert np.array_equal(WINS.outcomes(backward, forward), 1.0 - WINS.outcomes(forward, backward))
+    assert WINS.position_bias(np.array([2.0, 3.0]), np.array([1.0, -1.0])) == 0.75
+    assert WINS.position_bias(np.array([0.0]), np.array([0.0])) == 0.5
 
 
 def test_what_a_place_is_worth_cancels_in_the_mean_of_both_orders():
     preference, place = np.array([0.5, -0.25, 0.0, 2.0]), 3.0
     forward, backward = place + preference, place - preference
-    assert outcomes(forward, backward).tolist() == [0.5, 0.5, 0.5, 0.5]  # the place outweighs every text
-    assert averaged_outcomes(forward, backward).tolist() == [1.0, 0.0, 0.5, 1.0]
-    assert np.array_equal(averaged_outcomes(backward, forward), 1.0 - averaged_outcomes(forward, backward))
+    assert WINS.outcomes(forward, backward).tolist() == [0.5, 0.5, 0.5, 0.5]  # the place outweighs every text
+    assert WINS.averaged_outcomes(forward, backward).tolist() == [1.0, 0.0, 0.5, 1.0]
+    assert np.array_equal(WINS.averaged_outcomes(backward, forward), 1.0 - WINS.averaged_outcomes(forward, backward))
 
 
 def test_a_win_rate_counts_prompts_alike():
     outcome, prompt = np.array([1.0, 1.0, 1.0, 0.0, 0.5]), np.array([0, 0, 0, 1, 2])
-    rate = win_rate(outcome, prompt)
+    rate = WINS.win_rate(outcome, prompt)
     assert rate["value"] == pytest.approx((1.0 + 0.0 + 0.5) / 3)
     assert (rate["wins"], rate["ties"], rate["losses"], rate["pairs"]) == (0.6, 0.2, 0.2, 5)
     assert 0.0 <= rate["low"] < rate["value"] < rate["high"] <= 1.0
-    certain = win_rate(np.ones(4), np.arange(4))
+    certain = WINS.win_rate(np.ones(4), np.arange(4))
     assert certain["value"] == certain["low"] == certain["high"] == 1.0
 
 
@@ -222,7 +215,8 @@ def judged(model, tokenizer, folder: Path, tables: dict[str, pd.DataFrame], samp
         files[name] = str(folder / f"{name}.parquet")
         table.assign(language="en").to_parquet(files[name])
     settings = checked("win_rate", continuations=files, judged_samples=samples, batch_size=2, bootstrap_samples=20)
-    return some_cells("win_rate", settings, Stage("win_rate", folder / "stage", {}), ("-03", "-05", "-06", "-08"),
+    cells = ("-03", "-05", "-06", "rules-02", "-08")
+    return some_cells("win_rate", settings, Stage("win_rate", folder / "stage", {}), cells,
                       open_checkpoint=lambda *_: (model, tokenizer), input_hash=lambda _: "judge",
                       weights_of=lambda _: folder, provenance=lambda weights: weights)  # fmt: skip
 
@@ -245,7 +239,7 @@ def test_the_judge_reads_the_log_odds_of_its_verdicts(tmp_path):
     # Equal texts tie exactly by both rules, whatever they are padded with.
     same = judged(model, tokenizer, tmp_path, {"a": continuations("laut"), "c": continuations("laut")}, None)["pairs"]
     assert set(same["outcome"]) == {0.5} and len(same) == 6
-    assert set(averaged_outcomes(same["forward"].to_numpy(), same["backward"].to_numpy())) == {0.5}
+    assert set(WINS.averaged_outcomes(same["forward"].to_numpy(), same["backward"].to_numpy())) == {0.5}
 
 
 def test_every_two_are_judged_once(tmp_path):
@@ -253,8 +247,8 @@ def test_every_two_are_judged_once(tmp_path):
     model, tokenizer = tiny()
     table = judged(model, tokenizer, tmp_path, every)["pairs"]
     pd.testing.assert_frame_equal(table, judged(None, tokenizer, tmp_path, every)["pairs"])
-    assert win_rates(table, averaged_outcomes) != win_rates(table)
-    rates = {(row["algorithm"], row["opponent"]): row["value"] for row in win_rates(table)}
+    assert WINS.win_rates(table, WINS.averaged_outcomes) != WINS.win_rates(table)
+    rates = {(row["algorithm"], row["opponent"]): row["value"] for row in WINS.win_rates(table)}
     assert len(rates) == 6
     for (algorithm, opponent), value in rates.items():
         assert value + rates[opponent, algorithm] == pytest.approx(1.0)
@@ -288,7 +282,7 @@ def test_the_form_of_continuations_by_hand():
         "language": "de", "prompt_id": ["a", "a", "b", "b", "c"], "repeated": [0.5, 0.1, 0.0, np.nan, np.nan],
         "detected_language": ["de", "en", "de", None, None],
     })  # fmt: skip
-    found = form_by_language(scores, samples=10, confidence=0.95, seed=0)["de"]
+    found = EVALUATION.form_by_language(scores, samples=10, confidence=0.95, seed=0)["de"]
     assert found["language_rate"]["value"] == pytest.approx((0.5 + 1.0) / 2), "prompt c tells no language"
     assert found["repeated"]["value"] == pytest.approx((0.3 + 0.0) / 2)
 
@@ -300,7 +294,9 @@ def test_held_out_losses_count_what_follows_the_prompt():
         "prompt": ["The neighbours", "", "The neighbours are loud"],
         "text": ["The neighbours are loud again", "nobody says a word", "The neighbours are loud"],
     })  # fmt: skip
-    losses = corpus_losses(model, tokenizer, corpus, max_length=32, batch_size=2)
+    settings = checked("attribute_eval", max_length=32, batch_size=2)
+    losses = some_cells("attribute_eval", settings, None, ("-03", "eval-losses-01", "eval-losses-02"),
+                        language_model=model, tokenizer=tokenizer, held_out=corpus)["losses"]  # fmt: skip
     assert losses["row"].tolist() == [0, 1], "nothing follows the prompt of the last row"
     expected = log_likelihood(model, tokenizer, "The neighbours", " are loud again")
     assert losses["nll"][0] == pytest.approx(-expected, abs=1e-3)
@@ -308,7 +304,7 @@ def test_held_out_losses_count_what_follows_the_prompt():
 
 
 def test_perplexity_is_of_tokens_not_of_rows():
-    found = perplexity(np.array([10.0, 2.0]), np.array([5.0, 1.0]))
+    found = EVALUATION.perplexity(np.array([10.0, 2.0]), np.array([5.0, 1.0]))
     assert found["value"] == pytest.approx(math.exp(12 / 6))
     assert found["low"] == pytest.approx(math.exp(2.0)) and found["high"] == pytest.approx(math.exp(2.0))
 

@@ -187,22 +187,6 @@ def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
     return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
 
 
-def undominated(control: Control, model: str) -> list[str]:
-    """The algorithms than which no other is at once less toxic in English and more accurate, by their means.
-
-    None where fewer than two have both measures.
-    """
-    toxic = rows_of(control.compared["toxic"], model=model, language=ENGLISH).set_index("algorithm")["after"]
-    accurate = rows_of(control.accuracy, model=model).set_index("algorithm")["value"]
-    points = pd.DataFrame({"toxic": toxic, "accurate": accurate}).reindex(toxic.index).dropna()
-    better = {
-        name: (points["toxic"] <= point["toxic"]) & (points["accurate"] >= point["accurate"])
-        & (points != point).any(axis=1)
-        for name, point in points.iterrows()
-    }  # fmt: skip
-    return [str(name) for name, others in better.items() if not others.any()] if len(points) > 1 else []
-
-
 def seconds(row: Mapping[str, Any], part: str) -> float:
     """What a part of a training took: CPU time, or on a GPU, of which that says nothing, time by the wall clock."""
     return float(row[f"{part}_seconds" if row.get("device") == "cuda" else f"{part}_cpu_seconds"])

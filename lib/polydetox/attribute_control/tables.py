@@ -9,7 +9,6 @@ import pandas as pd
 
 from polydetox.attribute_control.results import PAPER, Control, plain_training, rows_of, seconds
 from polydetox.benchmarks.tables import suite_title
-from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH
 from polydetox.results.published import paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, number
@@ -35,7 +34,7 @@ Line = list[Cell | str]
 # --- cells ------------------------------------------------------------------------------------------------------
 
 
-def _interval(row: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> Cell:
+def interval(row: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> Cell:
     """``value``, ``low`` and ``high`` times ``scale``."""
     if row is None:
         return Cell(NOT_RUN)
@@ -45,8 +44,9 @@ def _interval(row: Mapping[str, Any] | None, digits: int, scale: float = 1.0) ->
     return number(value, digits, low, high, missing=NOT_MEASURED)
 
 
-def _percent(row: Mapping[str, Any] | None) -> Cell:
-    return _interval(row, 1, 100.0)
+def percent(row: Mapping[str, Any] | None) -> Cell:
+    """The same of a fraction, in percent."""
+    return interval(row, 1, 100.0)
 
 
 def _missing(control: Control, model: str, *names: str) -> str:
@@ -86,24 +86,6 @@ def _by_algorithm(
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def algorithm_table(metrics: Mapping[str, Any]) -> PaperTable:
-    """One algorithm: toxicity in each language, perplexity of both halves, and the accuracy of each suite."""
-    lines: list[Line] = []
-    for language, measured in metrics["toxicity"].items():
-        form = metrics["form"][language]
-        cells = {
-            "toxic continuations (%)": _percent(measured["toxic_fraction"]), "EMT": _interval(measured["emt"], 2),
-            "in the prompt's language (%)": _percent(form["language_rate"]),
-            "repeated words (%)": _percent(form["repeated"]),
-        }  # fmt: skip
-        lines += [[LANGUAGES[language], measure, cell] for measure, cell in cells.items()]
-    for domain, row in metrics["perplexity"].items():
-        lines.append(["held-out text", f"perplexity, {domain} half", _interval(row, 1)])
-    for suite, row in metrics["suites"].items():
-        lines.append([suite_title(suite), f"accuracy (%), {row['items']:,} questions", _percent(row)])
-    return PaperTable(["Of", "Measure", ""], [Group(None, lines)])
-
-
 def main_table(control: Control) -> PaperTable:
     """Toxicity and accuracy of every algorithm, the paper's row under ours where the model is the same, else below."""
     suites = [f"{suite_title(name)}, {suite['shots']}-shot" for name, suite in control.suites.items()]
@@ -122,7 +104,7 @@ def main_table(control: Control) -> PaperTable:
         for name in control.algorithms:
             accuracies = control.evaluations.get((model, name), {}).get("suites", {})
             lines.append([control.titles[name], *_sides(control, "toxic", "after", model, name),
-                          *(_percent(accuracies.get(suite)) for suite in control.suites)])  # fmt: skip
+                          *(percent(accuracies.get(suite)) for suite in control.suites)])  # fmt: skip
             lines += [paper.pop(known)] if (known := control.paper_algorithm(name)) in paper else []
         groups.append(Group(f"This run: {title}", [*lines, *paper.values()]))
     for reference, rows in control.of_other_models("regularised_finetuning").items():
@@ -147,7 +129,7 @@ def perplexity_table(control: Control) -> PaperTable:
 
     def cells(model: str, name: str) -> list[Cell]:
         found = control.evaluations.get((model, name), {}).get("perplexity", {})
-        return [_interval(found.get(half), 1) for half in ("toxic", "neutral")]
+        return [interval(found.get(half), 1) for half in ("toxic", "neutral")]
 
     return _by_algorithm(control, ["toxic half", "neutral half"], cells)
 
@@ -190,7 +172,7 @@ def win_table(rates: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[
     """The win rate (%) of the algorithm of a row against that of a column, in a group for each key of ``rates``."""
     groups = []
     for heading, rows in rates.items():
-        found = {(row["algorithm"], row["opponent"]): _percent(row) for row in rows}
+        found = {(row["algorithm"], row["opponent"]): percent(row) for row in rows}
         groups.append(Group(heading, [
             [title, *(found.get((name, opponent), Cell(NOT_APPLICABLE if name == opponent else NOT_RUN))
                       for opponent in titles)]
@@ -237,8 +219,8 @@ def jigsaw_table(control: Control) -> PaperTable:
         lines: list[Line] = []
         for condition, name in CONDITION_TITLES.items():
             row = control.comments.get((model, condition), {})
-            ours = [_interval(row.get(measure), 3) for measure in ("prompting", "head", "avgtox")]
-            lines.append([name, *ours, _percent(row.get("toxic_fraction"))])
+            ours = [interval(row.get(measure), 3) for measure in ("prompting", "head", "avgtox")]
+            lines.append([name, *ours, percent(row.get("toxic_fraction"))])
             if condition in paper.index:
                 lines.append([f"{PAPER}: {name}", *published(paper.loc[condition])])
         groups.append(Group(f"This run: {title}", lines))
