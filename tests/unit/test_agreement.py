@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
-from notebook_cells import run_cells
+from notebook_cells import definitions, run_cells
 from polydetox.core.artifacts import read_json
 from polydetox.core.errors import UserError
 from polydetox.scoring.base import Score, Scorer
@@ -21,6 +21,7 @@ from polydetox.scoring.embedded import DATA, HEAD_FILE
 from polydetox.stats import agreement, bootstrap
 
 NAN = float("nan")
+SCALES = definitions("agreement")
 FIRST = np.array([0.1, 0.6, 0.7, 0.2, NAN])
 SECOND = np.array([0.2, 0.9, 0.3, 0.1, 0.4])
 
@@ -104,19 +105,19 @@ def test_chunks_do_not_change_a_bootstrap(monkeypatch):
 
 def test_matched_thresholds_by_hand():
     reference = np.array([0.9, 0.8, 0.2, 0.1, 0.1])
-    assert agreement.matched_threshold(reference, np.array([0.30, 0.25, 0.2, 0.1, 0.0]), 0.5) == 0.25
+    assert SCALES.matched_threshold(reference, np.array([0.30, 0.25, 0.2, 0.1, 0.0]), 0.5) == 0.25
     # A word list flags one of five: as near to two of five as none is not.
-    assert agreement.matched_threshold(reference, np.array([1.0, 0.0, 0.0, 0.0, 0.0]), 0.5) == 1.0
+    assert SCALES.matched_threshold(reference, np.array([1.0, 0.0, 0.0, 0.0, 0.0]), 0.5) == 1.0
     # Nothing is toxic for the reference: nothing may be for the other.
-    assert agreement.matched_threshold(reference, np.array([0.3, 0.2, 0.2, 0.1, 0.0]), 0.95) > 0.3
-    assert np.isnan(agreement.matched_threshold(reference, np.full(5, NAN), 0.5))
+    assert SCALES.matched_threshold(reference, np.array([0.3, 0.2, 0.2, 0.1, 0.0]), 0.95) > 0.3
+    assert np.isnan(SCALES.matched_threshold(reference, np.full(5, NAN), 0.5))
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=12), st.integers(0, 100))
 def test_a_matched_threshold_flags_the_nearest_share(first, seed):
     reference = np.array(first) / 20
     other = np.random.default_rng(seed).integers(0, 6, size=len(first)) / 5
-    limit = agreement.matched_threshold(reference, other, 0.5)
+    limit = SCALES.matched_threshold(reference, other, 0.5)
     wanted = (reference >= 0.5).mean()
     nearest = min(abs((other >= t).mean() - wanted) for t in [*other, 2.0])
     assert abs((other >= limit).mean() - wanted) == pytest.approx(nearest)
@@ -124,13 +125,11 @@ def test_a_matched_threshold_flags_the_nearest_share(first, seed):
 
 def test_percentiles_carry_a_scale_over():
     reference, other = np.linspace(0, 1, 101), np.linspace(0, 1, 101) ** 3
-    assert agreement.on_scale_of(reference, other, other[[20, 50, 80]]) == pytest.approx([0.2, 0.5, 0.8], abs=0.01)
+    assert SCALES.on_scale_of(reference, other, other[[20, 50, 80]]) == pytest.approx([0.2, 0.5, 0.8], abs=0.01)
     # Of a word list that flags a fifth, 0 is the middle of the lower four fifths and 1 that of the highest.
     coarse = np.repeat([0.0, 1.0], [80, 21])
-    assert agreement.on_scale_of(reference, coarse, np.array([0.0, 1.0, NAN]))[:2] == pytest.approx(
-        [0.4, 0.9], abs=0.01
-    )
-    assert np.isnan(agreement.on_scale_of(reference, coarse, np.array([NAN]))).all()
+    assert SCALES.on_scale_of(reference, coarse, np.array([0.0, 1.0, NAN]))[:2] == pytest.approx([0.4, 0.9], abs=0.01)
+    assert np.isnan(SCALES.on_scale_of(reference, coarse, np.array([NAN]))).all()
 
 
 # --- several scorers --------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.collect import ENGLISH, METRICS, Results
+from polydetox.results.collect import METRICS, Results
 from polydetox.results.published import PAPER, paper_model, paper_models
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
@@ -74,11 +74,20 @@ def fluency_by_language_table(results: Results) -> PaperTable:
 def _metrics_by_language(results: Results, metrics: Sequence[str], sides: Sequence[str]) -> PaperTable:
     rows = results.by_language.set_index(["comparison", "language", "metric"])
     cells = _metrics_of(rows, metrics, sides)
-    return _table(results, "Language", _languages(results), cells, _spans(metrics, sides))
+    return languages_table(results, cells, _spans(metrics, sides))
 
 
-def _languages(results: Results) -> dict[str, str]:
-    return {language: LANGUAGES[language] for language in results.profile.languages}
+def languages_table(
+    results: Results, cells: Callable[[Comparison, str], Sequence[Cell | str]], spans: Mapping[str, Sequence[str]]
+) -> PaperTable:
+    """A group a comparison, in it a line a language; ``cells`` are what follows its name, ``spans`` their columns."""
+    languages = {language: LANGUAGES[language] for language in results.profile.languages}
+    return _table(results, "Language", languages, cells, spans)
+
+
+def bounded(row: pd.Series, name: str) -> Cell:
+    """A value with its interval; a dash where it is not defined, as where a scorer says one thing of every text."""
+    return number(row[name], 2, row[f"{name}_low"], row[f"{name}_high"], missing=NOT_APPLICABLE)
 
 
 def _metrics_of(
@@ -109,50 +118,3 @@ def _table(
     ]  # fmt: skip
     columns = [first, *(column for columns in spans.values() for column in columns)]
     return PaperTable(columns, groups, [("", 1), *((title, len(columns)) for title, columns in spans.items())])
-
-
-def drift_table(results: Results) -> PaperTable:
-    """Where continuations go that leave their prompt's language: to English, and to which other language most."""
-
-    def cells(comparison: Comparison, language: str) -> list[Cell | str]:
-        scores = [results.scores(comparison.model, variant, language) for variant in ("base", comparison.variant)]
-        sides = [None if side is None else side["detected_language"].value_counts(normalize=True) for side in scores]
-        named = [_fraction(found, chosen) for chosen in (language, ENGLISH) for found in sides]
-        return [*named, *(_elsewhere(found, language) for found in sides)]
-
-    spans = dict.fromkeys(["In its language", "In English", "Most often else"], SIDES[:2])
-    return _table(results, "Language", _languages(results), cells, spans)
-
-
-def _fraction(found: pd.Series | None, language: str) -> Cell:
-    """The fraction in one language; not measured where no continuation has a language that can be detected."""
-    if found is None or found.empty:
-        return Cell(NOT_RUN if found is None else NOT_MEASURED)
-    return number(float(found.get(language, 0.0)), 2)
-
-
-def _elsewhere(found: pd.Series | None, language: str) -> str:
-    """The most frequent language that is neither the prompt's nor English, with its fraction."""
-    if found is None:
-        return NOT_RUN
-    others = found.drop([language, ENGLISH], errors="ignore")
-    return f"{LANGUAGES[others.index[0]]} {fixed(others.iloc[0], 2)}" if len(others) else NOT_APPLICABLE
-
-
-def agreement_table(results: Results) -> PaperTable:
-    """Which fraction each scorer calls toxic before and after, and how often the two agree, by language."""
-    table = results.agreement.set_index(["model", "variant", "language"])
-
-    def cells(comparison: Comparison, language: str) -> list[Cell]:
-        keys = [(comparison.model, variant, language) for variant in ("base", comparison.variant)]
-        before, after = (table.loc[key] if key in table.index else None for key in keys)
-        flagged = [_of(side, name) for name in ("flagged_first", "flagged_second") for side in (before, after)]
-        # Kappa is not defined where one scorer gave every continuation the same verdict.
-        return [*flagged, _of(after, "same_verdict"), _of(before, "kappa", NOT_APPLICABLE)]
-
-    spans = {"First scorer": SIDES[:2], "Second scorer": SIDES[:2], "Agreement": ["same verdict", "kappa"]}
-    return _table(results, "Language", _languages(results), cells, spans)
-
-
-def _of(row: pd.Series | None, name: str, missing: str = NOT_MEASURED) -> Cell:
-    return Cell(NOT_RUN) if row is None else number(row[name], 2, missing=missing)

@@ -1,4 +1,4 @@
-"""How far two scorers agree on the same texts, and how to compare what they say on one scale.
+"""How far two scorers agree on the same texts.
 
 The texts of one prompt are not independent, so intervals resample whole prompts. A replicate is a weight for each text,
 how often its prompt is there; every measure here takes such weights, all replicates at once.
@@ -131,41 +131,3 @@ def cluster_auc(
         return {"value": None, "low": None, "high": None}
     measure = partial(weighted_auc, toxic, np.asarray(scores, dtype=np.float64))
     return {**by_prompt(measure, prompts, samples=samples, confidence=confidence, seed=seed)}
-
-
-# --- one scale --------------------------------------------------------------------------------------------------
-
-
-def matched_threshold(reference: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], threshold: float) -> float:
-    """The threshold at which ``other`` calls as many of the texts toxic as ``reference`` does at ``threshold``.
-
-    One of the scores of ``other``, or just above them all; where it is coarse, the fraction is the nearest that it can
-    give, of two equally near ones the smaller. NaN without texts that both scored.
-    """
-    reference, other = both(reference, other)
-    if len(other) == 0:
-        return float("nan")
-    candidates = np.unique(other)
-    candidates = np.append(candidates, np.nextafter(candidates[-1], np.inf))
-    flagged = 1.0 - np.searchsorted(np.sort(other), candidates, side="left") / len(other)  # falling
-    distance = np.round(np.abs(flagged - (reference >= threshold).mean()), 12)
-    return float(candidates[len(candidates) - 1 - np.argmin(distance[::-1])])
-
-
-def on_scale_of(
-    reference: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], values: Float[np.ndarray, " m"]
-) -> Float[np.ndarray, " m"]:
-    """Scores of ``other`` carried to the scale of ``reference`` by equal percentiles (Kolen and Brennan 2014).
-
-    ``reference`` and ``other`` are both scorers' scores of the same texts; of a score that many texts share, the
-    middle of its percentiles counts. ``values`` are any scores of ``other``; NaN stays NaN.
-    """
-    reference, other = both(reference, other)
-    result = np.full(len(values), np.nan)
-    known = ~np.isnan(values)
-    if len(other) == 0:
-        return result
-    ordered = np.sort(other)
-    below, up_to = (np.searchsorted(ordered, values[known], side=side) for side in ("left", "right"))
-    result[known] = np.quantile(reference, (below + up_to) / (2 * len(ordered)))
-    return result
