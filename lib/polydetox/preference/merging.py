@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from polydetox.core.artifacts import atomic_folder
@@ -69,11 +68,3 @@ def check_mergeable(adapter: Path) -> None:
             f"{adapter.name}: an adapter of type {kind} changes no weights and cannot be merged; "
             "give one that does, such as LoRA, or a whole checkpoint"
         )
-
-
-def untie(model: PreTrainedModel) -> None:
-    """Give the output layer a weight of its own, below whatever adapters are on it."""
-    output: Any = model.get_output_embeddings()
-    while inner := getattr(output, "base_layer", None) or getattr(output, "original_module", None):
-        output = inner
-    output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
