@@ -25,7 +25,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from recorded import write_record
 
-from notebook_cells import run_cell, run_cells
+from notebook_cells import definitions, run_cell, run_cells
 from polydetox.results.collect import Results
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -352,7 +352,6 @@ def _shifted(language: str, prompts: int) -> pd.DataFrame:
 def _alignment(run: Path, languages: list[str]) -> None:
     """Languages that lie the nearer to English the earlier they are listed, and drop the more."""
     from polydetox.core.parameters import checked
-    from polydetox.stats.correlation import correlation, leave_one_out
 
     folder, tables, metrics = run / "base" / "retrieval", [], {}
     for position, language in enumerate(languages):
@@ -375,8 +374,8 @@ def _alignment(run: Path, languages: list[str]) -> None:
     )
     table = run_cell("transfer", "transfer-drop", pd=pd, before=before, after=after, retrieved=metrics)["table"]
     _table(folder / "languages.parquet", table)
-    figures = run_cell("transfer", "transfer-correlation", table=table, settings=settings, correlation=correlation,
-                       leave_one_out=leave_one_out)["metrics"]  # fmt: skip
+    space = vars(definitions("transfer")) | {"table": table, "settings": settings}
+    figures = run_cell("transfer", "transfer-correlation", **space)["metrics"]
     _stage(folder, "transfer", {"variant": TRAINED}, metrics=figures)
 
 

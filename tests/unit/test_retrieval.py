@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from notebook_cells import run_cell
+from notebook_cells import definitions, run_cell
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.data.parallel import parallel_sentences
 from polydetox.metrics.retrieval import retrieval_figures
-from polydetox.stats.correlation import correlation, leave_one_out, line
+from polydetox.stats.correlation import correlation, line
 
 
 def test_retrieval_by_hand():
@@ -85,6 +85,7 @@ def test_the_interval_narrows_with_points():
 
 
 def test_leave_one_out_against_brute_force():
+    leave_one_out = definitions("transfer").leave_one_out
     rng = np.random.default_rng(2)
     x = rng.normal(size=8)
     y = 2.0 * x + 0.1 * rng.normal(size=8)
@@ -109,8 +110,8 @@ def test_a_line_through_one_place_is_level():
 
 def test_figures_of_a_transfer_without_languages_are_missing():
     table = run_cell("transfer", "transfer-drop", pd=pd, before={}, after={}, retrieved={})["table"]
-    found = run_cell("transfer", "transfer-correlation", table=table, settings=checked("transfer"),
-                     correlation=correlation, leave_one_out=leave_one_out)["metrics"]  # fmt: skip
+    space = vars(definitions("transfer")) | {"table": table, "settings": checked("transfer")}
+    found = run_cell("transfer", "transfer-correlation", **space)["metrics"]
     assert found["languages"] == 0 and found["accuracy"]["r"] is None and found["accuracy"]["predicted"] is None
 
 

@@ -1,8 +1,6 @@
-"""Correlation and prediction over points: languages, or the languages of several models."""
+"""Correlation and lines over points: languages, or the languages of several models."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -64,19 +62,3 @@ def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float,
         return 0.0, float(np.mean(y))
     slope, intercept = np.polyfit(x, y, 1)
     return float(slope), float(intercept)
-
-
-def leave_one_out(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """Predict each point from a line through the others, and from their mean alone.
-
-    ``error`` and ``mean_error`` are the root mean squared errors of the two: ``x`` predicts only where the first is
-    the smaller. None with fewer than four points.
-    """
-    if len(x) < 4 or np.ptp(x) == 0:
-        return {"predicted": None, "error": None, "mean_error": None}
-    others = [np.delete(np.arange(len(x)), out) for out in range(len(x))]
-    lines = [line(x[rest], y[rest]) for rest in others]
-    predicted = [slope * float(value) + intercept for value, (slope, intercept) in zip(x, lines, strict=True)]
-    means = [float(y[rest].mean()) for rest in others]
-    error, mean_error = (float(np.sqrt(np.mean((np.array(each) - y) ** 2))) for each in (predicted, means))
-    return {"predicted": predicted, "error": error, "mean_error": mean_error}

@@ -1,4 +1,4 @@
-"""The tables of retrieval across languages and of its correlation with the drop of toxicity."""
+"""The tables of how retrieval across languages goes with the drop of toxicity."""
 
 from __future__ import annotations
 
@@ -8,30 +8,8 @@ from typing import Any
 import pandas as pd
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.collect import ENGLISH, Results
 from polydetox.results.published import PAPER, paper_table
-from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
-
-
-def retrieval_table(results: Results) -> PaperTable:
-    """Retrieval between English and each language, averaged over layers."""
-    columns = ["Language", "from English", "to English", "mean", "best layer", "aligned", "other"]
-    spans = [("", 1), ("Accuracy", 4), ("Mean cosine", 2)]
-    groups = []
-    for name, title in results.models.items():
-        lines: list[list[Cell | str]] = []
-        measured = results.by_language_of("retrieval", model=name)
-        for language in results.profile.languages:
-            if language == ENGLISH:
-                continue
-            cells = [Cell(NOT_RUN)] * 6
-            if row := measured.get(language):
-                best = Cell(fixed(row["best_accuracy"], 2), f"layer {row['best_layer']}")
-                cells = [*(number(row[key], 2) for key in ("from_english", "to_english", "accuracy")), best,
-                         number(row["aligned_cosine"], 3), number(row["other_cosine"], 3)]  # fmt: skip
-            lines.append([LANGUAGES[language], *cells])
-        groups.append(Group(title if len(results.profile.models) > 1 else None, lines or [["", *[Cell(NOT_RUN)] * 6]]))
-    return PaperTable(columns, groups, spans)
+from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
 
 def correlation_table(metrics: Mapping[str, Mapping[str, Any]]) -> PaperTable:
@@ -78,16 +56,3 @@ def prediction_table(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]
                 lines.append([f"root mean squared {said}", *[Cell("")] * 3, number(metrics["accuracy"][key], 3)])
         groups.append(Group(title if len(found) > 1 else None, lines or [["", *[Cell(NOT_RUN)] * 4]]))
     return PaperTable(columns, groups or [Group(None, [["this run", *[Cell(NOT_RUN)] * 4]])])
-
-
-def forecast_table(table: pd.DataFrame) -> PaperTable:
-    """The mean drop of each model as the other models predict it; a dash where no other model was run."""
-    columns = ["Model", "Mean retrieval accuracy", "Points of other models", "Predicted drop", "Measured drop",
-               "Error over languages"]  # fmt: skip
-    lines: list[list[Cell | str]] = [
-        [row.comparison, number(row.accuracy, 2), number(row.points, 0),
-         number(row.predicted, 2, missing=NOT_APPLICABLE), number(row.drop, 2, missing=NOT_MEASURED),
-         number(row.error, 3, missing=NOT_APPLICABLE)]
-        for row in table.itertuples()
-    ]  # fmt: skip
-    return PaperTable(columns, [Group(None, lines)])
