@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from notebook_cells import definitions
 from polydetox.core.errors import UserError
 from polydetox.models import trimming
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
@@ -57,14 +58,16 @@ def test_any_kept_subset_reproduces_its_own_texts():
 
 def test_kept_probability_by_hand():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
-    assert torch.allclose(trimming.kept_probability(logits, torch.tensor([0, 2])), torch.tensor([0.7, 0.9]))
+    assert torch.allclose(definitions("trim").kept_probability(logits, torch.tensor([0, 2])), torch.tensor([0.7, 0.9]))
 
 
 def test_a_total_over_positions_is_that_of_single_texts():
     """Whatever their lengths, and so their padding: the positions after the first token of each text."""
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", len(tokenizer))
-    total, count = trimming.total_over_positions(model, tokenizer, TEXTS, lambda logits: logits.softmax(dim=-1))
+    total, count = definitions("trim").total_over_positions(
+        model, tokenizer, TEXTS, lambda logits: logits.softmax(dim=-1)
+    )
     expected, positions = torch.zeros(len(tokenizer)), 0
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]

@@ -53,13 +53,10 @@ def _make_checkpoint(model: ModelFile, folder: Path) -> Path:
         location = Path(str(model.path)).expanduser()
         if not (location / "config.json").is_file():
             raise UserError(f"model {model.name!r}: path {location}: no config.json there, so it is not a checkpoint")
-    write_json(folder / LOCATION, {"folder": _portable(location, folder), "source": model.source()})
+    # Below the stage's folder the location is relative, so that runs/ can be moved.
+    portable = location.relative_to(folder) if location.is_relative_to(folder) else location.resolve()
+    write_json(folder / LOCATION, {"folder": str(portable), "source": model.source()})
     return location
-
-
-def _portable(location: Path, folder: Path) -> str:
-    """Below the stage's folder the location is relative, so that runs/ can be moved."""
-    return str(location.relative_to(folder)) if location.is_relative_to(folder) else str(location.resolve())
 
 
 # Copies of the weights in other forms, which would double the download.

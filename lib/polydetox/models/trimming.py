@@ -10,21 +10,16 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polydetox.core.errors import UserError
-from polydetox.models.texts import context_length
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _UNUSED = re.compile(r"<unused\d+>|\[unused\d+\]|<reserved_\d+>")
-
-# Texts a forward pass: over a full vocabulary, logits are large.
-_BATCH = 16
 
 
 def derivation(token: str, vocabulary: Mapping[str, int], ranks: Mapping[tuple[str, str], int]) -> set[str]:
@@ -145,33 +140,3 @@ def trim_model(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
             elif value is not None:
                 setattr(settings, name, new.get(value))
     return model
-
-
-def total_over_positions(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    quantity: Callable[[Float[torch.Tensor, "positions vocabulary"]], Float[torch.Tensor, "positions ..."]],
-) -> tuple[torch.Tensor, int]:
-    """The sum of a quantity of the next-token logits over all positions of some texts, and how many those are."""
-    total, count = torch.tensor(0.0), 0
-    for start in range(0, len(texts), _BATCH):
-        ids = tokenizer(list(texts[start : start + _BATCH]))["input_ids"]
-        rows = {"input_ids": [row[: context_length(model.config)] for row in ids]}
-        inputs = tokenizer.pad(rows, padding_side="right", return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            logits = model(**inputs).logits  # (texts, positions, vocabulary)
-        counted = inputs["attention_mask"].bool()
-        if int(counted.sum(dim=-1).min()) > 1:
-            counted[:, 0] = False  # nobody samples a text from its beginning-of-sequence token alone
-        total = total + quantity(logits[counted].float().cpu()).sum(dim=0)
-        count += int(counted.sum())
-    return total, count
-
-
-def kept_probability(
-    logits: Float[torch.Tensor, "positions vocabulary"], keep: Int[torch.Tensor, " kept"]
-) -> Float[torch.Tensor, " positions"]:
-    """The fraction of the next-token probability that falls on the kept tokens, for each position."""
-    logits = logits.float()
-    return torch.exp(torch.logsumexp(logits[:, keep], dim=-1) - torch.logsumexp(logits, dim=-1))
