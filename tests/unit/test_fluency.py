@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from notebook_cells import definitions
 from polydetox.metrics import fluency
-from polydetox.metrics.diversity import published_distinct
 from polydetox.metrics.evaluate import OUTLIER
 from polydetox.metrics.fluency import ReferenceModel, by_length, padded
 from tiny import FAMILIES, tiny_tokenizer
 
+published_distinct = definitions("score").published_distinct
 PROMPTS = ["The neighbours", "Der Nachbar ist", "The neighbours are loud", "今日は", "Der Nachbar mit"]
 ENDINGS = [
     " are loud again",

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notebook_cells import run_cell, summarise
+from notebook_cells import definitions, run_cell, summarise
 from polydetox.metrics import diversity, language, toxicity
-from polydetox.metrics.evaluate import SCORE_COLUMNS, TOKEN_DISTINCT
+from polydetox.metrics.evaluate import TOKEN_DISTINCT
 from polydetox.metrics.fluency import ReferenceModel, common_prefix
 from polydetox.metrics.toxicity import matrix
 from polydetox.stats.bootstrap import bootstrap, pooled_quantile
@@ -178,9 +178,9 @@ def test_outliers_are_counted_and_kept():
 def test_token_diversity_of_each_prompt_without_its_empty_continuations():
     tokenizer = tiny_tokenizer()
     scores = table().drop(columns=TOKEN_DISTINCT).assign(language="de", gloss="")
-    names = {"np": np, "pd": pd, "published_distinct": diversity.published_distinct, "TOKEN_DISTINCT": TOKEN_DISTINCT}
-    found = run_cell("score", "distinct-02", scores=scores, tokenizer=tokenizer, SCORE_COLUMNS=SCORE_COLUMNS, **names)
-    expected = diversity.published_distinct([["du du", "nein"], ["ja"]], tokenizer)
+    names = vars(definitions("score")) | {"scores": scores, "tokenizer": tokenizer}
+    found = run_cell("score", "distinct-02", **names)
+    expected = names["published_distinct"]([["du du", "nein"], ["ja"]], tokenizer)
     assert found["scores"][TOKEN_DISTINCT].to_numpy().tolist() == expected[[0, 0, 1, 1]].tolist()
 
 
