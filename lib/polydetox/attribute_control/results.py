@@ -5,7 +5,6 @@ Algorithms stand in the profile's order, ``base`` (the base model) first. What w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -185,14 +184,3 @@ class Control:
 def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
     """The rows of a table with these values in the columns of their names."""
     return table[(table[list(values)] == pd.Series(values)).all(axis=1)]
-
-
-def seconds(row: Mapping[str, Any], part: str) -> float:
-    """What a part of a training took: CPU time, or on a GPU, of which that says nothing, time by the wall clock."""
-    return float(row[f"{part}_seconds" if row.get("device") == "cuda" else f"{part}_cpu_seconds"])
-
-
-def plain_training(control: Control, model: str) -> dict[str, Any] | None:
-    """The metrics of plain fine-tuning, where it was trained."""
-    trained = (row for (of, _), row in control.trainings.items() if of == model and row["algorithm"] == "plain")
-    return next(trained, None)

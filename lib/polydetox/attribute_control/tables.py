@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.attribute_control.results import PAPER, Control, plain_training, rows_of, seconds
+from polydetox.attribute_control.results import PAPER, Control, rows_of
 from polydetox.benchmarks.tables import suite_title
 from polydetox.results.collect import ENGLISH
 from polydetox.results.published import paper_table
@@ -49,21 +49,21 @@ def percent(row: Mapping[str, Any] | None) -> Cell:
     return interval(row, 1, 100.0)
 
 
-def _missing(control: Control, model: str, *names: str) -> str:
+def missing(control: Control, model: str, *names: str) -> str:
     """Why some algorithms have no value: they were evaluated and had nothing to measure, or were not run."""
     return NOT_MEASURED if all((model, name) in control.evaluations for name in names) else NOT_RUN
 
 
-def _sides(control: Control, measure: str, side: str, model: str, *names: str) -> list[Cell]:
+def sides(control: Control, measure: str, side: str, model: str, *names: str) -> list[Cell]:
     """A measure of the last of the algorithms in English and over the others; a dash where none is sampled."""
     table = rows_of(control.compared[measure], model=model, algorithm=names[-1]).set_index("language")
     table = table[[side, f"{side}_low", f"{side}_high"]]
-    found = {language: number(value, 1, low, high, missing=_missing(control, model, *names))
+    found = {language: number(value, 1, low, high, missing=missing(control, model, *names))
              for language, value, low, high in table.itertuples()}  # fmt: skip
     return [found.get(language, Cell(NOT_APPLICABLE)) for language in (ENGLISH, "others")]
 
 
-def _by_algorithm(
+def by_algorithm(
     control: Control,
     headings: Sequence[str],
     cells: Callable[[str, str], list[Cell]],
@@ -103,7 +103,7 @@ def main_table(control: Control) -> PaperTable:
         lines: list[Line] = []
         for name in control.algorithms:
             accuracies = control.evaluations.get((model, name), {}).get("suites", {})
-            lines.append([control.titles[name], *_sides(control, "toxic", "after", model, name),
+            lines.append([control.titles[name], *sides(control, "toxic", "after", model, name),
                           *(percent(accuracies.get(suite)) for suite in control.suites)])  # fmt: skip
             lines += [paper.pop(known)] if (known := control.paper_algorithm(name)) in paper else []
         groups.append(Group(f"This run: {title}", [*lines, *paper.values()]))
@@ -111,61 +111,6 @@ def main_table(control: Control) -> PaperTable:
         others: list[Line] = [[PAPER_METHODS[str(name)], *published(row)] for name, row in rows.iterrows()]
         groups.append(Group(f"{PAPER}: {reference}", others))
     return PaperTable(["Algorithm", "English", "others", *suites], groups, [span for span in spans if span[1]])
-
-
-def form_table(control: Control) -> PaperTable:
-    """Whether the continuations are still text: in the prompt's language, and how much of it repeats itself."""
-
-    def cells(model: str, name: str) -> list[Cell]:
-        return [cell for measure in ("in_language", "repeated")
-                for cell in _sides(control, measure, "after", model, name)]  # fmt: skip
-
-    spans = [("", 1), ("In the prompt's language (%)", 2), ("Words that repeat an earlier one (%)", 2)]
-    return _by_algorithm(control, ["English", "others"] * 2, cells, spans)
-
-
-def perplexity_table(control: Control) -> PaperTable:
-    """The perplexity of the held-out text of both halves under every algorithm."""
-
-    def cells(model: str, name: str) -> list[Cell]:
-        found = control.evaluations.get((model, name), {}).get("perplexity", {})
-        return [interval(found.get(half), 1) for half in ("toxic", "neutral")]
-
-    return _by_algorithm(control, ["toxic half", "neutral half"], cells)
-
-
-def languages_table(control: Control) -> PaperTable:
-    """The drop of toxic continuations: in English, in the mean of the others, and in how many of them it is clear."""
-
-    def cells(model: str, name: str) -> list[Cell]:
-        rows = rows_of(control.compared["toxic"], model=model, algorithm=name).dropna(subset="drop")
-        others = rows[~rows["language"].isin([ENGLISH, "others"])]
-        less, more = int((others["drop_low"] > 0).sum()), int((others["drop_high"] < 0).sum())
-        counts = [number(count, 0) for count in (less, more, len(others) - less - more)]
-        return [*_sides(control, "toxic", "drop", model, "base", name),
-                *(counts if len(others) else [Cell(_missing(control, model, "base", name))] * 3)]  # fmt: skip
-
-    headings = ["English", "mean of the others", "less toxic", "more toxic", "neither"]
-    spans = [("", 1), ("Drop (points)", 2), ("Other languages, by their intervals", 3)]
-    return _by_algorithm(control, headings, cells, spans, base=False)
-
-
-def cost_table(control: Control) -> PaperTable:
-    """What each algorithm cost, and its time on two devices relative to plain fine-tuning."""
-
-    def cells(model: str, name: str) -> list[Cell]:
-        row, plain = control.trainings.get((model, name)), plain_training(control, model)
-        if row is None:
-            return [Cell(NOT_RUN)] * 6
-        parts = [number(seconds(row, part), 0) for part in ("head", "model", "two_device")]
-        relative = Cell(NOT_APPLICABLE)
-        if plain:
-            relative = number(seconds(row, "two_device") / seconds(plain, "two_device"), 2)
-        return [number(row["rows_train"], 0), *parts, relative, number(row["wall_seconds"], 0)]
-
-    headings = ["Rows", "head", "model", "two devices", "relative to plain", "Wall time of the stage (s)"]
-    spans = [("", 2), ("Seconds of training", 3), ("", 2)]
-    return _by_algorithm(control, headings, cells, spans, base=False)
 
 
 def win_table(rates: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> PaperTable:
@@ -179,21 +124,6 @@ def win_table(rates: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[
             for name, title in titles.items()
         ]))  # fmt: skip
     return PaperTable(["", *titles.values()], groups)
-
-
-def wins_table(control: Control) -> PaperTable:
-    """The win rates of this run, by both rules."""
-    return win_table({
-        f"{title}, judge: {judge_name(control, model)}; {rule}": control.wins.get(model, {}).get(rates, [])
-        for model, title in control.models.items()
-        for rates, rule in (("rates", "both orders agree"), ("rates_averaged", "mean of both orders"))
-    }, control.titles)  # fmt: skip
-
-
-def judge_name(control: Control, model: str) -> str:
-    """The judge of the win rates, in words."""
-    judge = control.wins.get(model, {}).get("judge")
-    return NOT_RUN if judge is None else control.results.checkpoint_title(judge)
 
 
 def paper_wins_table() -> PaperTable:
