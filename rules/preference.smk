@@ -1,6 +1,6 @@
 # Preference tuning: the base checkpoint, English preference pairs, DPO, and one plain checkpoint of the tuned weights.
 
-from polydetox.core.params import rtp_lx_held_out
+from polydetox.core.params import PAIRS as KNOWN_PAIRS, rtp_lx_held_out
 
 run.chapter(
     "preference", "preference tuning of pretrained models and its effect on toxicity", included=bool(run.profile.variants)
@@ -51,10 +51,7 @@ TRIM = run.stage(
         "checkpoint": CHECKPOINT.format(model=model),
         "dtype": run.model_file(model).dtype,
         "languages": run.profile.languages,
-        "more_prompts": [
-            run.profile.more_prompts[name].model_dump(include={"source", "folder", "limit"}) | {"languages": languages}
-            for name, languages in run.prompt_sets.items()
-        ],
+        "more_prompts": run.evaluated_prompts()[1:],
         **run.prompt_parameters(),
     },
 )
@@ -103,8 +100,9 @@ PAIRS = run.stage(
     inputs=lambda model, kind: {
         "checkpoint": base(model),
         "dtype": run.model_file(model).dtype,
-        "kind": kind,
+        "kind": kind if kind in KNOWN_PAIRS else "own",
         **({"held_out_prompts": rtp_lx_held_out(run.profile)} if kind == "rtp-lx" else {}),
+        **({} if kind in ("on-policy", "toxicity-pairwise") else {"evaluated": run.evaluated_prompts()}),
     },
     table="pairs.parquet",
 )
@@ -116,6 +114,7 @@ rule pairs:
         notebook="notebooks/preference/pairs.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         prompts="params/prompts/training.yaml",
+        data=lambda w: run.own_pairs(w.kind),
     output:
         manifest=f"{PAIRS}/manifest.json",
         pairs=f"{PAIRS}/pairs.parquet",

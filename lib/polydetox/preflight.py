@@ -17,12 +17,13 @@ from typing import Any
 from polydetox.attribute_control.corpus import neutral_paragraphs, toxic_statements
 from polydetox.benchmarks.tasks import check_suites
 from polydetox.core.errors import UserError
-from polydetox.core.params import Profile, control_languages, load_model, rtp_lx_held_out
+from polydetox.core.parameters import checked
+from polydetox.core.params import PAIRS, Profile, control_languages, load_model, rtp_lx_held_out
 from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
-from polydetox.data.pairs import rtp_lx_pairs, toxicity_pairwise
+from polydetox.data.pairs import not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.parallel import parallel_texts
-from polydetox.data.prompts import load_prompts, neutral_prompts, training_prompts
+from polydetox.data.prompts import load_prompts, neutral_prompts, prompts_of_sets, training_prompts
 from polydetox.models.decoders import check_decoder, listed_configuration
 from polydetox.scoring import get_scorer
 from polydetox.synthetic.phrasebook import Phrasebook
@@ -92,17 +93,17 @@ def _own_checks(run: Run) -> Checks:
     profile = run.profile
     yield partial(training_prompts)
     for language in profile.languages if profile.models else []:
-        yield partial(load_prompts, profile.prompts.source, language, profile.prompts.folder, profile.prompts.limit)
+        yield partial(load_prompts, language=language, **profile.prompts.arguments())
     for name, prompts in profile.more_prompts.items():
         if prompts.source != "project" and not (prompts.optional and not is_available(prompts.folder)):
             yield partial(_check_folder, f"{_file(profile)}: more_prompts: {name}: folder", prompts.folder)
         for language in run.prompt_sets.get(name, []):
-            yield partial(load_prompts, prompts.source, language, prompts.folder, prompts.limit)
+            yield partial(load_prompts, language=language, **prompts.arguments())
     needed = {kind for model in run.models for kind in run.kinds(model)}
-    for kind, values in profile.pairs.items():
+    for kind in profile.pairs:
         using = [variant.optional for variant in profile.variants.values() if variant.pairs == kind]
         if kind != "on-policy" and (kind in needed or not using or not all(using)):
-            yield partial(_check_pairs, profile, kind, values.get("folder", ""))
+            yield partial(_check_pairs, run, kind)
     if profile.world:
         yield partial(lambda languages: Phrasebook.read().check_languages(languages), profile.languages)
     yield from (partial(load_model, model) for model in _other_models(profile))
@@ -118,12 +119,17 @@ def _check_folder(where: str, folder: str) -> None:
         raise UserError(f"{where} {folder!r}: no such folder or file (see `polydetox data`)")
 
 
-def _check_pairs(profile: Profile, kind: str, folder: str) -> None:
-    _check_folder(f"{_file(profile)}: pairs: {kind}: folder", folder)
+def _check_pairs(run: Run, kind: str) -> None:
+    given = checked("pairs", **run.profile.pairs[kind])
+    key = "folder" if kind in PAIRS else "data"
+    if not getattr(given, key).startswith("hub:"):
+        _check_folder(f"{_file(run.profile)}: pairs: {kind}: {key}", getattr(given, key))
     if kind == "toxicity-pairwise":
-        toxicity_pairwise(folder)
+        toxicity_pairwise(given.folder)
     else:
-        rtp_lx_pairs(folder, rtp_lx_held_out(profile))
+        pairs, _ = (rtp_lx_pairs(given.folder, rtp_lx_held_out(run.profile)) if kind == "rtp-lx" else
+                    own_pairs(given.data, given.columns.model_dump()))  # fmt: skip
+        not_evaluated(pairs, prompts_of_sets(run.evaluated_prompts()))
 
 
 def _check_model(run: Run, model: str) -> None:
@@ -166,7 +172,8 @@ def _job_checks(run: Run, job: Job) -> Checks:
     if job.stage == "intervene":
         yield partial(neutral_prompts)
     if settings.get("source") == "toxigen-wikitext":
-        prompts = settings["prompts_source"], settings["prompts_folder"], settings["prompt_limit"]
+        names = ("prompts_source", "prompts_folder", "prompt_limit", "prompts_column", "prompts_strip")
+        prompts = [settings[name] for name in names]
         for name in ("toxigen", "wikitext"):
             yield partial(_check_corpus, where, name, settings[name], settings["max_words"], *prompts)
 

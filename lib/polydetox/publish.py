@@ -19,7 +19,7 @@ from polydetox.core.artifacts import MANIFEST, atomic_folder, folder_sha256, lin
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
 from polydetox.core.params import ModelFile, Profile, load_model, load_profile, variants_of
-from polydetox.data.catalogue import source
+from polydetox.data.catalogue import sources
 from polydetox.data.download import hub_errors
 from polydetox.models.checkpoints import LOCATION
 from polydetox.results.collect import Results
@@ -125,8 +125,8 @@ def model_card(run: TunedRun, repository: str | None = None) -> str:
         merged=run.read("merge", variant=run.variant), scored=run.read("score", variant=run.variant),
         confidence=[run.read("evaluate", variant=run.variant, lang=language)["parameters"]["confidence"]
                     for language in evaluated],
-        pairs_source=source("project-prompts" if kind == "on-policy" else kind),
-        prompts_source=source(run.profile.prompts.source.replace("project", "project-prompts")),
+        pairs_source=sources().get("project-prompts" if kind == "on-policy" else kind),
+        prompts_source=sources().get(run.profile.prompts.source.replace("project", "project-prompts")),
     ))  # fmt: skip
 
 

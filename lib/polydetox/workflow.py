@@ -20,7 +20,8 @@ from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration, notebook_file, validated
 from polydetox.core.params import ModelFile, Profile, is_ablation, languages_of, load_model, load_profile, variants_of
 from polydetox.data.catalogue import is_available
-from polydetox.data.prompts import languages_available
+from polydetox.data.pairs import pair_files
+from polydetox.data.prompts import languages_available, prompt_file
 
 Wildcards = Mapping[str, str]
 RECORD = "run.json"  # in the folder of a run: what it is made of
@@ -136,9 +137,10 @@ class Run:
     @cached_property
     def skipped(self) -> set[str]:
         """The optional variants whose pairs are not available."""
-        optional = {name: variant.pairs for name, variant in self.profile.variants.items() if variant.optional}
-        return {name for name, kind in optional.items()
-                if kind != "on-policy" and not is_available(self.profile.pairs[kind].get("folder", ""))}  # fmt: skip
+        optional = {name: self.profile.pairs[variant.pairs] for name, variant in self.profile.variants.items()
+                    if variant.optional}  # fmt: skip
+        return {name for name, pairs in optional.items()
+                if not is_available(pairs.get("data") or pairs.get("folder", ""))}  # fmt: skip
 
     @cached_property
     def prompt_sets(self) -> dict[str, list[str]]:
@@ -152,12 +154,30 @@ class Run:
         """The evaluation prompts, or a further set, as a notebook takes them; an ablation may have fewer."""
         chosen = self.profile.more_prompts[prompt_set] if prompt_set else self.profile.prompts
         fewer = self.profile.variants[variant].prompt_limit if variant in self.profile.variants else None
-        return {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": fewer or chosen.limit}
+        return {"prompts_source": chosen.source, "prompts_folder": chosen.folder, "prompt_limit": fewer or chosen.limit,
+                "prompts_column": chosen.column, "prompts_strip": chosen.strip}  # fmt: skip
+
+    def evaluated_prompts(self) -> list[dict[str, Any]]:
+        """All sets of evaluation prompts, the first one and the further ones: what each is read with, and languages."""
+        sets = [(self.profile.prompts, self.profile.languages)]
+        sets += [(self.profile.more_prompts[name], languages) for name, languages in self.prompt_sets.items()]
+        return [prompts.arguments() | {"languages": languages} for prompts, languages in sets]
 
     def prompt_files(self, prompt_set: str = "") -> list[str]:
-        """The files that the prompts come from, as far as they are this project's."""
-        project = self.prompt_parameters(prompt_set)["prompts_source"] == "project"
-        return [paths.relative(paths.prompt_files() / "evaluation.yaml")] if project else []
+        """The files that the prompts come from, as far as they are this project's or a reader's own."""
+        chosen = self.profile.more_prompts[prompt_set] if prompt_set else self.profile.prompts
+        files = set[str]()
+        for language in self.languages(prompt_set=prompt_set) if chosen.source in ("project", "own") else ():
+            with contextlib.suppress(UserError):  # the checks before a run say what is wrong
+                files.add(paths.relative(prompt_file(chosen.source, language, chosen.folder)))
+        return sorted(files)
+
+    def own_pairs(self, kind: str) -> list[str]:
+        """The files of a reader's own pairs that lie on this machine, for the workflow to notice a change."""
+        data = self.profile.pairs[kind].get("data", "hub:")
+        with contextlib.suppress(UserError):
+            return [] if data.startswith("hub:") else [paths.relative(file) for file in pair_files(data)]
+        return []
 
     def languages(self, variant: str = "", prompt_set: str = "") -> list[str]:
         """The languages that a variant is evaluated in."""

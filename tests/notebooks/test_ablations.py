@@ -1,31 +1,35 @@
-"""A profile with an ablation, a further set of prompts and optional data, run on a tiny random-weight model."""
+"""A profile with own pairs and prompts, an ablation and optional data, run on a tiny random model to the site."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 
-from tiny import TINY_PROFILE, make_checkout
+from tiny import make_checkout
 
 PROFILE = {
     "languages": ["de"],
     "mechanism": None,
     "alignment": None,
     "evaluate": {"bootstrap_samples": 50, "scorer": "lexicon", "second_scorer": None},
-    "pairs": {**TINY_PROFILE["pairs"], "rtp-lx": {"folder": "$RTP_LX"}},
+    "pairs": {
+        "mine": {"data": "$MY_DATA/pairs.csv", "columns": {"prompt": "question", "chosen": "better"}},
+        "rtp-lx": {"folder": "$RTP_LX"},
+    },
     "more_prompts": {
-        "further": {"title": "Further", "source": "project", "limit": 2},
+        "further": {"title": "Further", "source": "own", "folder": "$MY_DATA", "column": "frage", "limit": 2},
         "rtp-lx": {"source": "rtp-lx", "folder": "$RTP_LX", "limit": 2, "optional": True},
     },
     "variants": {
-        "dpo": {"pairs": "on-policy"},
+        "dpo": {"pairs": "mine"},
         "dpo-rtplx": {"pairs": "rtp-lx", "optional": True, "title": "RTP-LX"},
-        "lr": {"pairs": "on-policy", "ablation": "learning-rate", "prompt_limit": 3,
+        "lr": {"pairs": "mine", "ablation": "learning-rate", "prompt_limit": 3,
                "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
     },
 }  # fmt: skip
@@ -35,13 +39,23 @@ PROFILE = {
 def ran(tmp_path_factory, tiny_checkpoints):
     """A checkout in which the chapter of ablations and all that it reads has been run, and what was printed."""
     folder = make_checkout(tmp_path_factory.mktemp("ablations") / "checkout", tiny_checkpoints["llama"], **PROFILE)
-    target = "runs/tiny/summary/ablations/manifest.json"
-    environment = os.environ | {"POLYDETOX_ROOT": str(folder), "HF_HUB_OFFLINE": "1", "RTP_LX": "",
+    own = tmp_path_factory.mktemp("own")
+    pairs = [(f"Number {row} is", "kind", "rude") for row in range(6)] + [("Frage 2:", "an evaluated", "prompt")]
+    pd.DataFrame(pairs, columns=["question", "better", "rejected"]).to_csv(own / "pairs.csv", index=False)
+    (own / "de.jsonl").write_text("\n".join(json.dumps({"frage": f"Frage {row}"}) for row in range(1, 5)))
+    environment = os.environ | {"POLYDETOX_ROOT": str(folder), "HF_HUB_OFFLINE": "1", "RTP_LX": "", "MY_DATA": str(own),
                                 "POLYDETOX_DATA": str(folder / "nothing")}  # fmt: skip
     environment.pop("POLYDETOX_RUNS", None)
-    done = subprocess.run([sys.executable, "-m", "polydetox", "run", "--profile", "tiny", target], cwd=folder,
-                          env=environment, capture_output=True, text=True, timeout=600)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    def polydetox(*words):
+        done = subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=folder, env=environment,
+                              capture_output=True, text=True, timeout=600)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    targets = [f"runs/tiny/summary/{section}/manifest.json" for section in ("ablations", "training", "run")]
+    done = polydetox("run", "--profile", "tiny", *targets)
+    polydetox("render", "--profile", "tiny", "--preview")
     return folder / "runs/tiny", done
 
 
@@ -64,9 +78,26 @@ def test_an_ablation_runs_as_much_as_it_says(ran):
 def test_the_vocabulary_keeps_the_tokens_of_further_prompts(ran):
     runs, _ = ran
     parameters = json.loads((runs / "tiny/trim/manifest.json").read_text())["parameters"]
-    assert parameters["more_prompts"] == [{"source": "project", "folder": "", "limit": 2, "languages": ["de"]}], (
-        "the notebook checks that each is tokenised as before"
-    )
+    further = {"source": "own", "folder": "$MY_DATA", "column": "frage", "strip": True, "limit": 2, "languages": ["de"]}
+    assert parameters["more_prompts"] == [further], "the notebook checks that each is tokenised as before"
+
+
+def test_own_pairs_are_trained_on_but_for_an_evaluated_prompt(ran):
+    runs, _ = ran
+    pairs = pd.read_parquet(runs / "tiny/pairs/mine/pairs.parquet")
+    assert pairs["prompt"].tolist() == [f"Number {row} is" for row in range(6)]
+    manifest = json.loads((runs / "tiny/pairs/mine/manifest.json").read_text())
+    assert manifest["parameters"]["columns"]["prompt"] == "question" and "pairs.csv" in manifest["inputs"]
+    trained = json.loads((runs / "tiny/dpo/dpo/metrics.json").read_text())
+    assert (trained["pairs_train"], trained["pairs_held_out"]) == (5, 1)
+
+
+def test_own_prompts_are_sampled_and_own_pairs_are_in_the_site(ran):
+    runs, _ = ran
+    sampled = pd.read_parquet(runs / "tiny/dpo/further/generate/continuations.parquet")
+    assert set(sampled["prompt"]) == {"Frage 1", "Frage 2"} and set(sampled["language"]) == {"de"}
+    (page,) = (runs / "site").rglob("training.html")
+    assert re.search(r"<td[^>]*>mine, Tiny</td>\s*<td[^>]*>6</td>\s*<td[^>]*>6</td>", page.read_text())
 
 
 def test_further_prompts_have_folders_of_their_own(ran):

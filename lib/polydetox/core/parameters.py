@@ -59,8 +59,8 @@ BelowHalf = Annotated[float, Field(gt=0.0, lt=0.5)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Engine = Literal["auto", "transformers", "vllm"]
-# How evaluation prompts are laid out: this project's, or a published set (`data.prompts.load_prompts`).
-PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen"]
+# How evaluation prompts are laid out: this project's, a published set, or a reader's own (`data.prompts.load_prompts`).
+PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen", "own"]
 
 
 def _language(value: str) -> str:
@@ -118,6 +118,14 @@ class Suite(Strict):
     tasks: list[str] = Field(min_length=1)
     shots: int = Field(0, ge=0)  # examples that are shown before a question
     limit: int | None = Field(None, gt=0)  # the first so many questions of a task; None: all
+
+
+class PairColumns(Strict):
+    """What the columns of a reader's own preference pairs are called."""
+
+    prompt: str | None = "prompt"  # None: the sides are conversations, whose common beginning is the prompt
+    chosen: str = "chosen"
+    rejected: str = "rejected"
 
 
 Suites = Annotated[dict[str, Suite], Field(min_length=1)]

@@ -138,6 +138,18 @@ class Prompts(Strict):
     source: PromptSource
     folder: str = ""
     limit: Count | None = None
+    column: str = "prompt"  # of own prompts
+    strip: bool = True  # white space at the end of a prompt is removed
+
+    def arguments(self) -> Section:
+        """What `data.prompts.load_prompts` is given."""
+        return self.model_dump(include={"source", "folder", "limit", "column", "strip"})
+
+    @model_validator(mode="after")
+    def _column_of_own(self) -> Prompts:
+        _require(self.source == "own" or "column" not in self.model_fields_set,
+                 f"column: is for 'source: own'; the columns of {self.source} are known")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _folder_named(self) -> Prompts:
@@ -230,7 +242,7 @@ class Control(Strict):
     jigsaw_classify: Annotated[Section | None, _of("jigsaw_classify")] = None  # absent: not run
 
 
-PairsKind = Literal["on-policy", "rtp-lx", "toxicity-pairwise"]
+PAIRS = ("on-policy", "rtp-lx", "toxicity-pairwise")  # other preference data are a reader's own
 # `base` is the base model, `published` a tuned checkpoint of the model file, the rest are folder names.
 RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint", "control")
 
@@ -239,7 +251,7 @@ class Variant(StageSettings):
     """One way of tuning: which pairs, and which settings differ from the profile's."""
 
     title: str | None = None
-    pairs: PairsKind
+    pairs: str
     optional: bool = False  # skipped, with a word, where its pairs are not available
     ablation: Ablation | None = None  # shown in the chapter of ablations instead of the main tables
     languages: list[str] = []  # an ablation may take fewer languages; empty: all of the profile
@@ -267,7 +279,7 @@ class Profile(StageSettings):
     prompts: Prompts = Prompts(source="project")
     more_prompts: dict[Annotated[str, _name(), AfterValidator(_no_stage)], MorePrompts] = {}  # by a name for folders
     trim: Annotated[Section | None, _of("trim")] = None  # absent: the whole vocabulary is kept
-    pairs: dict[PairsKind, Annotated[Section, _of("pairs")]] = {}
+    pairs: dict[Annotated[str, _name()], Annotated[Section, _of("pairs")]] = {}
     variants: dict[Annotated[str, _name(*RESERVED_VARIANTS)], Variant] = {}
     agreement: Annotated[Section | None, _of("agreement")] = None  # absent: not run
     mechanism: Mechanism | None = None  # absent: not run
@@ -302,9 +314,14 @@ class Profile(StageSettings):
 
     @model_validator(mode="after")
     def _variants_have_pairs(self) -> Profile:
+        for name, settings in self.pairs.items():
+            _require((name in PAIRS) != bool(settings.get("data")),
+                     f"pairs: {name}: " + ("data: is for pairs of your own, under another name" if name in PAIRS else
+                     f"use one of {', '.join(PAIRS)}, or name a file of your own pairs under 'data:'"))  # fmt: skip
         for name, variant in self.variants.items():
             _require(variant.pairs in self.pairs,
-                     f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list")  # fmt: skip
+                     f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list"
+                     f"{nearest(variant.pairs, self.pairs)}")  # fmt: skip
             _require(not variant.ablation or self.ablated_from(variant),
                      f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
                      f"'ablation' uses pairs {variant.pairs!r}")  # fmt: skip

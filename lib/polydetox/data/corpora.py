@@ -37,7 +37,7 @@ def real_toxicity_prompts(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
     files = files_of(folder, "RealToxicityPrompts", "prompts.jsonl")
     table, skipped = read_table(files, RealToxicityPrompt, ["prompt"])
     names = [f"rtp-{line - 1:06d}" for line in table["line"]]
-    return table.assign(prompt_id=names, prompt=table["prompt"].str.rstrip()), skipped
+    return table.assign(prompt_id=names), skipped
 
 
 def _summary(name: str) -> AliasPath:
@@ -72,7 +72,7 @@ def polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.Data
             continue  # of other languages, or something else that lies beside the data set
         rows = [row for row, code in zip(read.rows, languages, strict=True) if code == language]
         kept, rejected = check_rows(Rows(file, rows, read.rejected), PolygloPrompt)
-        whole = [(f"ptp-{file.stem}-{line - 1:06d}", row.prompt.rstrip(), row.toxicity) for line, row in kept
+        whole = [(f"ptp-{file.stem}-{line - 1:06d}", row.prompt, row.toxicity) for line, row in kept
                  if not is_blank(row.prompt)]  # fmt: skip
         skipped += Skipped(len(kept) - len(whole), rejected)
         prompts += whole
@@ -83,7 +83,7 @@ def polyglo_toxicity_prompts(folder: str | Path, language: str) -> tuple[pd.Data
             f"(languages: {have}){f', {skipped}' if skipped else ''}"
         )
     every = pd.DataFrame(prompts, columns=["prompt_id", "prompt", "toxicity"])
-    once = every.drop_duplicates("prompt", ignore_index=True)
+    once = every[~every["prompt"].str.rstrip().duplicated()].reset_index(drop=True)
     skipped.repeated = len(every) - len(once)
     return once, skipped
 

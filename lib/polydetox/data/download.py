@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +75,16 @@ def download_dataset(repository: str, revision: str | None, patterns: list[str],
         snapshot_download(repository, repo_type="dataset", revision=commit, allow_patterns=patterns, local_dir=folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the Hub client's own notes
     return commit
+
+
+def dataset_files(repository: str, commit: str, pattern: str) -> list[Path]:
+    """The files of a dataset repository that match a pattern, in the Hub's cache, where those of a commit stay."""
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repository, "dataset", "or download it elsewhere and name the file"):
+        folder = Path(snapshot_download(repository, repo_type="dataset", revision=commit, allow_patterns=pattern))
+    files = [file for file in sorted(folder.rglob("*")) if fnmatch.fnmatch(str(file.relative_to(folder)), pattern)]
+    if not files:
+        raise UserError(f"{repository}: no file {pattern} in this data set; see "
+                        f"https://huggingface.co/datasets/{repository}/tree/{commit}")  # fmt: skip
+    return files

@@ -1,18 +1,21 @@
-"""Preference pairs of data sets: a prompt, a chosen and a rejected completion."""
+"""Preference pairs of data sets and of a reader's own files: a prompt, a chosen and a rejected completion."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 import pandas as pd
-from pydantic import Field, create_model
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.languages import LANGUAGES
 from polydetox.data.catalogue import local_path
-from polydetox.data.rows import Row, Skipped, Text, is_blank, read_table
+from polydetox.data.corpora import files_of
+from polydetox.data.download import dataset_files
+from polydetox.data.rows import Row, Skipped, is_blank, read_table, writable
 from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_rows
 
 PAIR_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected"]
@@ -21,13 +24,65 @@ PAIR_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected"]
 _SHIFT = 1
 
 
-def read_pairs(files: Sequence[Path], columns: Mapping[str, str], title: str) -> tuple[pd.DataFrame, Skipped]:
-    """The pairs of some files with some ``columns``: ``prompt_id, prompt, chosen, rejected``; what was skipped."""
-    fields = {name: (Text, Field(alias=columns[name])) for name in PAIR_COLUMNS[1:]}
-    kind = create_model("Pair", __base__=Row, __cls_kwargs__={"title": title}, **fields)  # type: ignore[call-overload]
+def _said(value: Any) -> Any:
+    """A text, or the messages of a conversation, each as its role and content."""
+    if value is None or isinstance(value, str):
+        return writable(value)
+    try:
+        messages = [(message["role"], message["content"]) for message in value]
+        if messages and all(isinstance(part, str) and writable(part) == part for each in messages for part in each):
+            return messages
+    except (TypeError, KeyError):
+        pass
+    raise ValueError("should be a text, or a list of messages, each with a text as 'role' and as 'content'")
+
+
+Said = Annotated[Any, AfterValidator(_said)]
+
+
+class Pair(Row):
+    """A pair of texts or conversations, which become texts.
+
+    Each message of a prompt is its role, a colon and its content, with an empty line between two; the role of the
+    answer, and a colon, end the prompt. An answer is its content. A prompt with the column of the chosen conversation
+    is all that comes before the last message, on both sides the same.
+    """
+
+    prompt: Said
+    chosen: Said
+    rejected: Said
+
+    @model_validator(mode="after")
+    def _flat(self) -> Self:
+        fields, sides = type(self).model_fields, [self.chosen, self.rejected]
+        if fields["prompt"].alias == fields["chosen"].alias:
+            if not all(isinstance(side, list) for side in sides):
+                raise ValueError("has no prompt: name its column, or give conversations that begin with it")
+            if self.chosen[:-1] != self.rejected[:-1]:
+                raise ValueError("has sides that differ before their last message, so that they have no common prompt")
+            self.prompt, sides = self.chosen[:-1], [side[-1:] for side in sides]
+        if any(isinstance(side, list) and len(side) > 1 for side in sides):
+            raise ValueError("has a side of several messages beside a prompt; with 'columns: {prompt: null}' the "
+                             "prompt is what both sides begin with")  # fmt: skip
+        role = sides[0][0][0] if isinstance(sides[0], list) else "assistant"
+        if isinstance(self.prompt, list):
+            self.prompt = "\n\n".join([f"{by}: {text}" for by, text in self.prompt] + [f"{role}:"])
+        self.chosen, self.rejected = (side[0][1] if isinstance(side, list) else side for side in sides)
+        return self
+
+
+def read_pairs(files: Sequence[Path], columns: Mapping[str, str | None], title: str) -> tuple[pd.DataFrame, Skipped]:
+    """The pairs of some files (JSON Lines, CSV, Parquet): ``prompt_id, prompt, chosen, rejected``; what was skipped.
+
+    ``columns`` says how the files name ``prompt``, ``chosen`` and ``rejected``; a ``prompt`` of None is what the
+    conversations of both sides begin with. Rows without one of them are skipped.
+    """
+    columns = {**columns, "prompt": columns["prompt"] or columns["chosen"]}
+    fields = {name: (Said, Field(alias=columns[name])) for name in PAIR_COLUMNS[1:]}
+    kind = create_model("Pair", __base__=Pair, __cls_kwargs__={"title": title}, **fields)  # type: ignore[call-overload]
     table, skipped = read_table(files, kind, PAIR_COLUMNS[1:])
     if table.empty:
-        raise UserError(f"{files[0]}: no row has all of {', '.join(map(repr, columns.values()))}")
+        raise UserError(f"{files[0]}: no row has all of {', '.join(map(repr, dict.fromkeys(columns.values())))}")
     table["prompt"] = table["prompt"].str.rstrip()
     for side in ("chosen", "rejected"):
         table[side] = [follows(prompt, text) for prompt, text in zip(table["prompt"], table[side], strict=True)]
@@ -45,6 +100,48 @@ def toxicity_pairwise(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
         )
     columns = {"prompt": "prompt_text", "chosen": "unpert_gen_text", "rejected": "pert_gen_text"}
     return read_pairs(parts, columns, "toxicity_pairwise")
+
+
+def pair_files(data: str) -> list[Path]:
+    """The files of a reader's own pairs: a file, those of a folder, or ``hub:<owner>/<name>@<commit>/<files>``.
+
+    Of a data set of the Hub the files that match are downloaded into the Hub's cache; those of a commit never change.
+    """
+    if not data.startswith("hub:"):
+        return files_of(data, "preference pairs", ".jsonl", ".json", ".csv", ".parquet")
+    named = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)@([0-9a-f]{40})/(.+)", data)
+    if not named:
+        raise UserError(f"{data!r}: a data set of the Hub is named hub:<owner>/<name>@<commit>/<files>, with the 40 "
+                        "digits of a commit, as hub:owner/name@0123...cdef/data/train-*.parquet")  # fmt: skip
+    return dataset_files(*named.groups())
+
+
+def own_pairs(data: str, columns: Mapping[str, str | None]) -> tuple[pd.DataFrame, Skipped]:
+    """A reader's own pairs, each once; those with the same text on both sides, which prefer nothing, are skipped."""
+    pairs, skipped = read_pairs(pair_files(data), columns, "a file of preference pairs")
+    distinct = pairs[pairs["chosen"] != pairs["rejected"]].drop_duplicates(PAIR_COLUMNS[1:])
+    skipped.repeated = len(pairs) - len(distinct)
+    return distinct.reset_index(drop=True), skipped
+
+
+def not_evaluated(pairs: pd.DataFrame, prompts: Iterable[str]) -> pd.DataFrame:
+    """The pairs whose prompt is none of some evaluated ones, nor has one as a message or paragraph.
+
+    Case, spaces and punctuation make no difference. Fewer than two prompts left, of which training holds one out, are a
+    ``UserError``.
+    """
+    evaluated = set(map(letters, prompts)) - {""}
+
+    def leaks(prompt: str) -> bool:
+        messages = re.split(r"(?:^|\n\n)\w+:(?: |$)", prompt)
+        paragraphs = [part for message in messages for part in message.split("\n\n")]
+        return not evaluated.isdisjoint(map(letters, [prompt, *messages, *paragraphs]))
+
+    left = pairs[~pairs["prompt"].map(leaks).astype(bool)].reset_index(drop=True)
+    if left["prompt"].nunique() < 2:
+        raise UserError(f"{len(pairs) - len(left)} of {len(pairs)} pairs have a prompt that is evaluated, and the rest "
+                        "have fewer than two prompts; training needs two, of which it holds one out")  # fmt: skip
+    return left
 
 
 def rtp_lx_pairs(folder: str | Path, held_out_prompts: int) -> tuple[pd.DataFrame, Skipped]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import Field, create_model
 
 from polydetox.core import paths
 from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.languages import LANGUAGES, check_language
+from polydetox.core.parameters import Settings
 from polydetox.core.yaml_files import read_yaml
 from polydetox.data import corpora
 from polydetox.data.catalogue import is_available, local_path
 from polydetox.data.catalogue import source as listed
-from polydetox.data.rows import Skipped, is_blank
+from polydetox.data.rows import Row, Skipped, Text, is_blank, read_table
 from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_rows
 
 # The reader of each data set of prompts: folder and language -> table with prompt_id and prompt, and what was skipped.
@@ -31,17 +32,23 @@ _ENGLISH_ALONE = ("real-toxicity-prompts", "toxigen")
 
 
 def load_prompts(
-    source: str, language: str, folder: str | Path = "", limit: int | None = None
-) -> tuple[pd.DataFrame, Skipped]:
-    """The evaluation prompts of one language, and what was skipped: ``prompt_id, prompt, gloss`` (the English text).
+    source: str, language: str, folder: str | Path = "", limit: int | None = None, column: str = "prompt",
+    strip: bool = True,
+) -> tuple[pd.DataFrame, Skipped]:  # fmt: skip
+    """Load the evaluation prompts of one language.
 
-    ``source`` is ``project`` (``params/prompts/evaluation.yaml``) or a data set of :class:`PromptSource` in ``folder``.
+    ``source`` is ``project`` (``params/prompts/evaluation.yaml``) or another of :class:`PromptSource`, whose files are
+    in ``folder``; ``own`` ones have the prompts in ``column``. With ``strip`` white space at their end is removed; else
+    they are as the files have them, but for ToxiGen's, which end in a hyphen.
+
+    Returns the table (columns ``prompt_id``, ``prompt``, ``gloss``; a row a prompt, ids unique) and what was skipped:
+    rows that hold no prompt, and malformed ones. ``gloss`` is the English text where the source has a parallel one.
     """
     check_language(language)
     if source == "project":
         table, skipped = project_prompts(language), Skipped()
-    elif source not in _READERS:
-        raise UserError(f"prompts source {source!r}: use one of {', '.join(map(repr, ['project', *_READERS]))}")
+    elif source not in [*_READERS, "own"]:
+        raise UserError(f"prompts source {source!r}: use one of {', '.join(map(repr, ['project', *_READERS, 'own']))}")
     elif not str(folder):
         raise UserError(
             f"prompts from {source} need their folder: set 'prompts: folder:' in the profile or -p prompts_folder "
@@ -50,10 +57,10 @@ def load_prompts(
     elif source in _ENGLISH_ALONE and language != "en":
         raise DataNotFound(f"{listed(source).title} is English alone: no prompts in {LANGUAGES[language]} ({language})")
     else:
-        read, skipped = _READERS[source](folder, language)
+        read, skipped = own_prompts(folder, language, column) if source == "own" else _READERS[source](folder, language)
         table = read.loc[~read["prompt"].map(is_blank), ["prompt_id", "prompt"]]
         skipped.blank += len(read) - len(table)
-        table["prompt"] = table["prompt"].str.rstrip()
+        table["prompt"] = table["prompt"].str.rstrip() if strip else table["prompt"]
         table["gloss"] = table["prompt"] if language == "en" else None
         if table["prompt_id"].duplicated().any():
             raise UserError(f"{local_path(folder)}: has files of the same name with prompts in {LANGUAGES[language]}; "
@@ -64,17 +71,51 @@ def load_prompts(
     return table.head(len(table) if limit is None else limit).reset_index(drop=True), skipped
 
 
-def further_prompts(sets: list[dict[str, Any]]) -> list[str]:
-    """The prompts of further sets (``source, folder, limit, languages`` of each), all languages together."""
-    tables = [load_prompts(each["source"], language, each["folder"], each["limit"])[0]
-              for each in sets for language in each["languages"]]  # fmt: skip
-    return [prompt for table in tables for prompt in table["prompt"]]
+def evaluation_prompts(settings: Settings, language: str) -> tuple[pd.DataFrame, Skipped]:
+    """The prompts in one language that a notebook's parameters ask for, and what was skipped: see `load_prompts`."""
+    return load_prompts(settings.prompts_source, language, settings.prompts_folder, settings.prompt_limit,
+                        settings.prompts_column, settings.prompts_strip)  # fmt: skip
+
+
+def prompts_of_sets(sets: list[dict[str, Any]]) -> list[str]:
+    """The prompts of some sets, each the arguments of `load_prompts` but for ``languages``; all languages together."""
+    found: list[str] = []
+    for each in sets:
+        arguments = {key: value for key, value in each.items() if key != "languages"}
+        for language in each["languages"]:
+            found += load_prompts(language=language, **arguments)[0]["prompt"].tolist()
+    return found
+
+
+def own_prompts(folder: str | Path, language: str, column: str) -> tuple[pd.DataFrame, Skipped]:
+    """A reader's own prompts in one language, each once: ``prompt_id, prompt``."""
+    file = prompt_file("own", language, folder)
+    field: Any = (Text, Field(alias="text" if file.suffix == ".txt" else column))
+    kind = create_model("Prompt", __base__=Row, __cls_kwargs__={"title": "a file of prompts"}, prompt=field)
+    table, skipped = read_table([file], kind, ["prompt"])
+    once = table[~table["prompt"].str.rstrip().duplicated()]
+    skipped.repeated = len(table) - len(once)
+    return once.assign(prompt_id=[f"own-{line:06d}" for line in once["line"]]), skipped
 
 
 def prompt_file(source: str, language: str, folder: str | Path = "") -> Path:
-    """The file that the evaluation prompts of one language come from, or the folder, where all languages share it."""
+    """The file that the evaluation prompts of one language come from, or the folder, where all languages share it.
+
+    Own prompts lie in a folder that has a file a language, named by its code: text with a prompt a line (``de.txt``),
+    or a table (``de.jsonl``, ``.json``, ``.csv``, ``.parquet``). ``DataNotFound`` where a language has none.
+    """
     if source == "project":
         return paths.prompt_files() / "evaluation.yaml"
+    if source == "own":
+        place = local_path(folder)
+        files = [place / f"{language}{ending}" for ending in (".txt", ".jsonl", ".json", ".csv", ".parquet")]
+        found = [file for file in files if file.is_file()]
+        if len(found) > 1:
+            raise UserError(f"{place}: {' and '.join(file.name for file in found)}: one file of prompts a language")
+        if not found:
+            raise DataNotFound(f"{place}: no file of prompts in {LANGUAGES[language]}; name one {files[0].name}, or "
+                               f"{language}.jsonl, .json, .csv or .parquet")  # fmt: skip
+        return found[0]
     return rtp_lx_file(folder, language) if source == "rtp-lx" else local_path(folder)
 
 
@@ -84,15 +125,16 @@ def languages_available(source: str, languages: list[str], folder: str | Path = 
         return list(languages)
     if not is_available(folder) or not local_path(folder).is_dir():
         return []
-    found = []
-    for language in languages:
-        with suppress(DataNotFound):
-            if source == "rtp-lx":
-                rtp_lx_file(folder, language)
-            else:
-                load_prompts(source, language, folder)
-            found.append(language)
-    return found
+    return [language for language in languages if _has_prompts(source, language, folder)]
+
+
+def _has_prompts(source: str, language: str, folder: str | Path) -> bool:
+    try:
+        if source in ("rtp-lx", "own"):
+            return prompt_file(source, language, folder).is_file()
+        return bool(len(load_prompts(source, language, folder)[0]))
+    except DataNotFound:
+        return False
 
 
 def project_prompts(language: str) -> pd.DataFrame:

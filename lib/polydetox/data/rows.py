@@ -33,14 +33,15 @@ class Row(BaseModel, allow_inf_nan=False):
     """The fields of a row that are read; others are ignored. ``title`` names the data set in messages."""
 
 
-def _writable(text: str | None) -> str | None:
+def writable(text: str | None) -> str | None:
+    """A text as it is, if it can be written as UTF-8."""
     if text is not None:
         text.encode("utf-8")  # a ValueError for half of a surrogate pair, which JSON can spell
     return text
 
 
 # A text, or none: a row without one is in order, and counted as blank.
-Text = Annotated[str | None, AfterValidator(_writable)]
+Text = Annotated[str | None, AfterValidator(writable)]
 Fraction = Annotated[float | None, Field(ge=0.0, le=1.0)]
 
 

@@ -54,7 +54,7 @@ def set_title(results: Results, name: str) -> str:
     if name:
         return results.profile.more_prompts[name].title or name
     source = results.profile.prompts.source
-    return "this project's" if source == "project" else sources()[source].title
+    return {"project": "this project's", "own": "own"}.get(source) or sources()[source].title
 
 
 def families(results: Results) -> Iterator[Family]:
