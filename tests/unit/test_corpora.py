@@ -32,7 +32,9 @@ def test_real_toxicity_prompts(tmp_path):
     lines(tmp_path / "prompts.jsonl", rows)
     table, skipped = corpora.real_toxicity_prompts(tmp_path)
     assert len(table) == 38 and skipped.blank == 1 and skipped.rejected[0].line == 8
-    assert table.loc[2, ["prompt_id", "prompt", "toxicity"]].tolist() == ["rtp-000002", "prompt 2", 0.5]
+    assert table.loc[2, ["prompt_id", "prompt", "toxicity"]].tolist() == ["rtp-000002", "prompt 2 ", 0.5]
+    stripped, kept = (load_prompts("real-toxicity-prompts", "en", tmp_path, strip=strip)[0] for strip in (True, False))
+    assert (stripped["prompt"][2], kept["prompt"][2]) == ("prompt 2", "prompt 2 ")
     assert table["toxicity"][5] is None and table["prompt_id"].is_unique
 
 

@@ -136,6 +136,17 @@ def test_an_untrimmed_model_says_nothing_of_a_vocabulary_and_adapters_say_how_th
     assert front["license"] == "apache-2.0" and front["base_model"] == "someone/base"
 
 
+def test_a_publisher_is_asked_about_data_of_their_own(run):
+    file = run / "params/profiles/tiny.yaml"
+    own = {"pairs": {"mine": {"data": f"{run}/pairs.jsonl"}}, "prompts": {"source": "own", "folder": str(run)}}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {
+        **own, "variants": {"dpo": {"pairs": "mine"}}, "mechanism": None}))  # fmt: skip
+    finish("pairs", tiny("pairs/mine"), metrics={"pairs": 7})
+    card = publish.model_card(publish.find_run("tiny", "tiny", "dpo"))
+    assert "7 of kind `mine`, the publisher's own: add here where they come from, and under which licence." in card
+    assert "Evaluation prompts: the publisher's own: add here where they come from." in card and str(run) not in card
+
+
 def test_what_was_not_measured_on_this_checkpoint_is_refused(run):
     weights = tiny("dpo/merge/weights/model.safetensors")
     whole = weights.read_bytes()

@@ -147,7 +147,7 @@ class Prompts(Strict):
 
     @model_validator(mode="after")
     def _column_of_own(self) -> Prompts:
-        _require(self.source == "own" or "column" not in self.model_fields_set,
+        _require(self.source == "own" or self.column == "prompt",
                  f"column: is for 'source: own'; the columns of {self.source} are known")  # fmt: skip
         return self
 
