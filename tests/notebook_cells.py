@@ -132,7 +132,7 @@ def dpo_cells(
     """The namespace of ``dpo.ipynb`` after the cell ``last``, given what its first cells load."""
     stage = SimpleNamespace(folder=folder)
     given = {"weights": weights, "tokenizer": load_tokenizer(weights), "train": train, "held_out": held_out}
-    skipped = ("3c840eff", "32e677ea", "dpo-split")  # the parameters, and what loads and splits the pairs
+    skipped = ("3c840eff", "32e677ea", "dpo-labels", "dpo-split")  # the parameters; what loads, labels and splits pairs
     space: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("polydetox.core.notebook.begin", lambda *_: (settings, stage))

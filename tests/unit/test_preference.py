@@ -50,6 +50,27 @@ def test_split_is_by_prompt():
         pairs.split_pairs(table.head(2), 0.1, seed=0)
 
 
+def relabelled(table, labels, seed=0):
+    """The pairs of ``dpo.ipynb`` after the cell that decides which side is chosen."""
+    return run_cell("dpo", "dpo-labels", np=np, pairs=table, settings=settings(labels=labels, seed=seed))["pairs"]
+
+
+def test_placebos_change_the_sides_of_the_pairs_and_nothing_else():
+    table = pd.DataFrame({"prompt_id": ["a", "b", "c"], "prompt": ["A", "B", "C"], "chosen": ["xx", "yyy", "zz"],
+                          "rejected": ["x", "yyyy", "ZZ"]})  # fmt: skip
+    pd.testing.assert_frame_equal(relabelled(table, "given"), table)
+    longer = relabelled(table, "longer")
+    assert longer[["prompt_id", "chosen", "rejected"]].values.tolist() == [["a", "xx", "x"], ["b", "yyyy", "yyy"]]
+    many = pd.DataFrame({"prompt_id": "p", "prompt": "P", "chosen": [f"good {number}" for number in range(1000)],
+                         "rejected": [f"bad {number}" for number in range(1000)]})  # fmt: skip
+    shuffled = relabelled(many, "shuffled")
+    assert (np.sort(shuffled[["chosen", "rejected"]]) == np.sort(many[["chosen", "rejected"]])).all()
+    # 1000 tosses of a fair coin: the standard deviation is 16
+    assert 420 < (shuffled["chosen"] != many["chosen"]).sum() < 580
+    pd.testing.assert_frame_equal(shuffled, relabelled(many, "shuffled"))
+    assert not shuffled.equals(relabelled(many, "shuffled", seed=1))
+
+
 def test_simpo_loss_by_hand():
     # 2 * (-1 - -3 - 0.5) = 3; without a margin between the completions only the target is left
     asked = settings(loss="simpo", beta=2.0, gamma_beta_ratio=0.5)

@@ -27,6 +27,7 @@ VARIANTS = {
     "s1": {"pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}},
     "lora": {"pairs": "on-policy", "ablation": "method", "dpo": {"method": "lora", "learning_rate": 1e-4}},
     "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "dpo": {"learning_rate": 1e-7}},
+    "coin": {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "shuffled"}},
 }  # fmt: skip
 
 
@@ -69,6 +70,8 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     assert seeds.reference == "seed 0" and seeds.title == "Tiny (dpo)"
     assert [member.label for member in rates.members] == ["1e-7", "1e-3"]
     assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
+    placebos = family_of(results, "placebo")
+    assert [member.label for member in placebos.members] == ["labels as given", "shuffled labels"]
     assert [(member.variant, member.label) for member in pairs.members] == [
         ("dpo", "on-policy pairs"),
         ("other", "rtp-lx pairs"),
@@ -149,7 +152,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
     assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
-    assert len(said) == 7 and set(said.values()) == {"Not run."}
+    assert len(said) == 8 and set(said.values()) == {"Not run."}
     assert "not run" in repr(tables.ablation_table(table[table["ablation"] == "seed"]))
 
 

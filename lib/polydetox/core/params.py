@@ -215,9 +215,9 @@ class World(Strict):
 
 
 # What an ablation varies, and the setting of the stage `dpo` that it then sets.
-Ablation = Literal["seed", "method", "learning-rate", "loss"]
+Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo"]
 ABLATED_SETTING: dict[Ablation, str] = {
-    "seed": "seed", "method": "method", "learning-rate": "learning_rate", "loss": "loss",
+    "seed": "seed", "method": "method", "learning-rate": "learning_rate", "loss": "loss", "placebo": "labels",
 }  # fmt: skip
 
 

@@ -24,7 +24,8 @@ COLUMNS = ["ablation", "family", "reference", "label", "variant", "prompt_set", 
            "prompts", "continuations", *(f"{side}{end}" for side in ("before", "after", "drop")
                                          for end in ("", "_low", "_high")), *DIFFERENCE]  # fmt: skip
 _TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "sigmoid": "DPO", "cdpo": "cDPO", "ipo": "IPO",
-           "simpo": "SimPO"}  # fmt: skip
+           "simpo": "SimPO", "given": "labels as given", "shuffled": "shuffled labels",
+           "longer": "the longer side chosen"}  # fmt: skip
 
 Key = TypeVar("Key", bound=Hashable)
 
