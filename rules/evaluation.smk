@@ -36,6 +36,7 @@ rule generate:
         notebook="notebooks/evaluation/generate.ipynb",
         checkpoint=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
         prompts=lambda w: run.prompt_files(w.set.rstrip("/")),
+        prefix=lambda w: ["params/prompts/politeness.yaml"] if run.prefixes(w.model, w.variant) else [],
     output:
         manifest=f"{GENERATE}/manifest.json",
         continuations=f"{GENERATE}/continuations.parquet",

@@ -10,7 +10,7 @@ TUNED = [
     {"model": model, "variant": variant}
     for model in run.models
     for variant in run.variants(model)
-    if variant != "base"
+    if variant == "published" or variant in run.trained(model)
 ]
 
 # Shared by all profiles.
@@ -52,6 +52,7 @@ TRIM = run.stage(
         "dtype": run.model_file(model).dtype,
         "languages": run.profile.languages,
         "more_prompts": run.evaluated_prompts()[1:],
+        "prefixes": run.prefixes(model),
         **run.prompt_parameters(),
     },
 )
@@ -64,6 +65,7 @@ rule trim:
         checkpoint=f"{CHECKPOINT}/manifest.json",
         prompts=run.prompt_files(),
         training_prompts="params/prompts/training.yaml",
+        prefixes=lambda w: ["params/prompts/politeness.yaml"] if run.prefixes(w.model) else [],
     output:
         manifest=f"{TRIM}/manifest.json",
         metrics=f"{TRIM}/metrics.json",
@@ -87,7 +89,8 @@ def base(model):
 
 def checkpoint(model, variant="base"):
     """The stage whose checkpoint a variant has."""
-    return base(model) if variant == "base" else MERGE.format(model=model, variant=variant)
+    tuned = {"model": model, "variant": variant} in TUNED
+    return MERGE.format(model=model, variant=variant) if tuned else base(model)
 
 
 PAIRS = run.stage(

@@ -18,7 +18,16 @@ from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, atomic_path
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration, notebook_file, validated
-from polydetox.core.params import ModelFile, Profile, is_ablation, languages_of, load_model, load_profile, variants_of
+from polydetox.core.params import (
+    ModelFile,
+    Profile,
+    is_ablation,
+    is_trained,
+    languages_of,
+    load_model,
+    load_profile,
+    variants_of,
+)
 from polydetox.data.catalogue import is_available
 from polydetox.data.pairs import pair_files
 from polydetox.data.prompts import languages_available, prompt_file
@@ -128,7 +137,7 @@ class Run:
 
     def trained(self, model: str) -> list[str]:
         """The variants that this profile trains itself."""
-        return [variant for variant in self.variants(model) if variant in self.profile.variants]
+        return [variant for variant in self.variants(model) if is_trained(self.profile, variant)]
 
     def kinds(self, model: str) -> list[str]:
         """The kinds of preference pairs that the trained variants of a model use."""
@@ -178,6 +187,12 @@ class Run:
         with contextlib.suppress(UserError):
             return [] if data.startswith("hub:") else [paths.relative(file) for file in pair_files(data)]
         return []
+
+    def prefixes(self, model: str, *variants: str) -> list[str]:
+        """What some variants of a model, by default all of them, put before prompts to ask for politeness."""
+        asked = {self.section("generate", "generate", model, variant).get("prefix", "none")
+                 for variant in variants or self.variants(model)}  # fmt: skip
+        return sorted(asked - {"none"})
 
     def languages(self, variant: str = "", prompt_set: str = "") -> list[str]:
         """The languages that a variant is evaluated in."""

@@ -31,6 +31,8 @@ PROFILE = {
         "dpo-rtplx": {"pairs": "rtp-lx", "optional": True, "title": "RTP-LX"},
         "lr": {"pairs": "mine", "ablation": "learning-rate", "prompt_limit": 3,
                "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
+        "polite": {"pairs": "on-policy", "ablation": "prompting", "tuning": "none",
+                   "generate": {"prefix": "own-language"}},
     },
 }  # fmt: skip
 
@@ -73,6 +75,17 @@ def test_an_ablation_runs_as_much_as_it_says(ran):
     assert scores.groupby("prompt_id").size().tolist() == [2, 2, 2]
     assert json.loads((runs / "tiny/lr/dpo/metrics.json").read_text())["learning_rate"] == 1e-2
     assert not (runs / "tiny/lr/further").exists()
+
+
+def test_a_variant_without_tuning_differs_by_its_prefix_alone(ran):
+    runs, _ = ran
+    assert not (runs / "tiny/polite/dpo").exists() and not (runs / "tiny/polite/merge").exists()
+    base, polite = (pd.read_parquet(runs / f"tiny/{variant}/score/scores.parquet") for variant in ("base", "polite"))
+    assert base["prompt"].tolist() == polite["prompt"].tolist()
+    assert base["continuation"].tolist() != polite["continuation"].tolist()
+    families = pd.read_parquet(runs / "summary/ablations/families.parquet")
+    labels = families.loc[families["ablation"] == "prompting", "label"]
+    assert set(labels) == {"DPO", "a prefix in the prompt's language"}
 
 
 def test_the_vocabulary_keeps_the_tokens_of_further_prompts(ran):

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from notebook_cells import run_cells
 from polydetox.core.errors import UserError
+from polydetox.data.prompts import load_prompts, politeness
 from polydetox.generation import attention, engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
 from tiny import FAMILIES
@@ -52,6 +54,25 @@ def test_a_prompt_of_several_lines_is_continued_after_its_open_hyphen(tiny_check
     table = generate(tiny_checkpoints[family], prompts, Sampling(n=4, max_new_tokens=8), tmp_path, dtype="float32",
                      engine="transformers")  # fmt: skip
     assert set(table["prompt"]) == {prompt} and not table["continuation"].str.contains("first").any()
+
+
+def test_a_request_for_politeness_is_read_and_is_no_part_of_the_prompt(tiny_checkpoints, tmp_path):
+    weights, few = tiny_checkpoints["llama"], {"n": 2, "max_new_tokens": 6}
+    given = {"checkpoint": str(weights), "dtype": "float32", "languages": ["de"], "prompts_source": "project",
+             "prompt_limit": 3, "engine": "transformers", **few}  # fmt: skip
+    tables = {}
+    for prefix in ("none", "english", "own-language"):
+        space = run_cells("generate", prefix=prefix, output_folder=str(tmp_path / prefix), **given)
+        tables[prefix] = space["continuations"]
+    plain, _ = load_prompts("project", "de", limit=3)
+    for prefix, table in tables.items():
+        assert list(table["prompt"].unique()) == list(plain["prompt"]), "as scores and fluency see it"
+        before = "" if prefix == "none" else politeness(prefix, "de")
+        asked = plain.assign(prompt=before + plain["prompt"])
+        expected = generate(weights, asked, Sampling(**few), tmp_path / "own" / prefix, dtype="float32",
+                            engine="transformers")  # fmt: skip
+        assert table["continuation"].tolist() == expected["continuation"].tolist()
+    assert len({tuple(table["continuation"]) for table in tables.values()}) == 3, "the model has read it"
 
 
 def tiny_of(family):

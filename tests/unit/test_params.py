@@ -123,6 +123,12 @@ def test_a_later_source_wins(checkout):
             },
             ["variant 'b'", "does not list sv"],
         ),
+        ({"variants": {"a": {"pairs": "on-policy", "tuning": "none"}}}, ["variants.a", "'ablation: prompting'"]),
+        (
+            {"variants": {"a": {"pairs": "on-policy", "ablation": "prompting", "tuning": "none"}}},
+            ["variants.a", "'generate: prefix:'"],
+        ),
+        ({"generate": {"prefix": "englsh"}}, ["generate", "prefix", "'englsh'", "'english'"]),
         ({"variants": {"a": {"pairs": "on-policy", "ablation": "sead"}}}, ["variants.a.ablation", "'sead'", "'seed'"]),
         ({"more_prompts": {"generate": {"source": "project"}}}, ["more_prompts", "'generate'", "a stage's name"]),
         ({"more_prompts": {"b": {"source": "rtp-lx"}}}, ["more_prompts.b", "folder: is needed"]),
@@ -219,6 +225,17 @@ def test_an_ablation_takes_fewer_languages_prompts_and_continuations(checkout):
     assert params.languages_of(profile, "lr") == ["de"] and params.languages_of(profile, "dpo") == ["de", "en", "ja"]
     assert resolved("tiny", "dpo", model="tiny", variant="lr")["learning_rate"] == 1e-6
     assert profile.ablated_from(profile.variants["lr"]) == "dpo"
+
+
+def test_a_variant_without_tuning_samples_from_the_base_model(checkout):
+    polite = {"pairs": "on-policy", "tuning": "none", "ablation": "prompting", "generate": {"prefix": "english"}}
+    rewrite(checkout / "params/profiles/tiny.yaml", variants={"dpo": {"pairs": "on-policy"}, "polite": polite})
+    run = load("tiny")
+    base, own = (run.resolved("generate", model="tiny", variant=variant) for variant in ("base", "polite"))
+    assert (base["prefix"], own["prefix"]) == ("none", "english") and own["checkpoint"] == base["checkpoint"]
+    assert run.resolved("trim", model="tiny")["prefixes"] == ["english"], "whose tokens stay in the vocabulary"
+    stages = {job.stage for job in run.jobs.values() if job.wildcards.get("variant") == "polite"}
+    assert stages == {"generate", "score", "evaluate"}
 
 
 def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout, monkeypatch):

@@ -9,6 +9,7 @@ import yaml
 
 from polydetox.core.languages import LANGUAGES
 from polydetox.core.params import load_profile
+from polydetox.data.prompts import politeness
 from tiny import CHECKOUT
 
 EVALUATION = yaml.safe_load((CHECKOUT / "params/prompts/evaluation.yaml").read_text("utf-8"))
@@ -42,6 +43,15 @@ def test_prompts_of_a_language_are_distinct_open_and_in_its_script(language):
             assert sum(character.isascii() for character in letters) == 0, text
         else:
             assert all(ord(character) < 0x250 for character in letters), text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_politeness_is_asked_for_in_a_line_of_its_own_in_each_language(language):
+    text = politeness("own-language", language)
+    assert text.endswith("\n") and "\n" not in text[:-1] and text.strip() == text[:-1]
+    assert (text == politeness("own-language", "en")) == (language == "en")
+    assert re.search(SCRIPTS.get(language, r"[a-z]"), text)
+    assert politeness("english", language) == politeness("own-language", "en")
 
 
 def words(text):

@@ -28,6 +28,7 @@ VARIANTS = {
     "lora": {"pairs": "on-policy", "ablation": "method", "dpo": {"method": "lora", "learning_rate": 1e-4}},
     "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "dpo": {"learning_rate": 1e-7}},
     "coin": {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "shuffled"}},
+    "polite": {"pairs": "on-policy", "tuning": "none", "ablation": "prompting", "generate": {"prefix": "english"}},
 }  # fmt: skip
 
 
@@ -72,6 +73,10 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
     placebos = family_of(results, "placebo")
     assert [member.label for member in placebos.members] == ["labels as given", "shuffled labels"]
+    prompting = family_of(results, "prompting")
+    assert [(member.variant, member.label) for member in prompting.members] == [
+        ("dpo", "DPO"), ("polite", "an English prefix")]  # fmt: skip
+    assert prompting.reference == "DPO"
     assert [(member.variant, member.label) for member in pairs.members] == [
         ("dpo", "on-policy pairs"),
         ("other", "rtp-lx pairs"),
@@ -152,7 +157,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
     assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
-    assert len(said) == 8 and set(said.values()) == {"Not run."}
+    assert len(said) == 9 and set(said.values()) == {"Not run."}
     assert "not run" in repr(tables.ablation_table(table[table["ablation"] == "seed"]))
 
 
@@ -205,6 +210,17 @@ def test_percentiles_and_tail_of_the_perplexity():
     assert before[["continuations", 0.25, 0.5, "above 100"]].tolist() == [5, 2.0, 3.0, 0.2]
     shown = run_cell("summary_ablations", "cell-19", **vars(definitions("summary_ablations")) | space)["groups"]
     assert [line[-1].text for line in shown[0].rows] == ["20.0%", "0.0%"]
+
+
+def test_a_prefix_is_compared_with_dpo_and_is_no_training(results, tmp_path):
+    for language in ("de", "en", "ja"):
+        for variant, level in (("base", 0.6), ("dpo", 0.3), ("polite", 0.4)):
+            write_evaluation(results, variant, language, scored("abcd", 2, level))
+    assert sentences(tmp_path)["ablation_prompting_sentence"].startswith(
+        "With an English prefix instead of DPO, EMT of Tiny (dpo) is higher (0.10 [0.10, 0.10])"
+    )
+    trained = repr(tables.training_table(results))
+    assert "s1" in trained and "polite" not in trained
 
 
 def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):

@@ -61,6 +61,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Engine = Literal["auto", "transformers", "vllm"]
 # How evaluation prompts are laid out: this project's, a published set, or a reader's own (`data.prompts.load_prompts`).
 PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen", "own"]
+# A request for politeness before a prompt (`data.prompts.politeness`).
+Prefix = Literal["none", "english", "own-language"]
 
 
 def _language(value: str) -> str:

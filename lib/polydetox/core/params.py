@@ -214,10 +214,11 @@ class World(Strict):
         }
 
 
-# What an ablation varies, and the setting of the stage `dpo` that it then sets.
-Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo"]
-ABLATED_SETTING: dict[Ablation, str] = {
-    "seed": "seed", "method": "method", "learning-rate": "learning_rate", "loss": "loss", "placebo": "labels",
+# What an ablation varies, and the stage and its setting that it then sets.
+Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "prompting"]
+ABLATED_SETTING: dict[Ablation, tuple[Literal["dpo", "generate"], str]] = {
+    "seed": ("dpo", "seed"), "method": ("dpo", "method"), "learning-rate": ("dpo", "learning_rate"),
+    "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "prompting": ("generate", "prefix"),
 }  # fmt: skip
 
 
@@ -251,7 +252,8 @@ class Variant(StageSettings):
     """One way of tuning: which pairs, and which settings differ from the profile's."""
 
     title: str | None = None
-    pairs: str
+    pairs: str  # of a variant that is not tuned: those of the variant that it is compared with
+    tuning: Literal["dpo", "none"] = "dpo"  # none: the base model, sampled with other settings
     optional: bool = False  # skipped, with a word, where its pairs are not available
     ablation: Ablation | None = None  # shown in the chapter of ablations instead of the main tables
     languages: list[str] = []  # an ablation may take fewer languages; empty: all of the profile
@@ -262,9 +264,11 @@ class Variant(StageSettings):
         _require(self.ablation or not (self.languages or self.prompt_limit),
                  "'languages' and 'prompt_limit' are for a variant with 'ablation'; the main tables compare the same "
                  "languages and prompts")  # fmt: skip
-        setting = self.ablation and ABLATED_SETTING[self.ablation]
-        _require(not setting or setting in self.dpo,
-                 f"an ablation of the {self.ablation} needs 'dpo: {setting}:'")  # fmt: skip
+        stage, setting = ABLATED_SETTING[self.ablation] if self.ablation else ("", "")
+        _require(not stage or setting in getattr(self, stage),
+                 f"an ablation of the {self.ablation} needs '{stage}: {setting}:'")  # fmt: skip
+        _require(self.tuning == "dpo" or (stage == "generate" and not self.dpo),
+                 "'tuning: none' is for a variant with 'ablation: prompting', and takes no 'dpo'")  # fmt: skip
         return self
 
 
@@ -400,6 +404,11 @@ def variants_of(profile: Profile, model: str) -> list[str]:
     """The variants that are evaluated: ``base``, then the tuned ones or a published one; none if none is tuned."""
     tuned = ["published"] if load_model(model).tuned else list(profile.variants)
     return ["base", *tuned] if tuned else []
+
+
+def is_trained(profile: Profile, variant: str | None) -> bool:
+    """Whether this profile trains a variant; the base model and published checkpoints are as they are."""
+    return variant in profile.variants and profile.variants[variant].tuning != "none"
 
 
 def is_ablation(profile: Profile, variant: str | None) -> bool:

@@ -24,8 +24,9 @@ COLUMNS = ["ablation", "family", "reference", "label", "variant", "prompt_set", 
            "prompts", "continuations", *(f"{side}{end}" for side in ("before", "after", "drop")
                                          for end in ("", "_low", "_high")), *DIFFERENCE]  # fmt: skip
 _TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "sigmoid": "DPO", "cdpo": "cDPO", "ipo": "IPO",
-           "simpo": "SimPO", "given": "labels as given", "shuffled": "shuffled labels",
-           "longer": "the longer side chosen"}  # fmt: skip
+           "simpo": "SimPO", "kto": "KTO", "given": "labels as given", "shuffled": "shuffled labels",
+           "longer": "the longer side chosen", "none": "DPO", "english": "an English prefix",
+           "own-language": "a prefix in the prompt's language"}  # fmt: skip
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -63,14 +64,14 @@ def families(results: Results) -> Iterator[Family]:
     profile = results.profile
     for listed in profile.models:
         model = load_model(listed)
-        shared = model.dpo | profile.dpo
         compared = [variant for variant in compared_variants(profile, listed) if variant in profile.variants]
         for reference in compared:
             title = f"{model.title} ({variant_title(profile, reference)})" if len(compared) > 1 else model.title
-            for ablation, setting in ABLATED_SETTING.items():
+            for ablation, (stage, setting) in ABLATED_SETTING.items():
+                shared = getattr(model, stage) | getattr(profile, stage)
                 changed = [name for name, variant in profile.variants.items()
                            if variant.ablation == ablation and profile.ablated_from(variant) == reference]  # fmt: skip
-                values = {name: getattr(checked("dpo", **(shared | profile.variants[name].dpo)), setting)
+                values = {name: getattr(checked(stage, **(shared | getattr(profile.variants[name], stage))), setting)
                           for name in (reference, *changed)}  # fmt: skip
                 yield from _family(results, ablation, title, model.name, values)
         kinds = {profile.variants[variant].pairs: variant for variant in reversed(compared)}  # the first of each
