@@ -153,7 +153,11 @@ def test_every_loss_learns_the_preference(tiny_checkpoints, tmp_path, loss):
     log, figures = train_dpo(tiny_checkpoints["llama"], train, held_out, settings(loss=loss), tmp_path)
     held = log[log["split"] == "held_out"].pivot(index="step", columns="metric", values="value")
     assert held["loss"][6] == figures["held_out_loss"] < held["loss"][0]
-    assert held["reward_margin"][6] > held["reward_margin"][0] and held["reward_accuracy"][6] == 1.0
+    assert held["reward_margin"][6] > held["reward_margin"][0]
+    if loss == "kto":  # which knows no pairs
+        assert figures["held_out_accuracy"] is None
+    else:
+        assert figures["held_out_accuracy"] == held["reward_accuracy"][6] == 1.0
 
 
 # Of the log-ratios of the sides of a pair, summed over tokens, and their numbers of tokens.
@@ -184,6 +188,51 @@ def test_a_loss_is_its_formula(tiny_checkpoints, tmp_path, monkeypatch, loss):
     assert np.abs(x - y).max() > 1e-3, "the training has changed something"
     # Sums of log-probabilities in float32 differ by some 1e-5, whatever the loss.
     assert figures["held_out_loss"] == pytest.approx(FORMULAS[loss](x, y, m, n).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_kto_is_its_formula_on_the_sides_of_the_pairs(tiny_checkpoints, tmp_path, monkeypatch, method):
+    """1 - sigmoid(beta (x - z)) of a chosen completion, 1 - sigmoid(beta (z - x)) of a rejected one; x: log-ratio."""
+    monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
+    weights, (train, held_out) = tiny_checkpoints["llama"], pairs.split_pairs(PAIRS, 0.25, seed=0)
+    asked = settings(loss="kto", beta=0.5, method=method, learning_rate=1e-3)
+    trainer = make_trainer(weights, train, held_out, asked, tmp_path)
+    tokenizer, rows = load_tokenizer(weights), list(trainer.eval_dataset)
+    texts = {(tokenizer.decode(row["completion_ids"], skip_special_tokens=True).strip(), row["label"]) for row in rows}
+    assert texts == {("are loud again", True), ("grandes del mundo", False)} and len(rows) == 2 * len(held_out)
+    assert all(len(trainer.train_dataset[name]) == 2 * len(train) for name in ("completion_ids", "label"))
+    before = [rows[-1], *rows[:-1]]  # all of them are one batch
+    assert [row["KL_completion_ids"] for row in rows] == [row["completion_ids"] for row in before]
+
+    generator = torch.Generator().manual_seed(1)
+    base = load_causal_lm(weights, torch.float32)
+    with torch.no_grad():
+        for _, value in sorted(trainer.model.named_parameters()):
+            if value.requires_grad:
+                value.add_(0.02 * torch.randn(value.shape, generator=generator))
+
+    def ratio(prompt, completion):
+        ids = torch.tensor([prompt + completion])
+        with torch.inference_mode():
+            sides = [model(input_ids=ids).logits[0, :-1].log_softmax(-1) for model in (trainer.model, base)]
+        tokens = [side.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :, 0].sum() for side in sides]
+        return float(tokens[0] - tokens[1])
+
+    trainer.model.eval()
+    x = np.array([ratio(row["prompt_ids"], row["completion_ids"]) for row in rows])
+    z = max(0.0, np.mean([ratio(row["prompt_ids"], row["KL_completion_ids"]) for row in rows]))
+    sign = np.where([row["label"] for row in rows], 1.0, -1.0)
+    assert z > 0.0, "so that it takes part"
+    found = trainer.evaluate()
+    assert found["eval_kl"] == pytest.approx(z, abs=1e-5)
+    assert found["eval_loss"] == pytest.approx(np.mean(1 - 1 / (1 + np.exp(-0.5 * sign * (x - z)))), rel=1e-5)
+    assert found["eval_rewards/margins"] == pytest.approx(0.5 * (x[sign > 0].mean() - x[sign < 0].mean()), rel=1e-4)
+
+
+def test_kto_refuses_the_published_codes_tokens():
+    given = {"settings": settings(loss="kto", inputs="trl-0.8.6"), "UserError": UserError}
+    with pytest.raises(UserError, match="'inputs: trl'"):
+        run_cell("dpo", "32e677ea", **given)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -1,4 +1,5 @@
-"""TRL's DPO trainer with batches of pairs of like length and a cache of the reference model's log-probabilities."""
+"""TRL's trainers of pairs and of their sides one by one; for pairs, batches of like length and a cache of the reference
+model's log-probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 
 from polydetox.core import paths
 from polydetox.core.artifacts import (
@@ -80,7 +81,7 @@ def bookkeeping(
     }
 
 
-def keep_best(trainer: PairTrainer, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+def keep_best(trainer: PairTrainer | UnpairedTrainer, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Save what ``trainer`` holds after training, the checkpoint with the lowest held-out loss, as ``folder/weights``.
 
     That is a whole checkpoint after full fine-tuning, else an adapter. TRL's own checkpoints are removed. Returns the
@@ -116,11 +117,9 @@ def best_step(log: pd.DataFrame) -> dict[str, Any]:
     if losses.empty:
         raise UserError("dpo: the training diverged, its held-out loss is not a number; lower learning_rate")
     best = int(losses.idxmin())
-    return {
-        "best_step": best,
-        "held_out_loss": float(losses[best]),
-        "held_out_accuracy": float(held_out["reward_accuracy"][best]),
-    }
+    ranked = held_out.get("reward_accuracy")  # None where the sides of a pair are trained on one by one
+    accuracy = None if ranked is None else float(ranked[best])
+    return {"best_step": best, "held_out_loss": float(losses[best]), "held_out_accuracy": accuracy}
 
 
 def tokens_of_trl_0_8(
@@ -178,6 +177,22 @@ def pair_lengths(dataset: Dataset) -> list[int]:
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in _token_ids(dataset)]
 
 
+def _trained_in_float32(model: Any) -> None:
+    """TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+class UnpairedTrainer(KTOTrainer):
+    """``KTOTrainer`` on tables of ``prompt, completion, label``; a label says whether the completion was chosen."""
+
+    def __init__(self, *, train: pd.DataFrame, held_out: pd.DataFrame, **named: Any):
+        datasets = {"train_dataset": Dataset.from_pandas(train), "eval_dataset": Dataset.from_pandas(held_out)}
+        super().__init__(**datasets, **named)
+        _trained_in_float32(self.model)
+
+
 class PairTrainer(DPOTrainer):
     """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a cache of them.
 
@@ -209,11 +224,7 @@ class PairTrainer(DPOTrainer):
         columns = [name for name in _INPUTS if name in train] or ["prompt", "chosen", "rejected"]
         datasets = (Dataset.from_pandas(pairs[columns], preserve_index=False) for pairs in (train, held_out))
         super().__init__(**dict(zip(("train_dataset", "eval_dataset"), datasets, strict=True)), **named)
-        # TRL puts a 4-bit model's adapter into bfloat16, which cannot hold steps as small as the paper's learning rate.
-        assert self.model is not None
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        _trained_in_float32(self.model)
 
     def _prepare_dataset(self, dataset: Dataset, *named: Any) -> Dataset:
         return dataset if _INPUTS[0] in dataset.column_names else super()._prepare_dataset(dataset, *named)
