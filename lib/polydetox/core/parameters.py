@@ -58,6 +58,7 @@ BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 BelowHalf = Annotated[float, Field(gt=0.0, lt=0.5)]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Bos = Literal["tokenizer", "always"]  # in front of a text: where the tokenizer puts it, or wherever it has such a token
 Engine = Literal["auto", "transformers", "vllm"]
 # How evaluation prompts are laid out: this project's, a published set, or a reader's own (`data.prompts.load_prompts`).
 PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-toxicity-prompts", "toxigen", "own"]

@@ -43,13 +43,14 @@ def batches(prompts: Sequence[str], size: int) -> Iterator[list[int]]:
 
 
 def greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int = 20
-) -> Decoded:
-    """Continue a batch of prompts greedily by up to ``new_tokens`` tokens.
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int = 20,
+    *, stop_at_end: bool = True,
+) -> Decoded:  # fmt: skip
+    """Continue a batch of prompts greedily by ``new_tokens`` tokens, or up to the end of a text (``stop_at_end``).
 
     What else a checkpoint suggests for generating (penalties, forced tokens) is taken from the model for good.
     """
-    stop = end_of_sequence(model.generation_config, tokenizer)
+    stop = end_of_sequence(model.generation_config, tokenizer) if stop_at_end else frozenset()
     model.generation_config = GenerationConfig(eos_token_id=sorted(stop) or None, pad_token_id=tokenizer.pad_token_id)
     rows = encode_prompts(tokenizer, prompts, context_length(model.config), new_tokens)
     inputs = left_padded(tokenizer, rows).to(model.device)

@@ -23,14 +23,16 @@ def pooled(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    depth: Literal["last", "all"],
+    depth: Literal["last", "normed", "all", "hidden_states"],
     batch_size: int = 64,
 ) -> Float[np.ndarray, "texts depths hidden"]:
     """The mean over each text's tokens of the residual stream, float32.
 
-    ``last``: what enters the final norm. ``all``: the output of every layer in turn, the last as it enters the final
-    norm. Of a text of more tokens than the model has positions the first are read, as in the paper's code.
+    ``last``: what enters the final norm. ``normed``: what leaves it. ``all``: the output of every layer in turn, the
+    last as it enters the final norm. ``hidden_states``: the embeddings, then the output of every layer, the last after
+    the final norm. Of a text of more tokens than the model has positions the first are read, as in the paper's code.
     """
+    every_layer = depth in ("all", "hidden_states")
     limit, entered = context_length(model.config), list[torch.Tensor]()
     hook = MLPs(model).final_norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
@@ -43,8 +45,10 @@ def pooled(
             batch = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 output: Any = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                                               use_cache=False, output_hidden_states=depth == "all")  # fmt: skip
-                streams = [*(output.hidden_states[1:-1] if depth == "all" else ()), entered.pop()]
+                                               use_cache=False, output_hidden_states=every_layer)  # fmt: skip
+                states, last = output.hidden_states or (), entered.pop()
+                streams = {"last": [last], "normed": [output.last_hidden_state], "all": [*states[1:-1], last],
+                           "hidden_states": states}[depth]  # fmt: skip
                 weight = batch["attention_mask"].unsqueeze(-1).float()
                 mean = [(stream.float() * weight).sum(dim=1) / weight.sum(dim=1) for stream in streams]
             means |= zip(rows, torch.stack(mean, dim=1).cpu().numpy(), strict=True)

@@ -87,9 +87,13 @@ class Shortened:
 
 
 def shortened(
-    weights: Path | str, ids: Sequence[Any], texts: Sequence[str], new_tokens: int = 0, kept: str = "last"
-) -> Shortened:
-    """Which of some texts a checkpoint reads in part, if ``new_tokens`` are to follow each."""
+    weights: Path | str, ids: Sequence[Any], texts: Sequence[str], new_tokens: int = 0, kept: str = "last",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Shortened:  # fmt: skip
+    """Which of some texts a checkpoint reads in part, if ``new_tokens`` are to follow each.
+
+    ``tokenizer`` is the one that it reads them with, where that is not the checkpoint's as it was saved.
+    """
     from transformers import AutoConfig
 
     configuration = AutoConfig.from_pretrained(weights)
@@ -99,7 +103,8 @@ def shortened(
     longest = max((len(text.encode()) for text in texts), default=0)
     if limit is None or 12 * longest + new_tokens + 16 <= limit:
         return Shortened(limit, kept)
-    tokenizer = load_tokenizer(Path(weights), closing=configuration.is_encoder_decoder)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(Path(weights), closing=configuration.is_encoder_decoder)
     rows = tokenizer(list(texts))["input_ids"]
     long = (str(name) for name, row in zip(ids, rows, strict=True) if len(row) + new_tokens > limit)
     return Shortened(limit, kept, list(dict.fromkeys(long)))

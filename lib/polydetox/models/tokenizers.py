@@ -40,6 +40,20 @@ def leave_open(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def open_with_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer that has a BOS token put it in front of every text, as the paper's code had it."""
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("a")["input_ids"][:1] == [bos]:
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"{tokenizer.name_or_path}: its kind of tokenizer takes no template; set 'bos: tokenizer'")
+    opening = TemplateProcessing(single=[tokenizer.bos_token, "$A"], special_tokens=[(tokenizer.bos_token, bos)])
+    backend.post_processor = Sequence([*filter(None, [backend.post_processor]), opening])
+
+
 def _open(processor: dict[str, Any]) -> dict[str, Any]:
     """A post-processor, as in tokenizer.json, without the special tokens after the last text."""
     if processor["type"] == "Sequence":
