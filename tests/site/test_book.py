@@ -16,9 +16,9 @@ import yaml
 from recorded import recorded, write_record
 
 import synthetic
-from notebook_cells import definitions, run_cells, some_cells
+from notebook_cells import run_cell, run_cells, some_cells
 from polydetox.attribute_control import tables
-from polydetox.attribute_control.results import PAPER, Control
+from polydetox.attribute_control.results import PAPER, Control, rows_of
 from polydetox.core import paths
 from polydetox.core.artifacts import read_json, read_parquet
 from polydetox.core.errors import UserError
@@ -320,7 +320,7 @@ def test_an_algorithm_is_undominated_where_no_other_is_less_toxic_and_more_accur
         })}  # fmt: skip
         accuracy = pd.DataFrame({"model": "m", "algorithm": list("abcde"), "value": [60.0, 50.0, 40.0, 45.0, 99.0]})
 
-    undominated = definitions("summary_control").undominated
+    undominated = run_cell("summary_control", "control-undominated", pd=pd, rows_of=rows_of)["undominated"]
     assert undominated(Made(), "m") == ["a", "b"]
     Made.compared = {"toxic": Made.compared["toxic"].head(1)}
     assert undominated(Made(), "m") == [], "one algorithm alone"
