@@ -90,7 +90,7 @@ def test_a_later_source_wins(checkout):
         ({"variants": {"a": {"pairs": "rtp-lx"}}}, ["variant 'a'", "rtp-lx"]),
         ({"variants": {"a": {"pairs": "on-policy", "dpo": {"bta": 1}}}}, ["variants.a.dpo", "'bta'", "'beta'"]),
         ({"prompts": {"source": "rtplx"}}, ["prompts.source", "'rtplx'", "rtp-lx"]),
-        ({"mechanism": {"probe": {"epoch": 3}}}, ["mechanism.probe", "'epoch'", "'epochs'"]),
+        ({"mechanism": {"probe": {"epoch_": 3}}}, ["mechanism.probe", "'epoch_'", "'epoch'"]),
         ({"mechanism": {"intervene": {"offsets": [-1.0]}}}, ["mechanism.intervene", "0 among them"]),
         ({"mechanism": {"probe": {"prompt_limit": 3}}}, ["unknown key 'prompt_limit'"]),
         ({"mechanism": {"probe": {"labels": {1: "bad"}}}}, ["mechanism.probe", "labels", "toxic, neutral, skipped"]),

@@ -219,7 +219,8 @@ def test_a_prefix_is_compared_with_dpo_and_is_no_training(results, tmp_path):
     assert sentences(tmp_path)["ablation_prompting_sentence"].startswith(
         "With an English prefix instead of DPO, EMT of Tiny (dpo) is higher (0.10 [0.10, 0.10])"
     )
-    trained = repr(tables.training_table(results))
+    cells = vars(definitions("summary_training", results=results))
+    trained = repr(run_cell("summary_training", "ef90c41e", **cells)["lines"])
     assert "s1" in trained and "polite" not in trained
 
 
