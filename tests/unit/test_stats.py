@@ -28,7 +28,8 @@ def row(found: dict[str, float | None], *names: str) -> list[float | None]:
 @pytest.mark.parametrize(("found", "expected"), [
     (bootstrap(X, **OPTIONS), [0.040825242062094313, -0.17862174083203494, 0.2632056794536221]),
     (pooled_quantile(GROUPS, 0.25, **OPTIONS), [0.5532823566625635, 0.4290334443756452, 0.7679737335770086]),
-    (definitions("attribute_eval").perplexity(X + 2, np.arange(1.0, 25.0), **OPTIONS), [1.1773498458921619, 1.139219874871988, 1.2163144001296926]),
+    (definitions("attribute_eval").perplexity(X + 2, np.arange(1.0, 25.0), **OPTIONS),
+     [1.1773498458921619, 1.139219874871988, 1.2163144001296926]),
     (cluster_auc(X > 0, Y, OWNER, **OPTIONS), [0.5277777777777778, 0.3283216783216783, 0.7260582010582011]),
     (by_prompt(lambda weights: weighted_spearman(X, Y, weights), OWNER, **OPTIONS),
      [0.05304347826086957, -0.3542587741973639, 0.4299567132601647]),
