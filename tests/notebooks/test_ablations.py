@@ -31,7 +31,7 @@ PROFILE = {
         "dpo-rtplx": {"pairs": "rtp-lx", "optional": True, "title": "RTP-LX"},
         "lr": {"pairs": "mine", "ablation": "learning-rate", "prompt_limit": 3,
                "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
-        "polite": {"pairs": "on-policy", "ablation": "prompting", "tuning": "none",
+        "polite": {"pairs": "mine", "ablation": "prompting", "tuning": "none",
                    "generate": {"prefix": "own-language"}},
     },
 }  # fmt: skip
