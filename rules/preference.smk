@@ -1,16 +1,25 @@
-# Preference tuning: the base checkpoint, English preference pairs, DPO, and one plain checkpoint of the tuned weights.
+# Preference tuning: the base checkpoint, English preference pairs, DPO or ProFS, and one plain checkpoint of the tuned
+# weights.
 
-from polydetox.core.params import PAIRS as KNOWN_PAIRS, rtp_lx_held_out
+from polydetox.core.params import PAIRS as KNOWN_PAIRS, rtp_lx_held_out, tuned_by
 
 run.chapter(
     "preference", "preference tuning of pretrained models and its effect on toxicity", included=bool(run.profile.variants)
 )
-TRAINED = [{"model": model, "variant": variant} for model in run.models for variant in run.trained(model)]
+MADE_BY = {  # by the stage, what this profile tunes
+    stage: [
+        {"model": model, "variant": variant}
+        for model in run.models
+        for variant in run.tuned(model)
+        if tuned_by(run.profile, variant) == stage
+    ]
+    for stage in ("dpo", "profs")
+}
 TUNED = [
     {"model": model, "variant": variant}
     for model in run.models
     for variant in run.variants(model)
-    if variant == "published" or variant in run.trained(model)
+    if variant == "published" or variant in run.tuned(model)
 ]
 
 # Shared by all profiles.
@@ -146,7 +155,7 @@ DPO = run.stage(
     f"{RUN}/{{model}}/{{variant}}/dpo",
     title="Training",
     section="dpo",
-    jobs=TRAINED,
+    jobs=MADE_BY["dpo"],
     inputs=lambda model, variant: {"checkpoint": base(model), "pairs": pairs_of(model, variant)},
 )
 
@@ -173,10 +182,52 @@ rule dpo:
     shell: EXECUTE
 
 
+PROFS = run.stage(
+    "profs",
+    f"{RUN}/{{model}}/{{variant}}/profs",
+    title="Editing (ProFS)",
+    section="profs",
+    jobs=MADE_BY["profs"],
+    inputs=lambda model, variant: {
+        "checkpoint": base(model),
+        "dtype": run.model_file(model).dtype,
+        "pairs": pairs_of(model, variant),
+    },
+    table="layers.parquet",
+)
+
+
+rule profs:
+    message: "ProFS ({wildcards.variant}) of {wildcards.model}"
+    input:
+        notebook="notebooks/preference/profs.ipynb",
+        checkpoint=lambda w: f"{base(w.model)}/manifest.json",
+        pairs=lambda w: pairs_of(w.model, w.variant),
+    output:
+        manifest=f"{PROFS}/manifest.json",
+        layers=f"{PROFS}/layers.parquet",
+        metrics=f"{PROFS}/metrics.json",
+        notebook=f"{PROFS}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("profs", w),
+    log: f"{PROFS}/log.txt",
+    benchmark: f"{PROFS}/benchmark.tsv"
+    priority: 2
+    resources:
+        gpu=gpu,
+        mem_mb=mem_mb,
+    shell: EXECUTE
+
+
+def made_by(model, variant):
+    """The stage that makes the tuned weights of a variant of this profile."""
+    return {"dpo": DPO, "profs": PROFS}[tuned_by(run.profile, variant)].format(model=model, variant=variant)
+
+
 def tuned(model, variant):
-    """What is merged: what this profile has trained, or a published checkpoint, which knows no trimmed vocabulary."""
+    """What is merged: what this profile has tuned, or a published checkpoint, which knows no trimmed vocabulary."""
     if variant in run.profile.variants:
-        return {"checkpoint": base(model), "tuned": DPO.format(model=model, variant=variant)}
+        return {"checkpoint": base(model), "tuned": made_by(model, variant)}
     published = run.model_file(model).tuned
     return {
         "checkpoint": CHECKPOINT.format(model=model),
@@ -193,7 +244,7 @@ rule merge:
     input:
         notebook="notebooks/preference/merge.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
-        tuned=lambda w: [f"{DPO}/manifest.json".format(model=w.model, variant=w.variant)] if w.variant in run.profile.variants else [],
+        tuned=lambda w: [f"{made_by(w.model, w.variant)}/manifest.json"] if w.variant in run.profile.variants else [],
     output:
         manifest=f"{MERGE}/manifest.json",
         notebook=f"{MERGE}/notebook.ipynb",

@@ -18,7 +18,7 @@ from polydetox.attribute_control.corpus import neutral_paragraphs, toxic_stateme
 from polydetox.benchmarks.tasks import check_suites
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
-from polydetox.core.params import PAIRS, Profile, control_languages, load_model, rtp_lx_held_out
+from polydetox.core.params import PAIRS, ModelFile, Profile, control_languages, load_model, rtp_lx_held_out
 from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.data.pairs import not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
@@ -169,6 +169,9 @@ def _job_checks(run: Run, job: Job) -> Checks:
     if "sentences" in settings and "folder" in settings:
         given = [settings[name] for name in ("sentences", "languages", "folder", "limit")]
         yield partial(_check_sentences, where, *given)
+    if job.stage == "profs":
+        model = run.model_file(job.wildcards["model"])
+        yield partial(_check_edit, model, where, settings["rank"], settings["pair_limit"])
     if job.stage == "intervene":
         yield partial(neutral_prompts)
     if settings.get("source") == "toxigen-wikitext":
@@ -176,6 +179,18 @@ def _job_checks(run: Run, job: Job) -> Checks:
         prompts = [settings[name] for name in names]
         for name in ("toxigen", "wikitext"):
             yield partial(_check_corpus, where, name, settings[name], settings["max_words"], *prompts)
+
+
+def _check_edit(model: ModelFile, where: str, rank: int, pairs: int | None) -> None:
+    """Whether a model can be edited, as far as its configuration is available."""
+    from polydetox.mechanism.architectures import check_known
+    from polydetox.preference.profs import check_rank
+
+    configuration = listed_configuration(model)
+    if configuration is not None:
+        check_known(configuration)
+        check_rank(where, rank, None, configuration.get_text_config().hidden_size)
+    check_rank(where, rank, pairs, None)
 
 
 def _check_scorer(name: str, languages: list[str], where: str, *, one_is_enough: bool = False) -> None:

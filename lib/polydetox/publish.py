@@ -18,7 +18,7 @@ from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, atomic_folder, folder_sha256, link_or_copy, read_json
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.params import ModelFile, Profile, is_trained, load_model, load_profile, variants_of
+from polydetox.core.params import ModelFile, Profile, load_model, load_profile, tuned_by, variants_of
 from polydetox.data.catalogue import sources
 from polydetox.data.download import hub_errors
 from polydetox.models.checkpoints import LOCATION
@@ -83,9 +83,12 @@ def find_run(model: str, profile: str, variant: str | None) -> TunedRun:
     """The tuned variant that a reader means; a ``UserError`` where there is none, or more than one."""
     settings, model_file, results = load_profile(profile), load_model(model), Results(record_file(profile))
     listed = [name for name in settings.models if load_model(name).name == model_file.name]
-    trained = [name for one in listed for name in variants_of(settings, one) if is_trained(settings, name)]
+    trained = [name for one in listed for name in variants_of(settings, one) if tuned_by(settings, name) == "dpo"]
     if not trained:
         raise UserError(f"{model}: profile {profile!r} trains no variant of it{nearest(model, settings.models)}")
+    if variant in settings.variants and variant not in trained:
+        raise UserError(f"variant {variant!r} of {model} is not trained, and the model card tells of a training; give "
+                        "a variant of DPO")  # fmt: skip
     done = [name for name in trained if results.folder("merge", model=model_file.name, variant=name)]
     if variant is None and len(done) > 1:
         raise UserError(f"{model}: {', '.join(done)} are trained; say which with --variant")

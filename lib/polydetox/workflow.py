@@ -22,10 +22,10 @@ from polydetox.core.params import (
     ModelFile,
     Profile,
     is_ablation,
-    is_trained,
     languages_of,
     load_model,
     load_profile,
+    tuned_by,
     variants_of,
 )
 from polydetox.data.catalogue import is_available
@@ -135,13 +135,13 @@ class Run:
         """Those of them that the main tables compare: all but the ablations."""
         return [variant for variant in self.variants(model) if not is_ablation(self.profile, variant)]
 
-    def trained(self, model: str) -> list[str]:
-        """The variants that this profile trains itself."""
-        return [variant for variant in self.variants(model) if is_trained(self.profile, variant)]
+    def tuned(self, model: str) -> list[str]:
+        """The variants that this profile tunes itself."""
+        return [variant for variant in self.variants(model) if tuned_by(self.profile, variant)]
 
     def kinds(self, model: str) -> list[str]:
-        """The kinds of preference pairs that the trained variants of a model use."""
-        return sorted({self.profile.variants[variant].pairs for variant in self.trained(model)})
+        """The kinds of preference pairs that the tuned variants of a model use."""
+        return sorted({self.profile.variants[variant].pairs for variant in self.tuned(model)})
 
     @cached_property
     def skipped(self) -> set[str]:

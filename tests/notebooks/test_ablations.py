@@ -33,6 +33,8 @@ PROFILE = {
                "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
         "polite": {"pairs": "mine", "ablation": "prompting", "tuning": "none",
                    "generate": {"prefix": "own-language"}},
+        "edited": {"pairs": "mine", "ablation": "tuning", "tuning": "profs", "prompt_limit": 3,
+                   "generate": {"n": 2}, "profs": {"rank": 1}},
     },
 }  # fmt: skip
 
@@ -86,6 +88,15 @@ def test_a_variant_without_tuning_differs_by_its_prefix_alone(ran):
     families = pd.read_parquet(runs / "summary/ablations/families.parquet")
     labels = families.loc[families["ablation"] == "prompting", "label"]
     assert set(labels) == {"DPO", "a prefix in the prompt's language"}
+
+
+def test_an_edited_variant_is_linked_and_evaluated(ran):
+    runs, _ = ran
+    edited, merged = (runs / "tiny/edited" / stage / "weights/model.safetensors" for stage in ("profs", "merge"))
+    assert edited.samefile(merged) and not (runs / "tiny/edited/dpo").exists()
+    assert json.loads((runs / "tiny/edited/profs/metrics.json").read_text())["rank"] == 1
+    said = json.loads((runs / "summary/ablations/variables.json").read_text())["ablation_tuning_sentence"]
+    assert said.startswith("With ProFS instead of DPO, EMT of Tiny (dpo) after tuning is ")
 
 
 def test_the_vocabulary_keeps_the_tokens_of_further_prompts(ran):

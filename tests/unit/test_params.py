@@ -130,6 +130,56 @@ def test_a_later_source_wins(checkout):
         ),
         ({"generate": {"prefix": "englsh"}}, ["generate", "prefix", "'englsh'", "'english'"]),
         ({"variants": {"a": {"pairs": "on-policy", "ablation": "sead"}}}, ["variants.a.ablation", "'sead'", "'seed'"]),
+        (
+            {"variants": {"a": {"pairs": "on-policy", "tuning": "profs", "dpo": {"seed": 1}}}},
+            ["variants.a", "'dpo' has settings of another tuning", "'tuning: profs'"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {"pairs": "on-policy", "ablation": "tuning"}}},
+            ["variants.b", "needs 'tuning: profs'"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy", "tuning": "none", "ablation": "tuning"}}},
+            ["variants.a", "needs 'tuning: profs'"],
+        ),
+        (
+            {
+                "variants": {
+                    "a": {"pairs": "on-policy"},
+                    "b": {
+                        "pairs": "on-policy",
+                        "tuning": "profs",
+                        "ablation": "prompting",
+                        "generate": {"prefix": "english"},
+                    },
+                }
+            },
+            ["variants.b", "'tuning: profs'", "two things would differ"],
+        ),
+        (
+            {
+                "variants": {
+                    "a": {"pairs": "on-policy"},
+                    "b": {
+                        "pairs": "on-policy",
+                        "tuning": "none",
+                        "ablation": "prompting",
+                        "generate": {"prefix": "english"},
+                        "dpo": {"seed": 1},
+                    },
+                }
+            },
+            ["variants.b", "'dpo' has settings of another tuning", "'tuning: none'"],
+        ),
+        (
+            {
+                "variants": {
+                    "a": {"pairs": "on-policy", "tuning": "profs"},
+                    "b": {"pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}},
+                }
+            },
+            ["variant 'b'", "is tuned with DPO"],
+        ),
         ({"more_prompts": {"generate": {"source": "project"}}}, ["more_prompts", "'generate'", "a stage's name"]),
         ({"more_prompts": {"b": {"source": "rtp-lx"}}}, ["more_prompts.b", "folder: is needed"]),
         (

@@ -29,6 +29,7 @@ VARIANTS = {
     "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "dpo": {"learning_rate": 1e-7}},
     "coin": {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "shuffled"}},
     "polite": {"pairs": "on-policy", "tuning": "none", "ablation": "prompting", "generate": {"prefix": "english"}},
+    "edit": {"pairs": "on-policy", "ablation": "tuning", "tuning": "profs"},
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     assert [(member.variant, member.label) for member in prompting.members] == [
         ("dpo", "DPO"), ("polite", "an English prefix")]  # fmt: skip
     assert prompting.reference == "DPO"
+    assert [member.label for member in family_of(results, "tuning").members] == ["DPO", "ProFS"]
     assert [(member.variant, member.label) for member in pairs.members] == [
         ("dpo", "on-policy pairs"),
         ("other", "rtp-lx pairs"),
@@ -157,7 +159,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
     assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
-    assert len(said) == 9 and set(said.values()) == {"Not run."}
+    assert len(said) == 10 and set(said.values()) == {"Not run."}
     assert "not run" in repr(tables.ablation_table(table[table["ablation"] == "seed"]))
 
 
@@ -212,16 +214,20 @@ def test_percentiles_and_tail_of_the_perplexity():
     assert [line[-1].text for line in shown[0].rows] == ["20.0%", "0.0%"]
 
 
-def test_a_prefix_is_compared_with_dpo_and_is_no_training(results, tmp_path):
+def test_a_prefix_is_compared_with_dpo(results, tmp_path):
     for language in ("de", "en", "ja"):
         for variant, level in (("base", 0.6), ("dpo", 0.3), ("polite", 0.4)):
             write_evaluation(results, variant, language, scored("abcd", 2, level))
     assert sentences(tmp_path)["ablation_prompting_sentence"].startswith(
         "With an English prefix instead of DPO, EMT of Tiny (dpo) is higher (0.10 [0.10, 0.10])"
     )
-    cells = vars(definitions("summary_training", results=results))
-    trained = repr(run_cell("summary_training", "ef90c41e", **cells)["lines"])
-    assert "s1" in trained and "polite" not in trained
+
+
+def test_what_is_not_trained_is_no_training(results):
+    names = vars(definitions("summary_training"))
+    lines = run_cell("summary_training", "ef90c41e", **names | {"results": results})["lines"]
+    assert [line[0] for line in lines] == [
+        f"Tiny ({name})" for name in VARIANTS if name not in ("polite", "edit")]  # fmt: skip
 
 
 def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):

@@ -71,6 +71,7 @@ class StageSettings(Strict):
     """The sections of settings that a model file, a profile or a variant may have."""
 
     dpo: Annotated[Section, _of("dpo")] = {}
+    profs: Annotated[Section, _of("profs")] = {}
     generate: Annotated[Section, _of("generate")] = {}
     evaluate: Annotated[Section, _of("score", "evaluate")] = {}
 
@@ -214,11 +215,12 @@ class World(Strict):
         }
 
 
-# What an ablation varies, and the stage and its setting that it then sets.
-Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "prompting"]
-ABLATED_SETTING: dict[Ablation, tuple[Literal["dpo", "generate"], str]] = {
+# What an ablation varies, and the stage and its setting that it then sets; without a stage, the variant's own.
+Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "tuning", "prompting"]
+ABLATED_SETTING: dict[Ablation, tuple[Literal["dpo", "generate", ""], str]] = {
     "seed": ("dpo", "seed"), "method": ("dpo", "method"), "learning-rate": ("dpo", "learning_rate"),
-    "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "prompting": ("generate", "prefix"),
+    "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "tuning": ("", "tuning"),
+    "prompting": ("generate", "prefix"),
 }  # fmt: skip
 
 
@@ -253,7 +255,8 @@ class Variant(StageSettings):
 
     title: str | None = None
     pairs: str  # of a variant that is not tuned: those of the variant that it is compared with
-    tuning: Literal["dpo", "none"] = "dpo"  # none: the base model, sampled with other settings
+    # The stage that makes the tuned weights; none: the base model, sampled with other settings.
+    tuning: Literal["dpo", "profs", "none"] = "dpo"
     optional: bool = False  # skipped, with a word, where its pairs are not available
     ablation: Ablation | None = None  # shown in the chapter of ablations instead of the main tables
     languages: list[str] = []  # an ablation may take fewer languages; empty: all of the profile
@@ -267,8 +270,19 @@ class Variant(StageSettings):
         stage, setting = ABLATED_SETTING[self.ablation] if self.ablation else ("", "")
         _require(not stage or setting in getattr(self, stage),
                  f"an ablation of the {self.ablation} needs '{stage}: {setting}:'")  # fmt: skip
-        _require(self.tuning == "dpo" or (stage == "generate" and not self.dpo),
-                 "'tuning: none' is for a variant with 'ablation: prompting', and takes no 'dpo'")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _tuning_agrees_with_the_rest(self) -> Variant:
+        _require(self.ablation != "tuning" or self.tuning == "profs", "an ablation of the tuning needs 'tuning: profs'")
+        _require(self.tuning != "profs" or self.ablation in ("tuning", None),
+                 f"'tuning: profs' has 'ablation: tuning', or no ablation: with {self.ablation!r} two things would "
+                 "differ")  # fmt: skip
+        _require(self.tuning != "none" or self.ablation == "prompting",
+                 "'tuning: none' is for a variant with 'ablation: prompting'")  # fmt: skip
+        for stage in ("dpo", "profs"):
+            _require(stage == self.tuning or not getattr(self, stage),
+                     f"'{stage}' has settings of another tuning than 'tuning: {self.tuning}'")  # fmt: skip
         return self
 
 
@@ -328,7 +342,7 @@ class Profile(StageSettings):
                      f"{nearest(variant.pairs, self.pairs)}")  # fmt: skip
             _require(not variant.ablation or self.ablated_from(variant),
                      f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
-                     f"'ablation' uses pairs {variant.pairs!r}")  # fmt: skip
+                     f"'ablation' is tuned with DPO on pairs {variant.pairs!r}")  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -343,9 +357,9 @@ class Profile(StageSettings):
         return self
 
     def ablated_from(self, variant: Variant) -> str | None:
-        """The variant that an ablation is compared with: the first of the main tables with the same pairs."""
-        return next((name for name, other in self.variants.items()
-                     if other.ablation is None and other.pairs == variant.pairs), None)  # fmt: skip
+        """The variant that an ablation is compared with: the first DPO of the main tables with the same pairs."""
+        return next((name for name, other in self.variants.items() if other.ablation is None
+                     and other.tuning == "dpo" and other.pairs == variant.pairs), None)  # fmt: skip
 
 
 # --- reading them -----------------------------------------------------------------------------------------------
@@ -406,9 +420,10 @@ def variants_of(profile: Profile, model: str) -> list[str]:
     return ["base", *tuned] if tuned else []
 
 
-def is_trained(profile: Profile, variant: str | None) -> bool:
-    """Whether this profile trains a variant; the base model and published checkpoints are as they are."""
-    return variant in profile.variants and profile.variants[variant].tuning != "none"
+def tuned_by(profile: Profile, variant: str | None) -> Literal["dpo", "profs"] | None:
+    """The stage by which this profile tunes a variant; None: it is the base model or a published checkpoint."""
+    tuning = profile.variants[variant].tuning if variant in profile.variants else "none"
+    return None if tuning == "none" else tuning
 
 
 def is_ablation(profile: Profile, variant: str | None) -> bool:

@@ -91,7 +91,7 @@ class MLPs:
         return int(self.matrix(layer).shape[0])
 
     def matrix(self, layer: int) -> Float[torch.Tensor, "neurons hidden"]:
-        """The value vectors as the MLP's last linear layer holds them, before any norm that follows."""
+        """The value vectors as the MLP's last linear layer holds them, before any norm that follows: a view of it."""
         module = self._outputs[layer]
         weight: torch.Tensor = module.weight.detach()
         return weight if isinstance(module, Conv1D) else weight.T  # Conv1D keeps its weight as (in, out)
@@ -101,8 +101,12 @@ class MLPs:
 
         The value vector itself, or, where an RMS norm follows the MLP, the value vector times that norm's gain.
         """
-        vectors, norm = self.matrix(layer).float(), self._after[layer]
-        return vectors if norm is None else vectors * _gain(norm)
+        return self.matrix(layer).float() * self.gain(layer)
+
+    def gain(self, layer: int) -> Float[torch.Tensor, " hidden"]:
+        """By what the norm after the MLP multiplies each direction of the residual stream; one where there is none."""
+        norm, matrix = self._after[layer], self.matrix(layer)
+        return torch.ones(matrix.shape[1], device=matrix.device) if norm is None else _gain(norm)
 
     def logits(self, directions: Float[torch.Tensor, "... hidden"]) -> Float[torch.Tensor, "... vocabulary"]:
         """What directions of the residual stream add to the logits, but for the scale and bias of the final norm.

@@ -25,15 +25,18 @@ def pooled(
     texts: Sequence[str],
     depth: Literal["last", "normed", "all", "hidden_states"],
     batch_size: int = 64,
+    max_tokens: int | None = None,
 ) -> Float[np.ndarray, "texts depths hidden"]:
     """The mean over each text's tokens of the residual stream, float32.
 
     ``last``: what enters the final norm. ``normed``: what leaves it. ``all``: the output of every layer in turn, the
     last as it enters the final norm. ``hidden_states``: the embeddings, then the output of every layer, the last after
-    the final norm. Of a text of more tokens than the model has positions the first are read, as in the paper's code.
+    the final norm. Of a text of more tokens than ``max_tokens``, or than the model has positions, the first are read,
+    as in the paper's code.
     """
     every_layer = depth in ("all", "hidden_states")
-    limit, entered = context_length(model.config), list[torch.Tensor]()
+    limit = min(filter(None, (context_length(model.config), max_tokens)), default=None)
+    entered: list[torch.Tensor] = []
     hook = MLPs(model).final_norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
     means: dict[int, np.ndarray] = {}  # by text: (depths, hidden)

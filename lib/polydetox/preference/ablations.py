@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from polydetox.core.parameters import checked
-from polydetox.core.params import ABLATED_SETTING, load_model
+from polydetox.core.params import ABLATED_SETTING, Ablation, ModelFile, Profile, load_model, tuned_by
 from polydetox.data.catalogue import sources
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.results.collect import METRICS, Results
@@ -25,8 +25,8 @@ COLUMNS = ["ablation", "family", "reference", "label", "variant", "prompt_set", 
                                          for end in ("", "_low", "_high")), *DIFFERENCE]  # fmt: skip
 _TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "sigmoid": "DPO", "cdpo": "cDPO", "ipo": "IPO",
            "simpo": "SimPO", "kto": "KTO", "given": "labels as given", "shuffled": "shuffled labels",
-           "longer": "the longer side chosen", "none": "DPO", "english": "an English prefix",
-           "own-language": "a prefix in the prompt's language"}  # fmt: skip
+           "longer": "the longer side chosen", "dpo": "DPO", "profs": "ProFS", "none": "DPO",
+           "english": "an English prefix", "own-language": "a prefix in the prompt's language"}  # fmt: skip
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -44,7 +44,7 @@ class Configuration:
 class Family:
     """Configurations of one model that differ in one thing."""
 
-    ablation: str  # what they differ in: a key of ABLATED_SETTING, "pairs", or "prompts"
+    ablation: str  # what they differ in: a value of Ablation, "pairs", or "prompts"
     title: str
     model: str  # folder name
     reference: str  # label of the configuration that the others are compared with; empty: none
@@ -64,15 +64,13 @@ def families(results: Results) -> Iterator[Family]:
     profile = results.profile
     for listed in profile.models:
         model = load_model(listed)
-        compared = [variant for variant in compared_variants(profile, listed) if variant in profile.variants]
+        compared = [name for name in compared_variants(profile, listed) if tuned_by(profile, name) == "dpo"]
         for reference in compared:
             title = f"{model.title} ({variant_title(profile, reference)})" if len(compared) > 1 else model.title
-            for ablation, (stage, setting) in ABLATED_SETTING.items():
-                shared = getattr(model, stage) | getattr(profile, stage)
+            for ablation in ABLATED_SETTING:
                 changed = [name for name, variant in profile.variants.items()
                            if variant.ablation == ablation and profile.ablated_from(variant) == reference]  # fmt: skip
-                values = {name: getattr(checked(stage, **(shared | getattr(profile.variants[name], stage))), setting)
-                          for name in (reference, *changed)}  # fmt: skip
+                values = {name: _value(ablation, model, profile, name) for name in (reference, *changed)}
                 yield from _family(results, ablation, title, model.name, values)
         kinds = {profile.variants[variant].pairs: variant for variant in reversed(compared)}  # the first of each
         values = {variant: profile.variants[variant].pairs for variant in compared if variant in kinds.values()}
@@ -82,6 +80,15 @@ def families(results: Results) -> Iterator[Family]:
             members = tuple(Configuration(set_title(results, name), comparison.variant, name) for name in ("", further))
             title = comparison.title + (f", {members[1].label}" if len(profile.more_prompts) > 1 else "")
             yield Family("prompts", title, comparison.model, "", members)
+
+
+def _value(ablation: Ablation, model: ModelFile, profile: Profile, name: str) -> Any:
+    """What a variant has of the thing that an ablation varies."""
+    stage, setting = ABLATED_SETTING[ablation]
+    if not stage:
+        return getattr(profile.variants[name], setting)
+    shared = getattr(model, stage) | getattr(profile, stage)
+    return getattr(checked(stage, **(shared | getattr(profile.variants[name], stage))), setting)
 
 
 def _family(results: Results, ablation: str, title: str, model: str, values: Mapping[str, Any]) -> Iterator[Family]:
