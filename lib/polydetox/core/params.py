@@ -76,9 +76,6 @@ class StageSettings(Strict):
     evaluate: Annotated[Section, _of("score", "evaluate")] = {}
 
 
-# --- model files ------------------------------------------------------------------------------------------------
-
-
 class TunedCheckpoint(Strict):
     """A published tuned checkpoint or adapter, evaluated without training."""
 
@@ -128,9 +125,6 @@ class ModelFile(StageSettings):
     def _source_given(self) -> ModelFile:
         _require(getattr(self, self.use) is not None, f"'use: {self.use}' needs the key '{self.use}'")
         return self
-
-
-# --- profiles ---------------------------------------------------------------------------------------------------
 
 
 class Prompts(Strict):
@@ -362,9 +356,6 @@ class Profile(StageSettings):
                      and other.tuning == "dpo" and other.pairs == variant.pairs), None)  # fmt: skip
 
 
-# --- reading them -----------------------------------------------------------------------------------------------
-
-
 def names(kind: str) -> list[str]:
     """The models (``kind`` "model") or profiles that have a file."""
     return sorted(path.stem for path in _file(kind, "").parent.glob("*.yaml"))
@@ -409,9 +400,6 @@ def load_profile(profile: str) -> Profile:
         except UserError as error:
             raise UserError(f"params/profiles/{profile}.yaml: models: {error}") from None
     return loaded
-
-
-# --- what they say ----------------------------------------------------------------------------------------------
 
 
 def variants_of(profile: Profile, model: str) -> list[str]:
