@@ -98,7 +98,7 @@ def test_figures_and_tables_are_there_and_numbered(site, browser):
         "capability.html": {"fig-capability": "Figure 5.1", "tbl-capability": "Table 5.1"},
         "ablations.html": {"fig-seeds": "Figure 6.1", "fig-learning-rate": "Figure 6.2",
                            "fig-prompt-sets": "Figure 6.3", "fig-perplexity-distribution": "Figure 6.4",
-                           "tbl-method": "Table 6.2", "tbl-learning-rate": "Table 6.3", "tbl-prompt-sets": "Table 6.8"},
+                           "tbl-method": "Table 6.2", "tbl-learning-rate": "Table 6.3", "tbl-prompt-sets": "Table 6.9"},
         "why.html": {"fig-probe-languages": "Figure 7.1", "fig-activations": "Figure 7.3", "fig-transfer": "Figure 7.6",
                      "tbl-probe": "Table 7.1", "tbl-intervention": "Table 7.5", "tbl-correlation": "Table 7.8"},
         "control.html": {"fig-control-schedules": "Figure 9.1", "fig-control-tradeoff": "Figure 9.2",
