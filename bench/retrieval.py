@@ -80,7 +80,7 @@ def main() -> int:
         @cache
         def represented(language: str) -> np.ndarray:
             loaded = load_causal_lm(folder / "model", torch.float32), load_tokenizer(folder / "model")
-            return pooled(*loaded, sentences[language], "all", BATCH)
+            return pooled(*loaded, sentences[language], "layers", BATCH)
 
         def ours() -> None:
             for language in others:

@@ -33,7 +33,7 @@ def sampling(model, section, notebook):
 
 
 def most_prompts():
-    """How many evaluation prompts any stage takes that samples a algorithm; None: all."""
+    """How many evaluation prompts any stage takes that samples an algorithm; None: all."""
     own = [section["prompt_limit"] for section in (CONTROL.constrained_decode, CONTROL.jigsaw_classify or {})
            if "prompt_limit" in section]
     limits = [run.profile.prompts.limit, *own]

@@ -175,10 +175,9 @@ def _job_checks(run: Run, job: Job) -> Checks:
     if job.stage == "intervene":
         yield partial(neutral_prompts)
     if settings.get("source") == "toxigen-wikitext":
-        names = ("prompts_source", "prompts_folder", "prompt_limit", "prompts_column", "prompts_strip")
-        prompts = [settings[name] for name in names]
+        prompts = run.profile.prompts.arguments() | {"limit": settings["prompt_limit"]}
         for name in ("toxigen", "wikitext"):
-            yield partial(_check_corpus, where, name, settings[name], settings["max_words"], *prompts)
+            yield partial(_check_corpus, where, name, settings[name], settings["max_words"], prompts)
 
 
 def _check_edit(model: ModelFile, where: str, rank: int, pairs: int | None) -> None:
@@ -186,11 +185,11 @@ def _check_edit(model: ModelFile, where: str, rank: int, pairs: int | None) -> N
     from polydetox.mechanism.architectures import check_known
     from polydetox.preference.profs import check_rank
 
-    configuration = listed_configuration(model)
+    configuration, hidden = listed_configuration(model), None
     if configuration is not None:
         check_known(configuration)
-        check_rank(where, rank, None, configuration.get_text_config().hidden_size)
-    check_rank(where, rank, pairs, None)
+        hidden = configuration.get_text_config().hidden_size
+    check_rank(where, rank, pairs, hidden)
 
 
 def _check_scorer(name: str, languages: list[str], where: str, *, one_is_enough: bool = False) -> None:
@@ -217,11 +216,11 @@ def _check_sentences(where: str, sentences: str, languages: list[str], folder: s
         raise UserError(f"{where}: {error}") from None
 
 
-def _check_corpus(where: str, name: str, place: str, max_words: int, *prompts: Any) -> None:
+def _check_corpus(where: str, name: str, place: str, max_words: int, prompts: dict[str, Any]) -> None:
     """One half of the corpus, where it is read and not sampled: read once, as the stage will."""
     _check_folder(f"{where}: {name}", place)
     if name == "wikitext":
         neutral_paragraphs(local_path(place), max_words)
     else:
-        known = load_prompts(prompts[0], "en", *prompts[1:])[0]["prompt"].tolist()
+        known = load_prompts(language="en", **prompts)[0]["prompt"].tolist()
         toxic_statements(local_path(place), max_words, known)

@@ -243,7 +243,7 @@ def test_pooled_streams_are_those_of_each_text_alone(model, tokenizer, tmp_path,
     tokenizer.save_pretrained(tmp_path / "weights")
     loaded = load_tokenizer(tmp_path / "weights")  # Qwen's class splits texts in its own way
     saved, mlps = load_causal_lm(tmp_path / "weights", torch.float32), MLPs(model)
-    every, last = (pooled(saved, loaded, TEXTS, depth) for depth in ("all", "last"))
+    every, last = (pooled(saved, loaded, TEXTS, depth) for depth in ("layers", "last"))
     for row, text in enumerate(TEXTS):
         inputs, states = loaded(text, return_tensors="pt"), []
         entered, _ = seen(mlps.final_norm, lambda i=inputs, s=states: s.extend(

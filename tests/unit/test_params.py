@@ -17,6 +17,9 @@ from polydetox.core.parameters import declaration, notebook_file, parameters_cel
 from polydetox.workflow import load
 from tiny import CHECKOUT, TINY_PROFILE
 
+# A variant that samples after a request for politeness.
+PREFIXED = {"pairs": "on-policy", "ablation": "prompting", "generate": {"prefix": "english"}}
+
 
 def resolved(profile, stage, **wildcards):
     """All parameters of one job of a profile."""
@@ -143,32 +146,11 @@ def test_a_later_source_wins(checkout):
             ["variants.a", "needs 'tuning: profs'"],
         ),
         (
-            {
-                "variants": {
-                    "a": {"pairs": "on-policy"},
-                    "b": {
-                        "pairs": "on-policy",
-                        "tuning": "profs",
-                        "ablation": "prompting",
-                        "generate": {"prefix": "english"},
-                    },
-                }
-            },
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {**PREFIXED, "tuning": "profs"}}},
             ["variants.b", "'tuning: profs'", "two things would differ"],
         ),
         (
-            {
-                "variants": {
-                    "a": {"pairs": "on-policy"},
-                    "b": {
-                        "pairs": "on-policy",
-                        "tuning": "none",
-                        "ablation": "prompting",
-                        "generate": {"prefix": "english"},
-                        "dpo": {"seed": 1},
-                    },
-                }
-            },
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {**PREFIXED, "tuning": "none", "dpo": {"seed": 1}}}},
             ["variants.b", "'dpo' has settings of another tuning", "'tuning: none'"],
         ),
         (

@@ -113,7 +113,7 @@ def test_pairs_are_chosen_whole_and_their_completions_cut(tiny_checkpoints, pair
     with torch.inference_mode():
         wanted = model(ids, output_hidden_states=True).hidden_states[1][0].mean(dim=0)
     assert torch.allclose(space["states"]["rejected"][1, 0], wanted, atol=1e-5)
-    whole = pooled(model, tokenizer, list(chosen["rejected"]), "all")
+    whole = pooled(model, tokenizer, list(chosen["rejected"]), "layers")
     assert not np.allclose(whole, space["states"]["rejected"])
 
 

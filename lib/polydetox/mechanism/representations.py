@@ -23,18 +23,18 @@ def pooled(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    depth: Literal["last", "normed", "all", "hidden_states"],
+    depth: Literal["last", "normed", "layers", "hidden_states"],
     batch_size: int = 64,
     max_tokens: int | None = None,
 ) -> Float[np.ndarray, "texts depths hidden"]:
     """The mean over each text's tokens of the residual stream, float32.
 
-    ``last``: what enters the final norm. ``normed``: what leaves it. ``all``: the output of every layer in turn, the
+    ``last``: what enters the final norm. ``normed``: what leaves it. ``layers``: the output of every layer in turn, the
     last as it enters the final norm. ``hidden_states``: the embeddings, then the output of every layer, the last after
     the final norm. Of a text of more tokens than ``max_tokens``, or than the model has positions, the first are read,
     as in the paper's code.
     """
-    every_layer = depth in ("all", "hidden_states")
+    every_layer = depth in ("layers", "hidden_states")
     limit = min(filter(None, (context_length(model.config), max_tokens)), default=None)
     entered: list[torch.Tensor] = []
     hook = MLPs(model).final_norm.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -50,7 +50,7 @@ def pooled(
                 output: Any = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
                                                use_cache=False, output_hidden_states=every_layer)  # fmt: skip
                 states, last = output.hidden_states or (), entered.pop()
-                streams = {"last": [last], "normed": [output.last_hidden_state], "all": [*states[1:-1], last],
+                streams = {"last": [last], "normed": [output.last_hidden_state], "layers": [*states[1:-1], last],
                            "hidden_states": states}[depth]  # fmt: skip
                 weight = batch["attention_mask"].unsqueeze(-1).float()
                 mean = [(stream.float() * weight).sum(dim=1) / weight.sum(dim=1) for stream in streams]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from polydetox.core.artifacts import atomic_folder
+from polydetox.core.artifacts import atomic_folder, link_or_copy
 from polydetox.core.errors import UserError
 from polydetox.models.checkpoints import load_tokenizer
 
@@ -20,10 +18,7 @@ def link_checkpoint(tuned: Path, folder: Path, base: Path) -> None:
         for source in sorted(path for path in tuned.rglob("*") if path.is_file()):
             target = temporary / source.relative_to(tuned)
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source.resolve(), target)
-            except OSError:  # another file system, or one without hard links
-                shutil.copy2(source, target)
+            link_or_copy(source, target)
         if not (temporary / "tokenizer_config.json").is_file():  # a published checkpoint of weights alone
             load_tokenizer(base).save_pretrained(temporary)
 

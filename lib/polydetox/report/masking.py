@@ -170,7 +170,9 @@ def uncover_nothing(site: Path) -> None:
     file = site / SEARCH_INDEX
     if file.is_file():
         entries = json.loads(file.read_text("utf-8"))
+        pages = {entry["href"].split("#")[0] for entry in entries}  # of which each has an entry a heading
+        covering = {page for page in pages if f'class="{BODY}"' in (site / page).read_text("utf-8")}
         for entry in entries:
-            if f'class="{BODY}"' in (site / entry["href"].split("#")[0]).read_text("utf-8"):
+            if entry["href"].split("#")[0] in covering:
                 entry["text"] = ""
         file.write_text(json.dumps(entries, ensure_ascii=False), "utf-8")

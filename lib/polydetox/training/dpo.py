@@ -197,11 +197,10 @@ class PairTrainer(DPOTrainer):
     """``DPOTrainer`` with length buckets and, where reference log-probabilities are precomputed, a cache of them.
 
     ``train`` and ``held_out`` are tables of ``prompt, chosen, rejected``, or of their token ids, ``prompt_ids`` and so
-    on. ``reference_cache`` is a folder of Parquet
-    files of ``pair, chosen, rejected``: the summed log-probabilities of the completions under the reference model. It
-    must be named by that model and by what else they depend on. Runs that split the same pairs by another seed, or
-    train with another learning rate, find theirs there. Each run adds a file of its own, so that runs on several hosts
-    lose nothing.
+    on. ``reference_cache`` is a folder of Parquet files of ``pair, chosen, rejected``: the summed log-probabilities of
+    the completions under the reference model. It must be named by that model and by what else they depend on. Runs that
+    split the same pairs by another seed, or train with another learning rate, find theirs there. Each run adds a file
+    of its own, so that runs on several hosts lose nothing.
 
     ``reference_free_loss`` replaces TRL's loss: a function of the mean log-probabilities of the tokens of the chosen
     and of the rejected completions, (pairs,) each, to the losses of the pairs. The reward of a completion is then beta
