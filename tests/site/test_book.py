@@ -16,8 +16,7 @@ import yaml
 from recorded import recorded, write_record
 
 import synthetic
-from notebook_cells import run_cell, run_cells, some_cells
-from polydetox.attribute_control import tables
+from notebook_cells import definitions, run_cell, run_cells, some_cells
 from polydetox.attribute_control.results import PAPER, Control, rows_of
 from polydetox.core import paths
 from polydetox.core.artifacts import read_json, read_parquet
@@ -137,8 +136,8 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         results = recorded(PROFILE, samples=50)
         assert results.comparisons == [] and not any(run.stage in ("dpo", "evaluate") for run in results.stages)
         said = read_variables(recorded(PROFILE), paths.root() / "book")
-        table = repr(tables.main_table(Control(results))).splitlines()
-        comments = repr(tables.jigsaw_table(Control(results)))
+        notebook = definitions("summary_control", control=Control(results))
+        table, comments = repr(notebook.main_table()).splitlines(), repr(notebook.jigsaw_table())
         render(PROFILE)
         book = paths.profile_run(PROFILE) / "book"
         shown = {page.name: page.read_text() for page in book.glob("*.qmd")}
@@ -340,10 +339,8 @@ def test_win_rates_of_an_earlier_version_are_named(run):
 
 
 def test_the_published_figures_of_control_stand_beside_ours(run):
-    control = Control(recorded(PROFILE, samples=50))
-    main, wins, jigsaw = map(
-        repr, (tables.main_table(control), tables.paper_wins_table(), tables.jigsaw_table(control))
-    )
+    notebook = definitions("summary_control", control=Control(recorded(PROFILE, samples=50)))
+    main, wins, jigsaw = map(repr, (notebook.main_table(), notebook.paper_wins_table(), notebook.jigsaw_table()))
     assert "never run | not run | not run | not run | not run" in main
     assert "regularised, adaptive | 14.2 | – | 73.6 | 33.9" in main, "commonsense before knowledge, as in the profile"
     assert "regularised | 48.6 | 38.4 | 38.7 | –" in wins
