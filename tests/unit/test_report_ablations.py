@@ -15,7 +15,7 @@ from recorded import recorded, write_record
 from notebook_cells import definitions, run_cell, run_cells
 from polydetox.core.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
-from polydetox.preference import ablations, tables
+from polydetox.preference import ablations
 from polydetox.preference.ablations import COLUMNS, MEAN
 from polydetox.results.collect import Results
 from polydetox.results.stages import comparisons
@@ -56,6 +56,11 @@ def family_of(results: Results, ablation: str) -> ablations.Family:
     """The one family of the profile that differs in this."""
     (family,) = (family for family in ablations.families(results) if family.ablation == ablation)
     return family
+
+
+def seeds_shown(table: pd.DataFrame) -> str:
+    """The notebook's table of seeds, as text."""
+    return repr(definitions("summary_ablations").ablation_table(table[table["ablation"] == "seed"]))
 
 
 def rows_of(results: Results, ablation: str, metric: str = "emt") -> pd.DataFrame:
@@ -160,7 +165,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
     assert len(said) == 10 and set(said.values()) == {"Not run."}
-    assert "not run" in repr(tables.ablation_table(table[table["ablation"] == "seed"]))
+    assert "not run" in seeds_shown(table)
 
 
 def test_of_a_family_that_was_not_run_whole_the_rest_is_measured(results, tmp_path):
@@ -168,7 +173,7 @@ def test_of_a_family_that_was_not_run_whole_the_rest_is_measured(results, tmp_pa
         for language in ("de", "en", "ja"):
             write_evaluation(results, variant, language, scored("abcd", 3, level))
     table = ablations.measured(results)
-    assert "seed 2 | not run" in repr(tables.ablation_table(table[table["ablation"] == "seed"]))
+    assert "seed 2 | not run" in seeds_shown(table)
     said = sentences(tmp_path)["ablation_seed_sentence"]
     assert said.startswith("Over 2 seeds of Tiny (dpo) the drop of EMT lies between 0.250 and 0.300, with a standard ")
     assert f"with a standard deviation of {0.05 / math.sqrt(2):.3f};" in said
