@@ -405,7 +405,7 @@ def test_correlations_tell_what_is_set_from_what_goes_along(summary, measured):
     assert "the preference itself reaches other languages" in kind["world_verdict"]
     empty, nothing = summary(measured.head(0))
     assert set(empty.values()) - {empty["world_overview"]} == {NOT_RUN}
-    assert "not run" in repr(tables.correlations_table(nothing))
+    assert "not run" in repr(definitions("summary_world").correlations_table(nothing))
 
 
 def test_one_model_has_no_correlation(summary, measured):
@@ -479,7 +479,8 @@ def test_directions_are_told_beside_retrieval(summary, levels, measured):
     assert "this cosine does not detectably correlate with the drop" in said
     against, _ = summary(measured.assign(relative_drop=measured["relative_drop"] - 2.0 * own))
     assert "this cosine correlates negatively with the drop" in against["world_directions"]
-    assert "cosine of directions, relative drop of insults | 48 |" in repr(tables.correlations_table(found))
+    table = definitions("summary_world").correlations_table(found)
+    assert "cosine of directions, relative drop of insults | 48 |" in repr(table)
     wanted = others[others["alignment"] == 1.0]["direction_cosine"].mean()
     assert levels(measured)["direction_cosine"].iloc[1] == pytest.approx(wanted)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
-from polydetox.synthetic.results import PREDICTORS
+from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed
 
 # By the heading above them, the measures and their headings. Rates among the well-formed are in the artefacts.
 _TUNED = {
@@ -21,19 +19,7 @@ _BASE = {
     "Direction": {"direction_cosine": "cosine"},
     "Tied to": {"tone_effect": "tone"},
 }
-_BY_SIZE = {
-    "alignment_accuracy": "alignment set, retrieval accuracy",
-    "alignment_direction_cosine": "alignment set, cosine of directions",
-    "alignment_drop": "alignment set, relative drop of insults",
-    "accuracy_drop": "retrieval accuracy, relative drop of insults",
-    "direction_cosine_drop": "cosine of directions, relative drop of insults",
-    "alignment_kept": "alignment set, relative drop among well-formed continuations",
-    "accuracy_kept": "retrieval accuracy, relative drop among well-formed continuations",
-    "direction_cosine_kept": "cosine of directions, relative drop among well-formed continuations",
-    "alignment_drop_given_accuracy": "alignment set, relative drop, both less what retrieval accuracy predicts",
-}
 _Lines = list[tuple[str, pd.Series]]  # a title and its measures each
-_WITHIN = {"within_alignment": "within each alignment", "within_seed": "within each alignment and language"}
 
 
 def configuration_table(table: pd.DataFrame) -> PaperTable:
@@ -70,28 +56,3 @@ def _measure(row: pd.Series, name: str) -> Cell:
         return Cell(NOT_MEASURED if name == "tone_effect" else NOT_APPLICABLE)
     deviation = row.get(f"{name}_sd")
     return Cell(fixed(row[name], 2), "" if pd.isna(deviation) else f"± {fixed(deviation, 2)}")
-
-
-def correlations_table(found: Mapping[str, Any]) -> PaperTable:
-    """Pearson's r of each pair of quantities, by size, and within what models have in common."""
-    columns = ["Between", "Points", "Pearson's r", "without one model", "p"]
-    groups = [
-        Group(str(size), [_correlation_line(said, rows[name]) for name, said in _BY_SIZE.items()])
-        for size, rows in found["sizes"].items()
-    ]
-    lines = [
-        _correlation_line(f"{said}, relative drop, {where}", found.get(name, {}).get(predictor))
-        for predictor, said in PREDICTORS.items()
-        for name, where in _WITHIN.items()
-    ]
-    return PaperTable(columns, [*groups, Group("all sizes, the means of each taken away", lines)])
-
-
-def _correlation_line(said: str, row: Mapping[str, Any] | None) -> list[Cell | str]:
-    if row is None:
-        return [said, *[Cell(NOT_RUN)] * 4]
-    if row["r"] is None:
-        return [said, number(row["points"], 0), *[Cell(NOT_APPLICABLE)] * 3]
-    without = " to ".join(fixed(row[f"{side}_without_one"], 2) for side in ("least", "most"))
-    p = Cell(NOT_APPLICABLE) if row["p"] is None else number(row["p"], 3)
-    return [said, number(row["points"], 0), number(row["r"], 2, row["low"], row["high"]), Cell(without), p]
