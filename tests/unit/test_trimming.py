@@ -11,6 +11,8 @@ from polydetox.models import trimming
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from tiny import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 
+TRIM = definitions("trim")
+
 
 def test_derivation_by_hand():
     vocabulary = {token: number for number, token in enumerate(["a", "b", "c", "ab", "bc", "abc", "abcab"])}
@@ -25,14 +27,14 @@ def test_trimmed_checkpoint_tokenises_and_predicts_as_before(tmp_path, family):
     tokenizer = tiny_tokenizer()
     model = tiny_model(family, len(tokenizer))
     kept_texts, other = TEXTS[:2], TEXTS[2]
-    keep = trimming.tokens_to_keep(tokenizer, kept_texts)
+    keep = TRIM.tokens_to_keep(tokenizer, kept_texts)
     assert len(keep) < len(tokenizer)
     before = {text: tokenizer(text)["input_ids"] for text in kept_texts}
     with torch.inference_mode():
         logits = model(torch.tensor([before[TEXTS[0]]])).logits[..., keep]
 
-    trimming.trim_tokenizer(tokenizer, keep).save_pretrained(tmp_path / "weights")
-    trimming.trim_model(model, keep).save_pretrained(tmp_path / "weights")
+    TRIM.trim_tokenizer(tokenizer, keep).save_pretrained(tmp_path / "weights")
+    TRIM.trim_model(model, keep).save_pretrained(tmp_path / "weights")
     trimmed, small = load_tokenizer(tmp_path / "weights"), load_causal_lm(tmp_path / "weights", torch.float32)
     assert len(trimmed) == len(keep) == small.config.vocab_size == small.get_input_embeddings().weight.shape[0]
     for text in kept_texts:
@@ -51,23 +53,21 @@ def test_any_kept_subset_reproduces_its_own_texts():
     """Brute force over single texts: whatever is kept for a text is enough to tokenise it as before."""
     tokenizer = tiny_tokenizer()
     for text in [*TEXTS, "word laut grandes", "niemand niemand", "Сегодня and 今日は"]:
-        keep = trimming.tokens_to_keep(tokenizer, [text])
-        trimmed = trimming.trim_tokenizer(tokenizer, keep)
+        keep = TRIM.tokens_to_keep(tokenizer, [text])
+        trimmed = TRIM.trim_tokenizer(tokenizer, keep)
         assert [keep[token] for token in trimmed(text)["input_ids"]] == tokenizer(text)["input_ids"]
 
 
 def test_kept_probability_by_hand():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
-    assert torch.allclose(definitions("trim").kept_probability(logits, torch.tensor([0, 2])), torch.tensor([0.7, 0.9]))
+    assert torch.allclose(TRIM.kept_probability(logits, torch.tensor([0, 2])), torch.tensor([0.7, 0.9]))
 
 
 def test_a_total_over_positions_is_that_of_single_texts():
     """Whatever their lengths, and so their padding: the positions after the first token of each text."""
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", len(tokenizer))
-    total, count = definitions("trim").total_over_positions(
-        model, tokenizer, TEXTS, lambda logits: logits.softmax(dim=-1)
-    )
+    total, count = TRIM.total_over_positions(model, tokenizer, TEXTS, lambda logits: logits.softmax(dim=-1))
     expected, positions = torch.zeros(len(tokenizer)), 0
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
@@ -83,4 +83,4 @@ def test_other_tokenizers_are_refused():
 
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     with pytest.raises(UserError, match=r"WordLevel.*remove 'trim:'"):
-        trimming.tokens_to_keep(words, ["a"])
+        TRIM.tokens_to_keep(words, ["a"])
