@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from notebook_cells import dpo_cells, make_trainer, merge, run_cell, train_dpo
+from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, train_dpo
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration
 from polydetox.models import checkpoints
@@ -35,10 +35,11 @@ def test_on_policy_pairs_by_hand():
         ("a", "A", "  ", 0.0), ("a", "A", " dull", np.nan), ("a", "A", " mean", 0.75),
         ("b", "B", " x", 0.4), ("b", "B", " y", 0.5),
     ])  # fmt: skip
-    found = pairs.on_policy_pairs(table, margin=0.2, pairs_per_prompt=3)
+    on_policy_pairs = definitions("pairs").on_policy_pairs
+    found = on_policy_pairs(table, margin=0.2, pairs_per_prompt=3)
     assert found[["chosen", "rejected"]].values.tolist() == [[" kind", " cruel"], [" odd", " mean"]]
     assert set(found["prompt_id"]) == {"a"}, "b's two continuations differ by less than the margin"
-    assert len(pairs.on_policy_pairs(table, margin=0.0)) == 2
+    assert len(on_policy_pairs(table, margin=0.0)) == 2
 
 
 def test_split_is_by_prompt():
