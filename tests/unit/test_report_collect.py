@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import recorded
 
+from notebook_cells import definitions
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.results import stages
-from polydetox.results.collect import example_rows
 from polydetox.results.published import paper_model
 from polydetox.stats.paired import (
     Side,
@@ -131,6 +131,7 @@ def test_means_over_languages_cover_the_same_languages_on_both_sides():
 
 def test_examples_do_not_depend_on_the_scores():
     before, after = scored(), scored(continuation=["A", "B", "C", "D"])
+    example_rows = definitions("summary_examples").example_rows
     found = example_rows(before, after, 1, np.random.default_rng(5))
     assert len(found) == 1
     row = found.iloc[0]

@@ -59,21 +59,6 @@ _SCORE_COLUMNS = [
 ]  # fmt: skip
 
 
-def example_rows(before: pd.DataFrame, after: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Random prompts and for each one random continuation number, before and after; the choice looks at no score."""
-    keys = ["prompt_id", "sample"]
-    joined = before[[*keys, "prompt"]].assign(gloss=before.get("gloss"))
-    for side, scores in (("before", before), ("after", after)):
-        named = {"continuation": side, "toxicity": f"{side}_toxicity"}
-        joined = joined.merge(scores[[*keys, *named]].rename(columns=named), on=keys)
-    prompts = joined["prompt_id"].unique()
-    rows = []
-    for prompt in prompts[np.sort(rng.permutation(len(prompts))[:count])]:
-        candidates = joined[joined["prompt_id"] == prompt]
-        rows.append(candidates.iloc[int(rng.integers(len(candidates)))])
-    return pd.DataFrame(rows, columns=joined.columns).reset_index(drop=True)
-
-
 class Results:
     """Everything that the report reads of one profile, each file once; ``samples`` are bootstrap replicates."""
 
