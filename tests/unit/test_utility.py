@@ -163,12 +163,13 @@ def test_a_suite_is_the_mean_of_its_tasks_not_of_its_questions():
 def test_the_change_is_paired():
     before = items_of({"a": [1, 0] * 20})
     after = before.assign(correct=1.0 - before["correct"])
-    assert harness.accuracy_change(before, before, "s") == {"value": 0.0, "low": 0.0, "high": 0.0}
-    change = harness.accuracy_change(before, after, "s", samples=4000)
+    accuracy_change = definitions("summary_capability").accuracy_change
+    assert accuracy_change(before, before, "s") == {"value": 0.0, "low": 0.0, "high": 0.0}
+    change = accuracy_change(before, after, "s", samples=4000)
     # One question in two is lost and the other won: the change of a sample is 1 - 2k/40, k binomial.
     spread = 2 * 1.96 * math.sqrt(0.25 / 40)
     assert change["value"] == 0.0 and change["high"] == pytest.approx(spread, abs=0.06)
-    only_two = harness.accuracy_change(before, after[after["item"] < 2], "s")
+    only_two = accuracy_change(before, after[after["item"] < 2], "s")
     assert only_two["value"] == 0.0, "questions that one side alone answered do not count"
 
 

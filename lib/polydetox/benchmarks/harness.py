@@ -148,20 +148,3 @@ def accuracies(
         found[suite] = {"value": value, "low": low, "high": high,
                         "items": sum(map(len, correct)), "tasks": len(correct)}  # fmt: skip
     return found
-
-
-def accuracy_change(
-    before: pd.DataFrame, after: pd.DataFrame, suite: str, *, samples: int = 1000, confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, float]:  # fmt: skip
-    """Accuracy after minus before on the items of one suite that both models answered, with its paired interval."""
-    keys = ["suite", "task", "part", "item"]
-    both = before.merge(after[[*keys, "correct"]], on=keys, suffixes=("", "_after"))
-    if both.empty:
-        return dict.fromkeys(("value", "low", "high"), float("nan"))
-    (old, of_old), (new, of_new) = (
-        suite_replicates(by_task(side, suite), samples=samples, seed=seed)
-        for side in (both, both.assign(correct=both["correct_after"]))
-    )
-    low, high = percentile_interval(of_new - of_old, confidence)
-    return {"value": new - old, "low": low, "high": high}
