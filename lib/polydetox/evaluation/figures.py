@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from polydetox.results.collect import METRICS, Results
-from polydetox.results.figures import INK, MUTED, SIDES, legend, panels, points, x_label
+from polydetox.results.figures import INK, SIDES, legend, panels, points, x_label
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_MEASURED, NOT_RUN
 
@@ -27,17 +27,6 @@ def plot_by_language(results: Results, metric: str) -> Figure:
             axis.set_xlim(-0.03, 1.03)
     x_label(figure, METRICS[metric].axis)
     legend(figure, axes[0])
-    return figure
-
-
-def plot_drop_by_language(results: Results, metric: str) -> Figure:
-    """How far one metric drops in each language (before minus after), with its interval; a panel a comparison."""
-    figure, axes = panels(results)
-    for axis, comparison in zip(axes, results.comparisons, strict=True):
-        panel = rows_of(results, comparison, metric)
-        points(axis, panel, "drop", 0.0, INK, "o", INK, missing=why_missing(panel, "before", "after"))
-        axis.axvline(0.0, color=MUTED, linewidth=1.0, linestyle="--")
-    x_label(figure, f"drop of {METRICS[metric].title} (before minus after)")
     return figure
 
 

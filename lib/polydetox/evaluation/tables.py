@@ -61,17 +61,8 @@ def transfer_table(results: Results) -> PaperTable:
     return _table(results, "", scopes, _metrics_of(rows, TOXICITY, SIDES), _spans(TOXICITY, SIDES))
 
 
-def language_table(results: Results) -> PaperTable:
-    """EMT and ToxProb before and after, and their drop, in every language."""
-    return _metrics_by_language(results, TOXICITY, SIDES)
-
-
-def fluency_by_language_table(results: Results) -> PaperTable:
-    """Perplexity, distinct word pairs and language before and after, in every language."""
-    return _metrics_by_language(results, ["perplexity", "distinct_2", "language_rate"], SIDES[:2])
-
-
-def _metrics_by_language(results: Results, metrics: Sequence[str], sides: Sequence[str]) -> PaperTable:
+def language_table(results: Results, metrics: Sequence[str] = TOXICITY, sides: Sequence[str] = SIDES) -> PaperTable:
+    """Some metrics before and after, and their drop, in every language."""
     rows = results.by_language.set_index(["comparison", "language", "metric"])
     cells = _metrics_of(rows, metrics, sides)
     return languages_table(results, cells, _spans(metrics, sides))
