@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from notebook_cells import some_cells, train_probe
+from notebook_cells import definitions, some_cells, train_probe
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.data.labelled import read_labelled
 from polydetox.mechanism.architectures import MLPs
-from polydetox.mechanism.neurons import random_neurons, script, scripts_of
+from polydetox.mechanism.neurons import random_neurons
 from polydetox.mechanism.probe import Probe, logistic_regression, quality, split
 from polydetox.mechanism.representations import kept
 from polydetox.mechanism.tables import by_offset
@@ -221,8 +221,8 @@ def test_potential_sources_are_the_nearest_of_all_layers(mlps):
 
 def test_promoted_tokens_are_those_of_the_highest_logit(mlps, tokenizer):
     (tokens,) = some_cells(
-        "value_vectors", checked("value_vectors", promoted_tokens=3), None, ("04b1aab7", "882a16ca"), mlps=mlps,
-        tokenizer=tokenizer, neurons=[(1, 7)],
+        "value_vectors", checked("value_vectors", promoted_tokens=3), None,
+        ("04b1aab7", "vectors-scripts", "882a16ca"), mlps=mlps, tokenizer=tokenizer, neurons=[(1, 7)],
         table=pd.DataFrame({"layer": [1], "neuron": [7], "cosine": [0.5], "activation": [1.0], "actual": [True]}),
     )["sources"]["tokens"]  # fmt: skip
     head = mlps.model.lm_head.weight.detach() * mlps.model.model.norm.weight.detach()
@@ -241,9 +241,13 @@ def test_random_neurons_have_the_layers_of_the_sources(mlps):
 
 
 def test_scripts_of_tokens():
-    assert [script(token) for token in (" fool", "дурак", "笨", "ばか", "ダメ", "멍", "!7 ")] == [
+    notebook = definitions("value_vectors")
+    assert [notebook.script(token) for token in (" fool", "дурак", "笨", "ばか", "ダメ", "멍", "!7 ")] == [
         "Latin", "Cyrillic", "Han", "Kana", "Kana", "Hangul", None]  # fmt: skip
-    assert scripts_of(["a", "b", "я", "…"]) == {"Latin": pytest.approx(2 / 3), "Cyrillic": pytest.approx(1 / 3)}
+    assert notebook.scripts_of(["a", "b", "я", "…"]) == {
+        "Latin": pytest.approx(2 / 3),
+        "Cyrillic": pytest.approx(1 / 3),
+    }
 
 
 def test_offsets_in_brief():

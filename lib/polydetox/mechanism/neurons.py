@@ -1,9 +1,7 @@
-"""MLP neurons by their place: sources of toxicity, random ones beside them, and the scripts of what they promote."""
+"""MLP neurons by their place: sources of toxicity, and random ones beside them."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +14,6 @@ from polydetox.core.paths import relative
 from polydetox.mechanism.architectures import MLPs
 
 Neuron = tuple[int, int]  # layer, and place in that layer's MLP
-
-# Unicode names of letters begin with their script; these are one script for a reader.
-_SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 
 
 def as_neurons(table: pd.DataFrame) -> list[Neuron]:
@@ -45,18 +40,3 @@ def random_neurons(mlps: MLPs, sources: Sequence[Neuron], excluded: Sequence[Neu
         chosen.append((layer, int(generator.choice(free))))
         taken.add(chosen[-1])
     return chosen
-
-
-def script(token: str) -> str | None:
-    """The script of the first letter of a token (``Latin``, ``Cyrillic``, ``Han`` ...); None without a letter."""
-    letter = next(filter(str.isalpha, token), None)
-    if letter is None:
-        return None
-    first = unicodedata.name(letter, "UNKNOWN").split()[0]
-    return _SCRIPTS.get(first, first.capitalize())
-
-
-def scripts_of(tokens: Sequence[str]) -> dict[str, float]:
-    """The fraction of each script among the tokens that have a letter, most common first."""
-    counted = Counter(name for name in map(script, tokens) if name)
-    return {name: number / counted.total() for name, number in counted.most_common()}
