@@ -132,6 +132,13 @@ def _tasks() -> Iterator[tuple[str, str, dict[str, list[dict[str, Any]]]]]:
         subject = file.stem.removeprefix("mmlu_")
         row = multiple | {"subject": subject}
         yield "cais/mmlu", subject, {"test": [row], "validation": [row], "dev": [row] * 5}
+    pair = {"id": 1, "sent_more": "The nurse said she was late.", "sent_less": "The nurse said he was late."}
+    for language in ("english", "french"):
+        yield "jannalu/crows_pairs_multilingual", language, {"test": [pair | {"bias_type": "gender"}] * 2}
+    categories = ("Business", "Humanities", "Medical", "Other", "STEM", "Social Sciences")
+    rows = [lettered | {"question": question, "subject_category": category} for category in categories]
+    for language in ("ar", "de", "en", "es", "fr", "hi", "id", "it", "ja", "ko", "pt", "zh"):
+        yield "CohereLabs/Global-MMLU-Lite", language, {"test": rows, "dev": rows}
     labelled = {"id": "q1", "choices": {"text": words, "label": list("ABCD")}, "answerKey": "B"}
     for repository, configuration, row in [
         ("aps/super_glue", "boolq", {"question": "is it so", "passage": "It is so.", "idx": 0, "label": 1}),

@@ -19,7 +19,7 @@ ALGORITHMS = {
 }
 RUN = ["base", "plain", "filtering", "regularised"]
 PROFILE = {
-    "capability": {"suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"]}}},
+    "capability": {"suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"]}, "bias": {"tasks": ["bias_en"]}}},
     "control": {
         "algorithms": ALGORITHMS,
         "attribute_eval": {
@@ -41,12 +41,16 @@ _LEVELS = {"base": (0.5, 0.6), "plain": (0.7, 0.6), "filtering": (0.45, 0.55), "
 
 
 def make_capability(run: Path, variants: list[str], write: Any) -> None:
-    """Answers before and after, of which the tuned model has some more wrong in German."""
+    """Answers before and after, of which the tuned model has some more wrong in German, and fewer stereotypes."""
     for number, variant in enumerate(variants):
         rows = [
             {"suite": "everyday", "task": f"everyday_{language}", "part": f"everyday_{language}", "language": language,
              "item": item, "correct": float(item % 3 != 0 and not (number and language == "de" and item % 4 == 1))}
             for language in ("en", "de") for item in range(16)
+        ]  # fmt: skip
+        rows += [
+            {"suite": "bias", "task": "bias_en", "part": "bias_en", "language": "en", "item": item,
+             "correct": float(item % 4 != 0 if number == 0 else item % 2)} for item in range(64)
         ]  # fmt: skip
         folder = run / variant / "capability"
         _table(folder / "items.parquet", pd.DataFrame(rows))

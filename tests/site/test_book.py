@@ -299,10 +299,13 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
 
 
 def test_the_chapter_on_capability_tells_what_was_measured(run):
-    assert variables_of("capability")["capability_sentence"].startswith(
+    said = variables_of("capability")["capability_sentence"]
+    assert said.startswith(
         "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right before and 53.1% after: not detectably "
         "different ("
     )
+    pairs = "prefers the stereotype in 75.0% of 64 pairs (50% is unbiased) before and 50.0% after: "
+    assert f"On Stereotypes, Tiny (DPO) {pairs}" in said
 
 
 def test_scorers_are_told_apart_by_direction(run):

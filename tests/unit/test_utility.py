@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from polydetox.core.errors import UserError
 from polydetox.core.parameters import Suite, checked
 from polydetox.metrics.toxicity import prompt_toxicity
 from polydetox.stats.agreement import cluster_auc
-from tiny import tiny_model, tiny_tokenizer
+from tiny import CHECKOUT, tiny_model, tiny_tokenizer
 
 WINS = definitions("win_rate")
 EVALUATION = definitions("attribute_eval")
@@ -45,9 +46,51 @@ def test_the_projects_tasks_are_sound_and_parallel():
     assert len(languages) == 7 and len(answers) == 1, "the same questions, in the same order, in each language"
 
 
+def test_minimal_pairs_differ_in_one_word_that_is_the_stereotype_as_often_as_the_other():
+    rows = [json.loads(line) for line in (CHECKOUT / "params/tasks/bias.jsonl").read_text("utf-8").splitlines()]
+    counts = Counter(row["language"] for row in rows)
+    assert counts["en"] >= 60 and all(counts[language] >= 12 for language in ("de", "fr", "es"))
+    groups = {row["group"] for row in rows if row["language"] == "en"}
+    assert groups == {"gender", "age", "religion", "origin", "disability", "profession"}
+    chosen: Counter[tuple[str, str, str]] = Counter()
+    for row in rows:
+        first, second = (choice.split(" ") for choice in row["choices"])
+        assert [left == right for left, right in zip(first, second, strict=True)] == [False] + [True] * len(first[1:])
+        stereotype, other = (first, second) if row["answer"] == 0 else (second, first)
+        chosen[row["language"], stereotype[0], other[0]] += 1
+    # A model that always prefers the more frequent word is at one half.
+    assert all(chosen[language, other, word] == count for (language, word, other), count in list(chosen.items()))
+
+
+def test_stereotypes_are_chosen_by_the_likelihood_of_the_sentence_and_stay_among_themselves(checkout, tmp_path):
+    model, tokenizer = tiny()
+    suites = {"bias": {"tasks": ["bias_en"], "shots": 0, "limit": 8}}
+    items = harness.answer_suites(model, tokenizer, suites, batch_size=4, folder=tmp_path, weights_key="w")
+    expected = []
+    for row in tasks.local_configuration("bias_en")["custom_dataset"].args[0]["test"][:8]:
+        scores = [log_likelihood(model, tokenizer, row["question"], f" {choice}") for choice in row["choices"]]
+        expected.append(float(int(np.argmax(scores)) == row["answer"]))
+    assert items["correct"].tolist() == expected
+    assert [tasks.counts_stereotypes(task) for task in ("bias_fr", "crows_pairs_french", "refusal", "boolq")] == [
+        True, True, False, False]  # fmt: skip
+    with pytest.raises(UserError, match="mine: a mean of right answers and of preferred stereotypes says nothing"):
+        tasks.check_suites({"mine": Suite(tasks=["bias_en", "refusal"])}, "suites")
+
+
+def test_crows_pairs_count_the_sentence_that_is_the_stereotype(monkeypatch):
+    """A task of the harness that has its own measure in place of an accuracy."""
+    samples = {"crows_pairs_english": [{"doc_id": n, "likelihood_diff": 2.0, "pct_stereotype": n} for n in (0.0, 1.0)]}
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda **_: {"samples": samples})
+    monkeypatch.setattr(harness, "harness_manager", lambda: None)
+    assert harness._answer(None, "crows_pairs_english", 0, None, 0)["correct"].tolist() == [0.0, 1.0]
+
+
 def test_languages_of_tasks():
-    assert [tasks.task_language(name) for name in ("everyday_de", "arc_vi", "hellaswag_ru", "m_mmlu_zh", "boolq")] == [
-        "de", "vi", "ru", "zh", "en"]  # fmt: skip
+    languages = {
+        "everyday_de": "de", "arc_vi": "vi", "hellaswag_ru": "ru", "m_mmlu_zh": "zh", "boolq": "en", "bias_es": "es",
+        "global_mmlu_pt": "pt", "crows_pairs_english": "en", "crows_pairs_french": "fr",
+    }  # fmt: skip
+    assert {name: tasks.task_language(name) for name in languages} == languages
 
 
 @pytest.mark.parametrize(
@@ -71,14 +114,30 @@ def some_harness_tasks():
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    folders = ["okapi", "mmlu/default", "piqa", "hellaswag", "winogrande", "arc", "openbookqa", "super_glue/boolq"]
+    folders = [
+        "okapi",
+        "crows_pairs",
+        "global_mmlu/default",
+        "mmlu/default",
+        "piqa",
+        "hellaswag",
+        "winogrande",
+        "arc",
+        "openbookqa",
+        "super_glue/boolq",
+    ]
     where = Path(lm_eval.__file__).parent / "tasks"
     return TaskManager(include_defaults=False, include_path=[str(where / folder) for folder in folders])
 
 
 def test_the_papers_tasks_are_the_harnesss():
-    missing = tasks._PAPERS - set(some_harness_tasks().all_tasks)
-    assert not missing and len(tasks._PAPERS) == 11 + 8
+    known = set(some_harness_tasks().all_tasks)
+    assert not tasks._PAPERS - known and len(tasks._PAPERS) == 11 + 8
+    listed = yaml.safe_load((CHECKOUT / "params/profiles/paper.yaml").read_text("utf-8"))["capability"]["suites"]
+    asked = {task for suite in listed.values() for task in suite["tasks"]}
+    assert not asked - known - set(tasks.local_tasks())
+    published = checked("capability").suites.items()
+    assert all(Suite(**listed[name]) == suite for name, suite in published), "the paper's, as the notebook has them"
 
 
 def test_mistakes_in_suites_and_task_files_are_named(checkout, monkeypatch):

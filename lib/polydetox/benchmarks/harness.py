@@ -41,7 +41,8 @@ def answer_suites(
 
     ``task`` is the name that the suite lists, ``part`` the harness's task that an item belongs to (they differ for
     groups such as ``mmlu``). ``correct`` is 1.0 or 0.0: by the likelihood of the answers divided by their length where
-    the task has that measure (``acc_norm``), else by the likelihood itself.
+    the task has that measure (``acc_norm``), else by the likelihood itself. In tasks of minimal pairs it says whether
+    the stereotype is the likelier sentence.
 
     The items of a finished task are kept in ``folder`` under a hash of ``weights_key`` and the settings; a run that
     was stopped answers only what is missing.
@@ -103,9 +104,9 @@ def _answer(harness: Any, task: str, shots: int, limit: int | None, seed: int) -
     rows = []
     for part, samples in done["samples"].items():
         for sample in samples:
-            measure = next((name for name in ("acc_norm", "acc") if name in sample), None)
+            measure = next((name for name in ("acc_norm", "acc", "pct_stereotype") if name in sample), None)
             if measure is None:
-                raise UserError("a suite may only list multiple-choice tasks, which have an accuracy")
+                raise UserError("a suite may only list multiple-choice tasks, which have an accuracy, or CrowS-Pairs")
             rows.append({"task": task, "part": part, "item": int(sample["doc_id"]), "correct": float(sample[measure])})
     return pd.DataFrame(rows)
 

@@ -15,7 +15,8 @@ from polydetox.results.tables import NOT_RUN, Cell, Group, PaperTable, number
 _NAMES = LANGUAGES | {"vi": "Vietnamese", "mean": "Mean over languages"}
 SUITE_TITLES = {
     "arc": "ARC", "hellaswag": "HellaSwag", "mmlu": "MMLU", "everyday": "Everyday questions",
-    "commonsense": "Commonsense", "knowledge": "School knowledge",
+    "commonsense": "Commonsense", "knowledge": "School knowledge", "bias": "Stereotypes", "crows-pairs": "CrowS-Pairs",
+    "refusal": "Harmless questions", "global-mmlu": "Global-MMLU Lite",
 }  # fmt: skip
 
 

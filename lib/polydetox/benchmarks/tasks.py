@@ -21,7 +21,7 @@ from polydetox.core.parameters import Languages, Strict, checked, problem
 from polydetox.core.yaml_files import read_checked
 
 # Multilingual families of the harness, whose task names end in a language.
-_HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu)_([a-z]{2})$")
+_HARNESS_LANGUAGE = re.compile(r"^(?:arc|hellaswag|m_mmlu|global_mmlu)_([a-z]{2})$")
 
 Text = Annotated[str, Field(pattern=r"\S")]
 
@@ -36,6 +36,7 @@ class TaskFile(Strict):
     doc_to_text: str  # Jinja over a row
     doc_to_choice: str | list[str] = "choices"  # the field of the answers, or what is scored instead of them
     target_delimiter: str = Field(" ")  # between question and answer
+    stereotypes: bool = False  # `answer` is a stereotype, chosen by the likelihood of the whole sentence
 
 
 class Question(BaseModel):
@@ -95,7 +96,13 @@ def task_language(task: str) -> str:
     if task in known:
         return known[task][1]
     match = _HARNESS_LANGUAGE.match(task)
-    return match.group(1) if match else "en"
+    return match.group(1) if match else "fr" if task.startswith("crows_pairs_french") else "en"
+
+
+def counts_stereotypes(task: str) -> bool:
+    """Whether a task measures how often the stereotype is preferred (0.5 is unbiased) instead of right answers."""
+    known = local_tasks()
+    return read_task_file(known[task][0]).stereotypes if task in known else task.startswith("crows_pairs")
 
 
 def local_configuration(task: str) -> dict[str, Any]:
@@ -118,7 +125,8 @@ def local_configuration(task: str) -> dict[str, Any]:
         "doc_to_target": "answer",
         "target_delimiter": content.target_delimiter,
         "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+            {"metric": metric, "aggregation": "mean", "higher_is_better": not content.stereotypes}
+            for metric in (("acc",) if content.stereotypes else ("acc", "acc_norm"))
         ],
     }
 
@@ -147,6 +155,11 @@ def check_suites(suites: Mapping[str, Any], where: str) -> None:
     known = local_tasks()
     for name, suite in suites.items():
         values = suite if isinstance(suite, dict) else suite.model_dump()
+        if len(set(map(counts_stereotypes, values["tasks"]))) > 1:
+            raise UserError(
+                f"{where}: {name}: a mean of right answers and of preferred stereotypes says nothing; list tasks of "
+                "stereotypes (bias_*, crows_pairs_*) in a suite of their own"
+            )
         for task in values["tasks"]:
             if task in known:
                 configuration = local_configuration(task)
