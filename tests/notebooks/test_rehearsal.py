@@ -25,7 +25,17 @@ SUITE: dict[str, dict[str, Any]] = {
     "paper": {
         "models": ["mgpt", "bloom-1b7-detox", "llama-2-7b"],
         "languages": ["en", "ja"],
-        "capability": {"suites": {"everyday": {"tasks": ["everyday_en"], "limit": 2}}},
+        "capability": {
+            "suites": {
+                "arc": {"tasks": ["arc_vi"]},
+                "hellaswag": {"tasks": ["hellaswag_ru"]},
+                "mmlu": {"tasks": ["m_mmlu_hi"]},
+                "crows-pairs": {"tasks": ["crows_pairs_french"]},
+                "global-mmlu": {"tasks": ["global_mmlu_ar"]},
+                "bias": {"tasks": ["bias_en"], "limit": 2},
+                "refusal": {"limit": 2},
+            }
+        },
     },
     "paper-control": {
         "models": ["falcon-7b"],
