@@ -1,4 +1,5 @@
-# Why it transfers: the toxicity probe, the value vectors along it, their activations, and what shifting them does.
+# Why it transfers: the toxicity probe, the value vectors along it, their activations, what shifting them does, and where
+# tuning moves the residual stream.
 
 run.chapter(
     "mechanism", "the toxicity probe, value vectors, activations and interventions", included=bool(run.profile.mechanism)
@@ -168,6 +169,51 @@ rule intervene:
         source=lambda w: run.source(w.model),
     log: f"{INTERVENE}/log.txt",
     benchmark: f"{INTERVENE}/benchmark.tsv"
+    resources:
+        gpu=gpu,
+        mem_mb=mem_mb,
+    shell: EXECUTE
+
+
+RESIDUAL = run.stage(
+    "residual",
+    f"{RUN}/{{model}}/{{variant}}/residual",
+    title="Residual stream",
+    section="mechanism: residual",
+    jobs=[
+        {"model": model, "variant": variant}
+        for model in EXPLAINED
+        for variant in run.compared(model)
+        if run.profile.mechanism.residual is not None and checkpoint(model, variant) != base(model)
+    ],
+    settings=lambda model, variant: run.prompt_parameters() | run.section("mechanism: residual", "residual"),
+    inputs=lambda model, variant: {
+        "checkpoint": base(model),
+        "tuned": checkpoint(model, variant),
+        "sources": VALUE_VECTORS.format(model=model) + "/sources.parquet",
+        "languages": run.profile.languages,
+    },
+    table="shift.parquet",
+)
+
+
+rule residual:
+    message: "residual stream: {wildcards.model}, {wildcards.variant}"
+    input:
+        notebook="notebooks/mechanism/residual.ipynb",
+        checkpoint=lambda w: f"{base(w.model)}/manifest.json",
+        tuned=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
+        sources=f"{VALUE_VECTORS}/sources.parquet",
+        prompts=run.prompt_files(),
+    output:
+        manifest=f"{RESIDUAL}/manifest.json",
+        metrics=f"{RESIDUAL}/metrics.json",
+        notebook=f"{RESIDUAL}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("residual", w),
+        source=lambda w: run.source(w.model),
+    log: f"{RESIDUAL}/log.txt",
+    benchmark: f"{RESIDUAL}/benchmark.tsv"
     resources:
         gpu=gpu,
         mem_mb=mem_mb,

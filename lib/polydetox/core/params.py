@@ -168,6 +168,7 @@ class Mechanism(Strict):
     value_vectors: Annotated[Section, _of("value_vectors")] = {}
     activations: Annotated[Section, _of("activations")] = {}
     intervene: Annotated[Section, _of("intervene")] = {}
+    residual: Annotated[Section | None, _of("residual")] = None  # absent: not run
 
 
 class Alignment(Strict):

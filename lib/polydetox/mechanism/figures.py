@@ -80,3 +80,23 @@ def plot_intervention(table: pd.DataFrame) -> Figure:
             axis.grid(True, axis="both")
     shared.legend(figure, grid[0, 0])
     return figure
+
+
+def plot_by_layer(table: pd.DataFrame, colours: Mapping[str, str], said: str) -> Figure:
+    """Each ``value`` by ``layer``: a thin line a ``language``, a thick one for their mean; a row a ``comparison``."""
+    shared.use_theme()
+    panels, titles = list(table["panel"].unique()), list(table["comparison"].unique())
+    size = (WIDTH, 2.9 * len(titles))
+    figure, grid = plt.subplots(len(titles), len(panels), figsize=size, squeeze=False, sharey=True)
+    groups = table.groupby(["comparison", "panel", "line"])
+    for axes, title in zip(grid, titles, strict=True):
+        for axis, panel in zip(axes, panels, strict=True):
+            for line, colour in colours.items():
+                wide = groups.get_group((title, panel, line)).pivot(index="layer", columns="language", values="value")
+                axis.plot(wide.index + 1, wide, linewidth=0.6, alpha=0.35, color=colour)
+                axis.plot(wide.index + 1, wide.mean(axis=1), linewidth=2.0, label=line, color=colour)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.set(xlabel="layer", title="\n".join(filter(None, (title, panel))))
+        axes[0].set_ylabel(said)
+    shared.legend(figure, grid[0, 0])
+    return figure

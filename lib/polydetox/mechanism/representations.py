@@ -1,4 +1,4 @@
-"""Mean-pooled representations of texts: the residual stream at some depths, averaged over a text's tokens."""
+"""Representations of texts, the residual stream at some depths; how it moves, and the tokens that it favours."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def pooled(
     depth: Literal["last", "normed", "layers", "hidden_states"],
     batch_size: int = 64,
     max_tokens: int | None = None,
+    last_token: bool = False,
 ) -> Float[np.ndarray, "texts depths hidden"]:
     """The mean over each text's tokens of the residual stream, float32.
 
     ``last``: what enters the final norm. ``normed``: what leaves it. ``layers``: the output of every layer in turn, the
     last as it enters the final norm. ``hidden_states``: the embeddings, then the output of every layer, the last after
     the final norm. Of a text of more tokens than ``max_tokens``, or than the model has positions, the first are read,
-    as in the paper's code.
+    as in the paper's code. With ``last_token`` it is that of the last token read instead of the mean.
     """
     every_layer = depth in ("layers", "hidden_states")
     limit = min(filter(None, (context_length(model.config), max_tokens)), default=None)
@@ -52,7 +53,9 @@ def pooled(
                 states, last = output.hidden_states or (), entered.pop()
                 streams = {"last": [last], "normed": [output.last_hidden_state], "layers": [*states[1:-1], last],
                            "hidden_states": states}[depth]  # fmt: skip
-                weight = batch["attention_mask"].unsqueeze(-1).float()
+                mask = batch["attention_mask"]
+                counted = mask * (mask.cumsum(dim=1) == mask.sum(dim=1, keepdim=True)) if last_token else mask
+                weight = counted.unsqueeze(-1).float()
                 mean = [(stream.float() * weight).sum(dim=1) / weight.sum(dim=1) for stream in streams]
             means |= zip(rows, torch.stack(mean, dim=1).cpu().numpy(), strict=True)
     finally:
@@ -71,3 +74,16 @@ def kept(file: Path, depends_on: Any, compute: Callable[[], np.ndarray]) -> np.n
     with atomic_path(file) as temporary:
         save_file({"values": values}, temporary, metadata=key)
     return values
+
+
+def explained(rows: Float[np.ndarray, "rows hidden"], direction: Float[np.ndarray, " hidden"]) -> float:
+    """The fraction of the rows' squared length that lies along a direction; NaN if all rows are zero."""
+    unit = direction / np.linalg.norm(direction)
+    total = np.square(rows).sum()
+    return float(np.square(rows @ unit).sum() / total) if total else float("nan")
+
+
+def standing(logits: Float[torch.Tensor, "texts vocabulary"], tokens: Sequence[int]) -> float:
+    """How far the logits of some tokens lie above the mean of the vocabulary, in its standard deviations."""
+    deviation, mean = torch.std_mean(logits.float(), dim=-1, correction=0)
+    return float(((logits[:, tokens].float().mean(dim=-1) - mean) / deviation).mean())
