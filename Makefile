@@ -69,7 +69,8 @@ pdf: $(STAMP) ## render what has been run so far, and a PDF of its chapters; nee
 quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 	@$(BIN)/python -m polydetox.quarto --again
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+# The tests of one file share their fixtures in one process; files start in their order, those that run notebooks first.
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
 	@$(PYTEST) -m "not rehearsal"

@@ -26,18 +26,10 @@ install_import_hook(
         "polydetox.mechanism.probe",
         "polydetox.mechanism.representations",
         "polydetox.metrics",
-        "polydetox.models.trimming",
         "polydetox.attribute_control.nado",
     ],
     "beartype.beartype",
 )
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of one file, or of the rendered site, share their fixtures in one process."""
-    for item in items:
-        group = "site" if item.path.parent.name == "site" else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -48,8 +48,6 @@ def test_the_picture_of_the_rules_is_up_to_date():
     assert drawn() == (sorted(stages), sorted(arrows)), "run `make rulegraph`"
     rules = {name for file in [CHECKOUT / "Snakefile", *(CHECKOUT / "rules").glob("*.smk")]
              for name in re.findall(r"^rule (\w+):", file.read_text("utf-8"), re.MULTILINE)}  # fmt: skip
-    assert rules - set(stages) == OF_THE_REPORT | {"trim", "profs", "residual"}, (
-        "the profiles drawn have every other stage"
-    )
+    assert rules - set(stages) == OF_THE_REPORT | {"trim", "profs"}, "the profiles drawn have every other stage"
     for page, address in (("README.md", "book/rulegraph.svg"), ("book/reproducibility.qmd", "rulegraph.svg")):
         assert f"]({address})" in (CHECKOUT / page).read_text("utf-8")
