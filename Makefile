@@ -76,7 +76,7 @@ test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
 	@$(PYTEST) -m "not rehearsal"
 
 test-rehearsal: $(STAMP) ## the papers' profiles, with a few of their models and languages, from data to site
-	@$(PYTEST) -m rehearsal tests/notebooks
+	@$(PYTEST) --dist=load -m rehearsal tests/notebooks  # two profiles side by side
 
 test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (root, Debian's packages)
 	@$(BIN)/python -m pytest tests/cluster
