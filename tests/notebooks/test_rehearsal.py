@@ -107,7 +107,7 @@ def test_every_model_of_the_profiles_can_be_rehearsed():
 def run(profile: str, place: Path) -> Path:
     """The folder of a rehearsal that has run."""
     environment = prepare(place, [profile], gpu=False, **{profile: SUITE[profile]})
-    done = subprocess.run([sys.executable, "-m", "polydetox", "run", "--profile", profile], text=True, timeout=1800,
+    done = subprocess.run([sys.executable, "-m", "polydetox", "run", "--profile", profile], text=True, timeout=3600,
                           cwd=environment["POLYDETOX_ROOT"], env=environment, capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return Path(environment["POLYDETOX_ROOT"]) / "runs" / profile
