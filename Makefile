@@ -69,14 +69,14 @@ pdf: $(STAMP) ## render what has been run so far, and a PDF of its chapters; nee
 quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 	@$(BIN)/python -m polydetox.quarto --again
 
-# The tests of one file share their fixtures in one process; files start in their order, those that run notebooks first.
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
-	@$(PYTEST) -m "not rehearsal"
+# The tests of one file share their fixtures in one process; files start in their order, those that run notebooks first.
+	@$(PYTEST) --dist=loadfile --no-loadscope-reorder -m "not rehearsal"
 
 test-rehearsal: $(STAMP) ## the papers' profiles, with a few of their models and languages, from data to site
-	@$(PYTEST) --dist=load -m rehearsal tests/notebooks  # two profiles side by side
+	@$(PYTEST) -m rehearsal tests/notebooks
 
 test-cluster: $(STAMP) ## a small profile on a Slurm of two nodes on this host (root, Debian's packages)
 	@$(BIN)/python -m pytest tests/cluster

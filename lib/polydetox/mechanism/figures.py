@@ -82,7 +82,22 @@ def plot_intervention(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_by_layer(table: pd.DataFrame, colours: Mapping[str, str], said: str) -> Figure:
+def plot_shift(table: pd.DataFrame) -> Figure:
+    """How much of the change lies along each direction, layer by layer; a row a ``comparison``."""
+    lines = {"shift": "change on English", "base": "base model's variance", "random": "random"}
+    long = table.rename(columns=lines).melt(["comparison", "language", "layer"], list(lines.values()), "line", "value")
+    colours = dict(zip(lines.values(), (AFTER, BEFORE, MUTED), strict=True))
+    return _plot_by_layer(long.assign(panel=""), colours, "fraction of the squared change")
+
+
+def plot_lens(table: pd.DataFrame) -> Figure:
+    """Where each layer puts the tokens of a group before and after, a panel a group; a row a ``comparison``."""
+    long = table.rename(columns={"side": "line", "standing": "value"})
+    long["panel"] = "tokens of " + long["group"].map(GROUPS)
+    return _plot_by_layer(long, {"before": BEFORE, "after": AFTER}, "mean logit (sd of the vocabulary)")
+
+
+def _plot_by_layer(table: pd.DataFrame, colours: Mapping[str, str], said: str) -> Figure:
     """Each ``value`` by ``layer``: a thin line a ``language``, a thick one for their mean; a row a ``comparison``."""
     shared.use_theme()
     panels, titles = list(table["panel"].unique()), list(table["comparison"].unique())
