@@ -146,6 +146,7 @@ INTERVENE = run.stage(
         "checkpoint": base(model),
         "dtype": run.model_file(model).dtype,
         "sources": VALUE_VECTORS.format(model=model) + "/sources.parquet",
+        "probe": PROBE.format(model=model) + "/probe.safetensors",
         "languages": run.profile.languages,
     },
     table="continuations.parquet",
@@ -158,6 +159,7 @@ rule intervene:
         notebook="notebooks/mechanism/intervene.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         sources=f"{VALUE_VECTORS}/sources.parquet",
+        probed=f"{PROBE}/manifest.json",
         prompts=run.prompt_files(),
         neutral="params/prompts/neutral.yaml",
     output:

@@ -91,7 +91,15 @@ TINY_PROFILE = {
         "probe": {"label_threshold": 0.2, "texts_per_language": 8, "epochs": 2},
         "value_vectors": {"top": 12, "promoted_tokens": 5, "new_tokens": 4},
         "activations": {"new_tokens": 4},
-        "intervene": {"prompt_limit": 2, "offsets": [0.0, -2.0], "unit": "rms", "new_tokens": 4},
+        "intervene": {
+            "prompt_limit": 2,
+            "offsets": [0.0, -2.0],
+            "unit": "rms",
+            "new_tokens": 4,
+            "subtract": [0.0, 0.5],
+            "directions": 2,
+        },
+        "residual": {"promoted_tokens": 5},
     },
     "capability": {
         "suites": {"everyday": {"tasks": ["everyday_en", "everyday_de"], "limit": 3}},

@@ -64,7 +64,9 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
     expected |= {"tiny/tiny/agreement", "tiny/tiny/probe", "tiny/tiny/value_vectors"}
     expected |= {f"tiny/tiny/{variant}/activations" for variant in variants}
     expected |= {"tiny/tiny/base/intervene", "tiny/tiny/base/retrieval"}
-    expected |= {f"tiny/tiny/{variant}/transfer" for variant in ("dpo", "dpo-lora")}
+    expected |= {
+        f"tiny/tiny/{variant}/{stage}" for variant in ("dpo", "dpo-lora") for stage in ("residual", "transfer")
+    }
     expected |= {f"tiny/tiny/{variant}/capability" for variant in ("base", "dpo", "dpo-lora")}
     expected |= {f"tiny/summary/{section}" for section in OF_MODELS}
     assert names == expected
@@ -77,13 +79,13 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    # test_control.py, test_control_eval.py, test_ablations.py, test_residual.py; the first two need a data set that no
+    # test_control.py, test_control_eval.py, test_ablations.py; the first two need a data set that no
     # test may
-    own = {"scorer_head", "scorer_candidates", "control_corpus", "regularise", "profs", "residual"}
+    own = {"scorer_head", "scorer_candidates", "control_corpus", "regularise", "profs"}
     own |= {"attribute_eval", "win_rate", "jigsaw_classify"}
     names = {path.stem for path in (CHECKOUT / "notebooks").rglob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "score", "evaluate", "agreement"}
-    stages |= {"probe", "value_vectors", "activations", "intervene", "retrieval", "transfer"}
+    stages |= {"probe", "value_vectors", "activations", "intervene", "residual", "retrieval", "transfer"}
     stages |= {"world_pretrain", "world_transfer", "capability"}
     assert names - own == stages | {f"summary_{section}" for section in SECTIONS}
 

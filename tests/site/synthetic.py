@@ -103,7 +103,7 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         },
         "dpo": {"learning_rate": 1e-6},
         "agreement": {"scorers": ["embedded", "lexicon"]},
-        "mechanism": {},
+        "mechanism": {"residual": {}},
         "alignment": {"retrieval": {"sentences": "project"}},
         **synthetic_control.PROFILE,
     }
@@ -321,6 +321,7 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
             metrics[language] = {"prompts": prompts, "neurons": NEURONS - 1, **means, **each}
         _stage(folder, "activations", {"variant": variant}, metrics={"languages": metrics})
     _intervene(run / "base" / "intervene", languages, prompts)
+    _residual(run / TRAINED / "residual", languages, prompts)
 
 
 def _intervene(folder: Path, languages: list[str], prompts: int) -> None:
@@ -330,7 +331,36 @@ def _intervene(folder: Path, languages: list[str], prompts: int) -> None:
     _table(folder / "continuations.parquet", pd.concat(tables.values(), ignore_index=True))
     metrics = {language: {"unit": "rms", "scorer": "embedded", "offsets": by_offset(table).to_dict("records")}
                for language, table in tables.items()}  # fmt: skip
-    _stage(folder, "intervene", {}, metrics={"languages": metrics})
+    subtracted = pd.concat([_subtracted(language, prompts) for language in languages], ignore_index=True)
+    _table(folder / "directions.parquet", subtracted)
+    _stage(folder, "intervene", {}, metrics={"languages": metrics, "residual_length": 40.0})
+
+
+def _subtracted(language: str, prompts: int) -> pd.DataFrame:
+    """The probe's direction takes more of the toxicity than the controls, which are as good as the mean difference."""
+    drops = {("unchanged", 0): 0.0, ("probe", 0): 0.3, ("mean difference", 0): 0.05}
+    drops |= {(control, number): 0.05 for control in ("random", "shuffled labels") for number in (0, 1)}
+    rows = [
+        {"prompt_id": f"p{prompt:02d}", "prompt": f"{MARKER} prompt", "direction": direction, "number": number,
+         "subtracted": amount, "continuation": f"{MARKER} {direction} {amount:g}", "language": language,
+         "toxicity": 0.4 + 0.01 * (prompt % 3) - drop * amount, "repeated": 0.1 + amount / 10,
+         "perplexity": 5.0 + 10 * amount}
+        for (direction, number), drop in drops.items() for amount in ((0.5, 1.0) if drop else (0.0,))
+        for prompt in range(prompts)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _residual(folder: Path, languages: list[str], prompts: int) -> None:
+    """A change that lies half along the English direction after the last of two layers."""
+    shift = [(language, layer, prompts // 2, 0.25 * (1 + layer), 0.1, 0.01, 0.2, 0.9 - 0.1 * position)
+             for position, language in enumerate(languages) for layer in (0, 1)]  # fmt: skip
+    columns = ["language", "layer", "prompts", "shift", "base", "random", "relative", "cosine"]
+    _table(folder / "shift.parquet", pd.DataFrame(shift, columns=columns))
+    lens = [(side, language, layer, group, value + layer) for side, value in (("before", 1.0), ("after", 0.5))
+            for language in languages for layer in (0, 1) for group in ("sources", "random")]  # fmt: skip
+    _table(folder / "lens.parquet", pd.DataFrame(lens, columns=["side", "language", "layer", "group", "standing"]))
+    _stage(folder, "residual", {"variant": TRAINED}, metrics={"layers": 2, "tokens": {"sources": 30, "random": 30}})
 
 
 def _shifted(language: str, prompts: int) -> pd.DataFrame:

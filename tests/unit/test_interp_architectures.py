@@ -196,13 +196,13 @@ def shift_some(mlps, shifts):
             activations[row, :, [place for at, place in neurons if at == layer]] += offset
         return activations
 
-    return {layer: partial(add, layer) for layer in range(len(mlps))}
+    return {mlps.output(layer): partial(add, layer) for layer in range(len(mlps))}
 
 
 def test_a_cached_batch_decodes_as_each_prompt_alone(model, tokenizer):
     """Half of the prompts are shifted, and all share one left-padded batch."""
     mlps, shifts = MLPs(model), [SHIFT if position % 2 else None for position in range(len(TEXTS))]
-    with hooked(mlps, len(TEXTS), shift_some(mlps, shifts)), recorded(mlps, WATCHED, len(TEXTS)) as passes:
+    with hooked(len(TEXTS), shift_some(mlps, shifts)), recorded(mlps, WATCHED, len(TEXTS)) as passes:
         together = greedy(model, tokenizer, TEXTS, 4)
     activations = mean_over_new_tokens(passes, together.counted)
     for position, (text, shift) in enumerate(zip(TEXTS, shifts, strict=True)):
@@ -257,7 +257,7 @@ def test_what_is_shifted_changes_what_is_written(tokenizer):
     model = random_model("llama", len(tokenizer))
     mlps, far = MLPs(model), ([(layer, place) for layer in range(2) for place in range(24)], 5.0)
     plain = greedy(model, tokenizer, TEXTS, 4)
-    with hooked(mlps, len(TEXTS), shift_some(mlps, [far] * len(TEXTS))):
+    with hooked(len(TEXTS), shift_some(mlps, [far] * len(TEXTS))):
         assert plain.continuations != greedy(model, tokenizer, TEXTS, 4).continuations
     assert greedy(model, tokenizer, TEXTS, 4).continuations == plain.continuations, "a shift must not stay behind"
 

@@ -1,14 +1,20 @@
-"""The residual stream: directions and standings by hand, and the notebook on tiny models."""
+"""The residual stream: directions, standings and what is subtracted by hand, and the notebooks on tiny models."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from notebook_cells import definitions, run_cell, run_cells
 from polydetox.core.errors import UserError
+from polydetox.mechanism.architectures import MLPs
+from polydetox.mechanism.decoding import hooked
+from polydetox.mechanism.probe import Probe
 from polydetox.mechanism.representations import explained, standing
 from published import model, tokenizer, words
 
@@ -106,3 +112,95 @@ def test_the_chapter_says_what_was_found_and_reads_where_nothing_was():
     assert "the tokens of the sources of dpo from 2.00 to 1.50 standard deviations" in space["favoured"][0]
     space = summary_cells(*[pd.DataFrame({"comparison": []})] * 2)
     assert (space["moved"], space["favoured"]) == ([], [])
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_exactly_the_direction_times_amount_and_length_is_subtracted(final_norm):
+    read = model("e-mGPT")
+    direction, mlps = np.eye(read.config.hidden_size)[3], MLPs(read)
+    given = {"settings": SimpleNamespace(final_norm=final_norm), "length": 2.0, "directions": {("probe", 0): direction}}
+    cells = definitions("intervene", language_model=read, mlps=mlps, ends=np.ones((1, 1, len(direction))), **given)
+    plan = pd.DataFrame({"direction": ["unchanged", "probe"], "number": 0, "subtracted": [0.0, 0.25]})
+    entered, ids = [], torch.tensor([[10, 11, 12], [10, 11, 12]])
+    where = read.lm_head if final_norm else mlps.final_norm
+    where.register_forward_hook(lambda _, inputs, __: entered.append(inputs[0].clone()))
+    with torch.inference_mode():
+        read(input_ids=ids)
+        with hooked(2, cells.subtraction(plan)):
+            read(input_ids=ids)
+    (plain, changed), taken = entered, torch.from_numpy(0.5 * direction).float()
+    assert torch.equal(changed[0], plain[0]), "nothing was subtracted from the first text"
+    torch.testing.assert_close(plain[1] - changed[1], taken.expand_as(plain[1]), atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def probed(given, tmp_path):
+    """What the section on directions is given besides: a probe, and the texts that it was trained on."""
+    features = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    features[:3, 5] += 10
+    save_file({"values": features}, tmp_path / "features.safetensors")
+    labels = pd.DataFrame({"part": [*["train"] * 5, "test"], "label": [1, 1, 1, 0, 0, 0]})
+    labels.to_parquet(tmp_path / "labels.parquet")
+    Probe(features[0], 0.0, np.ones(64, np.float32)).save(tmp_path / "probe.safetensors")
+    kept = ("checkpoint", "sources", "prompts_source", "prompts_folder", "output_folder")
+    return {**{name: given[name] for name in kept}, "languages": ["en"], "offsets": [0.0], "neutral_offset": 0.0,
+            "scorer": "lexicon", "new_tokens": 4, "directions": 2, "dtype": "float32"}  # fmt: skip
+
+
+def test_directions_are_subtracted_and_nothing_subtracted_leaves_the_text(probed, tmp_path):
+    space = run_cells("intervene", **probed, subtract=[0.0, 3.0], probe=str(tmp_path / "probe.safetensors"))
+    table = pd.read_parquet(tmp_path / "stage" / "directions.parquet").set_index("direction")
+    assert table.groupby(["direction", "number"]).size().eq(6).all()
+    assert dict(table.groupby("direction").size()) == {
+        "unchanged": 6, "probe": 6, "mean difference": 6, "random": 12, "shuffled labels": 12}  # fmt: skip
+    plain = space["continuations"].query("group == 'sources'")["continuation"]
+    assert list(table.loc["unchanged", "continuation"]) == list(plain)
+    assert (table.loc["probe", "continuation"].to_numpy() != plain.to_numpy()).any()
+    features = space["load_file"](tmp_path / "features.safetensors")["values"]
+    for name, wanted in (("probe", features[0]), ("mean difference", features[:3].mean(0) - features[3:5].mean(0))):
+        np.testing.assert_allclose(space["directions"][name, 0], wanted / np.linalg.norm(wanted), atol=1e-6)
+    assert not np.allclose(space["directions"]["random", 0], space["directions"]["random", 1])
+    read = type(space["language_model"]).from_pretrained(tmp_path / "base", dtype=torch.float32)
+    ends: list[torch.Tensor] = []
+    read.transformer.ln_f.register_forward_pre_hook(lambda _, inputs: ends.append(inputs[0][0, -1]))
+    for text in space["english"]:
+        read(space["tokenizer"](text, return_tensors="pt")["input_ids"])
+    assert space["length"] == pytest.approx(float(torch.stack(ends).square().sum(dim=1).mean().sqrt()), rel=1e-4)
+
+
+def test_by_default_no_direction_is_subtracted_and_no_probe_read(probed, tmp_path):
+    space = run_cells("intervene", **probed)
+    assert space["measured"] == [] and not (tmp_path / "stage" / "directions.parquet").exists()
+    with pytest.raises(UserError, match="a file that it reads is not named"):
+        run_cells("intervene", **probed, subtract=[0.0, 1.0])
+
+
+def subtracted(lower):
+    """Toxicity of four prompts in two languages, unchanged and with each direction ``lower`` by so much."""
+    rows = [
+        (("de", "en")[prompt % 2], f"p{prompt}", name, amount, 0.1 * prompt + 0.5 - lower[name] * amount, 0.2, 9.0)
+        for name in lower
+        for amount in ([0.0] if name == "unchanged" else [1.0, 2.0])
+        for prompt in range(4)
+    ]
+    columns = ["language", "prompt_id", "direction", "subtracted", "toxicity", "repeated", "perplexity"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_the_chapter_claims_of_a_direction_what_its_intervals_hold():
+    results = SimpleNamespace(samples=50, confidence=0.95, models=["one"])
+    results.language_rng = lambda _: np.random.default_rng(0)
+    cells = definitions("summary_mechanism", results=results)
+    lower = {"unchanged": 0.0, "probe": 0.1, "mean difference": 0.05, "random": 0.05, "shuffled labels": 0.075}
+    rows = pd.DataFrame(cells.direction_rows("one", subtracted(lower)))
+    last = rows.set_index(["direction", "subtracted"]).loc[("probe", 2.0)]
+    assert last["unchanged_before"] == pytest.approx(0.65) and last["unchanged_drop"] == pytest.approx(0.2)
+    assert last["random_drop"] == pytest.approx(0.1) and last["random_drop_low"] == pytest.approx(0.1)
+    assert np.isnan(rows.set_index("direction").loc["random", "random_drop"]).all(), "not against itself"
+    space = run_cell("summary_mechanism", "mechanism-directions-table", **vars(cells), subtracted=rows)
+    said = run_cell("summary_mechanism", "mechanism-direction-sentences", **space)["directed"]
+    assert "2 times the length of the residual stream, takes the average toxicity over languages from 0.650" in said[0]
+    assert "below that with random directions (0.550) and below that with directions of shuffled labels" in said[0]
+    assert "not distinguishable from that with random directions (0.550) and above that with directions" in said[1]
+    space = run_cell("summary_mechanism", "mechanism-directions-table", **vars(cells), subtracted=pd.DataFrame())
+    assert run_cell("summary_mechanism", "mechanism-direction-sentences", **space)["directed"] == []

@@ -66,13 +66,14 @@ def greedy(
 
 
 @contextmanager
-def hooked(mlps: MLPs, texts: int, hooks: Mapping[int, Callable[[Activations], torch.Tensor | None]]) -> Iterator[None]:
-    """Within this context a layer's hook sees the activations of its neurons in every forward pass over some texts.
+def hooked(texts: int, hooks: Mapping[torch.nn.Module, Callable[[Activations], torch.Tensor | None]]) -> Iterator[None]:
+    """Within this context a module's hook sees what enters the module in every forward pass over some texts.
 
-    What a hook returns, if anything, takes their place.
+    That is the activations of a layer's neurons (``MLPs.output``), or the residual stream (``MLPs.final_norm``). What a
+    hook returns, if anything, takes their place.
     """
 
-    def before_output(hook: Callable[[Activations], torch.Tensor | None]) -> Callable[..., Any]:
+    def before(hook: Callable[[Activations], torch.Tensor | None]) -> Callable[..., Any]:
         def inner(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
             activations = inputs[0]
             changed = hook(activations.reshape(texts, -1, activations.shape[-1]))  # OPT flattens texts and positions
@@ -80,7 +81,7 @@ def hooked(mlps: MLPs, texts: int, hooks: Mapping[int, Callable[[Activations], t
 
         return inner
 
-    handles = [mlps.output(layer).register_forward_pre_hook(before_output(hook)) for layer, hook in hooks.items()]
+    handles = [module.register_forward_pre_hook(before(hook)) for module, hook in hooks.items()]
     try:
         yield
     finally:
@@ -108,7 +109,7 @@ def recorded(mlps: MLPs, neurons: Sequence[Neuron], texts: int) -> Iterator[list
 
         return hook
 
-    with hooked(mlps, texts, {layer: keep(layer) for layer in layers}):
+    with hooked(texts, {mlps.output(layer): keep(layer) for layer in layers}):
         yield passes
 
 
