@@ -116,7 +116,7 @@ def test_the_chapter_says_what_was_found_and_reads_where_nothing_was():
 
 @pytest.mark.parametrize("final_norm", [False, True])
 def test_exactly_the_direction_times_amount_and_length_is_subtracted(final_norm):
-    read = model("e-mGPT")
+    read = model("e-mGPT").eval()
     direction, mlps = np.eye(read.config.hidden_size)[3], MLPs(read)
     given = {"settings": SimpleNamespace(final_norm=final_norm), "length": 2.0, "directions": {("probe", 0): direction}}
     cells = definitions("intervene", language_model=read, mlps=mlps, ends=np.ones((1, 1, len(direction))), **given)
