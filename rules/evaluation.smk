@@ -14,12 +14,22 @@ wildcard_constraints:
     set=f"(?:{'|'.join([*(re.escape(f'{name}/') for name in run.prompt_sets), ''])})",
 
 
+def experts(model, variant):
+    """The checkpoints whose logits steer the sampling of a variant: of an expert and an anti-expert, or none."""
+    named = run.section("generate", "generate", model, variant).get("experts", [])
+    return [checkpoint(model, name) for name in named]
+
+
 GENERATE = run.stage(
     "generate",
     f"{RUN}/{{model}}/{{variant}}/{{set}}generate",
     title="Continuations",
     section="generate",
     jobs=EVALUATED,
+    settings=lambda model, variant, set: {
+        **run.section("generate", "generate", model, variant),
+        **({"experts": found} if (found := experts(model, variant)) else {}),
+    },
     inputs=lambda model, variant, set: {
         "checkpoint": checkpoint(model, variant),
         "dtype": run.model_file(model).dtype,
@@ -37,6 +47,7 @@ rule generate:
         checkpoint=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
         prompts=lambda w: run.prompt_files(w.set.rstrip("/")),
         prefix=lambda w: ["params/prompts/politeness.yaml"] if run.prefixes(w.model, w.variant) else [],
+        experts=lambda w: [f"{expert}/manifest.json" for expert in experts(w.model, w.variant)],
     output:
         manifest=f"{GENERATE}/manifest.json",
         continuations=f"{GENERATE}/continuations.parquet",
@@ -49,7 +60,7 @@ rule generate:
     priority: 1
     resources:
         gpu=gpu,
-        mem_mb=mem_mb,
+        mem_mb=lambda w: (3 if experts(w.model, w.variant) else 1) * mem_mb(w),
     shell: EXECUTE
 
 

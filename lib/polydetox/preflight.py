@@ -172,6 +172,10 @@ def _job_checks(run: Run, job: Job) -> Checks:
     if job.stage == "profs":
         model = run.model_file(job.wildcards["model"])
         yield partial(_check_edit, model, where, settings["rank"], settings["pair_limit"])
+    if settings.get("experts"):
+        from polydetox.generation.engines import engine_with_experts
+
+        yield partial(engine_with_experts, where, settings["engine"], settings["temperature"])
     if job.stage == "intervene":
         yield partial(neutral_prompts)
     if settings.get("source") == "toxigen-wikitext":

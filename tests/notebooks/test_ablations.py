@@ -33,6 +33,10 @@ PROFILE = {
                "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
         "polite": {"pairs": "mine", "ablation": "prompting", "tuning": "none",
                    "generate": {"prefix": "own-language"}},
+        "anti": {"pairs": "mine", "ablation": "placebo", "prompt_limit": 3, "generate": {"n": 2},
+                 "dpo": {"labels": "swapped", "learning_rate": 1e-2}},
+        "steered": {"pairs": "mine", "ablation": "decoding", "tuning": "none",
+                    "generate": {"experts": ["lr", "anti"], "alpha": 1.0}},
         "edited": {"pairs": "mine", "ablation": "tuning", "tuning": "profs", "prompt_limit": 3,
                    "generate": {"n": 2}, "profs": {"rank": 1}},
     },
@@ -88,6 +92,19 @@ def test_a_variant_without_tuning_differs_by_its_prefix_alone(ran):
     families = pd.read_parquet(runs / "summary/ablations/families.parquet")
     labels = families.loc[families["ablation"] == "prompting", "label"]
     assert set(labels) == {"DPO", "a prefix in the prompt's language"}
+
+
+def test_experts_steer_the_base_model(ran):
+    runs, _ = ran
+    assert not (runs / "tiny/steered/merge").exists()
+    manifest = json.loads((runs / "tiny/steered/generate/manifest.json").read_text())
+    experts = ["runs/tiny/tiny/lr/merge", "runs/tiny/tiny/anti/merge"]
+    assert manifest["parameters"]["experts"] == experts and {*experts, "runs/tiny/tiny/trim"} <= set(manifest["inputs"])
+    base, steered = (pd.read_parquet(runs / f"tiny/{variant}/score/scores.parquet") for variant in ("base", "steered"))
+    assert base["prompt"].tolist() == steered["prompt"].tolist()
+    assert base["continuation"].tolist() != steered["continuation"].tolist()
+    said = json.loads((runs / "summary/ablations/variables.json").read_text())["ablation_decoding_sentence"]
+    assert said.startswith("With DExperts instead of DPO, EMT of Tiny (dpo) is ")
 
 
 def test_an_edited_variant_is_linked_and_evaluated(ran):

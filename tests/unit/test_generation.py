@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -11,7 +13,7 @@ from polydetox.core.errors import UserError
 from polydetox.data.prompts import load_prompts, politeness
 from polydetox.generation import attention, engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
-from tiny import FAMILIES
+from tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 PROMPTS = ["The neighbours", "La capital de Francia es una", "Der", "今日はとても"]
 IDS = ["a", "b", "c", "d"]
@@ -73,6 +75,76 @@ def test_a_request_for_politeness_is_read_and_is_no_part_of_the_prompt(tiny_chec
                             engine="transformers")  # fmt: skip
         assert table["continuation"].tolist() == expected["continuation"].tolist()
     assert len({tuple(table["continuation"]) for table in tables.values()}) == 3, "the model has read it"
+
+
+def fresh(family, folder, seed):
+    """Another model of the family with the same tokenizer."""
+    tokenizer = tiny_tokenizer()
+    tiny_model(family, len(tokenizer), seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_steer_what_is_sampled_and_none_where_they_agree(tiny_checkpoints, tmp_path, family):
+    """With continuations that end early, whose rows leave all three caches."""
+    base, sampling = tiny_checkpoints[family], Sampling(n=5, top_p=0.95, max_new_tokens=8)
+    one, other = (fresh(family, tmp_path / str(seed), seed) for seed in (1, 2))
+
+    def sampled(*options):
+        engine = TransformersEngine(base, "float32", *options)
+        engine._stop = frozenset(range(0, 900, 9))
+        return engine.sample(IDS, PROMPTS, sampling)
+
+    plain, steered = sampled(), sampled([one, other], 1.0)
+    assert sampled([one, other], 0.0) == plain == sampled([one, one], 2.0) != steered
+    lengths = [len(continuation.tokens) for row in steered for continuation in row]
+    assert len(set(lengths)) > 3, "some continuations ended early"
+    # Each token again, from whole texts read without a cache.
+    models = [engines.load_causal_lm(weights, torch.float32) for weights in (base, one, other)]
+    tokenizer, stop = engines.load_tokenizer(base), frozenset(range(0, 900, 9))
+    for identifier, prompt, row in zip(IDS, PROMPTS, steered, strict=True):
+        uniform = engines.uniforms(sampling.seed, identifier, 5, 8)
+        for number, (tokens, truncated) in enumerate(row):
+            for step in range(len(tokens) + (not truncated)):
+                ids = [*tokenizer(prompt)["input_ids"], *tokens[:step]]
+                z, expert, anti = (engines.next_logits(model, ids)[-1:] for model in models)
+                token = engines.sample(z, uniform[number, step : step + 1], 0.9, 0.95, 0, expert - anti).item()
+                assert token == tokens[step] if step < len(tokens) else token in stop
+
+
+def test_experts_of_a_notebook_are_checked_and_change_the_samples(tiny_checkpoints, tmp_path):
+    weights, expert = tiny_checkpoints["llama"], fresh("llama", tmp_path / "expert", 1)
+    given = {"checkpoint": str(weights), "dtype": "float32", "languages": ["de"], "prompts_source": "project",
+             "prompt_limit": 3, "n": 2, "max_new_tokens": 6}  # fmt: skip
+
+    def run(name, **more):
+        space = run_cells("generate", output_folder=str(tmp_path / name), **given, **more)
+        return space["continuations"]["continuation"].tolist()
+
+    both = {"experts": [str(expert), str(weights)]}
+    plain = run("plain")
+    assert run("still", **both, alpha=0.0) == plain != run("steered", **both, alpha=2.0)
+    with pytest.raises(UserError, match="experts: give an expert and an anti-expert"):
+        run("one", experts=[str(expert)])
+    with pytest.raises(UserError, match="generate: engine: vllm reads one model.*engine: transformers"):
+        run("vllm", **both, engine="vllm")
+    with pytest.raises(UserError, match="generate: temperature: 0 .*give a temperature above 0"):
+        run("greedy", **both, temperature=0.0)
+    foreign = tmp_path / "foreign"
+    shutil.copytree(expert, foreign)
+    tokenizer = engines.load_tokenizer(foreign)
+    tokenizer.add_tokens(["<another>"])
+    tokenizer.save_pretrained(foreign)
+    with pytest.raises(UserError, match="foreign has another vocabulary than .*tuned from the same model"):
+        run("foreign", experts=[str(expert), str(foreign)])
+
+
+def test_experts_do_not_go_through_generate(tiny_checkpoints, monkeypatch):
+    monkeypatch.setattr(engines, "keeps_keys_and_values", lambda cache: False)
+    base = tiny_checkpoints["gpt2"]
+    with pytest.raises(UserError, match="sampling with experts with model type 'gpt2' is not exact"):
+        TransformersEngine(base, "float32", [base, base], 1.0)
 
 
 def tiny_of(family):

@@ -18,6 +18,8 @@ from polydetox.workflow import load
 from tiny import CHECKOUT, TINY_PROFILE
 
 # A variant that samples after a request for politeness.
+STEERED = {"pairs": "on-policy", "ablation": "decoding", "tuning": "none", "generate": {"experts": ["a", "anti"]}}
+ANTI = {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "swapped"}}
 PREFIXED = {"pairs": "on-policy", "ablation": "prompting", "generate": {"prefix": "english"}}
 
 
@@ -131,6 +133,27 @@ def test_a_later_source_wins(checkout):
             {"variants": {"a": {"pairs": "on-policy", "ablation": "prompting", "tuning": "none"}}},
             ["variants.a", "'generate: prefix:'"],
         ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {**STEERED, "generate": {"experts": ["a"]}}}},
+            ["variants.b", "experts", "an expert and an anti-expert", "['a']"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "anti": ANTI, "b": {**STEERED, "tuning": "dpo"}}},
+            ["variants.b", "'generate: experts:'", "'tuning: none'"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {**STEERED, "generate": {"alpha": 1.0}}}},
+            ["variants.b", "'generate: experts:'"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "b": STEERED}},
+            ["variant 'b'", "generate: experts: 'anti' is no tuned variant", "use two of a"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "anti": {**ANTI, "optional": True}, "b": STEERED}},
+            ["variant 'b'", "generate: experts: 'anti'"],
+        ),
+        ({"generate": {"experts": ["a", "b"]}}, ["generate: experts:", "'ablation: decoding'"]),
         ({"generate": {"prefix": "englsh"}}, ["generate", "prefix", "'englsh'", "'english'"]),
         ({"variants": {"a": {"pairs": "on-policy", "ablation": "sead"}}}, ["variants.a.ablation", "'sead'", "'seed'"]),
         (
@@ -268,6 +291,22 @@ def test_a_variant_without_tuning_samples_from_the_base_model(checkout):
     assert run.resolved("trim", model="tiny")["prefixes"] == ["english"], "whose tokens stay in the vocabulary"
     stages = {job.stage for job in run.jobs.values() if job.wildcards.get("variant") == "polite"}
     assert stages == {"generate", "score", "evaluate"}
+
+
+def test_experts_are_checkpoints_of_the_run(checkout):
+    variants = {"a": {"pairs": "on-policy"}, "anti": ANTI, "steered": STEERED}
+    rewrite(checkout / "params/profiles/tiny.yaml", variants=variants)
+    run = load("tiny")
+    base, own = (run.resolved("generate", model="tiny", variant=variant) for variant in ("base", "steered"))
+    assert own["experts"] == [f"runs/tiny/tiny/{variant}/merge" for variant in ("a", "anti")] and not base["experts"]
+    assert own["checkpoint"] == base["checkpoint"]
+    assert "experts" not in run.jobs["generate", ("model", "tiny"), ("set", ""), ("variant", "base")].parameters
+    assert preflight.problems(run) == []
+    for wrong, said in (({"engine": "vllm"}, "engine: vllm"), ({"temperature": 0.0}, "temperature: 0")):
+        steered = STEERED | {"generate": STEERED["generate"] | wrong}
+        rewrite(checkout / "params/profiles/tiny.yaml", variants=variants | {"steered": steered})
+        with pytest.raises(UserError, match=f"params/profiles/tiny.yaml: generate: {said}"):
+            preflight.preflight(load("tiny"))
 
 
 def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout, monkeypatch):

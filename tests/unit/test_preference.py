@@ -62,6 +62,9 @@ def test_placebos_change_the_sides_of_the_pairs_and_nothing_else():
     pd.testing.assert_frame_equal(relabelled(table, "given"), table)
     longer = relabelled(table, "longer")
     assert longer[["prompt_id", "chosen", "rejected"]].values.tolist() == [["a", "xx", "x"], ["b", "yyyy", "yyy"]]
+    swapped = relabelled(table, "swapped")
+    assert swapped["chosen"].tolist() == table["rejected"].tolist()
+    assert swapped["rejected"].tolist() == table["chosen"].tolist()
     many = pd.DataFrame({"prompt_id": "p", "prompt": "P", "chosen": [f"good {number}" for number in range(1000)],
                          "rejected": [f"bad {number}" for number in range(1000)]})  # fmt: skip
     shuffled = relabelled(many, "shuffled")

@@ -29,6 +29,9 @@ VARIANTS = {
     "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "dpo": {"learning_rate": 1e-7}},
     "coin": {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "shuffled"}},
     "polite": {"pairs": "on-policy", "tuning": "none", "ablation": "prompting", "generate": {"prefix": "english"}},
+    "swap": {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "swapped"}},
+    "steered": {"pairs": "on-policy", "tuning": "none", "ablation": "decoding",
+                "generate": {"experts": ["dpo", "swap"]}},
     "edit": {"pairs": "on-policy", "ablation": "tuning", "tuning": "profs"},
 }  # fmt: skip
 
@@ -78,7 +81,8 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     assert [member.label for member in rates.members] == ["1e-7", "1e-3"]
     assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
     placebos = family_of(results, "placebo")
-    assert [member.label for member in placebos.members] == ["labels as given", "shuffled labels"]
+    assert [member.label for member in placebos.members] == ["labels as given", "shuffled labels", "swapped sides"]
+    assert [member.label for member in family_of(results, "decoding").members] == ["DPO", "DExperts"]
     prompting = family_of(results, "prompting")
     assert [(member.variant, member.label) for member in prompting.members] == [
         ("dpo", "DPO"), ("polite", "an English prefix")]  # fmt: skip
@@ -164,7 +168,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
     assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
-    assert len(said) == 10 and set(said.values()) == {"Not run."}
+    assert len(said) == 11 and set(said.values()) == {"Not run."}
     assert "not run" in seeds_shown(table)
 
 
@@ -228,11 +232,20 @@ def test_a_prefix_is_compared_with_dpo(results, tmp_path):
     )
 
 
+def test_steering_is_compared_with_dpo(results, tmp_path):
+    for language in ("de", "en", "ja"):
+        for variant, level in (("base", 0.6), ("dpo", 0.4), ("steered", 0.3)):
+            write_evaluation(results, variant, language, scored("abcd", 2, level))
+    assert sentences(tmp_path)["ablation_decoding_sentence"].startswith(
+        "With DExperts instead of DPO, EMT of Tiny (dpo) is lower (-0.10 [-0.10, -0.10])"
+    )
+
+
 def test_what_is_not_trained_is_no_training(results):
     names = vars(definitions("summary_training"))
     lines = run_cell("summary_training", "ef90c41e", **names | {"results": results})["lines"]
     assert [line[0] for line in lines] == [
-        f"Tiny ({name})" for name in VARIANTS if name not in ("polite", "edit")]  # fmt: skip
+        f"Tiny ({name})" for name in VARIANTS if name not in ("polite", "steered", "edit")]  # fmt: skip
 
 
 def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):

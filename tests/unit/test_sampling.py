@@ -33,6 +33,42 @@ def test_distribution_is_that_of_transformers(temperature, top_p, top_k):
     assert torch.allclose(share, reference(logits, temperature, top_p, top_k)[0], atol=2e-3)
 
 
+def test_experts_reweigh_the_base_models_nucleus_by_hand():
+    """Probabilities 0.5, 0.3 and 0.2 and a nucleus of 0.7: the third token stays out, whatever the experts make of it."""
+    logits, expert, anti = torch.tensor([[0.5, 0.3, 0.2], [2.0, 1.0, 8.0], [1.0, 0.5, 1.0]]).unsqueeze(1)
+    logits, alpha, temperature = logits.log(), 0.5, 2.0
+    steering = alpha * (expert - anti)  # 0.5, 0.25, 3.5
+    grid = 4000
+    uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+
+    def fractions(top_p, top_k=0):
+        tokens = sampling.sample((logits * temperature).expand(grid, -1), uniform, temperature, top_p, top_k,
+                                 steering.expand(grid, -1))  # fmt: skip
+        return (torch.bincount(tokens, minlength=3) / grid).tolist()
+
+    # By hand: 0.5 exp(0.5 / 2) and 0.3 exp(0.25 / 2), of their sum; with all three, 0.2 exp(3.5 / 2) as well.
+    first, second, third = 0.5 * 1.284025, 0.3 * 1.133148, 0.2 * 5.754603
+    two, three = first + second, first + second + third
+    assert fractions(0.7) == pytest.approx([first / two, second / two, 0.0], abs=1e-3)
+    assert fractions(1.0, top_k=2) == pytest.approx([first / two, second / two, 0.0], abs=1e-3)
+    assert fractions(1.0) == pytest.approx([first / three, second / three, third / three], abs=1e-3)
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.8, 0), (1.0, 0), (0.9, 7)])
+def test_experts_that_agree_change_no_token(monkeypatch, top_p, top_k):
+    """In chunks, and with nuclei of every width."""
+    torch.manual_seed(4)
+    logits = torch.randn(60, 3000) * torch.linspace(0.1, 6, 60).unsqueeze(-1)
+    uniform = torch.rand(60, dtype=torch.float64)
+    plain = sampling.sample(logits, uniform, 0.9, top_p, top_k)
+    monkeypatch.setattr(sampling, "_CHUNK", 3000 * 16)
+    assert torch.equal(sampling.sample(logits, uniform, 0.9, top_p, top_k, torch.zeros_like(logits)), plain)
+    huge = torch.randn_like(logits) * 1e4  # beyond what exp can hold
+    steered = sampling.sample(logits, uniform, 0.9, top_p, top_k, huge)
+    kept = torch.stack([reference(row[None], 0.9, top_p, top_k)[0] > 0 for row in logits])
+    assert torch.equal(steered, huge.masked_fill(~kept, float("-inf")).argmax(dim=-1))
+
+
 def test_a_nucleus_wider_than_the_guess_is_sorted_in_full(monkeypatch):
     torch.manual_seed(1)
     logits = torch.randn(6, 200) * torch.tensor([[0.01], [0.1], [1.0], [3.0], [5.0], [0.5]])

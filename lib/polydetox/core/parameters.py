@@ -66,6 +66,16 @@ PromptSource = Literal["project", "rtp-lx", "real-toxicity-prompts", "polyglo-to
 Prefix = Literal["none", "english", "own-language"]
 
 
+def _pair(value: list[str]) -> list[str]:
+    if len(value) not in (0, 2):
+        raise ValueError(f"give an expert and an anti-expert, as [dpo, dpo-swapped] (got {value!r})")
+    return value
+
+
+# Whose logits steer the sampling (`generation.sampling.steered`): an expert and an anti-expert; none: nothing does.
+Experts = Annotated[list[str], AfterValidator(_pair)]
+
+
 def _language(value: str) -> str:
     try:
         return check_language(value)

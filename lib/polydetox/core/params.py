@@ -211,11 +211,11 @@ class World(Strict):
 
 
 # What an ablation varies, and the stage and its setting that it then sets; without a stage, the variant's own.
-Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "tuning", "prompting"]
+Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "tuning", "prompting", "decoding"]
 ABLATED_SETTING: dict[Ablation, tuple[Literal["dpo", "generate", ""], str]] = {
     "seed": ("dpo", "seed"), "method": ("dpo", "method"), "learning-rate": ("dpo", "learning_rate"),
     "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "tuning": ("", "tuning"),
-    "prompting": ("generate", "prefix"),
+    "prompting": ("generate", "prefix"), "decoding": ("generate", "experts"),
 }  # fmt: skip
 
 
@@ -273,8 +273,10 @@ class Variant(StageSettings):
         _require(self.tuning != "profs" or self.ablation in ("tuning", None),
                  f"'tuning: profs' has 'ablation: tuning', or no ablation: with {self.ablation!r} two things would "
                  "differ")  # fmt: skip
-        _require(self.tuning != "none" or self.ablation == "prompting",
-                 "'tuning: none' is for a variant with 'ablation: prompting'")  # fmt: skip
+        _require(self.tuning != "none" or self.ablation in ("prompting", "decoding"),
+                 "'tuning: none' is for a variant with 'ablation: prompting' or 'decoding'")  # fmt: skip
+        _require(not self.generate.get("experts") or (self.tuning, self.ablation) == ("none", "decoding"),
+                 "'generate: experts:' steer the base model: add 'tuning: none' and 'ablation: decoding'")  # fmt: skip
         for stage in ("dpo", "profs"):
             _require(stage == self.tuning or not getattr(self, stage),
                      f"'{stage}' has settings of another tuning than 'tuning: {self.tuning}'")  # fmt: skip
@@ -338,6 +340,18 @@ class Profile(StageSettings):
             _require(not variant.ablation or self.ablated_from(variant),
                      f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
                      f"'ablation' is tuned with DPO on pairs {variant.pairs!r}")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _experts_are_tuned(self) -> Profile:
+        _require("experts" not in self.generate, "generate: experts: is for a variant with 'ablation: decoding'")
+        for name, variant in self.variants.items():
+            for expert in variant.generate.get("experts", []):
+                known = [other for other, its in self.variants.items() if its.tuning != "none"
+                         and its.pairs == variant.pairs and (variant.optional or not its.optional)]  # fmt: skip
+                _require(expert in known,
+                         f"variant {name!r}: generate: experts: {expert!r} is no tuned variant with pairs "
+                         f"{variant.pairs!r}; use two of {', '.join(known)}{nearest(expert, known)}")  # fmt: skip
         return self
 
     @model_validator(mode="after")

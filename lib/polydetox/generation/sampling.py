@@ -53,27 +53,31 @@ def sample(
     temperature: float,
     top_p: float,
     top_k: int = 0,
+    steering: Float[torch.Tensor, "rows vocabulary"] | None = None,
 ) -> Int[torch.Tensor, " rows"]:
     """Sample one token a row from the distribution that transformers' processors define.
 
     Temperature first, then top-k, then top-p: the smallest set of most probable tokens whose mass reaches ``top_p``
-    (the token that crosses it is kept). Temperature 0 means greedy decoding.
+    (the token that crosses it is kept). Temperature 0 means greedy decoding. ``steering`` is added to the logits of the
+    tokens that these cuts leave (:func:`steered`), as in DExperts; it takes a temperature above 0.
     """
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     # On a CPU a large vocabulary's logits are worked on in chunks that stay in its cache.
     rows = max(1, _CHUNK // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
     if len(logits) > rows:
-        chunks = zip(logits.split(rows), uniform.split(rows), strict=True)
-        return torch.cat([sample(chunk, part, temperature, top_p, top_k) for chunk, part in chunks])
+        chunks = [slice(start, start + rows) for start in range(0, len(logits), rows)]
+        return torch.cat([sample(logits[chunk], uniform[chunk], temperature, top_p, top_k,
+                                 steering[chunk] if steering is not None else None) for chunk in chunks])  # fmt: skip
     logits = logits.float() / temperature
     vocabulary = logits.shape[-1]
+    steering = steering / temperature if steering is not None else None
     if top_k == 0 and top_p >= 1.0:
-        return pick(logits.softmax(dim=-1).double().cumsum(dim=-1), uniform)
+        return pick(steered(logits.softmax(dim=-1).double(), steering).cumsum(dim=-1), uniform)
     if top_k:
         # The mass that top-p cuts is that of the k tokens.
         values, tokens = largest(logits, min(top_k, vocabulary))
-        return _pick_in_nucleus(values.softmax(dim=-1).double(), tokens, uniform, top_p)
+        return _pick_in_nucleus(values.softmax(dim=-1).double(), tokens, uniform, top_p, steering)
 
     # Without top-k, it is that of the whole vocabulary: exp(logit - largest) / total.
     greatest = logits.amax(dim=-1, keepdim=True)  # (rows, 1)
@@ -85,13 +89,29 @@ def sample(
         probabilities = ((values - greatest).exp() / total).double()
         found = probabilities.sum(dim=-1) >= (top_p if width < vocabulary else 0.0)
         if bool(found.all()):
-            chosen[open_rows] = _pick_in_nucleus(probabilities, tokens, uniform, top_p)
+            chosen[open_rows] = _pick_in_nucleus(probabilities, tokens, uniform, top_p, steering)
             break
-        chosen[open_rows[found]] = _pick_in_nucleus(probabilities[found], tokens[found], uniform[found], top_p)
+        added = steering[found] if steering is not None else None
+        chosen[open_rows[found]] = _pick_in_nucleus(probabilities[found], tokens[found], uniform[found], top_p, added)
         wide = ~found
         open_rows, logits, uniform = open_rows[wide], logits[wide], uniform[wide]
         greatest, total = greatest[wide], total[wide]
+        steering = steering[wide] if steering is not None else None
     return chosen
+
+
+def steered(
+    probabilities: Float[torch.Tensor, "rows tokens"], steering: Float[torch.Tensor, "rows tokens"] | None
+) -> Float[torch.Tensor, "rows tokens"]:
+    """softmax(z) as softmax(z + steering) up to its scale, among the tokens that it does not exclude.
+
+    In DExperts (Liu et al. 2021, section 2) ``steering`` is alpha * (expert's - anti-expert's logits), and only tokens
+    of the base model's nucleus are candidates: the experts choose among what is fluent.
+    """
+    if steering is None:
+        return probabilities
+    added = steering.double().masked_fill(probabilities == 0.0, float("-inf"))
+    return probabilities * (added - added.amax(dim=-1, keepdim=True)).exp()
 
 
 def largest(
@@ -119,8 +139,10 @@ def _pick_in_nucleus(
     tokens: Int[torch.Tensor, "rows width"],
     uniform: Float[torch.Tensor, " rows"],
     top_p: float,
+    steering: Float[torch.Tensor, "rows vocabulary"] | None = None,
 ) -> Int[torch.Tensor, " rows"]:
     """Sample from the nucleus of probabilities that are sorted in descending order."""
     before = probabilities.cumsum(dim=-1) - probabilities  # mass of the more probable tokens
     nucleus = torch.where(before < top_p, probabilities, 0.0)
+    nucleus = steered(nucleus, steering.gather(-1, tokens) if steering is not None else None)
     return tokens.gather(-1, pick(nucleus.cumsum(dim=-1), uniform).unsqueeze(-1)).squeeze(-1)

@@ -25,8 +25,9 @@ COLUMNS = ["ablation", "family", "reference", "label", "variant", "prompt_set", 
                                          for end in ("", "_low", "_high")), *DIFFERENCE]  # fmt: skip
 _TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "sigmoid": "DPO", "cdpo": "cDPO", "ipo": "IPO",
            "simpo": "SimPO", "kto": "KTO", "given": "labels as given", "shuffled": "shuffled labels",
-           "longer": "the longer side chosen", "dpo": "DPO", "profs": "ProFS", "none": "DPO",
-           "english": "an English prefix", "own-language": "a prefix in the prompt's language"}  # fmt: skip
+           "longer": "the longer side chosen", "swapped": "swapped sides", "dpo": "DPO", "profs": "ProFS",
+           "none": "DPO", "english": "an English prefix",
+           "own-language": "a prefix in the prompt's language"}  # fmt: skip
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -109,6 +110,8 @@ def _label(ablation: str, value: Any) -> str:
         return f"seed {value}"
     if ablation == "learning-rate":
         return f"{value:.0e}".replace("e-0", "e-")
+    if ablation == "decoding":
+        return "DExperts" if value else "DPO"
     return f"{value} pairs" if ablation == "pairs" else _TITLES.get(value, str(value))
 
 
