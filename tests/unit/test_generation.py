@@ -127,16 +127,16 @@ def test_experts_of_a_notebook_are_checked_and_change_the_samples(tiny_checkpoin
     assert run("still", **both, alpha=0.0) == plain != run("steered", **both, alpha=2.0)
     with pytest.raises(UserError, match="experts: give an expert and an anti-expert"):
         run("one", experts=[str(expert)])
-    with pytest.raises(UserError, match="generate: engine: vllm reads one model.*engine: transformers"):
+    with pytest.raises(UserError, match=r"generate: engine: vllm reads one model.*engine: transformers"):
         run("vllm", **both, engine="vllm")
-    with pytest.raises(UserError, match="generate: temperature: 0 .*give a temperature above 0"):
+    with pytest.raises(UserError, match=r"generate: temperature: 0 .*give a temperature above 0"):
         run("greedy", **both, temperature=0.0)
     foreign = tmp_path / "foreign"
     shutil.copytree(expert, foreign)
     tokenizer = engines.load_tokenizer(foreign)
     tokenizer.add_tokens(["<another>"])
     tokenizer.save_pretrained(foreign)
-    with pytest.raises(UserError, match="foreign has another vocabulary than .*tuned from the same model"):
+    with pytest.raises(UserError, match=r"foreign has another vocabulary than .*tuned from the same model"):
         run("foreign", experts=[str(expert), str(foreign)])
 
 

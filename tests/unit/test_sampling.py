@@ -34,7 +34,7 @@ def test_distribution_is_that_of_transformers(temperature, top_p, top_k):
 
 
 def test_experts_reweigh_the_base_models_nucleus_by_hand():
-    """Probabilities 0.5, 0.3 and 0.2 and a nucleus of 0.7: the third token stays out, whatever the experts make of it."""
+    """Probabilities 0.5, 0.3 and 0.2 and a nucleus of 0.7: the third stays out, whatever the experts make of it."""
     logits, expert, anti = torch.tensor([[0.5, 0.3, 0.2], [2.0, 1.0, 8.0], [1.0, 0.5, 1.0]]).unsqueeze(1)
     logits, alpha, temperature = logits.log(), 0.5, 2.0
     steering = alpha * (expert - anti)  # 0.5, 0.25, 3.5
