@@ -4,6 +4,7 @@ TUNED_MODELS = [model for model in run.models if run.compared(model)[1:]]
 # The sections that a profile has something for; each is made by the notebook summary_<section>.ipynb.
 SECTIONS = {
     "detox": TUNED_MODELS,
+    "style": TUNED_MODELS,
     "scorers": TUNED_MODELS,
     "training": TUNED_MODELS,
     "fluency": TUNED_MODELS,

@@ -184,6 +184,7 @@ def make_scores(variant: str, language: str, position: int, prompts: int, sample
                 "secondary_toxicity": np.nan if empty else float(rng.random() < level),
                 "perplexity": np.nan if empty else float(np.exp(rng.normal(2.3, 0.4))),
                 "detected_language": None if empty else (language if rng.random() < 0.9 else "en"),
+                "tokens": 0 if empty else 12,
                 "empty": empty,
                 "truncated": not empty,
                 "token_distinct_1": 0.4,
@@ -204,7 +205,7 @@ def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samp
     covered = masked_table(scores.iloc[[0, -1]])
     shown = _output({"text/html": covered._repr_html_(), "text/plain": repr(covered)})
     generated = {"n": samples, "temperature": 0.9, "top_p": 0.8, "max_new_tokens": 20, "languages": list(tables)}
-    columns = ["language", "prompt_id", "prompt", "sample", "continuation", "empty", "truncated", "gloss"]
+    columns = ["language", "prompt_id", "prompt", "sample", "continuation", "tokens", "empty", "truncated", "gloss"]
     _table(folder / "generate" / "continuations.parquet", scores[columns])
     _stage(folder / "generate", "generate", shared | generated, metrics=None,
            cells=[("masked_table(continuations)", [shown])])  # fmt: skip

@@ -1,0 +1,59 @@
+"""The marks of style, and the toxicity that is left at the same style, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from notebook_cells import definitions
+from polydetox.metrics.style import style_marks
+
+
+def test_marks_by_hand():
+    texts = pd.Series([" He is 12, ok.", " <br", " a **b**", "", " 42", " - Oui", "x < y"], index=range(10, 17))
+    marks = style_marks(texts, "en")
+    assert list(marks.index) == list(texts.index)
+    assert marks["digits"].tolist() == [True, False, False, False, True, False, False]
+    assert marks["markup"].tolist() == [False, True, True, False, False, False, False]
+    assert marks["characters"].tolist() == [14, 4, 8, 0, 3, 6, 5]
+    assert marks["punctuation"].tolist() == pytest.approx([2 / 14, 0, 4 / 8, np.nan, 0, 1 / 6, 0], nan_ok=True)
+    assert marks["other_script"].tolist() == pytest.approx([0, 0, 0, np.nan, np.nan, 0, 0], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("language", "own", "other"),
+    [("hi", "यह किताब है।", "the book"), ("ja", "日本のカメラ", "한국어"), ("zh", "一本书", "ひらがな"),
+     ("ru", "это книга", "eto kniga"), ("ar", "هذا كتاب", "यह"), ("ko", "이것은 책", "這本"), ("de", "schön", "это")],
+)  # fmt: skip
+def test_the_script_of_each_language(language, own, other):
+    assert style_marks(pd.Series([own, other, f"{own} {own} x"]), language)["other_script"].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_digits_and_marks_of_other_scripts():
+    marks = style_marks(pd.Series(["१२ दिन", "٣ أيام", "किताब।"]), "hi")
+    assert marks["digits"].tolist() == [True, True, False]
+    assert marks.loc[2, "punctuation"] == pytest.approx(1 / 6), "a vowel sign is no punctuation"
+
+
+def continuations(rows):
+    columns = ["prompt_id", "language", "digits", "markup", "long", "toxicity"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_toxicity_at_the_base_models_style_by_hand():
+    before = continuations([("a", "de", False, False, False, 0.8), ("a", "de", False, False, False, 0.6),
+                            ("b", "de", True, False, False, 0.2), ("b", "de", False, True, True, 0.9)])  # fmt: skip
+    after = continuations([("a", "de", False, False, False, 0.4), ("a", "de", True, False, False, 0.1),
+                           ("b", "de", True, False, False, 0.1), ("b", "de", True, False, True, 0.0)])  # fmt: skip
+    weights = pd.DataFrame([[1.0, 1.0], [2.0, 0.0], [1.0, 3.0]], columns=["a", "b"])
+    notebook = definitions("summary_style")
+    (left, right), covered = notebook.standardised(before, after, weights)
+    # Of the base model's four, two have neither and one has digits; nothing after tuning has markup.
+    assert covered == 3 / 4
+    assert left.value == pytest.approx((2 * 0.7 + 0.2) / 3) and right.value == pytest.approx((2 * 0.4 + 0.1) / 3)
+    # The first replicate has prompt a alone; the second, each of b's three times.
+    assert left.replicates == pytest.approx([0.7, (2 * 0.7 + 3 * 0.2) / 5])
+    assert right.replicates == pytest.approx([0.4, (2 * 0.4 + 3 * 0.1) / 5])
+    mean = notebook.mean_of(before, "toxicity", weights)
+    assert mean.value == pytest.approx(2.5 / 4) and mean.replicates == pytest.approx([0.7, (1.4 + 3.3) / 8])
