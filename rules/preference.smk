@@ -1,7 +1,7 @@
 # Preference tuning: the base checkpoint, English preference pairs, DPO or ProFS, and one plain checkpoint of the tuned
 # weights.
 
-from polydetox.core.params import PAIRS as KNOWN_PAIRS, rtp_lx_held_out, tuned_by
+from polydetox.core.params import ON_POLICY, PAIRS as KNOWN_PAIRS, rtp_lx_held_out, tuned_by
 
 run.chapter(
     "preference", "preference tuning of pretrained models and its effect on toxicity", included=bool(run.profile.variants)
@@ -112,9 +112,9 @@ PAIRS = run.stage(
     inputs=lambda model, kind: {
         "checkpoint": base(model),
         "dtype": run.model_file(model).dtype,
-        "kind": kind if kind in KNOWN_PAIRS else "own",
+        "kind": ON_POLICY[0] if kind in ON_POLICY else kind if kind in KNOWN_PAIRS else "own",
         **({"held_out_prompts": rtp_lx_held_out(run.profile)} if kind == "rtp-lx" else {}),
-        **({} if kind in ("on-policy", "toxicity-pairwise") else {"evaluated": run.evaluated_prompts()}),
+        **({} if kind in (*ON_POLICY, "toxicity-pairwise") else {"evaluated": run.evaluated_prompts()}),
     },
     table="pairs.parquet",
 )

@@ -18,7 +18,7 @@ from polydetox.attribute_control.corpus import neutral_paragraphs, toxic_stateme
 from polydetox.benchmarks.tasks import check_suites
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
-from polydetox.core.params import PAIRS, ModelFile, Profile, control_languages, load_model, rtp_lx_held_out
+from polydetox.core.params import ON_POLICY, PAIRS, ModelFile, Profile, control_languages, load_model, rtp_lx_held_out
 from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.data.pairs import not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
@@ -102,7 +102,7 @@ def _own_checks(run: Run) -> Checks:
     needed = {kind for model in run.models for kind in run.kinds(model)}
     for kind in profile.pairs:
         using = [variant.optional for variant in profile.variants.values() if variant.pairs == kind]
-        if kind != "on-policy" and (kind in needed or not using or not all(using)):
+        if kind not in ON_POLICY and (kind in needed or not using or not all(using)):
             yield partial(_check_pairs, run, kind)
     if profile.world:
         yield partial(lambda languages: Phrasebook.read().check_languages(languages), profile.languages)

@@ -18,7 +18,7 @@ from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, atomic_folder, folder_sha256, link_or_copy, read_json
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.params import ModelFile, Profile, load_model, load_profile, tuned_by, variants_of
+from polydetox.core.params import ON_POLICY, ModelFile, Profile, load_model, load_profile, tuned_by, variants_of
 from polydetox.data.catalogue import sources
 from polydetox.data.download import hub_errors
 from polydetox.models.checkpoints import LOCATION
@@ -128,7 +128,7 @@ def model_card(run: TunedRun, repository: str | None = None) -> str:
         merged=run.read("merge", variant=run.variant), scored=run.read("score", variant=run.variant),
         confidence=[run.read("evaluate", variant=run.variant, lang=language)["parameters"]["confidence"]
                     for language in evaluated],
-        pairs_source=sources().get("project-prompts" if kind == "on-policy" else kind),
+        pairs_source=sources().get("project-prompts" if kind in ON_POLICY else kind),
         prompts_source=sources().get(run.profile.prompts.source.replace("project", "project-prompts")),
     ))  # fmt: skip
 

@@ -272,7 +272,7 @@ def test_what_is_wrong_with_own_data_is_found_before_a_run(checkout, data, monke
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"pairs": {"mine": {}}}, "pairs: mine: use one of on-policy, rtp-lx, toxicity-pairwise, or name a file"),
+        ({"pairs": {"mine": {}}}, "pairs: mine: use one of on-policy, on-policy-matched, rtp-lx, "),
         ({"pairs": {"rtp-lx": {"data": "x.jsonl"}}}, "pairs: rtp-lx: data: is for pairs of your own"),
         ({"pairs": {"mine": {"data": "x", "columns": {"promt": "a"}}}}, "unknown key 'promt'; did you mean 'prompt'"),
         ({"prompts": {"source": "own"}}, "prompts: folder: is needed for the source own"),

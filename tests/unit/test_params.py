@@ -309,6 +309,18 @@ def test_experts_are_checkpoints_of_the_run(checkout):
             preflight.preflight(load("tiny"))
 
 
+def test_pairs_of_one_style_stand_beside_those_that_are_not_matched(checkout):
+    matched = {"pairs": "on-policy-matched", "ablation": "style"}
+    pairs = {"on-policy": {"n": 4}, "on-policy-matched": {"n": 4, "match_style": True}}
+    rewrite(checkout / "params/profiles/tiny.yaml", pairs=pairs, variants={"dpo": {"pairs": "on-policy"}, "m": matched})
+    run, profile = load("tiny"), params.load_profile("tiny")
+    assert profile.ablated_from(profile.variants["m"]) == "dpo"
+    found = {kind: run.resolved("pairs", model="tiny", kind=kind) for kind in run.kinds("tiny")}
+    assert {kind: (job["kind"], job["match_style"], job["evaluated"]) for kind, job in found.items()} == {
+        "on-policy": ("on-policy", False, []), "on-policy-matched": ("on-policy", True, [])}  # fmt: skip
+    assert preflight.problems(run) == []
+
+
 def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout, monkeypatch):
     monkeypatch.delenv("RTP_LX", raising=False)
     monkeypatch.setenv("POLYDETOX_DATA", str(checkout / "nothing"))

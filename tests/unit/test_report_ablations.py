@@ -33,6 +33,7 @@ VARIANTS = {
     "steered": {"pairs": "on-policy", "tuning": "none", "ablation": "decoding",
                 "generate": {"experts": ["dpo", "swap"]}},
     "edit": {"pairs": "on-policy", "ablation": "tuning", "tuning": "profs"},
+    "matched": {"pairs": "on-policy-matched", "ablation": "style"},
 }  # fmt: skip
 
 
@@ -40,7 +41,8 @@ VARIANTS = {
 def results(checkout) -> Results:
     file = checkout / "params/profiles/tiny.yaml"
     content = yaml.safe_load(file.read_text())
-    content |= {"pairs": {"on-policy": {}, "rtp-lx": {"folder": "$RTP_LX"}}, "variants": VARIANTS,
+    pairs = {"on-policy": {}, "on-policy-matched": {"match_style": True}, "rtp-lx": {"folder": "$RTP_LX"}}
+    content |= {"pairs": pairs, "variants": VARIANTS,
                 "more_prompts": {"more": {"source": "project", "limit": 2}}}  # fmt: skip
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     return recorded("tiny", samples=200)
@@ -83,6 +85,10 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     placebos = family_of(results, "placebo")
     assert [member.label for member in placebos.members] == ["labels as given", "shuffled labels", "swapped sides"]
     assert [member.label for member in family_of(results, "decoding").members] == ["DPO", "DExperts"]
+    style = family_of(results, "style")
+    assert [(member.variant, member.label) for member in style.members] == [
+        ("dpo", "pairs as ranked"), ("matched", "pairs of one style")]  # fmt: skip
+    assert style.reference == "pairs as ranked"
     prompting = family_of(results, "prompting")
     assert [(member.variant, member.label) for member in prompting.members] == [
         ("dpo", "DPO"), ("polite", "an English prefix")]  # fmt: skip

@@ -57,3 +57,17 @@ def test_toxicity_at_the_base_models_style_by_hand():
     assert right.replicates == pytest.approx([0.4, (2 * 0.4 + 3 * 0.1) / 5])
     mean = notebook.mean_of(before, "toxicity", weights)
     assert mean.value == pytest.approx(2.5 / 4) and mean.replicates == pytest.approx([0.7, (1.4 + 3.3) / 8])
+
+
+def test_pairs_of_one_style_by_hand():
+    table = pd.DataFrame([
+        ("a", "A", " kind", 0.1, False), ("a", "A", " 1 kind", 0.0, True), ("a", "A", " cruel", 0.9, False),
+        ("a", "A", " 2 mean", 0.7, True), ("a", "A", " odd", 0.3, False), ("b", "B", " 3", 0.0, True),
+        ("b", "B", " x", 0.9, False),
+    ], columns=["prompt_id", "prompt", "continuation", "toxicity", "digits"])  # fmt: skip
+    on_policy_pairs = definitions("pairs").on_policy_pairs
+    assert len(on_policy_pairs(table, 0.2)) == 2, "regardless of style, b has a pair as well"
+    one = on_policy_pairs(table, 0.2, 1, ["digits"])
+    assert one[["chosen", "rejected"]].values.tolist() == [[" kind", " cruel"]], "the wider of the two"
+    both = on_policy_pairs(table, 0.2, 2, ["digits"])
+    assert both[["chosen", "rejected"]].values.tolist() == [[" kind", " cruel"], [" 1 kind", " 2 mean"]]

@@ -211,10 +211,10 @@ class World(Strict):
 
 
 # What an ablation varies, and the stage and its setting that it then sets; without a stage, the variant's own.
-Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "tuning", "prompting", "decoding"]
+Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "style", "tuning", "prompting", "decoding"]
 ABLATED_SETTING: dict[Ablation, tuple[Literal["dpo", "generate", ""], str]] = {
     "seed": ("dpo", "seed"), "method": ("dpo", "method"), "learning-rate": ("dpo", "learning_rate"),
-    "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "tuning": ("", "tuning"),
+    "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "style": ("", "pairs"), "tuning": ("", "tuning"),
     "prompting": ("generate", "prefix"), "decoding": ("generate", "experts"),
 }  # fmt: skip
 
@@ -240,7 +240,8 @@ class Control(Strict):
     jigsaw_classify: Annotated[Section | None, _of("jigsaw_classify")] = None  # absent: not run
 
 
-PAIRS = ("on-policy", "rtp-lx", "toxicity-pairwise")  # other preference data are a reader's own
+ON_POLICY = ("on-policy", "on-policy-matched")  # the second for `match_style`, beside the first
+PAIRS = (*ON_POLICY, "rtp-lx", "toxicity-pairwise")  # other preference data are a reader's own
 # `base` is the base model, `published` a tuned checkpoint of the model file, the rest are folder names.
 RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint", "control")
 
@@ -256,6 +257,11 @@ class Variant(StageSettings):
     ablation: Ablation | None = None  # shown in the chapter of ablations instead of the main tables
     languages: list[str] = []  # an ablation may take fewer languages; empty: all of the profile
     prompt_limit: Count | None = None  # and fewer prompts
+
+    @property
+    def compared_pairs(self) -> str:
+        """The pairs of the variant that an ablation is compared with."""
+        return ON_POLICY[0] if self.ablation == "style" else self.pairs
 
     @model_validator(mode="after")
     def _ablation_alone_takes_less(self) -> Variant:
@@ -339,7 +345,7 @@ class Profile(StageSettings):
                      f"{nearest(variant.pairs, self.pairs)}")  # fmt: skip
             _require(not variant.ablation or self.ablated_from(variant),
                      f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
-                     f"'ablation' is tuned with DPO on pairs {variant.pairs!r}")  # fmt: skip
+                     f"'ablation' is tuned with DPO on pairs {variant.compared_pairs!r}")  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -366,9 +372,9 @@ class Profile(StageSettings):
         return self
 
     def ablated_from(self, variant: Variant) -> str | None:
-        """The variant that an ablation is compared with: the first DPO of the main tables with the same pairs."""
+        """The variant that an ablation is compared with: the first DPO of the main tables with ``compared_pairs``."""
         return next((name for name, other in self.variants.items() if other.ablation is None
-                     and other.tuning == "dpo" and other.pairs == variant.pairs), None)  # fmt: skip
+                     and other.tuning == "dpo" and other.pairs == variant.compared_pairs), None)  # fmt: skip
 
 
 def names(kind: str) -> list[str]:

@@ -25,9 +25,9 @@ COLUMNS = ["ablation", "family", "reference", "label", "variant", "prompt_set", 
                                          for end in ("", "_low", "_high")), *DIFFERENCE]  # fmt: skip
 _TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "sigmoid": "DPO", "cdpo": "cDPO", "ipo": "IPO",
            "simpo": "SimPO", "kto": "KTO", "given": "labels as given", "shuffled": "shuffled labels",
-           "longer": "the longer side chosen", "swapped": "swapped sides", "dpo": "DPO", "profs": "ProFS",
-           "none": "DPO", "english": "an English prefix",
-           "own-language": "a prefix in the prompt's language"}  # fmt: skip
+           "longer": "the longer side chosen", "swapped": "swapped sides", "on-policy": "pairs as ranked",
+           "on-policy-matched": "pairs of one style", "dpo": "DPO", "profs": "ProFS", "none": "DPO",
+           "english": "an English prefix", "own-language": "a prefix in the prompt's language"}  # fmt: skip
 
 Key = TypeVar("Key", bound=Hashable)
 
