@@ -13,7 +13,7 @@ from polydetox.core.errors import UserError
 from polydetox.data.prompts import load_prompts, politeness
 from polydetox.generation import attention, engines
 from polydetox.generation.engines import Sampling, TransformersEngine, generate
-from tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tiny import FAMILIES, tiny_model
 
 PROMPTS = ["The neighbours", "La capital de Francia es una", "Der", "今日はとても"]
 IDS = ["a", "b", "c", "d"]
@@ -77,9 +77,9 @@ def test_a_request_for_politeness_is_read_and_is_no_part_of_the_prompt(tiny_chec
     assert len({tuple(table["continuation"]) for table in tables.values()}) == 3, "the model has read it"
 
 
-def fresh(family, folder, seed):
-    """Another model of the family with the same tokenizer."""
-    tokenizer = tiny_tokenizer()
+def fresh(weights, family, folder, seed):
+    """Another model of the family, with the tokenizer of a checkpoint."""
+    tokenizer = engines.load_tokenizer(weights)
     tiny_model(family, len(tokenizer), seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -89,7 +89,7 @@ def fresh(family, folder, seed):
 def test_experts_steer_what_is_sampled_and_none_where_they_agree(tiny_checkpoints, tmp_path, family):
     """With continuations that end early, whose rows leave all three caches."""
     base, sampling = tiny_checkpoints[family], Sampling(n=5, top_p=0.95, max_new_tokens=8)
-    one, other = (fresh(family, tmp_path / str(seed), seed) for seed in (1, 2))
+    one, other = (fresh(base, family, tmp_path / str(seed), seed) for seed in (1, 2))
 
     def sampled(*options):
         engine = TransformersEngine(base, "float32", *options)
@@ -114,7 +114,8 @@ def test_experts_steer_what_is_sampled_and_none_where_they_agree(tiny_checkpoint
 
 
 def test_experts_of_a_notebook_are_checked_and_change_the_samples(tiny_checkpoints, tmp_path):
-    weights, expert = tiny_checkpoints["llama"], fresh("llama", tmp_path / "expert", 1)
+    weights = tiny_checkpoints["llama"]
+    expert = fresh(weights, "llama", tmp_path / "expert", 1)
     given = {"checkpoint": str(weights), "dtype": "float32", "languages": ["de"], "prompts_source": "project",
              "prompt_limit": 3, "n": 2, "max_new_tokens": 6}  # fmt: skip
 

@@ -243,7 +243,7 @@ def test_steering_is_compared_with_dpo(results, tmp_path):
         for variant, level in (("base", 0.6), ("dpo", 0.4), ("steered", 0.3)):
             write_evaluation(results, variant, language, scored("abcd", 2, level))
     assert sentences(tmp_path)["ablation_decoding_sentence"].startswith(
-        "With DExperts instead of DPO, EMT of Tiny (dpo) is lower (-0.10 [-0.10, -0.10])"
+        "With DExperts instead of DPO, EMT of Tiny (dpo) is lower (−0.10 [−0.10, −0.10])"
     )
 
 

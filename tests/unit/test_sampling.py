@@ -63,7 +63,7 @@ def test_experts_that_agree_change_no_token(monkeypatch, top_p, top_k):
     plain = sampling.sample(logits, uniform, 0.9, top_p, top_k)
     monkeypatch.setattr(sampling, "_CHUNK", 3000 * 16)
     assert torch.equal(sampling.sample(logits, uniform, 0.9, top_p, top_k, torch.zeros_like(logits)), plain)
-    huge = torch.randn_like(logits) * 1e4  # beyond what exp can hold
+    huge = torch.randn_like(logits) * 1e6  # beyond what exp can hold
     steered = sampling.sample(logits, uniform, 0.9, top_p, top_k, huge)
     kept = torch.stack([reference(row[None], 0.9, top_p, top_k)[0] > 0 for row in logits])
     assert torch.equal(steered, huge.masked_fill(~kept, float("-inf")).argmax(dim=-1))

@@ -124,6 +124,7 @@ class ModelFile(StageSettings):
     @model_validator(mode="after")
     def _source_given(self) -> ModelFile:
         _require(getattr(self, self.use) is not None, f"'use: {self.use}' needs the key '{self.use}'")
+        _require("experts" not in self.generate, "generate: experts: is for a variant of a profile")
         return self
 
 
