@@ -99,7 +99,7 @@ def test_experts_steer_the_base_model(ran):
     assert not (runs / "tiny/steered/merge").exists()
     manifest = json.loads((runs / "tiny/steered/generate/manifest.json").read_text())
     experts = ["runs/tiny/tiny/lr/merge", "runs/tiny/tiny/anti/merge"]
-    assert manifest["parameters"]["experts"] == experts and {"lr/merge", "anti/merge"} <= set(manifest["inputs"])
+    assert manifest["parameters"]["experts"] == experts and {*experts, "runs/tiny/tiny/trim"} <= set(manifest["inputs"])
     base, steered = (pd.read_parquet(runs / f"tiny/{variant}/score/scores.parquet") for variant in ("base", "steered"))
     assert base["prompt"].tolist() == steered["prompt"].tolist()
     assert base["continuation"].tolist() != steered["continuation"].tolist()
