@@ -19,6 +19,7 @@ SECTIONS = {
 }
 SUMMARIES = [section for section, wanted in SECTIONS.items() if wanted]
 RECORD = f"{RUN}/run.json"
+FIDELITY = ["book/reference/fidelity.yaml", "book/reference/fidelity_effects.csv"]
 SUMMARY = f"{RUN}/summary/{{section}}"
 run.sections = {section: SUMMARY.format(section=section) for section in SUMMARIES}
 
@@ -48,7 +49,7 @@ rule summary:
         notebook=lambda w: local(notebook_file(f"summary_{w.section}")),
         run=RECORD,
         results=run.manifests(),
-        fidelity=lambda w: "book/reference/fidelity.yaml" if w.section == "run" else [],
+        fidelity=lambda w: FIDELITY if w.section == "run" else [],
     output:
         manifest=f"{SUMMARY}/manifest.json",
         notebook=f"{SUMMARY}/notebook.ipynb",
