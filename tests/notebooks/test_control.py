@@ -36,6 +36,7 @@ CONTROL = {
             "direction": "reverse", "backbone": "lora", "tuning": "lora"}},
         "adaptive": {"algorithm": "regularised", "regularise": {
             "schedule": "parallel", "iterations": 3, "regulariser_weight_neutral": 0.0}},
+        "pr-finetune": {"algorithm": "pr-finetune", "regularise": {"label_power": 1.0}},
     },
 }  # fmt: skip
 TARGETS = [f"runs/tiny/tiny/control/{algorithm}/constrained_decode/manifest.json"

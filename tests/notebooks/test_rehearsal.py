@@ -170,7 +170,8 @@ def test_paper_control_goes_to_the_site(paper_control):
         "regularised",
         "regularised-adaptive",
         "regularised-parallel",
+        "pr-finetune",
     ):
         assert metrics(control / algorithm / "attribute_eval")["perplexity"]["toxic"]["value"] > 1
-    assert len(metrics(control / "win_rate")["rates"]) == 8 * 7
+    assert len(metrics(control / "win_rate")["rates"]) == 9 * 8
     assert (control / "jigsaw_classify/sft-classification/metrics.json").is_file()

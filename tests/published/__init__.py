@@ -3,6 +3,8 @@
 `dpo.json` and `mechanism.json` hold token ids and numbers, recorded by running the published scripts (TRL 0.8.6,
 transformers 4.41.2, torch 2.3.1, transformer-lens 2.1.0; float32, CPU); `trained_probe` and `retrieval` with the
 versions that this project pins. Texts are not needed: a tokenizer makes the same ids of words that are named by them.
+`control.json` holds the losses of the code by paper B's first author (LLM-PR-Finetune) on a tiny GPT-2 and made-up
+samples, with the versions that this project pins (torch 2.13.0, transformers 5.19.0).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The differences from the published code: every row whole, every setting real and set in the profile ``paper``."""
+"""The differences from the published code: every row whole, every setting real and set in the papers' profiles."""
 
 from __future__ import annotations
 
@@ -50,17 +50,19 @@ def test_every_row_has_an_effect_or_says_what_it_needs(row):
 
 
 @pytest.fixture(scope="module")
-def paper():
-    return workflow.load("paper")
+def jobs():
+    """Of the papers' profiles; of attribute control, that of the published algorithm, which stands beside others."""
+    found = [job for name in ("paper", "paper-control") for job in workflow.load(name).jobs.values()]
+    return [job for job in found if job.stage != "regularise" or job.resolved()["algorithm"] == "pr-finetune"]
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["setting"] != "none"], ids=lambda row: row["step"])
-def test_profile_paper_follows_the_published_code(row, paper):
+def test_the_papers_profiles_follow_the_published_code(row, jobs):
     stage, parameter = row["setting"]["name"].split(".")
     default = declaration(stage).model_fields[parameter].default
     assert default != row["setting"]["value"], "the default is the published choice: no difference to tell of"
-    jobs = [job.resolved() for job in paper.jobs.values() if job.stage == stage]
-    assert jobs and {job[parameter] for job in jobs} == {row["setting"]["value"]}
+    asked = [job.resolved() for job in jobs if job.stage == stage]
+    assert asked and {job[parameter] for job in asked} == {row["setting"]["value"]}
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["test"] != "none"], ids=lambda row: row["step"])

@@ -211,6 +211,7 @@ def test_the_schedules(tmp_path):
         [("head", 2, "01", "01"), ("model", 2, "01", "01")], [("model", 3, "02", "02")],
     ]  # fmt: skip
     assert trainings(tmp_path, schedule="parallel") == parallel
+    assert trainings(tmp_path, schedule="parallel", algorithm="pr-finetune") == parallel
     in_turns = trainings(tmp_path, schedule="parallel", devices=1)
     assert in_turns == [[training] for step in parallel for training in step]
     assert trainings(tmp_path, algorithm="plain") == [
@@ -391,6 +392,63 @@ def test_a_head_continues_with_its_adapted_backbone(tiny_checkpoints, tmp_path):
         assert torch.allclose(again.hidden(batch), backbone.hidden(batch), atol=1e-5)
         assert not torch.allclose(backbone.hidden(batch), new.hidden(batch))
     assert isinstance(make_head(backbone.model, "tied", 4), NadoHead)
+
+
+def test_pr_finetune_starts_from_the_base_model_and_hands_on_the_head(tiny_checkpoints, tmp_path):
+    weights, tokenizer = tiny_checkpoints["llama"], tiny_tokenizer()
+    prompts = [f"The cat {word}" for word in ("sat", "ran", "ate", "slept")]
+    samples = pd.DataFrame(
+        {
+            "prompt": prompts,
+            "continuation": [" on it", " to us", " the fish", " at home"],
+            "toxicity": [0.1, 0.9, 0.4, 0.2],
+            "satisfied": [1.0, 0.0, 1.0, 1.0],
+            "truncated": True,
+        }
+    )
+    cells = ("-10", "-15", "-16", "-17", "-18", "-20", "-21", "-23", "-24", "-pr-02", "-pr-03", "-26", "-27")
+    settings = checked("regularise", algorithm="pr-finetune", steps=2, learning_rate=1e-2, warmup_steps=0, head="tied",
+                       head_learning_rate=1e-3, dtype="float32", label_power=1.0)  # fmt: skip
+    write_json(tmp_path / "base.json", {})
+    made = regularise(settings, tmp_path, *cells, weights=weights, state=tmp_path, tokenizer=tokenizer,
+                      sample=lambda *_: samples, held_out_losses=lambda _: {})  # fmt: skip
+    for number in (1, 2):
+        folder = tmp_path / f"{number:02d}"
+        folder.mkdir()
+        samples.to_parquet(folder / "samples.parquet")
+        before = tmp_path / f"{number - 1:02d}"
+        model = weights if number == 1 else before / "weights"
+        made["train_head"](number, model, before / "head" if number > 1 else None)
+        made["train_model"](number, model, folder / "head")
+    heads = [NadoHead.load(tmp_path / number / "head").token_bias for number in ("01", "02")]
+    # A second training of the same length from the first one's end goes on in its direction.
+    assert torch.dot(heads[1], heads[0]) > 1.2 * torch.dot(heads[0], heads[0])
+    starts = []
+    given = {"load_causal_lm": lambda path, *_: starts.append(path) or load_causal_lm(path, torch.float32)}
+    made = regularise(settings, tmp_path, *cells, weights=weights, state=tmp_path, tokenizer=tokenizer, sample=None,
+                      held_out_losses=lambda _: {}, **given)  # fmt: skip
+    (tmp_path / "02/model.json").unlink()
+    made["train_model"](2, tmp_path / "01/weights", tmp_path / "02/head")
+    assert starts == [weights], "the model of the iteration before is not read"
+    log = pd.read_parquet(tmp_path / "02/log.parquet")
+    assert set(log["metric"]) == {"loss", "kl"} and log["step"].tolist() == [3, 3, 4, 4]
+
+
+def test_the_target_of_pr_finetune_is_made_of_the_base_model(setting, tmp_path):
+    model, weights, head, rows = setting
+    head.save(tmp_path / "head")
+    made = regularise(checked("regularise", algorithm="pr-finetune", dtype="float32"), tmp_path, "-pr-02",
+                      weights=weights, tokenizer=tiny_tokenizer())  # fmt: skip
+    found = made["load_base_target"](tmp_path / "head", rows)(collate(rows, PADDING))
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            output = model(torch.tensor([row.ids]), output_hidden_states=True)
+        place = slice(row.start - 1, -1)
+        r = head(output.hidden_states[-1][0, place], model.get_output_embeddings().weight).sigmoid()
+        expected.append(output.logits[0, place].softmax(-1) * r)
+    expected = torch.cat([part / part.sum(-1, keepdim=True) for part in expected])
+    assert torch.allclose(found.exp(), expected, atol=1e-5)
 
 
 def test_a_head_that_was_stopped_after_its_samples_keeps_what_they_cost(tiny_checkpoints, tmp_path):

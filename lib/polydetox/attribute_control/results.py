@@ -61,12 +61,12 @@ class Control:
     # --- the paper ---
 
     def paper_algorithm(self, name: str) -> str | None:
-        """The paper's name of an algorithm; None for the parallel schedule, of which its tables do not tell."""
+        """The paper's name of an algorithm; None for what its tables do not tell of, as of the parallel schedule."""
         if name == "base":
             return None
         settings = self.asked("regularise", algorithm=name)
         if settings["algorithm"] != "regularised":
-            return _PAPER_ALGORITHMS[settings["algorithm"]]
+            return _PAPER_ALGORITHMS.get(settings["algorithm"])
         if settings["schedule"] == "parallel":
             return None
         return "regularised_adaptive" if settings["regulariser_weight_neutral"] == 0.0 else "regularised"

@@ -224,7 +224,7 @@ class ControlAlgorithm(Strict):
     """One algorithm of attribute control, and which settings differ from the profile's."""
 
     title: str | None = None
-    algorithm: Literal["plain", "filtering", "rl", "nado", "regularised"]
+    algorithm: Literal["plain", "filtering", "rl", "nado", "regularised", "pr-finetune"]
     regularise: Regularise = {}
 
 
