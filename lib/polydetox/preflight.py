@@ -25,6 +25,7 @@ from polydetox.data.pairs import not_evaluated, own_pairs, rtp_lx_pairs, toxicit
 from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, neutral_prompts, prompts_of_sets, training_prompts
 from polydetox.models.decoders import check_decoder, listed_configuration
+from polydetox.preference.pairs import check_takes_unpaired
 from polydetox.scoring import get_scorer
 from polydetox.synthetic.phrasebook import Phrasebook
 from polydetox.workflow import Job, Run
@@ -169,6 +170,11 @@ def _job_checks(run: Run, job: Job) -> Checks:
     if "sentences" in settings and "folder" in settings:
         given = [settings[name] for name in ("sentences", "languages", "folder", "limit")]
         yield partial(_check_sentences, where, *given)
+    if job.stage in ("dpo", "profs"):
+        kind = run.profile.variants[variant := job.wildcards["variant"]].pairs
+        if run.profile.pairs[kind].get("columns", {}).get("label"):
+            said = f"{_file(run.profile)}: variants: {variant}: pairs: {kind}"
+            yield partial(check_takes_unpaired, said, {"tuning": job.stage, **settings})
     if job.stage == "profs":
         model = run.model_file(job.wildcards["model"])
         yield partial(_check_edit, model, where, settings["rank"], settings["pair_limit"])

@@ -16,13 +16,16 @@ from hub import COMMIT, StubHub
 from polydetox import preflight
 from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.parameters import PairColumns
-from polydetox.data.pairs import not_evaluated, own_pairs
+from polydetox.data.pairs import UNPAIRED_COLUMNS, not_evaluated, own_pairs
 from polydetox.data.prompts import languages_available, load_prompts, prompts_of_sets
+from polydetox.preference.pairs import split_pairs
 from polydetox.workflow import load
 from tiny import CHECKOUT
 
 NAMES = PairColumns().model_dump()
 ROWS = [{"prompt": f"Number {row} is", "chosen": "kind", "rejected": "rude"} for row in range(40)]
+SINGLE = [{"prompt": f"Number {row} is", "completion": "kind" if row % 3 else "rude", "label": row % 3 > 0}
+          for row in range(40)]  # fmt: skip
 
 
 def lines(rows):
@@ -79,6 +82,63 @@ def test_conversations_become_texts(tmp_path, ending):
     assert read([{"prompt": "It is", "chosen": fine, "rejected": no}]) == [flat | {"prompt": "It is"}]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("labels", [[True, False], [1, 0], ["true", "False"]])
+def test_unpaired_data_have_a_completion_and_its_label(tmp_path, ending, labels):
+    file = tmp_path / f"single{ending}"
+    table = pd.DataFrame({"question": ["It is ", "He says"], "answer": ["good", ", no"], "fine": labels})
+    write = {".jsonl": lambda: file.write_text(lines(table.to_dict("records"))),
+             ".csv": lambda: table.to_csv(file, index=False), ".parquet": lambda: table.to_parquet(file)}  # fmt: skip
+    write[ending]()
+    data, skipped = own_pairs(str(file), NAMES | {"prompt": "question", "completion": "answer", "label": "fine"})
+    assert not skipped and data.columns.tolist() == UNPAIRED_COLUMNS and data["prompt_id"].is_unique
+    assert data.drop(columns="prompt_id").values.tolist() == [["It is", " good", True], ["He says", ", no", False]]
+
+
+def test_unpaired_conversations_become_texts(tmp_path):
+    def read(rows, **names):
+        (tmp_path / "single.jsonl").write_text(lines(rows))
+        data, _ = own_pairs(str(tmp_path / "single.jsonl"), NAMES | {"label": "label"} | names)
+        return data[UNPAIRED_COLUMNS[1:]].values.tolist()
+
+    flat = [["user: Hello\n\nassistant:", " Hi.", True], ["user: Hello\n\nassistant:", " No.", False]]
+    hi, no = said("Hello", "Hi."), said("Hello", "No.")
+    assert read([{"completion": hi, "label": 1}, {"completion": no, "label": 0}], prompt=None) == flat
+    assert flat == read([{"prompt": hi[:1], "completion": hi[1:], "label": True},
+                         {"prompt": hi[:1], "completion": "No.", "label": False}])  # fmt: skip
+
+
+def test_unpaired_rows_that_cannot_be_used_are_skipped_or_refused(tmp_path):
+    file = tmp_path / "single.jsonl"
+
+    def read(rows, **names):
+        file.write_text(lines(rows))
+        return own_pairs(str(file), NAMES | {"label": "label"} | names)
+
+    data, skipped = read([*SINGLE, SINGLE[0], SINGLE[1] | {"completion": " "}, SINGLE[2] | {"label": 0.3}])
+    assert len(data) == 40 and (skipped.blank, skipped.repeated) == (1, 1)
+    (rejected,) = map(str, skipped.rejected)
+    assert rejected.startswith("single.jsonl:43: field 'label' should be a valid boolean")
+    for rows, names, words in [
+        (SINGLE, {"label": "fine"}, r"single\.jsonl:1: field 'fine' is missing \(it has: prompt, completion, label\)"),
+        (ROWS, {}, r"single\.jsonl:1: field 'completion' is missing \(it has: prompt, chosen, rejected\)"),
+        (SINGLE[1:3], {}, r"single\.jsonl: field 'label': all 2 completions are desirable; training needs both kinds"),
+        (SINGLE[:1], {}, "all 1 completions are undesirable"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            read(rows, **names)
+
+
+def test_both_parts_of_unpaired_data_have_both_labels():
+    data = pd.DataFrame(SINGLE)
+    train, held_out = split_pairs(data, 0.2, seed=0)
+    assert not set(train["prompt"]) & set(held_out["prompt"]) and (len(train), len(held_out)) == (32, 8)
+    with pytest.raises(UserError, match=r"that 'held_out_share' holds out: all 1 completions are"):
+        split_pairs(data, 0.02, seed=0)
+    with pytest.raises(UserError, match=r"of the data to train on: all 1 completions are"):
+        split_pairs(data.iloc[:2], 0.5, seed=0)
+
+
 def test_rows_that_cannot_be_used_are_skipped_and_listed(tmp_path):
     rows = [*ROWS, ROWS[0], ROWS[1] | {"chosen": " kind "}, ROWS[2] | {"rejected": "kind"}, ROWS[3] | {"chosen": " "},
             ROWS[4] | {"rejected": 7}, ROWS[5] | {"chosen": [{"role": "user"}]}]  # fmt: skip
@@ -111,7 +171,7 @@ def test_files_that_cannot_be_used_are_refused_by_name(tmp_path, rows, names, wo
 
 
 def test_files_that_are_not_there_are_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.jsonl: no file of preference pairs there"):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no file of preference data there"):
         own_pairs(str(tmp_path / "nowhere.jsonl"), NAMES)
     for data in ("hub:owner/name", "hub:owner/name@main/x.jsonl", f"hub:owner/name@{COMMIT}"):
         with pytest.raises(UserError, match="with the 40 digits of a commit"):
@@ -267,6 +327,28 @@ def test_what_is_wrong_with_own_data_is_found_before_a_run(checkout, data, monke
     )
     monkeypatch.delenv("MY_DATA")
     assert "the environment variable MY_DATA is not set" in "".join(preflight.problems(load("tiny")))
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ({"dpo": {"loss": "kto"}}, None),
+        ({}, "'loss: sigmoid' needs pairs, and these data are unpaired (completion and label); set 'loss: kto', or"),
+        ({"tuning": "profs", "ablation": "tuning"}, "'tuning: profs' needs pairs"),
+        ({"dpo": {"loss": "kto", "labels": "shuffled"}}, "'labels: shuffled' needs pairs"),
+        ({"dpo": {"loss": "kto", "inputs": "trl-0.8.6"}}, "'inputs: trl-0.8.6' needs pairs"),
+    ],
+)
+def test_unpaired_data_are_for_a_loss_that_takes_them(checkout, data, variant, words):
+    rows = [{"question": f"{row['prompt']}", "text": row["completion"], "good": row["label"]} for row in SINGLE]
+    (data / "single.jsonl").write_text(lines(rows))
+    pairs = {"single": {"data": "$MY_DATA/single.jsonl",
+                        "columns": {"prompt": "question", "completion": "text", "label": "good"}}}  # fmt: skip
+    variants = {"kto": {"pairs": "single", "dpo": {"loss": "kto"}}, "tried": {"pairs": "single"} | variant}
+    rewrite(checkout, pairs=pairs, variants=variants)
+    where = "params/profiles/tiny.yaml: variants: tried: pairs: single: "
+    found = preflight.problems(load("tiny"))
+    assert found == [] if words is None else len(found) == 1 and found[0].startswith(where + words), found
 
 
 @pytest.mark.parametrize(

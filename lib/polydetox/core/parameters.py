@@ -134,11 +134,13 @@ class Suite(Strict):
 
 
 class PairColumns(Strict):
-    """What the columns of a reader's own preference pairs are called."""
+    """What the columns of a reader's own preference data are called: of pairs, or of completions with a label."""
 
     prompt: str | None = "prompt"  # None: the sides are conversations, whose common beginning is the prompt
     chosen: str = "chosen"
     rejected: str = "rejected"
+    label: str | None = None  # whether a completion is desirable; None: the data are pairs
+    completion: str = "completion"  # of unpaired data, in place of the two sides
 
 
 Suites = Annotated[dict[str, Suite], Field(min_length=1)]

@@ -22,7 +22,7 @@ def expanded(text: str | Path) -> Path:
 def given(text: str | Path) -> Path:
     """A file or folder that a notebook is given: from the working directory, or else from the project's root."""
     path = expanded(text)
-    return path if path.exists() or Path(text).is_absolute() else root() / text
+    return path if path.exists() or path != Path(text).absolute() else root() / text
 
 
 def _is_root(folder: Path) -> bool:

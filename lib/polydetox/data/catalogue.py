@@ -110,13 +110,13 @@ def where(name: str) -> Path | None:
 
 
 def local_path(given: str | Path) -> Path:
-    """A folder or file as a parameter names it, with ``~`` and ``$VARIABLES`` filled in.
+    """A folder or file as a parameter names it, with ``~`` and ``$VARIABLES`` filled in; see :func:`~paths.given`.
 
     For the variable of a data source that is not set, the source as ``polydetox data fetch`` left it stands in.
     """
     variable = re.match(r"\$\{?(\w+)\}?", str(given))
     if not variable:
-        return paths.expanded(given)
+        return paths.given(given)
     name = next((name for name, entry in sources().items() if entry.variable == variable[1]), None)
     own = os.environ.get(variable[1])  # it may name another variable, or be set to nothing
     folder = paths.expanded(own) if own else fetched_folder(name) if name else None

@@ -1,4 +1,4 @@
-"""Preference pairs of data sets and of a reader's own files: a prompt, a chosen and a rejected completion."""
+"""Preference data of data sets and of a reader's own files: pairs of completions, or single ones with a label."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from polydetox.data.rows import Row, Skipped, is_blank, read_table, writable
 from polydetox.data.rtp_lx import rtp_lx_file, rtp_lx_rows
 
 PAIR_COLUMNS = ["prompt_id", "prompt", "chosen", "rejected"]
+UNPAIRED_COLUMNS = ["prompt_id", "prompt", "completion", "label"]
 
 # Translations lie at the same Index or, in some languages from 960 on, one further: see rtp_lx_rows.
 _SHIFT = 1
@@ -40,54 +41,57 @@ def _said(value: Any) -> Any:
 Said = Annotated[Any, AfterValidator(_said)]
 
 
-class Pair(Row):
-    """A pair of texts or conversations, which become texts.
+class Preference(Row):
+    """A prompt with two sides, or one and its label: texts or conversations, which become texts.
 
     Each message of a prompt is its role, a colon and its content, with an empty line between two; the role of the
-    answer, and a colon, end the prompt. An answer is its content. A prompt with the column of the chosen conversation
-    is all that comes before the last message, on both sides the same.
+    answer, and a colon, end the prompt. An answer is its content. A prompt with the column of a conversation is
+    all that comes before the last message, on both sides the same.
     """
 
     prompt: Said
-    chosen: Said
-    rejected: Said
 
     @model_validator(mode="after")
     def _flat(self) -> Self:
-        fields, sides = type(self).model_fields, [self.chosen, self.rejected]
-        if fields["prompt"].alias == fields["chosen"].alias:
+        fields = type(self).model_fields
+        names = [name for name in fields if name not in ("prompt", "label")]
+        sides = [getattr(self, name) for name in names]
+        if fields["prompt"].alias == fields[names[0]].alias:
             if not all(isinstance(side, list) for side in sides):
                 raise ValueError("has no prompt: name its column, or give conversations that begin with it")
-            if self.chosen[:-1] != self.rejected[:-1]:
+            if sides[0][:-1] != sides[-1][:-1]:
                 raise ValueError("has sides that differ before their last message, so that they have no common prompt")
-            self.prompt, sides = self.chosen[:-1], [side[-1:] for side in sides]
+            self.prompt, sides = sides[0][:-1], [side[-1:] for side in sides]
         if any(isinstance(side, list) and len(side) > 1 for side in sides):
             raise ValueError("has a side of several messages beside a prompt; with 'columns: {prompt: null}' the "
                              "prompt is what both sides begin with")  # fmt: skip
         role = sides[0][0][0] if isinstance(sides[0], list) else "assistant"
         if isinstance(self.prompt, list):
             self.prompt = "\n\n".join([f"{by}: {text}" for by, text in self.prompt] + [f"{role}:"])
-        self.chosen, self.rejected = (side[0][1] if isinstance(side, list) else side for side in sides)
+        for name, side in zip(names, sides, strict=True):
+            setattr(self, name, side[0][1] if isinstance(side, list) else side)
         return self
 
 
 def read_pairs(files: Sequence[Path], columns: Mapping[str, str | None], title: str) -> tuple[pd.DataFrame, Skipped]:
-    """The pairs of some files (JSON Lines, CSV, Parquet): ``prompt_id, prompt, chosen, rejected``; what was skipped.
+    """The pairs of some files (JSON Lines, CSV, Parquet): ``PAIR_COLUMNS``; what was skipped.
 
-    ``columns`` says how the files name ``prompt``, ``chosen`` and ``rejected``; a ``prompt`` of None is what the
-    conversations of both sides begin with. Rows without one of them are skipped.
+    ``columns`` says how the files name them; a ``prompt`` of None is what the conversations of both sides begin with.
+    With a name for ``label`` the data are unpaired, ``UNPAIRED_COLUMNS``. Rows without one of these are skipped.
     """
-    columns = {**columns, "prompt": columns["prompt"] or columns["chosen"]}
-    fields = {name: (Said, Field(alias=columns[name])) for name in PAIR_COLUMNS[1:]}
-    kind = create_model("Pair", __base__=Pair, __cls_kwargs__={"title": title}, **fields)  # type: ignore[call-overload]
-    table, skipped = read_table(files, kind, PAIR_COLUMNS[1:])
+    read = UNPAIRED_COLUMNS if columns.get("label") else PAIR_COLUMNS
+    sides = [name for name in read[2:] if name != "label"]
+    named = {name: columns[name] or columns[sides[0]] for name in read[1:]}
+    fields = {name: (bool if name == "label" else Said, Field(alias=named[name])) for name in named}
+    kind = create_model("Preference", __base__=Preference, __cls_kwargs__={"title": title}, **fields)  # type: ignore[call-overload]
+    table, skipped = read_table(files, kind, ["prompt", *sides])
     if table.empty:
-        raise UserError(f"{files[0]}: no row has all of {', '.join(map(repr, dict.fromkeys(columns.values())))}")
+        raise UserError(f"{files[0]}: no row has all of {', '.join(map(repr, dict.fromkeys(named.values())))}")
     table["prompt"] = table["prompt"].str.rstrip()
-    for side in ("chosen", "rejected"):
+    for side in sides:
         table[side] = [follows(prompt, text) for prompt, text in zip(table["prompt"], table[side], strict=True)]
     table["prompt_id"] = [f"{file}-{line - 1:05d}" for file, line in zip(table["file"], table["line"], strict=True)]
-    return table[PAIR_COLUMNS], skipped
+    return table[read], skipped
 
 
 def toxicity_pairwise(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
@@ -108,7 +112,7 @@ def pair_files(data: str) -> list[Path]:
     Of a data set of the Hub the files that match are downloaded into the Hub's cache; those of a commit never change.
     """
     if not data.startswith("hub:"):
-        return files_of(data, "preference pairs", ".jsonl", ".json", ".csv", ".parquet")
+        return files_of(data, "preference data", ".jsonl", ".json", ".csv", ".parquet")
     named = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)@([0-9a-f]{40})/(.+)", data)
     if not named:
         raise UserError(f"{data!r}: a data set of the Hub is named hub:<owner>/<name>@<commit>/<files>, with the 40 "
@@ -118,10 +122,18 @@ def pair_files(data: str) -> list[Path]:
 
 def own_pairs(data: str, columns: Mapping[str, str | None]) -> tuple[pd.DataFrame, Skipped]:
     """A reader's own pairs, each once; those with the same text on both sides, which prefer nothing, are skipped."""
-    pairs, skipped = read_pairs(pair_files(data), columns, "a file of preference pairs")
-    distinct = pairs[pairs["chosen"] != pairs["rejected"]].drop_duplicates(PAIR_COLUMNS[1:])
+    pairs, skipped = read_pairs(pair_files(data), columns, "a file of preference data")
+    distinct = pairs[pairs.iloc[:, 2] != pairs.iloc[:, 3]].drop_duplicates(list(pairs.columns[1:]))
     skipped.repeated = len(pairs) - len(distinct)
+    check_both_sides(distinct, f"{data}: field {columns.get('label')!r}")
     return distinct.reset_index(drop=True), skipped
+
+
+def check_both_sides(table: pd.DataFrame, where: str) -> None:
+    """Refuse unpaired data that are all desirable or all not, from which nothing can be learnt."""
+    if "label" in table and table["label"].nunique() < 2:
+        found = "desirable" if table["label"].all() else "undesirable"
+        raise UserError(f"{where}: all {len(table)} completions are {found}; training needs both kinds, so add others")
 
 
 def not_evaluated(pairs: pd.DataFrame, prompts: Iterable[str]) -> pd.DataFrame:

@@ -48,6 +48,7 @@ def bookkeeping(
     goes over the pairs at least once: held-out pairs are evaluated many times, and another run finds them in the cache.
     """
     a_step = settings.batch_size * settings.gradient_accumulation_steps
+    a_step *= 2 if "label" in train else 1  # of unpaired data, as many completions as pairs have
     steps = settings.max_steps or math.ceil(len(train) / a_step) * math.ceil(settings.epochs)
     if settings.eval_steps > steps:  # the best checkpoint is chosen by the held-out loss
         raise UserError(
