@@ -21,11 +21,10 @@ from polydetox.core.parameters import checked
 from polydetox.core.params import ON_POLICY, PAIRS, ModelFile, Profile, control_languages, load_model, rtp_lx_held_out
 from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
-from polydetox.data.pairs import not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
+from polydetox.data.pairs import check_takes_unpaired, not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, neutral_prompts, prompts_of_sets, training_prompts
 from polydetox.models.decoders import check_decoder, listed_configuration
-from polydetox.preference.pairs import check_takes_unpaired
 from polydetox.scoring import get_scorer
 from polydetox.synthetic.phrasebook import Phrasebook
 from polydetox.workflow import Job, Run

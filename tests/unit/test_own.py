@@ -16,9 +16,8 @@ from hub import COMMIT, StubHub
 from polydetox import preflight
 from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.parameters import PairColumns
-from polydetox.data.pairs import UNPAIRED_COLUMNS, not_evaluated, own_pairs
+from polydetox.data.pairs import UNPAIRED_COLUMNS, not_evaluated, own_pairs, split_pairs
 from polydetox.data.prompts import languages_available, load_prompts, prompts_of_sets
-from polydetox.preference.pairs import split_pairs
 from polydetox.workflow import load
 from tiny import CHECKOUT
 

@@ -185,6 +185,10 @@ def test_a_later_source_wins(checkout):
             },
             ["variant 'b'", "is tuned with DPO"],
         ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {"pairs": "on-policy", "ablation": "placebo"}}},
+            ["variants.b", "an ablation of the placebo needs 'dpo: labels:'"],
+        ),
         ({"more_prompts": {"generate": {"source": "project"}}}, ["more_prompts", "'generate'", "a stage's name"]),
         ({"more_prompts": {"b": {"source": "rtp-lx"}}}, ["more_prompts.b", "folder: is needed"]),
         (

@@ -18,9 +18,9 @@ import torch
 from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, train_dpo
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration
+from polydetox.data import pairs
 from polydetox.models import checkpoints
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
-from polydetox.preference import pairs
 from polydetox.training import dpo, shared
 from tiny import FAMILIES, tiny_tokenizer
 

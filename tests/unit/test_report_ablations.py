@@ -28,6 +28,7 @@ VARIANTS = {
     "lora": {"pairs": "on-policy", "ablation": "method", "dpo": {"method": "lora", "learning_rate": 1e-4}},
     "lr": {"pairs": "on-policy", "ablation": "learning-rate", "languages": ["de"], "dpo": {"learning_rate": 1e-7}},
     "coin": {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "shuffled"}},
+    "style": {"pairs": "more", "title": "politer pairs", "ablation": "placebo", "dpo": {"labels": "given"}},
     "polite": {"pairs": "on-policy", "tuning": "none", "ablation": "prompting", "generate": {"prefix": "english"}},
     "swap": {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "swapped"}},
     "steered": {"pairs": "on-policy", "tuning": "none", "ablation": "decoding",
@@ -41,7 +42,8 @@ VARIANTS = {
 def results(checkout) -> Results:
     file = checkout / "params/profiles/tiny.yaml"
     content = yaml.safe_load(file.read_text())
-    pairs = {"on-policy": {}, "on-policy-matched": {"match_style": True}, "rtp-lx": {"folder": "$RTP_LX"}}
+    pairs = {"on-policy": {}, "on-policy-matched": {"match_style": True}, "rtp-lx": {"folder": "$RTP_LX"},
+             "more": {"data": "pairs.jsonl"}}  # fmt: skip
     content |= {"pairs": pairs, "variants": VARIANTS,
                 "more_prompts": {"more": {"source": "project", "limit": 2}}}  # fmt: skip
     file.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -83,7 +85,9 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     assert [member.label for member in rates.members] == ["1e-7", "1e-3"]
     assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
     placebos = family_of(results, "placebo")
-    assert [member.label for member in placebos.members] == ["labels as given", "shuffled labels", "swapped sides"]
+    assert [(member.variant, member.label) for member in placebos.members] == [
+        ("dpo", "labels as given"), ("coin", "shuffled labels"), ("style", "politer pairs"), ("swap", "swapped sides")]  # fmt: skip
+    assert (placebos.title, placebos.reference) == ("Tiny (dpo)", "labels as given")
     assert [member.label for member in family_of(results, "decoding").members] == ["DPO", "DExperts"]
     style = family_of(results, "style")
     assert [(member.variant, member.label) for member in style.members] == [
@@ -250,8 +254,17 @@ def test_steering_is_compared_with_dpo(results, tmp_path):
 def test_what_is_not_trained_is_no_training(results):
     names = vars(definitions("summary_training"))
     lines = run_cell("summary_training", "ef90c41e", **names | {"results": results})["lines"]
-    assert [line[0] for line in lines] == [
-        f"Tiny ({name})" for name in VARIANTS if name not in ("polite", "steered", "edit")]  # fmt: skip
+    trained = {name: each for name, each in VARIANTS.items() if name not in ("polite", "steered", "edit")}
+    assert [line[0] for line in lines] == [f"Tiny ({each.get('title', name)})" for name, each in trained.items()]
+
+
+def test_a_placebo_of_other_pairs_is_compared_with_dpo(results, tmp_path):
+    for language in ("de", "en", "ja"):
+        for variant, level in (("base", 0.6), ("dpo", 0.3), ("style", 0.5)):
+            write_evaluation(results, variant, language, scored("abcd", 2, level))
+    assert rows_of(results, "placebo").loc["politer pairs", "difference"] == pytest.approx(0.2)
+    said = sentences(tmp_path)["ablation_placebo_sentence"]
+    assert "With politer pairs instead of labels as given, EMT of Tiny (dpo) after tuning is higher (0.20 [" in said
 
 
 def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):

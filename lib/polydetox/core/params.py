@@ -260,8 +260,10 @@ class Variant(StageSettings):
     prompt_limit: Count | None = None  # and fewer prompts
 
     @property
-    def compared_pairs(self) -> str:
-        """The pairs of the variant that an ablation is compared with."""
+    def compared_pairs(self) -> str | None:
+        """The pairs of the variant that an ablation is compared with; None, any, for a placebo that is one by its pairs."""
+        if self.ablation == "placebo" and self.dpo.get("labels") == "given":
+            return None
         return ON_POLICY[0] if self.ablation == "style" else self.pairs
 
     @model_validator(mode="after")
@@ -346,7 +348,7 @@ class Profile(StageSettings):
                      f"{nearest(variant.pairs, self.pairs)}")  # fmt: skip
             _require(not variant.ablation or self.ablated_from(variant),
                      f"variant {name!r}: an ablation is compared with a variant of the main tables, and none without "
-                     f"'ablation' is tuned with DPO on pairs {variant.compared_pairs!r}")  # fmt: skip
+                     f"'ablation' is tuned with DPO on pairs {variant.compared_pairs or 'of any kind'!r}")  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -375,7 +377,7 @@ class Profile(StageSettings):
     def ablated_from(self, variant: Variant) -> str | None:
         """The variant that an ablation is compared with: the first DPO of the main tables with ``compared_pairs``."""
         return next((name for name, other in self.variants.items() if other.ablation is None
-                     and other.tuning == "dpo" and other.pairs == variant.compared_pairs), None)  # fmt: skip
+                     and other.tuning == "dpo" and variant.compared_pairs in (None, other.pairs)), None)  # fmt: skip
 
 
 def names(kind: str) -> list[str]:
