@@ -86,7 +86,8 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
     placebos = family_of(results, "placebo")
     assert [(member.variant, member.label) for member in placebos.members] == [
-        ("dpo", "labels as given"), ("coin", "shuffled labels"), ("style", "politer pairs"), ("swap", "swapped sides")]  # fmt: skip
+        ("dpo", "labels as given"), ("coin", "shuffled labels"), ("style", "politer pairs"),
+        ("swap", "swapped sides")]  # fmt: skip
     assert (placebos.title, placebos.reference) == ("Tiny (dpo)", "labels as given")
     assert [member.label for member in family_of(results, "decoding").members] == ["DPO", "DExperts"]
     style = family_of(results, "style")
@@ -178,7 +179,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
     assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
-    assert len(said) == 11 and set(said.values()) == {"Not run."}
+    assert len(said) == 12 and set(said.values()) == {"Not run."}
     assert "not run" in seeds_shown(table)
 
 

@@ -261,7 +261,7 @@ class Variant(StageSettings):
 
     @property
     def compared_pairs(self) -> str | None:
-        """The pairs of the variant that an ablation is compared with; None, any, for a placebo that is one by its pairs."""
+        """The pairs of the variant that an ablation is compared with; None: any, of a placebo by its pairs."""
         if self.ablation == "placebo" and self.dpo.get("labels") == "given":
             return None
         return ON_POLICY[0] if self.ablation == "style" else self.pairs
