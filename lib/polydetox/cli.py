@@ -1,4 +1,4 @@
-"""The command line: ``polydetox run | render | data | push | open | execute``."""
+"""The command line: ``polydetox run | render | snapshot | data | push | open | execute``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, function: Callable[..., Any], text: str, **more: Any) -> Callable[..., Any]:
         parser = commands.add_parser(name, help=text, **more)
         parser.set_defaults(function=function)
-        if function in (_run, _render, _push, _execute):
+        if function in (_run, _render, _snapshot, _push, _execute):
             parser.add_argument("--profile", default="offline", help="a file of params/profiles/ (default: offline)")
         return parser.add_argument
 
@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     option = command("render", _render, "render the report from what has been run so far")
     option("--preview", action="store_true", help="use the preview renderer even where Quarto is")
     option("--pdf", action="store_true", help="make a PDF of the chapters as well; needs Quarto")
+
+    command("snapshot", _snapshot, "keep a finished run's figures for the cards of the page Extensions")
 
     option = command("data", _data, "the data sources: licence, address, and what to do to get each")
     option("action", nargs="?", choices=["fetch"], help="download a source, verify and unpack it")
@@ -122,6 +124,12 @@ def _open(options: argparse.Namespace) -> int:
     notebook = opened(options.job, options.to)
     print(f"the notebook: {paths.relative(notebook)}", flush=True)
     return 0 if options.no_start else start(notebook)
+
+
+def _snapshot(options: argparse.Namespace) -> None:
+    from polydetox.report.assemble import snapshot
+
+    print("\n".join(paths.relative(file) for file in snapshot(options.profile)) or "the run has nothing for a card")
 
 
 def _render(options: argparse.Namespace) -> None:

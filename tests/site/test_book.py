@@ -22,7 +22,8 @@ from polydetox.core import paths
 from polydetox.core.artifacts import read_json, read_parquet
 from polydetox.core.errors import UserError
 from polydetox.quarto import ERROR_FILE, failure_note
-from polydetox.report.assemble import VARIABLE, assemble, book_pages, read_variables
+from polydetox.report.assemble import assemble, book_pages, read_variables
+from polydetox.report.extensions import VARIABLE
 from polydetox.report.masking import cover, passage
 from polydetox.report.rendering import render
 from polydetox.workflow import load

@@ -15,20 +15,20 @@ import yaml
 from nbformat import NotebookNode
 
 from polydetox.core import paths
-from polydetox.core.artifacts import atomic_folder, finished, read_json
+from polydetox.core.artifacts import MANIFEST, atomic_folder, finished, read_json
 from polydetox.core.errors import UserError, nearest
+from polydetox.core.params import load_model
 from polydetox.core.yaml_files import read_yaml
-from polydetox.report import notebooks
+from polydetox.report import extensions, notebooks
 from polydetox.report.appendices import write_appendices
+from polydetox.report.extensions import CROSS_REFERENCE, EMBED, VARIABLE
 from polydetox.results.collect import Results
+from polydetox.results.tables import listing
 from polydetox.workflow import record_file
 
 CONFIGURATION = "_quarto.yml"
 VARIABLES = "_variables.yml"
 
-EMBED = re.compile(r"^\{\{<\s*embed\s+summary/(\S+?)\.ipynb#([\w-]+)\s*>\}\}[ \t]*$", re.MULTILINE)
-VARIABLE = re.compile(r"\{\{<\s*var\s+([\w.-]+)\s*>\}\}")
-CROSS_REFERENCE = re.compile(r"(?<![\w@/.])@((?:fig|tbl|sec|eq)-[\w-]+)")
 CITATION = re.compile(r"(?<![\w@/.])-?@(?!(?:fig|tbl|sec|eq)-)([A-Za-z][\w:-]*\w)")
 _IDENTIFIER = re.compile(r"\{[^{}]*#((?:fig|tbl|sec|eq)-[\w-]+)[^{}]*\}")
 _BIBLIOGRAPHY_KEY = re.compile(r"^@\w+\{\s*([^,\s]+)\s*,", re.MULTILINE)
@@ -43,17 +43,50 @@ def assemble(profile: str) -> Path:
         if not (sources / "index.qmd").is_file():
             raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
-        summaries = {name: notebooks.labelled(notebooks.read_cells(paths.given(place) / "notebook.ipynb"))
-                     for name, place in results.record["sections"].items() if finished(paths.given(place))}  # fmt: skip
+        variables = read_variables(results, folder)
+        gone = extensions.keep_what_ran(folder, variables)
+        summaries = read_summaries(results)
         for page in sorted(folder.glob("*.qmd")):
             page.write_text(embed(page, summaries), "utf-8")
         appendices = write_appendices(results, folder)
-        write_yaml(folder / VARIABLES, read_variables(results, folder))
+        write_yaml(folder / VARIABLES, variables)
         configuration = read_yaml(paths.root() / CONFIGURATION)
-        configuration["book"] |= {"subtitle": results.profile.title, "appendices": appendices}
+        book = configuration["book"]
+        for part in [book, *(item for item in book["chapters"] if isinstance(item, dict))]:
+            part["chapters"] = [item for item in part["chapters"] if isinstance(item, dict) or item not in gone]
+        if profile.startswith("paper"):
+            book["title"] = book["title"].replace("a small-scale ", "a ")
+        book |= {"subtitle": results.profile.title, "appendices": appendices}
         write_yaml(folder / CONFIGURATION, configuration)
         check(folder)
     return paths.profile_run(profile) / "book"
+
+
+def snapshot(profile: str) -> list[Path]:
+    """Keep what a finished run has for the cards of *Extensions* in ``book/snapshots/``; returns the files."""
+    results, sources = Results(record_file(profile)), paths.root() / "book"
+    if unfinished := [run for run in results.stages if not run.done]:
+        raise UserError(f"{profile}: {len(unfinished)} jobs are not done; finish the run first")
+    variables, summaries = read_variables(results, sources), read_summaries(results)
+    commits = results.manifests["git_commit"].dropna().unique()
+    origin = {"profile": profile, "model": listing([load_model(model).title for model in results.profile.models]),
+              "date": max(read_json(run.folder / MANIFEST)["finished"] for run in results.stages)[:10],
+              "commit": listing([commit[:10] + "+" * commit.endswith("+") for commit in commits])}  # fmt: skip
+    files = []
+    (sources / extensions.SNAPSHOTS).mkdir(exist_ok=True)
+    for label, template in extensions.CARD.findall((sources / extensions.PAGE).read_text("utf-8")):
+        if template and extensions.ran(template, variables):
+            page = sources / extensions.SNAPSHOTS / f"{label}.qmd"
+            page.write_text(VARIABLE.sub(lambda match: variables[match[1]], template), "utf-8")
+            files.append(extensions.write_snapshot(label, template, embed(page, summaries), origin))
+            page.unlink()
+    return files
+
+
+def read_summaries(results: Results) -> dict[str, dict[str, NotebookNode]]:
+    """The labelled cells of every summary notebook that was executed."""
+    return {name: notebooks.labelled(notebooks.read_cells(paths.given(place) / "notebook.ipynb"))
+            for name, place in results.record["sections"].items() if finished(paths.given(place))}  # fmt: skip
 
 
 def write_yaml(file: Path, content: Any) -> None:
@@ -72,6 +105,8 @@ def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]]) -> str:
         notebook, label = match.groups()
         if notebook not in summaries:
             missing.add(label)
+            if page.name == "index.qmd":  # the first page shows only what there is
+                return ""
             source = f"summary_{notebook}.ipynb"
             return f'::: {{.callout-note title="Not run"}}\nThis part comes from `{source}`, which was not run.\n:::'
         where, cells = f"book/{page.name}: embeds {match[0].split()[2]}", summaries[notebook]

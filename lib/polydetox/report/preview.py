@@ -22,13 +22,12 @@ from polydetox.core.yaml_files import read_yaml
 from polydetox.report.assemble import (
     CITATION,
     CONFIGURATION,
-    CROSS_REFERENCE,
-    VARIABLE,
     VARIABLES,
     book_pages,
     write_yaml,
 )
 from polydetox.report.citations import Bibliography
+from polydetox.report.extensions import CROSS_REFERENCE, VARIABLE
 from polydetox.report.masking import SEARCH_INDEX
 from polydetox.report.notebooks import raw
 
