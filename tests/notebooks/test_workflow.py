@@ -207,7 +207,8 @@ def test_a_controlled_world_runs_to_its_own_report(finished):
         assert (metrics["alignment"], metrics["seed"]) == (alignment, 0)
     page = (checkout / "runs/small-world/site/world.html").read_text()
     assert "This run asks for 2 small models in 3 languages" in page
-    assert "which was not run" in (checkout / "runs/small-world/site/results-detox.html").read_text()
+    assert not (checkout / "runs/small-world/site/results-detox.html").exists()
+    assert "make paper PROFILE=offline" in (checkout / "runs/small-world/site/extensions.html").read_text()
 
 
 def test_no_machine_path_in_manifests_or_site(finished, tiny_checkpoints):

@@ -119,7 +119,7 @@ def test_the_list_of_notebooks_leads_to_every_run(book):
 
 
 def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp_path):
-    """A profile of attribute control without any way of tuning: the other chapters say that they were not run."""
+    """A profile of attribute control without any way of tuning: the other chapters are cards of Extensions."""
     checkout = synthetic.make_checkout(tmp_path / "checkout", ["en"])
     file = checkout / "params/profiles" / f"{PROFILE}.yaml"
     profile = yaml.safe_load(file.read_text())
@@ -167,8 +167,8 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         "1,200 statements that belong to evaluated prompts are excluded from the corpus."
     )
     for page in ("results-detox.qmd", "training.qmd", "fluency.qmd", "why.qmd", "ablations.qmd", "examples.qmd"):
-        assert 'title="Not run"' in shown[page], page
-    assert 'title="Not run"' not in shown["control.qmd"]
+        assert page not in shown and f"{page}#" not in "".join(shown.values()), page
+    assert "{#sec-toxicity}" in shown["extensions.qmd"] and "{#sec-control}" not in shown["extensions.qmd"]
 
 
 def test_variables_have_no_dots_and_every_one_used_is_there(book):
@@ -359,9 +359,8 @@ def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
     synthetic_profile.write_text(yaml.safe_dump({**content, "models": ["other"]}))
     shutil.copy(run / "checkout/params/models/tiny.yaml", run / "checkout/params/models/other.yaml")
     index = render("never")
-    text = (index.parent / "results-detox.html").read_text()
-    assert "which was not run" in text and "(not run)" in text and "<img" not in text
-    assert "Not run." in index.read_text()
+    assert not (index.parent / "results-detox.html").exists() and "<img" not in index.read_text()
+    assert 'id="sec-toxicity"' in (index.parent / "extensions.html").read_text()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------

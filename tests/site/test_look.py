@@ -14,7 +14,7 @@ from browser import Served
 
 PAGES = ["index.html", "methods.html", "results-detox.html", "why.html", "examples.html", "reproducibility.html",
          "fidelity.html", "references.html", "notebooks.html", "notebooks/tiny-evaluate.html"]  # fmt: skip
-CHAPTER_OF = {"fig-emt": "Figure 3.2", "tbl-main": "Table 3.1", "tbl-probe": "Table 7.1"}
+CHAPTER_OF = {"fig-drop": "Figure 3.1", "tbl-main": "Table 3.1", "tbl-probe": "Table 7.1"}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,7 @@ from recorded import SECTIONS, recorded
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
-from polydetox.report import assemble, notebooks, preview, rendering
+from polydetox.report import assemble, extensions, notebooks, preview, rendering
 from polydetox.report.citations import Bibliography
 
 
@@ -298,6 +299,86 @@ def test_an_embed_of_a_notebook_that_was_not_run_says_so(tmp_path):
     resolved = assemble.embed(tmp_path / "page.qmd", {})
     assert "embed" not in resolved and "summary_detox.ipynb`, which was not run" in resolved
     assert "See (not run) and @fig-x." in resolved
+
+
+def book_of_two(folder):
+    """A chapter with two sections, another chapter, a first page that leads to both, and a card for all but one."""
+    (folder / "one.qmd").write_text(
+        "# One {#sec-one}\n\n## Kept {#sec-kept}\n\n{{< var kept >}}\n\n## Cut {#sec-cut}\n\n{{< var cut >}}\n\n"
+        "{{< embed summary/s.ipynb#fig-cut >}}\n")  # fmt: skip
+    (folder / "two.qmd").write_text("# Two {#sec-two}\n\n{{< var cut >}}\n")
+    (folder / "index.qmd").write_text(
+        "# Abstract\n\nSee @sec-cut, @fig-cut and [two](two.qmd#sec-two).\n\n- [One](one.qmd#sec-one)\n"
+        "- [Two](two.qmd#sec-two): asks\n  more.\n- [More](extensions.qmd#sec-extensions)\n")  # fmt: skip
+    cards = [("kept", "kept"), ("cut", "cut"), ("two", "cut")]
+    (folder / "extensions.qmd").write_text("# Extensions {#sec-extensions}\n" + "".join(
+        f"\n## A card {{#sec-{name}}}\n\nWhy?\n\n::: {{.snapshot}}\n{{{{< var {said} >}}}}\n:::\n"
+        for name, said in cards))  # fmt: skip
+
+
+def test_what_was_not_run_becomes_a_card_and_references_follow(tmp_path):
+    book_of_two(tmp_path)
+    assert extensions.keep_what_ran(tmp_path, {"kept": "It falls.", "cut": "Not run."}) == {"two.qmd"}
+    pages = {page.name: page.read_text() for page in tmp_path.glob("*.qmd")}
+    assert "{#sec-kept}" in pages["one.qmd"] and "sec-cut" not in pages["one.qmd"]
+    assert re.findall(r"\{#(sec-\w+)\}", pages["extensions.qmd"]) == ["sec-extensions", "sec-cut", "sec-two"]
+    assert "snapshot" not in pages["extensions.qmd"] and "{{< var" not in pages["extensions.qmd"]
+    assert "See @sec-cut, (not run) and [two](extensions.qmd#sec-two)." in pages["index.qmd"]
+    assert pages["index.qmd"].endswith("- [One](one.qmd#sec-one)\n- [More](extensions.qmd#sec-extensions)\n")
+
+
+def test_a_run_of_everything_has_no_extensions(tmp_path):
+    book_of_two(tmp_path)
+    assert extensions.keep_what_ran(tmp_path, {"kept": "It falls.", "cut": "It rises."}) == {"extensions.qmd"}
+    assert "More" not in (tmp_path / "index.qmd").read_text() and "{#sec-cut}" in (tmp_path / "one.qmd").read_text()
+
+
+def test_a_card_shows_its_snapshot_with_its_origin(tmp_path, monkeypatch):
+    (tmp_path / "book/snapshots").mkdir(parents=True)
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    made = {"profile": "world", "model": "Tiny", "date": "2026-11-29", "commit": "abc", "template": "{{< var cut >}}\n"}
+    made["text"] = "It rises. ![](snapshots/figures/fig-cut-1.svg)"
+    (tmp_path / "book/snapshots/sec-cut.json").write_text(json.dumps(made))
+    book_of_two(tmp_path)
+    extensions.keep_what_ran(tmp_path, {"kept": "It falls.", "cut": "Not run."})
+    shown = (tmp_path / "extensions.qmd").read_text()
+    assert "It rises. ![](snapshots/figures/fig-cut-1.svg)" in shown
+    assert "*From the last full run: Tiny, profile `world`, 2026-11-29, commit abc.*" in shown
+
+
+def stale(book):
+    """Why each committed snapshot no longer fits the cards of *Extensions*."""
+    cards = dict(extensions.CARD.findall((book / "extensions.qmd").read_text()))
+    found = []
+    for file in (book / "snapshots").glob("*.json"):
+        made = json.loads(file.read_text())
+        if set(made) != {"profile", "model", "date", "commit", "template", "text"}:
+            found.append(f"{file.name}: other fields")
+        elif made["template"] != cards.get(file.stem):
+            found.append(f"{file.name}: made for another card")
+        pictures = re.findall(r"\]\((snapshots/[^)]+)\)", made.get("text", ""))
+        found += [f"{file.name}: no {picture}" for picture in pictures if not (book / picture).is_file()]  # fmt: skip
+    return found
+
+
+def test_the_committed_snapshots_fit_the_cards(tmp_path):
+    assert stale(paths.root() / "book") == []
+    book_of_two(tmp_path)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots/sec-cut.json").write_text('{"text": "![](snapshots/figures/a.svg)"}')
+    assert stale(tmp_path) == ["sec-cut.json: other fields", "sec-cut.json: no snapshots/figures/a.svg"]
+
+
+def test_every_card_has_its_place_and_its_command():
+    book = paths.root() / "book"
+    cards = [label for label, _ in extensions.CARD.findall((book / "extensions.qmd").read_text())]
+    labels = re.findall(
+        r"\{#(sec-[\w-]+)\}", "".join(p.read_text() for p in book.glob("*.qmd") if p.stem != "extensions")
+    )
+    assert cards and set(cards) <= set(labels)
+    commands = re.findall(r"make paper PROFILE=([\w-]+)`", (book / "extensions.qmd").read_text())
+    assert len(commands) == len(cards)
+    assert all((paths.root() / f"params/profiles/{profile}.yaml").is_file() for profile in commands)
 
 
 @pytest.mark.parametrize(("label", "said"), [("fig-b", "did you mean 'fig-a'"), ("fig-a", "a cell without output")])

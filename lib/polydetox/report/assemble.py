@@ -15,7 +15,7 @@ import yaml
 from nbformat import NotebookNode
 
 from polydetox.core import paths
-from polydetox.core.artifacts import MANIFEST, atomic_folder, finished, read_json
+from polydetox.core.artifacts import MANIFEST, atomic_folder, finished, read_json, write_json
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.params import load_model
 from polydetox.core.yaml_files import read_yaml
@@ -78,7 +78,9 @@ def snapshot(profile: str) -> list[Path]:
         if template and extensions.ran(template, variables):
             page = sources / extensions.SNAPSHOTS / f"{label}.qmd"
             page.write_text(VARIABLE.sub(lambda match: variables[match[1]], template), "utf-8")
-            files.append(extensions.write_snapshot(label, template, embed(page, summaries), origin))
+            text = embed(page, summaries).replace("](figures/", f"]({extensions.SNAPSHOTS}/figures/")
+            files.append(page.with_suffix(".json"))
+            write_json(files[-1], origin | {"template": template, "text": text})
             page.unlink()
     return files
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from polydetox.core import paths
-from polydetox.core.artifacts import read_json, write_json
+from polydetox.core.artifacts import read_json
 
 PAGE = "extensions.qmd"
 SNAPSHOTS = "snapshots"
@@ -20,7 +20,6 @@ EMBED = re.compile(r"^\{\{<\s*embed\s+summary/(\S+?)\.ipynb#([\w-]+)\s*>\}\}[ \t
 VARIABLE = re.compile(r"\{\{<\s*var\s+([\w.-]+)\s*>\}\}")
 CROSS_REFERENCE = re.compile(r"(?<![\w@/.])@((?:fig|tbl|sec|eq)-[\w-]+)")
 CARD = re.compile(r"^## [^\n]*\{#(sec-[\w-]+)\}$.*?^::: \{\.snapshot\}\n(.*?)^:::\n+", re.MULTILINE | re.DOTALL)
-CARD_HEADING = re.compile(r"^## ", re.MULTILINE)
 _BLOCK = re.compile(r"^::: \{\.snapshot\}\n.*?^:::$", re.MULTILINE | re.DOTALL)
 _LABEL = re.compile(r"\{#((?:fig|tbl|sec|eq)-[\w-]+)")
 _LED_BY_LINK = re.compile(r"^(?:- )?\[[^\[\]]*\]\(([\w-]+\.qmd)[^()]*\)(?:.|\n(?!- |\n))*\n", re.MULTILINE)
@@ -52,7 +51,7 @@ def keep_what_ran(folder: Path, variables: dict[str, str]) -> set[str]:
     kept = {name: text for name, text in pages.items() if name not in gone}
     there = {label for text in kept.values() for label in _LABEL.findall(text)}
     shown = CARD.sub(lambda card: "" if card[1] in there else snapshot(card), extensions)
-    if CARD_HEADING.search(shown):
+    if "\n## " in shown:
         kept[PAGE] = shown
     gone |= {PAGE} - set(kept)
     cut = _targets(before.values()) - _targets(kept.values())
@@ -79,11 +78,3 @@ def snapshot(card: re.Match[str]) -> str:
     made = read_json(file)
     origin = f"{made['model']}, profile `{made['profile']}`, {made['date']}, commit {made['commit']}"
     return _BLOCK.sub(lambda _: f"{made['text']}\n\n*From the last full run: {origin}.*", card[0])
-
-
-def write_snapshot(label: str, template: str, text: str, origin: dict[str, str]) -> Path:
-    """Keep what a finished run has for a card in ``book/snapshots/``; returns the file."""
-    file = paths.root() / "book" / SNAPSHOTS / f"{label}.json"
-    made = origin | {"template": template, "text": text.replace("](figures/", f"]({SNAPSHOTS}/figures/")}
-    write_json(file, made)
-    return file
