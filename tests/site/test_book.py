@@ -16,8 +16,8 @@ import yaml
 from recorded import recorded, write_record
 
 import synthetic
-from notebook_cells import definitions, run_cell, run_cells, some_cells
-from polydetox.attribute_control.results import PAPER, Control, rows_of
+from notebook_cells import definitions, run_cells, some_cells
+from polydetox.attribute_control.results import PAPER, Control
 from polydetox.core import paths
 from polydetox.core.artifacts import read_json, read_parquet
 from polydetox.core.errors import UserError
@@ -26,6 +26,7 @@ from polydetox.report.assemble import assemble, book_pages, read_variables
 from polydetox.report.extensions import VARIABLE
 from polydetox.report.masking import cover, passage
 from polydetox.report.rendering import render
+from polydetox.results.collect import Results
 from polydetox.workflow import load
 
 PROFILE = synthetic.PROFILE
@@ -137,7 +138,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
         results = recorded(PROFILE, samples=50)
         assert results.comparisons == [] and not any(run.stage in ("dpo", "evaluate") for run in results.stages)
         said = read_variables(recorded(PROFILE), paths.root() / "book")
-        notebook = definitions("summary_control", control=Control(results))
+        notebook = control_tables(results)
         table, comments = repr(notebook.main_table()).splitlines(), repr(notebook.jigsaw_table())
         render(PROFILE)
         book = paths.profile_run(PROFILE) / "book"
@@ -269,6 +270,13 @@ def test_ablations_stand_in_their_chapter_and_nowhere_else(run):
     assert rows.loc[("learning-rate", "dpo"), ["languages", "prompts", "continuations"]].tolist() == [1, 4, 2]
 
 
+def control_tables(results: Results) -> SimpleNamespace:
+    """The functions of the notebook summary_control on the results of a run."""
+    control = Control(results)
+    against_base = definitions("summary_control").compare_with_base(control)
+    return definitions("summary_control", control=control, against_base=against_base)
+
+
 def test_the_chapter_on_control_tells_what_was_measured(run):
     said = variables_of("control")
     assert "compares filtering, never run, plain fine-tuning and regularised" in said["control_overview"]
@@ -279,7 +287,7 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
     others = [100 * metrics["toxicity"][language]["toxic_fraction"]["value"] for language in ("ar", "de", "ja")]
     assert f"with regularised it is {sum(others) / 3:.1f}%" in said["control_languages_sentence"]
     # A claim is made where the interval excludes zero, and nowhere else.
-    table = Control(recorded(PROFILE)).compared["toxic"]
+    table = pd.read_parquet(paths.profile_run(PROFILE) / "summary/control/toxicity.parquet")
     for language, sentence in (("en", "control_toxicity_sentence"), ("others", "control_languages_sentence")):
         rows = table[(table["language"] == language) & (table["algorithm"] != "base")].dropna(subset="drop")
         words = ["lower" if low > 0 else "higher" if high < 0 else "not detectably different"
@@ -317,16 +325,15 @@ def test_scorers_are_told_apart_by_direction(run):
 
 
 def test_an_algorithm_is_undominated_where_no_other_is_less_toxic_and_more_accurate():
-    class Made:
-        compared = {"toxic": pd.DataFrame({  # noqa: RUF012
-            "model": "m", "language": "en", "algorithm": list("abcd"), "after": [9.0, 5.0, 5.0, 7.0],
-        })}  # fmt: skip
-        accuracy = pd.DataFrame({"model": "m", "algorithm": list("abcde"), "value": [60.0, 50.0, 40.0, 45.0, 99.0]})
+    toxic = pd.DataFrame({"model": "m", "language": "en", "algorithm": list("abcd"), "after": [9.0, 5.0, 5.0, 7.0]})
+    accuracy = pd.DataFrame({"model": "m", "algorithm": list("abcde"), "value": [60.0, 50.0, 40.0, 45.0, 99.0]})
 
-    undominated = run_cell("summary_control", "control-undominated", pd=pd, rows_of=rows_of)["undominated"]
-    assert undominated(Made(), "m") == ["a", "b"]
-    Made.compared = {"toxic": Made.compared["toxic"].head(1)}
-    assert undominated(Made(), "m") == [], "one algorithm alone"
+    def undominated(toxic: pd.DataFrame) -> list[str]:
+        given = {"against_base": {"toxic": toxic}, "accuracy": accuracy}
+        return definitions("summary_control", **given).undominated("m")
+
+    assert undominated(toxic) == ["a", "b"]
+    assert undominated(toxic.head(1)) == [], "one algorithm alone"
 
 
 def test_win_rates_of_an_earlier_version_are_named(run):
@@ -343,7 +350,7 @@ def test_win_rates_of_an_earlier_version_are_named(run):
 
 
 def test_the_published_figures_of_control_stand_beside_ours(run):
-    notebook = definitions("summary_control", control=Control(recorded(PROFILE, samples=50)))
+    notebook = control_tables(recorded(PROFILE, samples=50))
     main, wins, jigsaw = map(repr, (notebook.main_table(), notebook.paper_wins_table(), notebook.jigsaw_table()))
     assert "never run | not run | not run | not run | not run" in main
     assert "regularised, adaptive | 14.2 | – | 73.6 | 33.9" in main, "commonsense before knowledge, as in the profile"

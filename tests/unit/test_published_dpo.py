@@ -6,15 +6,22 @@ That code puts BOS in front for every tokenizer that has one: with ``inputs: trl
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 import torch
 
-from notebook_cells import make_trainer
+from notebook_cells import definitions, make_trainer
 from polydetox.core.parameters import checked
 from polydetox.training import dpo
-from polydetox.training.dpo import tokens_of_trl_0_8
 from published import RECORDED, model, tokenizer, words
+
+
+def published_tokens(pairs: pd.DataFrame, tokens: Any, max_prompt_length: int, max_length: int) -> pd.DataFrame:
+    """The pairs with the token ids that ``dpo.ipynb`` gives the model with ``inputs: trl-0.8.6``."""
+    settings = checked("dpo", max_prompt_length=max_prompt_length, max_length=max_length)
+    return definitions("dpo", tokenizer=tokens, settings=settings).with_published_tokens(pairs)
 
 
 def pairs_of(values: dict) -> pd.DataFrame:
@@ -40,7 +47,7 @@ def case(request, tmp_path, monkeypatch):
     tokens.save_pretrained(weights)
     pairs = pairs_of(values)
     if inputs == "trl-0.8.6":
-        pairs = tokens_of_trl_0_8(pairs, tokens, 64, 256)
+        pairs = published_tokens(pairs, tokens, 64, 256)
     # Of one step, so that the reference model stays beside the policy.
     settings = checked("dpo", learning_rate=1e-3, weight_decay=0.0, batch_size=1, max_steps=1, eval_steps=1)
     trainer = make_trainer(weights, pairs, pairs, settings, tmp_path)
@@ -98,9 +105,9 @@ def test_a_long_pair_loses_the_beginning_of_its_prompt_and_then_the_end_of_its_c
     tokens = tokenizer("bloom", template=False)
     pairs = pd.DataFrame({"prompt": [words(list(range(10, 20)))], "chosen": [words([30, 31])],
                           "rejected": [words([40, 41, 42, 43, 44])]})  # fmt: skip
-    whole = tokens_of_trl_0_8(pairs, tokens, 4, 17).iloc[0]  # BOS, 10 tokens, 5 more and EOS
+    whole = published_tokens(pairs, tokens, 4, 17).iloc[0]  # BOS, 10 tokens, 5 more and EOS
     assert whole["prompt_ids"] == [1, *range(10, 20)] and whole["rejected_ids"] == [40, 41, 42, 43, 44, 2]
-    shorter = tokens_of_trl_0_8(pairs, tokens, 4, 16).iloc[0]
+    shorter = published_tokens(pairs, tokens, 4, 16).iloc[0]
     assert shorter["prompt_ids"] == [16, 17, 18, 19] and shorter["chosen_ids"] == [30, 31, 2]
-    shortest = tokens_of_trl_0_8(pairs, tokens, 4, 8).iloc[0]
+    shortest = published_tokens(pairs, tokens, 4, 8).iloc[0]
     assert shortest["chosen_ids"] == [30, 31, 2] and shortest["rejected_ids"] == [40, 41, 42, 43]

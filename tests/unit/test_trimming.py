@@ -7,7 +7,6 @@ import torch
 
 from notebook_cells import definitions
 from polydetox.core.errors import UserError
-from polydetox.models import trimming
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from tiny import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 
@@ -18,8 +17,8 @@ def test_derivation_by_hand():
     vocabulary = {token: number for number, token in enumerate(["a", "b", "c", "ab", "bc", "abc", "abcab"])}
     ranks = {pair: rank for rank, pair in enumerate([("b", "c"), ("a", "b"), ("a", "bc"), ("abc", "ab")])}
     # b+c has the lower rank, so abc is made over bc, and the second ab on its own.
-    assert trimming.derivation("abc", vocabulary, ranks) == {"a", "b", "c", "bc", "abc"}
-    assert trimming.derivation("abcab", vocabulary, ranks) == {"a", "b", "c", "bc", "ab", "abc", "abcab"}
+    assert TRIM.derivation("abc", vocabulary, ranks) == {"a", "b", "c", "bc", "abc"}
+    assert TRIM.derivation("abcab", vocabulary, ranks) == {"a", "b", "c", "bc", "ab", "abc", "abcab"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

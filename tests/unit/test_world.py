@@ -7,18 +7,19 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from recorded import recorded
 
-from notebook_cells import definitions, run_cells
-from polydetox.core.artifacts import read_json, write_json
+from notebook_cells import definitions, run_cells, some_cells
+from polydetox.core.artifacts import Stage, read_json, write_json
 from polydetox.core.errors import UserError
+from polydetox.core.parameters import checked
 from polydetox.core.params import load_profile
-from polydetox.synthetic import results, tables
+from polydetox.synthetic import tables
 from polydetox.synthetic.phrasebook import Everyday, Phrasebook, Remark
 from tiny import CHECKOUT, tiny_model
 
@@ -347,30 +348,30 @@ def measured() -> pd.DataFrame:
 NOT_RUN = "Not run in this profile; `polydetox run --profile world` runs it."
 
 
+def summarised(table: pd.DataFrame, folder: Path) -> dict:
+    """The namespace of the summary notebook, given a table of measurements; it writes to ``summary/``."""
+    record = folder / "run.json"
+    write_json(record, {"profile": load_profile("world").model_dump(mode="json")})
+    settings = checked("summary_world", run=str(record))
+    return some_cells("summary_world", settings, Stage("summary_world", folder / "summary", {}), models=table)
+
+
 @pytest.fixture
-def levels(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], pd.DataFrame]:
+def levels(tmp_path) -> Callable[[pd.DataFrame], pd.DataFrame]:
     """The means by size and alignment that the summary notebook makes of a table of measurements."""
 
     def run(table: pd.DataFrame) -> pd.DataFrame:
-        monkeypatch.setattr(results, "folders", lambda profile: [])
-        monkeypatch.setattr(results, "measurements", lambda profile: table)
-        record = tmp_path / "run.json"
-        write_json(record, {"profile": load_profile("world").model_dump(mode="json")})
-        return run_cells("summary_world", until="levels-02", run=str(record), output_folder=str(tmp_path))["levels"]
+        return summarised(table, tmp_path)["levels"]
 
     return run
 
 
 @pytest.fixture
-def summary(monkeypatch, tmp_path) -> Callable[[pd.DataFrame], tuple[dict[str, str], dict]]:
+def summary(tmp_path) -> Callable[[pd.DataFrame], tuple[dict[str, str], dict]]:
     """What the summary notebook says of a table of measurements, by the name of the variable; and what correlates."""
 
     def run(table: pd.DataFrame) -> tuple[dict[str, str], dict]:
-        monkeypatch.setattr(results, "folders", lambda profile: [])
-        monkeypatch.setattr(results, "measurements", lambda profile: table)
-        record = tmp_path / "run.json"
-        write_json(record, {"profile": load_profile("world").model_dump(mode="json")})
-        run_cells("summary_world", run=str(record), output_folder=str(tmp_path / "summary"))
+        summarised(table, tmp_path)
         return tuple(read_json(tmp_path / "summary" / f"{name}.json") for name in ("variables", "metrics"))
 
     return run
@@ -487,7 +488,7 @@ def test_directions_are_told_beside_retrieval(summary, levels, measured):
 
 def test_an_older_folder_is_named(checkout, measured):
     from polydetox.core import paths
-    from polydetox.core.artifacts import write_json, write_parquet
+    from polydetox.core.artifacts import write_parquet
 
     shutil.copy(CHECKOUT / "params/profiles/world.yaml", checkout / "params/profiles")
     folder = paths.profile_run("world") / "world/m-a000-s0/transfer"
@@ -496,7 +497,7 @@ def test_an_older_folder_is_named(checkout, measured):
     write_json(folder / "manifest.json", {})
     write_parquet(folder / "languages.parquet", measured.drop(columns="direction_cosine"))
     with pytest.raises(UserError, match=r"m-a000-s0/transfer/languages.parquet: column 'direction_cosine' is missing"):
-        results.measurements(recorded("world"))
+        definitions("summary_world").measurements(folder)
 
 
 def test_permuting_the_drops_against_all_orders():

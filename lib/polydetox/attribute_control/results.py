@@ -9,30 +9,19 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from polydetox.attribute_control.evaluation import SCORE_COLUMNS
-from polydetox.benchmarks.harness import ITEM_COLUMNS, by_task, suite_replicates
 from polydetox.core import paths
-from polydetox.core.artifacts import MANIFEST, read_json, read_parquet
+from polydetox.core.artifacts import MANIFEST, read_json
 from polydetox.core.errors import UserError
-from polydetox.core.languages import LANGUAGES
 from polydetox.core.params import JIGSAW_CONDITIONS, control_algorithms, control_languages, load_model
-from polydetox.metrics.evaluate import mean_by_prompt
-from polydetox.metrics.language import language_rate
-from polydetox.metrics.toxicity import prompt_toxicity
-from polydetox.results.collect import ENGLISH, Results
+from polydetox.results.collect import Results
 from polydetox.results.published import paper_table
-from polydetox.stats.bootstrap import percentile_interval
-from polydetox.stats.paired import compare_prompts, comparison_row, mean_over_languages
 
 PAPER = "Meng et al. (2024)"
 
 # The paper's name of an algorithm; the regulariser has two.
 _PAPER_ALGORITHMS = {"plain": "baseline", "filtering": "filtering", "rl": "rl", "nado": "nado_decoding"}
-
-MEASURES = ("toxic", "in_language", "repeated")
 
 
 class Control:
@@ -120,65 +109,6 @@ class Control:
         folders = {of: self.results.folder(stage, model=of[0], **{wildcard: of[1]})
                    for of in product(self.models, values)}  # fmt: skip
         return {of: read_json(folder / "metrics.json") | {"folder": folder} for of, folder in folders.items() if folder}
-
-    # --- beside the base model ---
-
-    @cached_property
-    def _by_prompt(self) -> dict[tuple[str, str, str], pd.DataFrame]:
-        """The mean of each measure over the continuations of a prompt, by model, algorithm and language.
-
-        ``toxic``, ``in_language`` (of the continuations whose language is detected) and ``repeated`` (of the words of
-        a continuation) are fractions.
-        """
-        return {
-            (model, name, str(language)): pd.DataFrame({
-                "toxic": prompt_toxicity(rows, "toxicity", metrics["threshold"])["toxic_fraction"],
-                "in_language": language_rate(rows, str(language)),
-                "repeated": mean_by_prompt(rows, "repeated"),
-            })
-            for (model, name), metrics in self.evaluations.items()
-            for language, rows in read_parquet(metrics["folder"] / "scores.parquet", SCORE_COLUMNS).groupby(
-                "language", sort=False)
-        }  # fmt: skip
-
-    @cached_property
-    def compared(self) -> dict[str, pd.DataFrame]:
-        """By measure (``MEASURES``, %): every algorithm against the base model in every language.
-
-        Columns ``model, algorithm, language, before, before_low, ..., after, ..., drop, ...``; language ``others`` is
-        the mean of all but English. Both sides continue the same prompts, and share their bootstrap draws.
-        """
-        samples, rows = self.results.samples, []
-        for measure, model, name in product(MEASURES, self.models, self.algorithms):
-            sides = {}
-            for language in self.languages:
-                found = [self._by_prompt.get((model, side, language)) for side in ("base", name)]
-                before, after = (None if table is None else table[measure] for table in found)
-                rng = np.random.default_rng([self.results.seed, list(LANGUAGES).index(language)])
-                sides[language] = compare_prompts(before, after, samples, rng)[:2]
-            if others := [pair for language, pair in sides.items() if language != ENGLISH]:
-                sides["others"] = mean_over_languages(others, samples)[:2]
-            for language, pair in sides.items():
-                row = {key: 100 * value for key, value in comparison_row(*pair, self.results.confidence).items()}
-                rows.append({"measure": measure, "model": model, "algorithm": name, "language": language, **row})
-        columns = [f"{side}{end}" for side in ("before", "after", "drop") for end in ("", "_low", "_high")]
-        table = pd.DataFrame(rows, columns=["measure", "model", "algorithm", "language", *columns])
-        return {measure: table[table["measure"] == measure].drop(columns="measure") for measure in MEASURES}
-
-    @cached_property
-    def accuracy(self) -> pd.DataFrame:
-        """The mean accuracy over suites (%), with its interval: ``model, algorithm, value, low, high``."""
-        rows = []
-        for (model, name), metrics in self.evaluations.items():
-            items = read_parquet(metrics["folder"] / "items.parquet", ITEM_COLUMNS)
-            parts = [
-                suite_replicates(by_task(items, suite), samples=self.results.samples, seed=self.results.seed + number)
-                for number, suite in enumerate(dict.fromkeys(items["suite"]))
-            ]
-            interval = percentile_interval(np.mean([part[1] for part in parts], axis=0), self.results.confidence)
-            values = 100 * np.array([np.mean([part[0] for part in parts]), *interval])
-            rows.append((model, name, *values))
-        return pd.DataFrame(rows, columns=["model", "algorithm", "value", "low", "high"])
 
 
 def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:

@@ -1,1 +1,1 @@
-"""Checkpoints: finding, converting, loading and trimming them."""
+"""Checkpoints: finding, converting and loading them."""

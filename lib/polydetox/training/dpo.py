@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
 from polydetox.core import paths
@@ -121,38 +120,6 @@ def best_step(log: pd.DataFrame) -> dict[str, Any]:
     ranked = held_out.get("reward_accuracy")  # None where the sides of a pair are trained on one by one
     accuracy = None if ranked is None else float(ranked[best])
     return {"best_step": best, "held_out_loss": float(losses[best]), "held_out_accuracy": accuracy}
-
-
-def tokens_of_trl_0_8(
-    pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, max_length: int
-) -> pd.DataFrame:
-    """Pairs with the token ids that TRL 0.8.6, with which the paper was made, gave the model.
-
-    BOS stands before every prompt where the tokenizer has one, whether or not it puts it there itself. A prompt loses
-    its beginning only where the longer text of its pair has more than ``max_length`` tokens, and then all but its last
-    ``max_prompt_length``; the completions are then cut to what is left of ``max_length``. Where a completion's first
-    character merges with the last token of the prompt, that token belongs to the completion.
-
-    Returns the table with ``prompt_ids, chosen_ids, rejected_ids``, EOS at the end of the completions.
-    """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def encode(row: Any) -> list[list[int]]:
-        alone, whole = ids(row.prompt), [ids(row.prompt + side) for side in (row.chosen, row.rejected)]
-        cut = min(len(alone) - (text[: len(alone)] != alone) for text in whole)
-        prompt, sides = alone[:cut], [text[cut:] for text in whole]
-        prompt = prompt if bos is None or prompt[:1] == [bos] else [bos, *prompt]
-        sides = [side if side[-1:] == [eos] else [*side, eos] for side in sides]
-        if len(prompt) + max(map(len, sides)) > max_length:
-            prompt = prompt[-max_prompt_length:]
-        if len(prompt) + max(map(len, sides)) > max_length:
-            sides = [side[: max_length - max_prompt_length] for side in sides]
-        return [prompt, *sides]
-
-    return pairs.join(pd.DataFrame(map(encode, pairs.itertuples()), columns=_INPUTS, index=pairs.index))
 
 
 def reference_cache(weights: Path, settings: Settings) -> Path:
