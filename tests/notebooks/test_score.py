@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from notebook_cells import some_cells
 from polydetox.core import paths
+from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import checked
-from polydetox.metrics.scores import VALUES, Scoring
 from polydetox.workflow import load
 from tiny import make_checkout, run
 
@@ -39,9 +40,11 @@ def test_each_language_has_the_scores_that_it_has_alone(scored, monkeypatch, tmp
     together = pd.read_parquet(scored / "runs/tiny/tiny/base/score/scores.parquet")
     for language in LANGUAGES:
         table = sampled[sampled["language"] == language].reset_index(drop=True)
-        alone = Scoring(settings).values(table, language, tmp_path / language)
+        cells = ("5f68c445", "score-models", "score-rows", "score-key", "score-shards")
+        made = some_cells("score", settings, Stage("score", tmp_path / language, {}), cells)
+        alone = made["values_of"](table, language)
         mine = together[together["language"] == language].reset_index(drop=True)
-        pd.testing.assert_frame_equal(alone, mine[VALUES], check_exact=True)
+        pd.testing.assert_frame_equal(alone, mine[made["VALUES"]], check_exact=True)
         assert mine["perplexity"].notna().sum() == mine.loc[~mine["empty"] & (mine["sample"] < 2)].shape[0]
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
+from notebook_cells import some_cells
+from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import Settings, checked
-from polydetox.metrics import scores
-from polydetox.metrics.scores import VALUES, Scoring
 
 PROMPTS = ["The neighbours", "La capital", "Der Nachbar", "Сегодня", "今日は"]
 
 
-def has_values(scoring, table, language, folder) -> bool:
-    """Whether a folder holds the values of a table under some settings."""
-    return len(list((folder / scoring._key(table, language)).glob("*.parquet"))) == 3  # shards of two prompts
+def scoring(settings: Settings, folder: Path) -> SimpleNamespace:
+    """What ``score.ipynb`` defines before it scores, with shards of two prompts."""
+    cells = ("5f68c445", "score-models", "score-rows", "score-key", "score-shards")
+    made = some_cells("score", settings, Stage("score", folder, {}), cells)
+    made["SHARD"] = 2
+    return SimpleNamespace(space=made, **made)
+
+
+def has_values(made: SimpleNamespace, table: pd.DataFrame, language: str = "en") -> bool:
+    """Whether the folder holds the values of a table under some settings."""
+    return len(list((made.stage.folder / "parts" / language / made.key_of(table, language)).glob("*.parquet"))) == 3
 
 
 @pytest.fixture
@@ -25,56 +36,55 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture
-def settings(checkout, monkeypatch) -> Settings:
-    monkeypatch.setattr(scores, "_PROMPTS", 2)
+def settings(checkout) -> Settings:
     return checked(
         "score", reference_model="tiny", dtype="float32", scorer="lexicon", second_scorer=None, perplexity_samples=2
     )
 
 
 def test_values_go_with_their_rows(settings, table, tmp_path):
-    values = Scoring(settings).values(table, "en", tmp_path / "en")
-    assert list(values.columns) == VALUES and list(values.index) == list(table.index)
-    assert len(list((tmp_path / "en").glob("*/*.parquet"))) == 3  # shards of two prompts
+    made = scoring(settings, tmp_path / "one")
+    values = made.values_of(table, "en")
+    assert list(values.columns) == made.VALUES and list(values.index) == list(table.index)
+    assert len(list((tmp_path / "one/parts/en").glob("*/*.parquet"))) == 3  # shards of two prompts
     # A blank text has no values, and the third sample no perplexity.
     assert values["toxicity"].isna().tolist() == [True, False, False] * 5
     assert values["perplexity"].isna().tolist() == [True, False, True] * 5
     assert values["secondary_toxicity"].isna().all()
     # In another order, or alone, a row has the same values.
     shuffled = table.sample(frac=1, random_state=0)
-    other = Scoring(settings).values(shuffled, "en", tmp_path / "other").loc[table.index]
+    other = scoring(settings, tmp_path / "other").values_of(shuffled, "en").loc[table.index]
     pd.testing.assert_frame_equal(other, values, rtol=1e-5)
 
 
-def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, table, tmp_path, monkeypatch):
-    whole = Scoring(settings).values(table, "en", tmp_path / "whole")
-    folder = tmp_path / "parts"
-    scoring = Scoring(settings)
-    scored = []
-    score = Scoring._score
+def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, table, tmp_path):
+    whole = scoring(settings, tmp_path / "whole").values_of(table, "en")
+    stopped, scored = scoring(settings, tmp_path / "parts"), []
 
-    def stop_at_the_third(self, rows, language):
+    def stop_at_the_third(rows, language):
         scored.append(rows["prompt_id"].iloc[0])
         if len(scored) == 3:
             raise KeyboardInterrupt
-        return score(self, rows, language)
+        return stopped.score_rows(rows, language)
 
-    monkeypatch.setattr(Scoring, "_score", stop_at_the_third)
+    stopped.space["score_rows"] = stop_at_the_third
     with pytest.raises(KeyboardInterrupt):
-        scoring.values(table, "en", folder)
-    assert not has_values(scoring, table, "en", folder)
-    pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)
+        stopped.values_of(table, "en")
+    assert not has_values(stopped, table)
+    pd.testing.assert_frame_equal(stopped.values_of(table, "en"), whole)
     assert scored == ["p0", "p2", "p4", "p4"]
-    monkeypatch.setattr(Scoring, "_score", lambda *_: pytest.fail("something was scored"))
-    assert has_values(Scoring(settings), table, "en", folder)
-    pd.testing.assert_frame_equal(Scoring(settings).values(table, "en", folder), whole)
+    finished = scoring(settings, tmp_path / "parts")
+    finished.space["score_rows"] = lambda *_: pytest.fail("something was scored")
+    assert has_values(finished, table)
+    pd.testing.assert_frame_equal(finished.values_of(table, "en"), whole)
 
 
 def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
-    Scoring(settings).values(table, "en", tmp_path / "en")
-    assert has_values(Scoring(settings), table, "en", tmp_path / "en")
-    assert not has_values(Scoring(settings), table, "de", tmp_path / "en")
-    assert not has_values(Scoring(settings), table.assign(continuation=" other"), "en", tmp_path / "en")
+    made = scoring(settings, tmp_path)
+    made.values_of(table, "en")
+    assert has_values(made, table)
+    assert made.key_of(table, "de") != made.key_of(table, "en")
+    assert not has_values(made, table.assign(continuation=" other"))
     for change in (
         {"perplexity_samples": None},
         {"reference_model": ""},
@@ -82,7 +92,7 @@ def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
         {"batch_size": 2},
         {"second_scorer": "lexicon"},
     ):
-        assert not has_values(Scoring(settings.model_copy(update=change)), table, "en", tmp_path / "en")
+        assert not has_values(scoring(settings.model_copy(update=change), tmp_path), table)
     # Scores under other settings take the place of those before.
-    Scoring(settings.model_copy(update={"reference_model": ""})).values(table, "en", tmp_path / "en")
-    assert len(list((tmp_path / "en").iterdir())) == 1
+    scoring(settings.model_copy(update={"reference_model": ""}), tmp_path).values_of(table, "en")
+    assert len(list((tmp_path / "parts/en").iterdir())) == 1

@@ -200,11 +200,6 @@ def check_vocabulary(weights: Path, languages: Iterable[str]) -> None:
             )
 
 
-def name_of(checkpoint: str) -> str:
-    """A checkpoint as a figure's legend names it: the end of its path."""
-    return Path(checkpoint).name
-
-
 def provenance(weights: Path) -> Path:
     """The stage folder whose manifest knows the hash of a checkpoint, or the checkpoint itself.
 
