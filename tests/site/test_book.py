@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -334,19 +333,6 @@ def test_an_algorithm_is_undominated_where_no_other_is_less_toxic_and_more_accur
 
     assert undominated(toxic) == ["a", "b"]
     assert undominated(toxic.head(1)) == [], "one algorithm alone"
-
-
-def test_win_rates_of_an_earlier_version_are_named(run):
-    file = paths.profile_run(PROFILE) / "tiny/control/win_rate/metrics.json"
-    original = file.read_text()
-    metrics = json.loads(original)
-    del metrics["rates_averaged"]
-    file.write_text(json.dumps(metrics))
-    try:
-        with pytest.raises(UserError, match=r"win_rate/metrics.json: has no rates_averaged; .* run `polydetox run"):
-            _ = Control(recorded(PROFILE)).wins
-    finally:
-        file.write_text(original)
 
 
 def test_the_published_figures_of_control_stand_beside_ours(run):

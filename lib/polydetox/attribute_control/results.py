@@ -11,17 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, read_json
-from polydetox.core.errors import UserError
 from polydetox.core.params import JIGSAW_CONDITIONS, control_algorithms, control_languages, load_model
 from polydetox.results.collect import Results
-from polydetox.results.published import paper_table
 
 PAPER = "Meng et al. (2024)"
-
-# The paper's name of an algorithm; the regulariser has two.
-_PAPER_ALGORITHMS = {"plain": "baseline", "filtering": "filtering", "rl": "rl", "nado": "nado_decoding"}
 
 
 class Control:
@@ -34,7 +28,7 @@ class Control:
         self.languages = control_languages(self.profile)
         files = [load_model(listed) for listed in self.profile.models] if self.profile.control else []
         self.models = {file.name: file.title for file in files}
-        self._references = {file.name: file.reference for file in files}
+        self.references = {file.name: file.reference for file in files}
         listed = self.profile.control.algorithms if self.profile.control else {}
         self.titles = {name: "base model" if name == "base" else listed[name].title or name for name in self.algorithms}
 
@@ -46,32 +40,6 @@ class Control:
     def suites(self) -> dict[str, dict[str, Any]]:
         """The suites of multiple-choice tasks that the profile asks, and their settings."""
         return dict(self.asked("attribute_eval", algorithm="base").get("suites", {}))
-
-    # --- the paper ---
-
-    def paper_algorithm(self, name: str) -> str | None:
-        """The paper's name of an algorithm; None for what its tables do not tell of, as of the parallel schedule."""
-        if name == "base":
-            return None
-        settings = self.asked("regularise", algorithm=name)
-        if settings["algorithm"] != "regularised":
-            return _PAPER_ALGORITHMS.get(settings["algorithm"])
-        if settings["schedule"] == "parallel":
-            return None
-        return "regularised_adaptive" if settings["regulariser_weight_neutral"] == 0.0 else "regularised"
-
-    def of_paper(self, model: str, table: str) -> pd.DataFrame:
-        """The rows of a table of the paper that are about a model of the profile, by the paper's name of the method."""
-        paper = paper_table(table)
-        return paper[paper["model"] == self._references[model]].set_index("method")
-
-    def of_other_models(self, table: str) -> dict[str, pd.DataFrame]:
-        """The rows of a table of the paper about each model that is not in the profile."""
-        known = set(self._references.values())
-        rows = paper_table(table).groupby("model", sort=False)
-        return {str(model): part.set_index("method") for model, part in rows if model not in known}
-
-    # --- what was run ---
 
     @cached_property
     def evaluations(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -93,16 +61,8 @@ class Control:
     @cached_property
     def wins(self) -> dict[str, dict[str, Any]]:
         """``metrics.json`` of the win rates of each model."""
-        found = {}
-        for model in self.models:
-            if folder := self.results.folder("win_rate", model=model):
-                found[model] = read_json(folder / "metrics.json")
-                if missing := {"algorithms", "rates", "rates_averaged"} - set(found[model]):
-                    raise UserError(
-                        f"{paths.relative(folder / 'metrics.json')}: has no {' or '.join(sorted(missing))}; it is of "
-                        f"an earlier version: run `polydetox run --profile {self.profile.name}` again"
-                    )
-        return found
+        folders = {model: self.results.folder("win_rate", model=model) for model in self.models}
+        return {model: read_json(folder / "metrics.json") for model, folder in folders.items() if folder}
 
     def _metrics(self, stage: str, wildcard: str, values: Any) -> dict[tuple[str, str], dict[str, Any]]:
         """``metrics.json``, and the ``folder`` that it is in."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -60,15 +60,10 @@ def local_tasks() -> dict[str, tuple[Path, str]]:
     """This project's tasks by name: the file of each, and its language."""
     found = {}
     for file in sorted((paths.root() / "params/tasks").glob("*.yaml")):
-        languages = read_task_file(file).languages
+        languages = read_checked(TaskFile, file).languages
         names = {f"{file.stem}_{language}": language for language in languages} if languages else {file.stem: "en"}
         found.update({name: (file, language) for name, language in names.items()})
     return found
-
-
-def read_task_file(file: Path) -> TaskFile:
-    """A file of ``params/tasks/``, checked."""
-    return cast(TaskFile, read_checked(TaskFile, file))
 
 
 def read_questions(file: Path, language: str | None = None) -> list[dict[str, Any]]:
@@ -102,13 +97,13 @@ def task_language(task: str) -> str:
 def counts_stereotypes(task: str) -> bool:
     """Whether a task measures how often the stereotype is preferred (0.5 is unbiased) instead of right answers."""
     known = local_tasks()
-    return read_task_file(known[task][0]).stereotypes if task in known else task.startswith("crows_pairs")
+    return bool(read_checked(TaskFile, known[task][0]).stereotypes) if task in known else task.startswith("crows_pairs")
 
 
 def local_configuration(task: str) -> dict[str, Any]:
     """A task of this project as lm-evaluation-harness takes it."""
     file, language = local_tasks()[task]
-    content = read_task_file(file)
+    content: TaskFile = read_checked(TaskFile, file)
     several = language if content.languages else None
     splits = {"test": read_questions(file.parent / content.test, several)}
     if content.dev:

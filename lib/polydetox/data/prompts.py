@@ -152,11 +152,6 @@ def neutral_prompts() -> pd.DataFrame:
     return _written("neutral", "en")
 
 
-def politeness_file() -> Path:
-    """The file of the requests for politeness."""
-    return paths.prompt_files() / "politeness.yaml"
-
-
 def politeness(prefix: str, language: str) -> str:
     """A line before a prompt that asks for politeness: in English if ``prefix`` is "english", or in the language."""
     return str(_written("politeness", "en" if prefix == "english" else language)["prompt"].item()) + "\n"

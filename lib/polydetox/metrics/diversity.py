@@ -12,16 +12,14 @@ from polydetox.core.languages import UNSPACED
 ORDERS = (1, 2, 3)
 
 
-def units(text: str, language: str) -> list[str]:
-    """The words of a text; its characters where a language writes no spaces."""
-    return [character for character in text if not character.isspace()] if language in UNSPACED else text.split()
-
-
 def distinct(texts: Sequence[str], order: int, language: str) -> float | None:
-    """Distinct n-grams over all n-grams of the continuations of one prompt, in [0, 1]; None without any."""
+    """Distinct n-grams over all n-grams of the continuations of one prompt, in [0, 1]; None without any.
+
+    Of words, or of characters where a language writes no spaces.
+    """
     grams = []
     for text in texts:
-        words = units(text, language)
+        words = list("".join(text.split())) if language in UNSPACED else text.split()
         grams += [tuple(words[start : start + order]) for start in range(len(words) - order + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
