@@ -21,6 +21,7 @@ PROFILE = {
     "pairs": {
         "mine": {"data": "$MY_DATA/pairs.csv", "columns": {"prompt": "question", "chosen": "better"}},
         "rtp-lx": {"folder": "$RTP_LX"},
+        "single": {"data": "$MY_DATA/single.csv", "columns": {"label": "good"}},
     },
     "more_prompts": {
         "further": {"title": "Further", "source": "own", "folder": "$MY_DATA", "column": "frage", "limit": 2},
@@ -29,6 +30,7 @@ PROFILE = {
     "variants": {
         "dpo": {"pairs": "mine"},
         "dpo-rtplx": {"pairs": "rtp-lx", "optional": True, "title": "RTP-LX"},
+        "kto": {"pairs": "single", "dpo": {"loss": "kto"}},
         "lr": {"pairs": "mine", "ablation": "learning-rate", "prompt_limit": 3,
                "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
         "polite": {"pairs": "mine", "ablation": "prompting", "tuning": "none",
@@ -50,6 +52,10 @@ def ran(tmp_path_factory, tiny_checkpoints):
     own = tmp_path_factory.mktemp("own")
     pairs = [(f"Number {row} is", "kind", "rude") for row in range(6)] + [("Frage 2:", "an evaluated", "prompt")]
     pd.DataFrame(pairs, columns=["question", "better", "rejected"]).to_csv(own / "pairs.csv", index=False)
+    single = [(f"Number {row} is", text, text == "kind") for row in range(6) for text in ("kind", "rude", "so rude")]
+    pd.DataFrame([*single, ("Frage 2:", "an evaluated prompt", True)], columns=["prompt", "completion", "good"]).to_csv(
+        own / "single.csv", index=False
+    )
     (own / "de.jsonl").write_text("\n".join(json.dumps({"frage": f"Frage {row}"}) for row in range(1, 5)))
     environment = os.environ | {"POLYDETOX_ROOT": str(folder), "HF_HUB_OFFLINE": "1", "RTP_LX": "", "MY_DATA": str(own),
                                 "POLYDETOX_DATA": str(folder / "nothing")}  # fmt: skip
@@ -131,6 +137,18 @@ def test_own_pairs_are_trained_on_but_for_an_evaluated_prompt(ran):
     assert manifest["parameters"]["columns"]["prompt"] == "question" and "pairs.csv" in manifest["inputs"]
     trained = json.loads((runs / "tiny/dpo/dpo/metrics.json").read_text())
     assert (trained["pairs_train"], trained["pairs_held_out"]) == (5, 1)
+
+
+def test_unpaired_data_of_ones_own_are_trained_on_and_in_the_site(ran):
+    runs, _ = ran
+    data = pd.read_parquet(runs / "tiny/pairs/single/pairs.parquet")
+    assert data.columns.tolist() == ["prompt_id", "prompt", "completion", "label"]
+    assert len(data) == 18 and data["label"].sum() == 6, "all but an evaluated prompt"
+    trained = json.loads((runs / "tiny/kto/dpo/metrics.json").read_text())
+    assert (trained["pairs_train"], trained["pairs_held_out"]) == (15, 3)
+    assert (runs / "tiny/kto/evaluate/de/metrics.json").is_file()
+    (page,) = (runs / "site").rglob("training.html")
+    assert re.search(r"<td[^>]*>single, Tiny</td>\s*<td[^>]*>6</td>\s*<td[^>]*>18</td>", page.read_text())
 
 
 def test_own_prompts_are_sampled_and_own_pairs_are_in_the_site(ran):

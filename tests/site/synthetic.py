@@ -214,7 +214,7 @@ def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samp
         "second_scorer": "lexicon",
         "reference_model": synthetic_control.base_checkpoint(folder.parent),
     }
-    _table(folder / "score" / "scores.parquet", scores)
+    _table(folder / "score" / "scores.parquet", scores.drop(columns="tokens"))
     _stage(folder / "score", "score", shared | scored, metrics=scored, cells=[("masked_table(scores)", [shown])])
     cell = '#| label: fig-toxicity\n#| fig-cap: "Toxicity of the continuations."\n#| fig-alt: "Two histograms."\nplot()'
     for language, table in tables.items():

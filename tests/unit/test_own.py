@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -16,8 +17,10 @@ from hub import COMMIT, StubHub
 from polydetox import preflight
 from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.parameters import PairColumns
+from polydetox.core.params import load_profile
 from polydetox.data.pairs import UNPAIRED_COLUMNS, not_evaluated, own_pairs, split_pairs
 from polydetox.data.prompts import languages_available, load_prompts, prompts_of_sets
+from polydetox.scoring import get_scorer
 from polydetox.workflow import load
 from tiny import CHECKOUT
 
@@ -184,6 +187,8 @@ def test_pairs_whose_prompt_is_evaluated_are_skipped():
     assert len(not_evaluated(pairs, ["?", "no"])) == len(pairs)
     with pytest.raises(UserError, match=r"5 of 6 pairs have a prompt that is evaluated, .* fewer than two"):
         not_evaluated(pairs, ["It is", "that"])
+    with pytest.raises(UserError, match="1 of 4 have a prompt that is evaluated; of the rest: all 3 completions"):
+        not_evaluated(pd.DataFrame(SINGLE[:3] + SINGLE[4:5]), ["number 0 IS"])
 
 
 def test_a_data_set_of_the_hub_is_read_at_its_commit(tmp_path):
@@ -213,6 +218,25 @@ def test_a_data_set_of_the_hub_is_read_at_its_commit(tmp_path):
     with StubHub(files, status=403) as hub:
         refused = read(hub, data, HF_HOME=str(tmp_path / "other"))
         assert refused.startswith("owner/name: is gated: accept its licence at")
+
+
+def test_the_polite_pairs_of_the_placebo(tmp_path, monkeypatch):
+    """Read by the path of the profile, from any folder; as long on both sides, and no side toxic."""
+    monkeypatch.chdir(tmp_path)
+    settings = load_profile("offline-full").pairs["polite"]
+    pairs, skipped = own_pairs(settings["data"], NAMES)
+    assert len(pairs) == 120 and not skipped, "none repeats another or has the same text on both sides"
+    assert pairs["prompt"].is_unique and pairs["chosen"].is_unique and pairs["rejected"].is_unique
+    lengths = pairs[["chosen", "rejected"]].apply(lambda side: side.str.len())
+    assert lengths["chosen"].mean() == pytest.approx(lengths["rejected"].mean(), rel=0.05)
+    for longer, shorter in (("chosen", "rejected"), ("rejected", "chosen")):
+        assert (lengths[longer] > lengths[shorter]).mean() > 0.35
+    evaluated = prompts_of_sets([{"source": "project", "languages": ["en"]}])
+    assert len(not_evaluated(pairs, evaluated)) == len(pairs)
+    for name in ("embedded", "lexicon"):
+        scorer = get_scorer(name)
+        for side in ("chosen", "rejected"):
+            assert (np.array(scorer.score(pairs[side].tolist(), "en"), float) < scorer.threshold).all(), (name, side)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------
@@ -283,6 +307,8 @@ def data(tmp_path, monkeypatch):
     (folder / "prompts").mkdir(parents=True)
     rows = [{"question": row["prompt"], "better": row["chosen"], "worse": row["rejected"]} for row in ROWS]
     (folder / "pairs.jsonl").write_text(lines(rows))
+    table = pd.DataFrame(SINGLE).rename(columns={"completion": "answer", "label": "liked"})
+    table.to_csv(folder / "answers.csv", index=False)
     for language in ("en", "de", "ja"):
         (folder / f"prompts/{language}.jsonl").write_text(
             lines([{"question": f"{language} {row}"} for row in range(9)])
@@ -296,7 +322,8 @@ def test_the_examples_of_the_readme_are_a_profile(checkout, data):
     dialogues = example["pairs"].pop("dialogues")
     assert PairColumns.model_validate(dialogues["columns"]).prompt is None
     assert re.fullmatch(r"hub:owner/name@[0-9a-f]{40}/\S+", dialogues["data"])
-    rewrite(checkout, **example | {"variants": {"dpo": example["variants"]["dpo"]}})
+    variants = {name: example["variants"][name] for name in ("dpo", "kto")}
+    rewrite(checkout, **example | {"variants": variants})
     run = load("tiny")
     assert preflight.problems(run) == []
     pairs = run.resolved("pairs", model="tiny", kind="mine")

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, train_dpo
+from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, run_cells, train_dpo
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration
 from polydetox.data import pairs
@@ -231,6 +231,33 @@ def test_kto_is_its_formula_on_the_sides_of_the_pairs(tiny_checkpoints, tmp_path
     assert found["eval_kl"] == pytest.approx(z, abs=1e-5)
     assert found["eval_loss"] == pytest.approx(np.mean(1 - 1 / (1 + np.exp(-0.5 * sign * (x - z)))), rel=1e-5)
     assert found["eval_rewards/margins"] == pytest.approx(0.5 * (x[sign > 0].mean() - x[sign < 0].mean()), rel=1e-4)
+
+
+def test_kto_trains_on_unpaired_data_and_weighs_both_labels_the_same(tiny_checkpoints, tmp_path):
+    rows = [(row.prompt, side, good) for row in PAIRS.itertuples() for side, good in
+            ((row.chosen, True), (row.rejected, False), (" " + row.prompt, False))]  # fmt: skip
+    data = pd.DataFrame(rows, columns=["prompt", "completion", "label"])
+    train, held_out = pairs.split_pairs(data, 0.25, seed=0)
+    space = dpo_cells(tiny_checkpoints["llama"], train, held_out, settings(loss="kto"), tmp_path, "5c1e0a05")
+    trainer = space["trainer"]
+    assert (trainer.desirable_weight, trainer.undesirable_weight) == pytest.approx((1.5, 0.75))
+    assert sorted(trainer.train_dataset["label"]) == sorted(train["label"])
+    log, figures = train_dpo(tiny_checkpoints["llama"], train, held_out, settings(loss="kto"), tmp_path)
+    held = log[(log["split"] == "held_out") & (log["metric"] == "loss")].set_index("step")["value"]
+    assert figures["held_out_loss"] == held[6] < held[0] and figures["pairs_train"] == len(train)
+
+
+def test_kto_of_pairs_has_no_weights(tiny_checkpoints, tmp_path):
+    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    trainer = make_trainer(tiny_checkpoints["llama"], train, held_out, settings(loss="kto"), tmp_path)
+    assert (trainer.desirable_weight, trainer.undesirable_weight) == (1.0, 1.0)
+
+
+def test_the_notebook_refuses_unpaired_data_for_a_loss_of_pairs(tmp_path):
+    file = tmp_path / "pairs.parquet"
+    pd.DataFrame({"prompt_id": ["a"], "prompt": ["A"], "completion": [" b"], "label": [True]}).to_parquet(file)
+    with pytest.raises(UserError, match="dpo: 'loss: sigmoid' needs pairs, and these data are unpaired"):
+        run_cells("dpo", until="32e677ea", pairs=str(file), output_folder=str(tmp_path / "dpo"))
 
 
 def test_kto_refuses_the_published_codes_tokens():

@@ -86,9 +86,8 @@ def check_both_labels(table: pd.DataFrame, what: str) -> None:
     """Refuse labelled texts of one kind, from which nothing can be learnt."""
     if table["label"].nunique() < 2:
         found = "no texts" if table.empty else f"all texts are {'toxic' if table['label'].iloc[0] else 'neutral'}"
-        raise UserError(
-            f"{what}: {found}; give texts of both kinds, or say in 'labels' or 'label_threshold' which are toxic"
-        )
+        raise UserError(f"{what}: {found}; give texts of both kinds, or say in 'labels' or 'label_threshold' which are "
+                        "toxic")  # fmt: skip
 
 
 def labelled_texts(settings: Settings, continuations: str, stage: Stage) -> pd.DataFrame:

@@ -99,10 +99,8 @@ def toxicity_pairwise(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """The paper's pairs (Lee et al. 2024), in parts: the unperturbed text is chosen, the perturbed one rejected."""
     parts = sorted(local_path(folder).glob("*.jsonl")) if str(folder) else []
     if not parts:
-        raise UserError(
-            f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see `polydetox data`) "
-            "and set 'pairs: toxicity-pairwise: folder:' in the profile or -p folder"
-        )
+        raise UserError(f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see "
+                        "`polydetox data`) and set 'pairs: toxicity-pairwise: folder:' in the profile or -p folder")  # fmt: skip
     columns = {"prompt": "prompt_text", "chosen": "unpert_gen_text", "rejected": "pert_gen_text"}
     return read_pairs(parts, columns, "toxicity_pairwise")
 
@@ -144,9 +142,8 @@ def split_pairs(pairs: pd.DataFrame, held_out_share: float, seed: int) -> tuple[
     """
     prompts = pairs["prompt"].unique()
     if len(prompts) < 2:
-        raise UserError(
-            f"only {len(prompts)} prompt(s) with a preference pair; lower the pairs' 'margin' or raise their 'n'"
-        )
+        raise UserError(f"only {len(prompts)} prompt(s) with a preference pair; lower the pairs' 'margin' or raise "
+                        "their 'n'")  # fmt: skip
     count = min(len(prompts) - 1, max(1, round(held_out_share * len(prompts))))
     held_out = set(np.random.default_rng(seed).permutation(prompts)[:count])
     mask = pairs["prompt"].isin(held_out)
@@ -167,7 +164,7 @@ def not_evaluated(pairs: pd.DataFrame, prompts: Iterable[str]) -> pd.DataFrame:
     """The pairs whose prompt is none of some evaluated ones, nor has one as a message or paragraph.
 
     Case, spaces and punctuation make no difference. Fewer than two prompts left, of which training holds one out, are a
-    ``UserError``.
+    ``UserError``, and so is only one label left of unpaired data.
     """
     evaluated = set(map(letters, prompts)) - {""}
 
@@ -180,6 +177,7 @@ def not_evaluated(pairs: pd.DataFrame, prompts: Iterable[str]) -> pd.DataFrame:
     if left["prompt"].nunique() < 2:
         raise UserError(f"{len(pairs) - len(left)} of {len(pairs)} pairs have a prompt that is evaluated, and the rest "
                         "have fewer than two prompts; training needs two, of which it holds one out")  # fmt: skip
+    check_both_sides(left, f"{len(pairs) - len(left)} of {len(pairs)} have a prompt that is evaluated; of the rest")
     return left
 
 
@@ -202,10 +200,8 @@ def rtp_lx_pairs(folder: str | Path, held_out_prompts: int) -> tuple[pd.DataFram
                        for prompt, text in zip(pairs["prompt"], pairs[column], strict=True)]  # fmt: skip
     pairs = pairs.loc[pairs["chosen"] != pairs["rejected"], PAIR_COLUMNS].reset_index(drop=True)
     if pairs.empty:
-        raise UserError(
-            f"{rtp_lx_file(folder, 'en')}: no pairs: {skipped}, and the rest is evaluated in some language "
-            f"('prompts: limit:' is {held_out_prompts})"
-        )
+        raise UserError(f"{rtp_lx_file(folder, 'en')}: no pairs: {skipped}, and the rest is evaluated in some language "
+                        f"('prompts: limit:' is {held_out_prompts})")  # fmt: skip
     return pairs, skipped
 
 

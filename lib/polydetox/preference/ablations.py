@@ -96,11 +96,10 @@ def _family(results: Results, ablation: str, title: str, model: str, values: Map
     """The family of some variants with their settings, the reference first, if there are several."""
     if len(values) < 2:
         return
-    first, *others = values
     labels = {variant: _label(ablation, value) for variant, value in values.items()}
-    same = [variant for variant in others if list(labels.values()).count(labels[variant]) > 1]  # two with LoRA, say
+    same = [variant for variant in [*values][1:] if [*labels.values()].count(labels[variant]) > 1]  # LoRA twice
     labels |= {variant: variant_title(results.profile, variant) for variant in same}
-    reference = labels[first]
+    reference = labels[next(iter(values))]
     ordered = sorted(values, key=lambda variant: values[variant]) if ablation in ("seed", "learning-rate") else values
     members = tuple(Configuration(labels[variant], variant) for variant in ordered)
     yield Family(ablation, title, model, reference, members)

@@ -50,9 +50,8 @@ def bookkeeping(
     a_step *= 2 if "label" in train else 1  # of unpaired data, as many completions as pairs have
     steps = settings.max_steps or math.ceil(len(train) / a_step) * math.ceil(settings.epochs)
     if settings.eval_steps > steps:  # the best checkpoint is chosen by the held-out loss
-        raise UserError(
-            f"dpo: eval_steps {settings.eval_steps} is more than the {steps} steps of this training; lower eval_steps"
-        )
+        raise UserError(f"dpo: eval_steps {settings.eval_steps} is more than the {steps} steps of this training; lower "
+                        "eval_steps")  # fmt: skip
     key = resume_key({
         "weights": input_hash(provenance(weights)), "train": train.to_json(), "held_out": held_out.to_json(),
         "settings": settings.model_dump(exclude={"output_folder"}),
@@ -110,9 +109,8 @@ def training_log(history: list[dict[str, Any]]) -> pd.DataFrame:
 
 def best_step(log: pd.DataFrame) -> dict[str, Any]:
     """The step after which the held-out loss was lowest, with that loss and accuracy."""
-    held_out = log[(log["split"] == "held_out") & (log["step"] > 0)].pivot(
-        index="step", columns="metric", values="value"
-    )
+    rows = log[(log["split"] == "held_out") & (log["step"] > 0)]
+    held_out = rows.pivot(index="step", columns="metric", values="value")
     losses = held_out["loss"].dropna()
     if losses.empty:
         raise UserError("dpo: the training diverged, its held-out loss is not a number; lower learning_rate")
