@@ -99,8 +99,8 @@ def toxicity_pairwise(folder: str | Path) -> tuple[pd.DataFrame, Skipped]:
     """The paper's pairs (Lee et al. 2024), in parts: the unperturbed text is chosen, the perturbed one rejected."""
     parts = sorted(local_path(folder).glob("*.jsonl")) if str(folder) else []
     if not parts:
-        raise UserError(f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download the data set (see "
-                        "`polydetox data`) and set 'pairs: toxicity-pairwise: folder:' in the profile or -p folder")  # fmt: skip
+        raise UserError(f"toxicity_pairwise: no *.jsonl in folder {str(folder)!r}; download it (see `polydetox data`) "
+                        "and set 'pairs: toxicity-pairwise: folder:' in the profile or -p folder")  # fmt: skip
     columns = {"prompt": "prompt_text", "chosen": "unpert_gen_text", "rejected": "pert_gen_text"}
     return read_pairs(parts, columns, "toxicity_pairwise")
 
