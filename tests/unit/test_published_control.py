@@ -51,12 +51,12 @@ def random_head() -> tuple[GPT2Model, torch.nn.Linear]:
 
 def batches(start: int = 0):
     """The recorded samples, a batch for each of their prompts, twice."""
-    for ids, given, (ended, place), toxicity in zip(
-        *(2 * RECORDED[name] for name in ("samples", "given", "ended", "toxicity")), strict=True
-    ):
+    recorded = list(zip(*(RECORDED[name] for name in ("samples", "given", "ended", "toxicity")), strict=True))
+    for number, (ids, given, (ended, place), toxicity) in enumerate(2 * recorded):
         mask = torch.ones(len(ids), len(ids[0]), dtype=torch.long)
         mask[ended, place:] = 0
-        label = 1.0 - torch.tensor(toxicity) ** RECORDED["label_power"]
+        # The published code stores the power in place of the toxicity, and takes it again in every epoch.
+        label = 1.0 - torch.tensor(toxicity) ** (RECORDED["label_power"] ** (1 + number // len(recorded)))
         yield {"input_ids": torch.tensor(ids), "attention_mask": mask, "start": torch.full((len(ids),), given + start),
                "label": label}  # fmt: skip
 

@@ -407,8 +407,9 @@ def test_pr_finetune_starts_from_the_base_model_and_hands_on_the_head(tiny_check
         }
     )
     cells = ("-10", "-15", "-16", "-17", "-18", "-20", "-21", "-23", "-24", "-pr-02", "-pr-03", "-26", "-27")
-    settings = checked("regularise", algorithm="pr-finetune", steps=2, batch_size=4, learning_rate=1e-2, warmup_steps=0, head="tied",
-                       head_learning_rate=1e-3, dtype="float32", label_power=1.0)  # fmt: skip
+    settings = checked("regularise", algorithm="pr-finetune", label_power=1.0, steps=2, batch_size=4,
+                       learning_rate=1e-2, warmup_steps=0, head="tied", head_learning_rate=1e-3,
+                       dtype="float32")  # fmt: skip
     write_json(tmp_path / "base.json", {})
     made = regularise(settings, tmp_path, *cells, weights=weights, state=tmp_path, tokenizer=tokenizer,
                       sample=lambda *_: samples, held_out_losses=lambda _: {})  # fmt: skip

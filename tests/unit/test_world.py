@@ -351,7 +351,7 @@ NOT_RUN = "Not run in this profile; `polydetox run --profile world` runs it."
 def summarised(table: pd.DataFrame, folder: Path) -> dict:
     """The namespace of the summary notebook, given a table of measurements; it writes to ``summary/``."""
     record = folder / "run.json"
-    write_json(record, {"profile": load_profile("world").model_dump(mode="json")})
+    write_json(record, {"profile": load_profile("world").model_dump(mode="json"), "jobs": []})
     settings = checked("summary_world", run=str(record))
     return some_cells("summary_world", settings, Stage("summary_world", folder / "summary", {}), models=table)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,8 @@ from pydantic import (  # noqa: F401 - types of parameters, which notebooks take
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import check_language
+
+Section = dict[str, Any]  # of a profile or model file: some settings of a notebook
 
 
 class Strict(BaseModel):
@@ -203,3 +205,22 @@ def problem(error: ValidationError) -> str:
         "value_error": first["msg"].removeprefix("Value error, "),
     }.get(first["type"], f"{first['msg']} (got {first['input']!r})")
     return ": ".join(filter(None, [".".join(str(part) for part in first["loc"] if part != "[key]"), message]))
+
+
+def section_of(*notebooks: str) -> AfterValidator:
+    """A section holds settings of some notebooks: their parameters, any number of them."""
+
+    def check(values: Section | None) -> Section | None:
+        try:
+            if values is not None:
+                _joined(*map(declaration, notebooks)).model_validate(values)
+        except ValidationError as error:
+            raise ValueError(problem(error)) from None
+        return values
+
+    return AfterValidator(check)
+
+
+@cache
+def _joined(*declarations: type[Strict]) -> type[Strict]:
+    return create_model("section", __base__=declarations)

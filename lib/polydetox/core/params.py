@@ -7,39 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import LANGUAGES
-from polydetox.core.parameters import Dtype, Languages, PromptSource, Strict, declaration, problem
+from polydetox.core.parameters import Dtype, Languages, PromptSource, Section, Strict, section_of
 from polydetox.core.yaml_files import read_checked
 
-Section = dict[str, Any]
 Count = Annotated[int, Field(gt=0)]
-
-
-def _of(*notebooks: str) -> AfterValidator:
-    """A section holds settings of some notebooks: their parameters, any number of them."""
-
-    def check(values: Section | None) -> Section | None:
-        try:
-            if values is not None:
-                _joined(*map(declaration, notebooks)).model_validate(values)
-        except ValidationError as error:
-            raise ValueError(problem(error)) from None
-        return values
-
-    return AfterValidator(check)
-
-
-@cache
-def _joined(*declarations: type[Strict]) -> type[Strict]:
-    return create_model("section", __base__=declarations)
 
 
 def _require(holds: object, message: str) -> None:
@@ -64,16 +43,16 @@ def _no_stage(name: str) -> str:
     return name
 
 
-Regularise = Annotated[Section, _of("regularise")]
+Regularise = Annotated[Section, section_of("regularise")]
 
 
 class StageSettings(Strict):
     """The sections of settings that a model file, a profile or a variant may have."""
 
-    dpo: Annotated[Section, _of("dpo")] = {}
-    profs: Annotated[Section, _of("profs")] = {}
-    generate: Annotated[Section, _of("generate")] = {}
-    evaluate: Annotated[Section, _of("score", "evaluate")] = {}
+    dpo: Annotated[Section, section_of("dpo")] = {}
+    profs: Annotated[Section, section_of("profs")] = {}
+    generate: Annotated[Section, section_of("generate")] = {}
+    evaluate: Annotated[Section, section_of("score", "evaluate")] = {}
 
 
 class TunedCheckpoint(Strict):
@@ -165,18 +144,18 @@ class MorePrompts(Prompts):
 class Mechanism(Strict):
     """Settings of the stages that ask why the toxicity drops; one that is not given keeps its defaults."""
 
-    probe: Annotated[Section, _of("probe")] = {}
-    value_vectors: Annotated[Section, _of("value_vectors")] = {}
-    activations: Annotated[Section, _of("activations")] = {}
-    intervene: Annotated[Section, _of("intervene")] = {}
-    residual: Annotated[Section | None, _of("residual")] = None  # absent: not run
+    probe: Annotated[Section, section_of("probe")] = {}
+    value_vectors: Annotated[Section, section_of("value_vectors")] = {}
+    activations: Annotated[Section, section_of("activations")] = {}
+    intervene: Annotated[Section, section_of("intervene")] = {}
+    residual: Annotated[Section | None, section_of("residual")] = None  # absent: not run
 
 
 class Alignment(Strict):
     """Settings of the stages that ask where the toxicity drops."""
 
-    retrieval: Annotated[Section, _of("retrieval")] = {}
-    transfer: Annotated[Section, _of("transfer")] = {}
+    retrieval: Annotated[Section, section_of("retrieval")] = {}
+    transfer: Annotated[Section, section_of("transfer")] = {}
 
 
 class WorldSize(Strict):
@@ -192,8 +171,8 @@ class World(Strict):
     sizes: dict[Annotated[str, _name()], WorldSize] = Field(min_length=1)
     alignments: list[Annotated[float, Field(ge=0.0, le=1.0)]] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
-    pretrain: Annotated[Section, _of("world_pretrain")] = {}
-    transfer: Annotated[Section, _of("world_transfer")] = {}
+    pretrain: Annotated[Section, section_of("world_pretrain")] = {}
+    transfer: Annotated[Section, section_of("world_transfer")] = {}
 
     @model_validator(mode="after")
     def _configurations_differ(self) -> World:
@@ -233,12 +212,12 @@ class Control(Strict):
 
     algorithms: dict[Annotated[str, _name("base", "corpus")], ControlAlgorithm] = Field(min_length=1)
     languages: Languages | None = None  # of the continuations; None: all of the profile
-    corpus: Annotated[Section, _of("control_corpus")] = {}
+    corpus: Annotated[Section, section_of("control_corpus")] = {}
     regularise: Regularise = {}
-    constrained_decode: Annotated[Section, _of("generate")] = {}
-    attribute_eval: Annotated[Section, _of("attribute_eval")] = {}
-    win_rate: Annotated[Section, _of("win_rate")] = {}
-    jigsaw_classify: Annotated[Section | None, _of("jigsaw_classify")] = None  # absent: not run
+    constrained_decode: Annotated[Section, section_of("generate")] = {}
+    attribute_eval: Annotated[Section, section_of("attribute_eval")] = {}
+    win_rate: Annotated[Section, section_of("win_rate")] = {}
+    jigsaw_classify: Annotated[Section | None, section_of("jigsaw_classify")] = None  # absent: not run
 
 
 ON_POLICY = ("on-policy", "on-policy-matched")  # the second for `match_style`, beside the first
@@ -302,15 +281,15 @@ class Profile(StageSettings):
     languages: Languages
     prompts: Prompts = Prompts(source="project")
     more_prompts: dict[Annotated[str, _name(), AfterValidator(_no_stage)], MorePrompts] = {}  # by a name for folders
-    trim: Annotated[Section | None, _of("trim")] = None  # absent: the whole vocabulary is kept
-    pairs: dict[Annotated[str, _name()], Annotated[Section, _of("pairs")]] = {}
+    trim: Annotated[Section | None, section_of("trim")] = None  # absent: the whole vocabulary is kept
+    pairs: dict[Annotated[str, _name()], Annotated[Section, section_of("pairs")]] = {}
     variants: dict[Annotated[str, _name(*RESERVED_VARIANTS)], Variant] = {}
-    agreement: Annotated[Section | None, _of("agreement")] = None  # absent: not run
+    agreement: Annotated[Section | None, section_of("agreement")] = None  # absent: not run
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
     control: Control | None = None  # absent: not run
-    capability: Annotated[Section | None, _of("capability")] = None  # absent: not run
+    capability: Annotated[Section | None, section_of("capability")] = None  # absent: not run
 
     @field_validator("languages")
     @classmethod
