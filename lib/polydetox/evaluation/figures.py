@@ -23,8 +23,6 @@ def plot_by_language(results: Results, metric: str) -> Figure:
         panel = rows_of(results, comparison, metric)
         for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
             points(axis, panel, side, offset, colour, marker, fill, missing=why_missing(panel, side))
-        if metric in ("emt", "toxprob", "language_rate"):
-            axis.set_xlim(-0.03, 1.03)
     x_label(figure, METRICS[metric].axis)
     legend(figure, axes[0])
     return figure
