@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -236,7 +235,7 @@ def test_the_polite_pairs_of_the_placebo(tmp_path, monkeypatch):
     for name in ("embedded", "lexicon"):
         scorer = get_scorer(name)
         for side in ("chosen", "rejected"):
-            assert (np.array(scorer.score(pairs[side].tolist(), "en"), float) < scorer.threshold).all(), (name, side)
+            assert (scorer.score(pairs[side].tolist(), "en") < scorer.threshold).all(), (name, side)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------
