@@ -68,7 +68,9 @@ class Run:
     out: Path
 
     def __post_init__(self) -> None:
-        found = [variant for variant in self.record["profile"]["variants"] if (self.place / variant / "dpo").is_dir()]
+        variants = self.record["profile"]["variants"]
+        main = [name for name in variants if not variants[name].get("ablation")]
+        found = [name for name in main if (self.place / name / "dpo").is_dir()]
         if len(self.record["models"]) != 1 or found != ["dpo"]:
             raise UserError(f"{self.folder}: not a run of one model with the one variant dpo; give runs/offline")
 

@@ -93,6 +93,7 @@ def test_unpaired_data_have_a_completion_and_its_label(tmp_path, ending, labels)
     write[ending]()
     data, skipped = own_pairs(str(file), NAMES | {"prompt": "question", "completion": "answer", "label": "fine"})
     assert not skipped and data.columns.tolist() == UNPAIRED_COLUMNS and data["prompt_id"].is_unique
+    assert data["label"].dtype == bool, "a notebook takes those that are not desirable with ~"
     assert data.drop(columns="prompt_id").values.tolist() == [["It is", " good", True], ["He says", ", no", False]]
 
 

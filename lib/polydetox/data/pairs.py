@@ -91,6 +91,8 @@ def read_pairs(files: Sequence[Path], columns: Mapping[str, str | None], title: 
     table["prompt"] = table["prompt"].str.rstrip()
     for side in sides:
         table[side] = [follows(prompt, text) for prompt, text in zip(table["prompt"], table[side], strict=True)]
+    if "label" in table:
+        table["label"] = table["label"].astype(bool)  # a table that is read holds Python's objects
     table["prompt_id"] = [f"{file}-{line - 1:05d}" for file, line in zip(table["file"], table["line"], strict=True)]
     return table[read], skipped
 
