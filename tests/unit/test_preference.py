@@ -164,6 +164,23 @@ def test_every_loss_learns_the_preference(tiny_checkpoints, tmp_path, loss):
         assert figures["held_out_accuracy"] == held["reward_accuracy"][6] == 1.0
 
 
+def test_held_out_figures_are_of_pairs_whatever_the_batches(tiny_checkpoints, tmp_path):
+    held_out = PAIRS[:3].assign(rejected=PAIRS["prompt"][3:6].to_list())
+    found = []
+    for batch_size in (2, 4):  # two batches, of two pairs and of one; and all in one
+        trainer = make_trainer(tiny_checkpoints["llama"], PAIRS[3:], held_out, settings(batch_size=batch_size),
+                               tmp_path / str(batch_size))  # fmt: skip
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        found.append(trainer.evaluate())
+    for name in ("loss", "rewards/margins", "rewards/accuracies"):
+        assert found[0][f"eval_{name}"] == pytest.approx(found[1][f"eval_{name}"], rel=1e-4), name
+    right = 3 * found[0]["eval_rewards/accuracies"]
+    assert right == pytest.approx(round(right)), "a fraction of three pairs"
+
+
 # Of the log-ratios of the sides of a pair, summed over tokens, and their numbers of tokens.
 FORMULAS = {
     "cdpo": lambda x, y, m, n: 0.8 * np.log1p(np.exp(-0.5 * (x - y))) + 0.2 * np.log1p(np.exp(0.5 * (x - y))),

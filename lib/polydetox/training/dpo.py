@@ -214,6 +214,12 @@ class PairTrainer(DPOTrainer):
         loss = self._reference_free_loss(chosen, rejected).mean()
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        found = super().prediction_step(model, inputs, *given, **named)
+        for values in self._metrics["eval"].values():  # TRL takes their mean: a pair weighs the same in every batch
+            values.extend(values[-1:] * (len(inputs["input_ids"]) // 2 - 1))
+        return found
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if self._reference_free_loss is not None:
             return dataset
