@@ -173,7 +173,7 @@ rule intervene:
     benchmark: f"{INTERVENE}/benchmark.tsv"
     resources:
         gpu=gpu,
-        mem_mb=mem_mb,
+        mem_mb=lambda w: (2 if any(run.resolved("intervene", model=w.model)["subtract"]) else 1) * mem_mb(w),
     shell: EXECUTE
 
 

@@ -334,7 +334,7 @@ def _intervene(folder: Path, languages: list[str], prompts: int) -> None:
                for language, table in tables.items()}  # fmt: skip
     subtracted = pd.concat([_subtracted(language, prompts) for language in languages], ignore_index=True)
     _table(folder / "directions.parquet", subtracted)
-    _stage(folder, "intervene", {}, metrics={"languages": metrics, "residual_length": 40.0})
+    _stage(folder, "intervene", {}, metrics={"languages": metrics, "residual_length": 40.0, "final_norm": False})
 
 
 def _subtracted(language: str, prompts: int) -> pd.DataFrame:

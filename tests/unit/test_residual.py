@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from notebook_cells import definitions, run_cell, run_cells
+from polydetox.core.artifacts import write_json
 from polydetox.core.errors import UserError
 from polydetox.mechanism.architectures import MLPs
 from polydetox.mechanism.decoding import hooked
@@ -118,7 +119,7 @@ def test_the_chapter_says_what_was_found_and_reads_where_nothing_was():
 def test_exactly_the_direction_times_amount_and_length_is_subtracted(final_norm):
     read = model("e-mGPT").eval()
     direction, mlps = np.eye(read.config.hidden_size)[3], MLPs(read)
-    given = {"settings": SimpleNamespace(final_norm=final_norm), "length": 2.0, "directions": {("probe", 0): direction}}
+    given = {"final_norm": final_norm, "length": 2.0, "directions": {("probe", 0): direction}}
     cells = definitions("intervene", language_model=read, mlps=mlps, ends=np.ones((1, 1, len(direction))), **given)
     plan = pd.DataFrame({"direction": ["unchanged", "probe"], "number": 0, "subtracted": [0.0, 0.25]})
     entered, ids = [], torch.tensor([[10, 11, 12], [10, 11, 12]])
@@ -141,6 +142,7 @@ def probed(given, tmp_path):
     save_file({"values": features}, tmp_path / "features.safetensors")
     labels = pd.DataFrame({"part": [*["train"] * 5, "test"], "label": [1, 1, 1, 0, 0, 0]})
     labels.to_parquet(tmp_path / "labels.parquet")
+    write_json(tmp_path / "metrics.json", {"final_norm": False})
     Probe(features[0], 0.0, np.ones(64, np.float32)).save(tmp_path / "probe.safetensors")
     kept = ("checkpoint", "sources", "prompts_source", "prompts_folder", "output_folder")
     return {**{name: given[name] for name in kept}, "languages": ["en"], "offsets": [0.0], "neutral_offset": 0.0,
@@ -192,14 +194,14 @@ def test_the_chapter_claims_of_a_direction_what_its_intervals_hold():
     results.language_rng = lambda _: np.random.default_rng(0)
     cells = definitions("summary_mechanism", results=results)
     lower = {"unchanged": 0.0, "probe": 0.1, "mean difference": 0.05, "random": 0.05, "shuffled labels": 0.075}
-    rows = pd.DataFrame(cells.direction_rows("one", subtracted(lower)))
+    rows = pd.DataFrame(cells.direction_rows("one", subtracted(lower))).assign(place="after")
     last = rows.set_index(["direction", "subtracted"]).loc[("probe", 2.0)]
     assert last["unchanged_before"] == pytest.approx(0.65) and last["unchanged_drop"] == pytest.approx(0.2)
     assert last["random_drop"] == pytest.approx(0.1) and last["random_drop_low"] == pytest.approx(0.1)
     assert np.isnan(rows.set_index("direction").loc["random", "random_drop"]).all(), "not against itself"
     space = run_cell("summary_mechanism", "mechanism-directions-table", **vars(cells), subtracted=rows)
     said = run_cell("summary_mechanism", "mechanism-direction-sentences", **space)["directed"]
-    assert "2 times the length of the residual stream, takes the average toxicity over languages from 0.650" in said[0]
+    assert "2 times the length of the residual stream after the final norm, takes the average" in said[0]
     assert "below that with random directions (0.550) and below that with directions of shuffled labels" in said[0]
     assert "not distinguishable from that with random directions (0.550) and above that with directions" in said[1]
     space = run_cell("summary_mechanism", "mechanism-directions-table", **vars(cells), subtracted=pd.DataFrame())
