@@ -259,6 +259,11 @@ def test_what_is_not_trained_is_no_training(results):
     assert [line[0] for line in lines] == [f"Tiny ({each.get('title', name)})" for name, each in trained.items()]
 
 
+def test_a_training_with_another_loss_is_no_comparison_of_pairs(results):
+    results.profile.variants["other"].dpo["loss"] = "kto"
+    assert "pairs" not in {family.ablation for family in ablations.families(results)}
+
+
 def test_a_placebo_of_other_pairs_is_compared_with_dpo(results, tmp_path):
     for language in ("de", "en", "ja"):
         for variant, level in (("base", 0.6), ("dpo", 0.3), ("style", 0.5)):

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from polydetox.core.artifacts import MANIFEST, read_json
+from polydetox.core.errors import UserError
 from polydetox.core.params import JIGSAW_CONDITIONS, control_algorithms, control_languages, load_model
 from polydetox.results.collect import Results
 
@@ -62,7 +63,11 @@ class Control:
     def wins(self) -> dict[str, dict[str, Any]]:
         """``metrics.json`` of the win rates of each model."""
         folders = {model: self.results.folder("win_rate", model=model) for model in self.models}
-        return {model: read_json(folder / "metrics.json") for model, folder in folders.items() if folder}
+        found = {model: read_json(folder / "metrics.json") for model, folder in folders.items() if folder}
+        if old := next((model for model, metrics in found.items() if "rates_averaged" not in metrics), None):
+            raise UserError(f"{folders[old]}/metrics.json has no rates_averaged: it is of an earlier version; run "
+                            f"`polydetox run --profile {self.profile.name}` again")  # fmt: skip
+        return found
 
     def _metrics(self, stage: str, wildcard: str, values: Any) -> dict[tuple[str, str], dict[str, Any]]:
         """``metrics.json``, and the ``folder`` that it is in."""

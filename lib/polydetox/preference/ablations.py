@@ -73,8 +73,10 @@ def families(results: Results) -> Iterator[Family]:
                            if variant.ablation == ablation and profile.ablated_from(variant) == reference]  # fmt: skip
                 values = {name: _value(ablation, model, profile, name) for name in (reference, *changed)}
                 yield from _family(results, ablation, title, model.name, values)
-        kinds = {profile.variants[variant].pairs: variant for variant in reversed(compared)}  # the first of each
-        values = {variant: profile.variants[variant].pairs for variant in compared if variant in kinds.values()}
+        losses = {name: _value("loss", model, profile, name) for name in compared}
+        alike = [name for name in compared if losses[name] == losses[compared[0]]]
+        kinds = {profile.variants[variant].pairs: variant for variant in reversed(alike)}  # the first of each
+        values = {variant: profile.variants[variant].pairs for variant in alike if variant in kinds.values()}
         yield from _family(results, "pairs", model.title, model.name, values)
     for comparison in results.comparisons:
         for further in profile.more_prompts:
