@@ -235,8 +235,11 @@ def test_the_polite_pairs_of_the_placebo(tmp_path, monkeypatch):
     assert len(not_evaluated(pairs, evaluated)) == len(pairs)
     for name in ("embedded", "lexicon"):
         scorer = get_scorer(name)
-        for side in ("chosen", "rejected"):
-            assert (scorer.score(pairs[side].tolist(), "en") < scorer.threshold).all(), (name, side)
+        chosen, rejected = (scorer.score(pairs[side].tolist(), "en") for side in ("chosen", "rejected"))
+        assert (chosen < scorer.threshold).all() and (rejected < scorer.threshold).all(), name
+        if name == "embedded":  # as the chapter says
+            assert (rejected - chosen).mean() == pytest.approx(0.06, abs=0.005)
+            assert (rejected > chosen).mean() == pytest.approx(0.7, abs=0.005)
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_the_card_says_what_the_artefacts_say(run):
     assert "**The vocabulary is trimmed** to 512 of 900 tokens (57%)" in card
     assert "| learning_rate | 0.001 |" in card and "lora_rank" not in card, "what was not used is not listed"
     assert "lowest held-out loss, of step 2 of 4 (0.654" in card
-    assert "40 of kind `on-policy`, sampled from the base model and ranked by the scorer `embedded`" in card
+    assert "40 pairs of kind `on-policy`, sampled from the base model and ranked by the scorer `embedded`" in card
     assert "4 prompts a language with 3 continuations each" in card and "revision r1" in card
     assert "## Intended use" in card and "commit `" in card and "profile `tiny`, variant `dpo`" in card
 
@@ -136,6 +136,34 @@ def test_an_untrimmed_model_says_nothing_of_a_vocabulary_and_adapters_say_how_th
     assert front["license"] == "apache-2.0" and front["base_model"] == "someone/base"
 
 
+def test_matched_pairs_are_called_ranked(run):
+    file = run / "params/profiles/tiny.yaml"
+    pairs = {"on-policy": {}, "on-policy-matched": {"match_style": True}}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {
+        "pairs": pairs, "variants": {"dpo": {"pairs": "on-policy-matched"}}}))  # fmt: skip
+    finish("pairs", tiny("pairs/on-policy-matched"), metrics={"pairs": 7, "scorer": "embedded"})
+    card = publish.model_card(publish.find_run("tiny", "tiny", "dpo"))
+    assert "7 pairs of kind `on-policy-matched`, sampled from the base model and ranked by the scorer" in card
+
+
+def test_unpaired_data_are_completions(run):
+    file = run / "params/profiles/tiny.yaml"
+    mine = {"data": f"{run}/texts.jsonl", "columns": {"completion": "text", "label": "good"}}
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {
+        "pairs": {"mine": mine}, "variants": {"dpo": {"pairs": "mine", "dpo": {"loss": "kto"}}},
+        "mechanism": None}))  # fmt: skip
+    finish("pairs", tiny("pairs/mine"), metrics={"pairs": 7})
+    trained, merged = tiny("dpo/dpo"), tiny("dpo/merge")
+    figures = json.loads((trained / "metrics.json").read_text())
+    finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
+           output_sha256=folder_sha256(trained / "weights"))  # fmt: skip
+    finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
+           largest_logit_difference=0.0)  # fmt: skip
+    card = publish.model_card(publish.find_run("tiny", "tiny", "dpo"))
+    assert "KTO with TRL (loss `kto`) on 36 completions, 4 held out" in card
+    assert "7 completions of kind `mine`, the publisher's own" in card
+
+
 def test_a_publisher_is_asked_about_data_of_their_own(run):
     file = run / "params/profiles/tiny.yaml"
     own = {"pairs": {"mine": {"data": f"{run}/pairs.jsonl"}}, "prompts": {"source": "own", "folder": str(run)}}
@@ -143,7 +171,7 @@ def test_a_publisher_is_asked_about_data_of_their_own(run):
         **own, "variants": {"dpo": {"pairs": "mine"}}, "mechanism": None}))  # fmt: skip
     finish("pairs", tiny("pairs/mine"), metrics={"pairs": 7})
     card = publish.model_card(publish.find_run("tiny", "tiny", "dpo"))
-    assert "7 of kind `mine`, the publisher's own: add here where they come from, and under which licence." in card
+    assert "7 pairs of kind `mine`, the publisher's own: add here where they come from, and under which licence" in card
     assert "Evaluation prompts: the publisher's own: add here where they come from." in card and str(run) not in card
 
 

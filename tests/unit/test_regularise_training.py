@@ -394,6 +394,19 @@ def test_a_head_continues_with_its_adapted_backbone(tiny_checkpoints, tmp_path):
     assert isinstance(make_head(backbone.model, "tied", 4), NadoHead)
 
 
+@pytest.mark.parametrize("algorithm", ["regularised", "pr-finetune"])
+def test_a_head_is_tested_with_the_link_that_it_is_fitted_with(algorithm, tmp_path):
+    tokenizer = tiny_tokenizer()
+    made = regularise(checked("regularise", algorithm=algorithm), tmp_path, "-18", tokenizer=tokenizer)
+    rows = encode(tokenizer, ["The cat"] * 2, ["The cat sat", "The cat ran"], [1.0, 0.0], 64)
+    head = SimpleNamespace(of_tokens=lambda states, *_: torch.full(states.shape[:2], 1.5))
+    hidden = lambda batch: torch.zeros((*batch["input_ids"].shape, 2))  # noqa: E731
+    found = made["evaluate_head"](head, None, hidden, rows, 2)
+    r = 1 / (1 + np.exp(-1.5))
+    fitted = r / (1 + r) if algorithm == "pr-finetune" else r
+    assert found["held_out_bce"] == pytest.approx(-np.log([fitted, 1 - fitted]).mean(), abs=1e-5)
+
+
 def test_pr_finetune_starts_from_the_base_model_and_hands_on_the_head(tiny_checkpoints, tmp_path):
     weights, tokenizer = tiny_checkpoints["llama"], tiny_tokenizer()
     prompts = [f"The cat {word}" for word in ("sat", "ran", "ate", "slept")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,6 +59,21 @@ def test_toxicity_at_the_base_models_style_by_hand():
     assert right.replicates == pytest.approx([0.4, (2 * 0.4 + 3 * 0.1) / 5])
     mean = notebook.mean_of(before, "toxicity", weights)
     assert mean.value == pytest.approx(2.5 / 4) and mean.replicates == pytest.approx([0.7, (1.4 + 3.3) / 8])
+
+
+def test_what_is_left_of_the_drop_is_of_the_same_continuations():
+    before = continuations([(name, "de", digits, False, False, toxicity) for name in "abc"
+                            for digits, toxicity in ((False, 0.8), (False, 0.6), (True, 0.2))]
+                           + [("a", "de", False, True, True, 0.9)])  # fmt: skip
+    after = continuations([(name, "de", digits, False, False, toxicity) for name in "abc"
+                           for digits, toxicity in ((False, 0.4), (True, 0.1), (True, 0.1))]
+                          + [("a", "de", True, False, True, 0.0)])  # fmt: skip
+    results = SimpleNamespace(samples=50, confidence=0.95)
+    notebook = definitions("summary_style", results=results, settings=SimpleNamespace(seed=0))
+    last = list(notebook.toxicity_by_stratum(before, after))[-1]
+    # Without what has markup, or is long: 1.6 / 3 before, 0.6 / 3 after; weighted as before, 0.9 / 3.
+    assert last["fractions"][0] == pytest.approx(0.9) and last["whole"]["drop"] == pytest.approx(1 / 3)
+    assert last["drop"] == pytest.approx(0.7 / 3) and last["left"] == pytest.approx((0.7, 0.7, 0.7))
 
 
 def test_pairs_of_one_style_by_hand():
