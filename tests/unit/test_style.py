@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from notebook_cells import definitions
+from notebook_cells import definitions, run_cell
 from polydetox.metrics.style import style_marks
 
 
@@ -74,6 +74,23 @@ def test_what_is_left_of_the_drop_is_of_the_same_continuations():
     # Without what has markup, or is long: 1.6 / 3 before, 0.6 / 3 after; weighted as before, 0.9 / 3.
     assert last["fractions"][0] == pytest.approx(0.9) and last["whole"]["drop"] == pytest.approx(1 / 3)
     assert last["drop"] == pytest.approx(0.7 / 3) and last["left"] == pytest.approx((0.7, 0.7, 0.7))
+
+
+def test_a_language_that_one_side_lacks_is_skipped_on_both(tmp_path):
+    def scores(_, variant, language):
+        if (variant, language) != ("dpo", "fr"):
+            return pd.DataFrame({"prompt_id": ["a", "b"], "sample": 0, "continuation": [" 1", " x"], "toxicity": 0.5,
+                                 "empty": False})  # fmt: skip
+
+    of = pd.DataFrame({"language": ["de", "de", "fr", "fr"], "prompt_id": ["a", "b"] * 2, "sample": 0, "tokens": 2})
+    of.to_parquet(tmp_path / "continuations.parquet")
+    comparison = SimpleNamespace(name="m/dpo", model="m", variant="dpo")
+    results = SimpleNamespace(profile=SimpleNamespace(languages=["de", "fr"]), comparisons=[comparison], scores=scores,
+                              folder=lambda *_, **__: tmp_path)  # fmt: skip
+    names = vars(definitions("summary_style", results=results)) | {"KEYS": ["language", "prompt_id", "sample"]}
+    space = run_cell("summary_style", "style-sides", **names)
+    assert [set(side["language"]) for side in space["sides"]["m/dpo"]] == [{"de"}, {"de"}]
+    assert space["absent"] == {"m/dpo": ["French"]}
 
 
 def test_pairs_of_one_style_by_hand():
