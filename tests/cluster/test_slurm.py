@@ -49,10 +49,14 @@ class Study:
         self.environment = environment | {"POLYDETOX_ROOT": str(folder), "HF_HUB_OFFLINE": "1"}
 
     def start(self, *words: str) -> subprocess.Popen:
-        """The README's command, which goes on while the test does; statuses are asked for more often than usual."""
+        """The README's command, which goes on while the test does; statuses are asked for more often than usual.
+
+        It hears a hangup even where the tests run under nohup.
+        """
         command = [sys.executable, "-m", "polydetox", *readme_line(), "--slurm-init-seconds-before-status-checks", "5"]
-        run = subprocess.Popen([*command, *words], cwd=self.folder, env=self.environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        run = subprocess.Popen(["env", "--default-signal=HUP", *command, *words], cwd=self.folder, text=True,
+                               env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               start_new_session=True)  # fmt: skip
         self.commands.append(run)
         return run
 
