@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from polydetox.core.params import load_model
-from rehearsal import AMOUNTS, PROFILES, make_checkout, prepare, rehearsed_model, rehearsed_profile
+from rehearsal import AMOUNTS, PROFILES, SIDE_BY_SIDE, make_checkout, prepare, rehearsed_model, rehearsed_profile
 from tiny import CHECKOUT
 
 # Of each kind of tuning one model; both models of paper B, of which Falcon alone has no token before a text.
@@ -42,9 +42,6 @@ SUITE: dict[str, dict[str, Any]] = {
         "control": {"attribute_eval": {"suites": {"knowledge": {"tasks": ["knowledge"], "shots": 5, "limit": 2}}}},
     },
 }
-
-# Tiny models need neither the GPU nor the memory that the model files ask for, so that their jobs need not take turns.
-SIDE_BY_SIDE = ["--resources", "gpu=16", "mem_mb=4000000"]
 
 
 def flat(settings: Any, name: str = "") -> dict[str, Any]:
@@ -117,23 +114,14 @@ def run(profile: str, place: Path) -> Path:
     return Path(environment["POLYDETOX_ROOT"]) / "runs" / profile
 
 
-@pytest.fixture(scope="module")
-def paper(tmp_path_factory) -> Path:
-    return run("paper", tmp_path_factory.mktemp("rehearsal"))
-
-
-@pytest.fixture(scope="module")
-def paper_control(tmp_path_factory) -> Path:
-    return run("paper-control", tmp_path_factory.mktemp("rehearsal"))
-
-
 def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
 # One test a profile: of several, xdist's processes would each run it.
 @pytest.mark.rehearsal
-def test_paper_goes_to_the_site(paper):
+def test_paper_goes_to_the_site(tmp_path):
+    paper = run("paper", tmp_path)
     assert (paper / "site/index.html").is_file()
     page = (paper / "site/results-detox.html").read_text("utf-8")
     for title in ("mGPT", "BLOOM 1.7B (published)", "Llama 2 7B"):
@@ -156,7 +144,8 @@ def test_paper_goes_to_the_site(paper):
 
 
 @pytest.mark.rehearsal
-def test_paper_control_goes_to_the_site(paper_control):
+def test_paper_control_goes_to_the_site(tmp_path):
+    paper_control = run("paper-control", tmp_path)
     page = (paper_control / "site/control.html").read_text("utf-8")
     assert "Falcon 7B" in page and "Regularised (adaptive, parallel)" in page
     control = paper_control / "falcon-7b/control"

@@ -22,6 +22,8 @@ import yaml
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROFILES = ("paper", "paper-control")
 PROMPTS = 2  # evaluation prompts a language
+# Without a GPU random models need neither it nor the memory that their files ask for, so that jobs need not take turns.
+SIDE_BY_SIDE = ["--resources", "gpu=16", "mem_mb=4000000"]
 
 # Amounts: all that a rehearsal changes in a profile wherever it runs. The others follow from the data, of which there
 # is little.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import CHECKOUT, PROFILES, has_gpu, prepare
+from . import CHECKOUT, PROFILES, SIDE_BY_SIDE, has_gpu, prepare
 
 
 def main() -> int:
@@ -23,13 +23,15 @@ def main() -> int:
     parser.add_argument("--languages", nargs="+", help="fewer languages")
     options, rest = parser.parse_known_args()
     fewer = {name: values for name in ("models", "languages") if (values := getattr(options, name))}
+    gpu = has_gpu()
+    together = [] if gpu else SIDE_BY_SIDE
     environment = prepare(
-        options.folder.resolve(), options.profiles, has_gpu(), **{profile: fewer for profile in options.profiles}
+        options.folder.resolve(), options.profiles, gpu, **{profile: fewer for profile in options.profiles}
     )
     statuses = []
     for profile in options.profiles:
         print(f"rehearsal of {profile} in {options.folder}", flush=True)
-        command = [sys.executable, "-m", "polydetox", "run", "--profile", profile, *rest]
+        command = [sys.executable, "-m", "polydetox", "run", "--profile", profile, *together, *rest]
         statuses.append(subprocess.run(command, cwd=environment["POLYDETOX_ROOT"], env=environment).returncode)
     return max(statuses)
 
