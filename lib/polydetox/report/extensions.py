@@ -28,7 +28,7 @@ _NOT_RUN = re.compile(r"Not run(\.| in this profile)")
 
 
 def ran(template: str, variables: dict[str, str]) -> bool:
-    """Whether a run has what a card stands for, by the first variable of its snapshot; of none, it has."""
+    """Whether a run has what a card stands for, by the first variable of its snapshot; of none, its sections decide."""
     said = VARIABLE.search(template)
     return said is None or not _NOT_RUN.match(variables.get(said[1], "Not run."))
 
