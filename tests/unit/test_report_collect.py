@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from recorded import recorded
 
 from notebook_cells import definitions
+from polydetox.attribute_control.results import Control
+from polydetox.core.errors import UserError
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.results import stages
 from polydetox.results.published import paper_model
@@ -194,3 +197,12 @@ def test_what_was_skipped_of_the_data_is_listed_and_counted_once(checkout, capsy
     assert set(reads) == {stages.read_by(stages.StageRun("generate", Path("anywhere"), "tiny", "dpo"))}
     comments = [stages.StageRun("jigsaw_classify", Path("anywhere"), "tiny", kind=kind) for kind in ("base", "sft-lm")]
     assert len({stages.read_by(run) for run in comments}) == 1
+
+
+def test_win_rates_of_an_earlier_version_are_named(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"rates": {}}')
+    control = object.__new__(Control)
+    control.models, control.profile = {"tiny": "Tiny"}, SimpleNamespace(name="offline-control")
+    control.results = SimpleNamespace(folder=lambda stage, model: tmp_path)
+    with pytest.raises(UserError, match=r"no rates_averaged: it is of an earlier version; run .*offline-control"):
+        _ = control.wins
