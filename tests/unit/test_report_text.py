@@ -7,12 +7,14 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from polydetox.core.errors import UserError
 from polydetox.report.masking import escape, masked_extremes, masked_table, masked_vectors
 from polydetox.report.sections import duration
+from polydetox.results.figures import language_axis
 from polydetox.results.tables import (
     Cell,
     Group,
@@ -233,3 +235,12 @@ def test_a_range_names_its_languages():
 
 def test_a_small_p_is_not_printed_as_zero():
     assert (significance(0.00004), significance(0.0123)) == ("p < 0.001", "p = 0.012")
+
+
+def test_english_alone_is_in_bold_also_once_languages_are_sorted():
+    figure, axis = plt.subplots()
+    for order in (["de", "en", "ja"], ["ja", "de", "en"]):
+        language_axis(axis, order)
+        weights = {label.get_text(): label.get_fontweight() for label in axis.get_yticklabels()}
+        assert weights == {"German": "normal", "English": "bold", "Japanese": "normal"}
+    plt.close(figure)

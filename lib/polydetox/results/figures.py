@@ -69,8 +69,8 @@ def language_axis(axis: Axes, languages: Sequence[str]) -> None:
     """Languages from top to bottom in the paper's order; English, the language of the pairs, in bold."""
     axis.set_yticks(range(len(languages)), [LANGUAGES[language] for language in languages])
     for label in axis.get_yticklabels():  # none on a panel that shares the axis of its neighbour
-        if label.get_text() == LANGUAGES[ENGLISH]:
-            label.set_fontweight("bold")
+        # Said of all, since an axis whose languages are put in another order keeps its labels.
+        label.set_fontweight("bold" if label.get_text() == LANGUAGES[ENGLISH] else "normal")
     axis.set_ylim(len(languages) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
 
