@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from beartype import beartype
+from jaxtyping import jaxtyped
 from matplotlib.text import Text
 
 from polydetox.core.parameters import checked
@@ -20,6 +22,12 @@ from polydetox.mechanism.probe import Probe
 from polydetox.models.checkpoints import load_tokenizer
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+def _checked(cell: str, space: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+    """The functions that a cell has put into ``space``, with their declared shapes and types checked at every call."""
+    names = [node.name for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef) and node.returns]
+    return {name: jaxtyped(space[name], typechecker=beartype) for name in names}
 
 
 def run_cells(notebook: str, *, until: str | None = None, **parameters: Any) -> dict[str, Any]:
@@ -69,7 +77,8 @@ def some_cells(notebook: str, settings: Any, stage: Any, cells: Sequence[str] = 
             wanted = not cells or cell.id.endswith(tuple(cells))
             if cell.cell_type == "code" and wanted and "parameters" not in cell.metadata.get("tags", []):
                 exec(compile(cell.source, f"{notebook}.ipynb, cell {cell.id}", "exec"), space)
-                space |= given
+                # A whole notebook runs as it is, since checked functions cannot be sent to another process.
+                space |= (_checked(cell.source, space) if cells else {}) | given
     return space
 
 
@@ -81,6 +90,7 @@ def definitions(notebook: str, **given: Any) -> SimpleNamespace:
         tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)
                      or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper())]  # fmt: skip
         exec(compile(tree, f"{notebook}.ipynb, cell {cell.get('id')}", "exec"), space)
+        space |= _checked(cell.source if cell.cell_type == "code" else "", space)
     return SimpleNamespace(**space)
 
 
@@ -89,7 +99,7 @@ def run_cell(notebook: str, identifier: str, **names: Any) -> dict[str, Any]:
     cells = nbformat.read(next(NOTEBOOKS.rglob(f"{notebook}.ipynb")), as_version=4).cells
     (source,) = (cell.source for cell in cells if cell.id == identifier)
     exec(compile(source, f"{notebook}, cell {identifier}", "exec"), names)
-    return names
+    return names | _checked(source, names)
 
 
 def summarise(

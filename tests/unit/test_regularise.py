@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
+from notebook_cells import run_cell
 from polydetox.attribute_control.head import NadoForCausalLM, make_head
-from polydetox.attribute_control.nado import (
-    consistency_loss,
-    head_bce,
-    regularised_loss,
-    target_log_probabilities,
-    token_kl,
-)
+from polydetox.attribute_control.nado import target_log_probabilities
 from tiny import FAMILIES, tiny_model
+
+LOSSES = run_cell("regularise", "regularise-head-losses", torch=torch)
+LOSSES |= run_cell("regularise", "regularise-model-losses", **LOSSES)
+head_bce, consistency_loss, token_kl, regularised_loss = (
+    LOSSES[name] for name in ("head_bce", "consistency_loss", "token_kl", "regularised_loss")
+)
 
 VOCABULARY, LENGTH = 3, 4
 TEXTS = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
@@ -169,6 +171,20 @@ def test_gradients_of_the_head_losses():
     assert torch.autograd.gradcheck(lambda a, b: consistency_loss(log_p, a, b), (head, prefix))
     mask, labels = torch.rand(4, 5, generator=generator) > 0.4, torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda a: head_bce(a, labels, mask), (head,))
+
+
+def test_the_losses_check_the_shapes_of_what_they_are_given():
+    logits, labels, mask = torch.zeros(2, 3), torch.zeros(2), torch.ones(2, 3, dtype=torch.bool)
+    log_p, tokens, lambdas = torch.zeros(4, 5), torch.zeros(4, dtype=torch.long), torch.zeros(4)
+    for wrong in (
+        lambda: head_bce(logits, labels, mask[:, :2]),
+        lambda: consistency_loss(log_p, log_p, lambdas[:3]),
+        lambda: token_kl(log_p, log_p[:, :4]),
+        lambda: regularised_loss(log_p, lambdas, lambdas, lambdas),
+    ):
+        with pytest.raises(TypeCheckError):
+            wrong()
+    assert regularised_loss(log_p, tokens, lambdas, lambdas).item() == 0.0
 
 
 # --- the head and the decoding model ----------------------------------------------------------------------------

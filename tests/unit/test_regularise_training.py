@@ -13,7 +13,7 @@ import torch
 from notebook_cells import some_cells
 from polydetox.attribute_control import corpus as corpora
 from polydetox.attribute_control.head import NadoHead, make_head
-from polydetox.attribute_control.nado import regularised_loss, target_log_probabilities, token_kl
+from polydetox.attribute_control.nado import target_log_probabilities
 from polydetox.attribute_control.training import (
     Backbone,
     Features,
@@ -34,12 +34,13 @@ from polydetox.models.checkpoints import load_causal_lm, on_one_device
 from tiny import tiny_model, tiny_tokenizer
 
 PADDING = 0
+DEFINITIONS = ("-03", "-losses")  # the imports of the notebook regularise, and the functions that are no step of it
 
 
 def regularise(settings, folder: Path, *cells: str, **given) -> dict:
-    """The namespace of the notebook regularise after its imports and some of its cells."""
+    """The namespace of the notebook regularise after its definitions and some of its cells."""
     stage = Stage("regularise", folder / "stage", {})
-    return some_cells("regularise", settings, stage, ("-03", *cells), **given)
+    return some_cells("regularise", settings, stage, (*DEFINITIONS, *cells), **given)
 
 
 def make_corpus(folder: Path, **settings) -> dict:
@@ -302,6 +303,7 @@ def test_the_loss_of_the_model_is_the_formula(setting, direction, tmp_path):
     model, weights, head, rows = setting
     _, regularised = losses(tmp_path, weights, head, rows, alpha=1.5, direction=direction)
     loss = regularised()(model, collate(rows, PADDING))[0].item()
+    formulas = regularise(None, tmp_path)
     embedding = model.get_output_embeddings().weight
     total = []
     for row in rows:
@@ -312,8 +314,8 @@ def test_the_loss_of_the_model_is_the_formula(setting, direction, tmp_path):
             states = output.hidden_states[-1][0, row.start - 1 : -1]
             log_q = target_log_probabilities(log_p, head(states, embedding), 1.5)
         tokens = ids[0, row.start :]
-        kl = token_kl(log_q, log_p, direction)
-        total.append(regularised_loss(log_p, tokens, kl, torch.full_like(kl, row.label)) * len(tokens))
+        kl = formulas["token_kl"](log_q, log_p, direction)
+        total.append(formulas["regularised_loss"](log_p, tokens, kl, torch.full_like(kl, row.label)) * len(tokens))
     learnt_tokens = sum(len(row.ids) - row.start for row in rows)
     assert loss == pytest.approx(float(sum(total)) / learnt_tokens, rel=1e-4)
     # The file that keeps the hidden states gives the same.
