@@ -24,7 +24,7 @@ from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.data.pairs import check_takes_unpaired, not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, neutral_prompts, prompts_of_sets, training_prompts
-from polydetox.models.decoders import check_decoder, listed_configuration
+from polydetox.models.decoders import check_decoder, check_mergeable, listed_configuration
 from polydetox.scoring import get_scorer
 from polydetox.synthetic.phrasebook import Phrasebook
 from polydetox.workflow import Job, Run
@@ -144,8 +144,6 @@ def _check_model(run: Run, model: str) -> None:
             check_known(configuration)
     adapter = Path(listed.tuned.path).expanduser() if listed.tuned and listed.tuned.path else None
     if adapter is not None and (adapter / "adapter_config.json").is_file():
-        from polydetox.preference.merging import check_mergeable
-
         check_mergeable(adapter)
 
 

@@ -35,6 +35,25 @@ def check_decoder(configuration: PreTrainedConfig, name: str | Path) -> None:
         raise UserError(f"{name}: model type {kind!r} is {reason}; give a causal language model (decoder)")
 
 
+def check_mergeable(adapter: Path) -> None:
+    """Refuse an adapter that changes no weights (prompt and prefix tuning), which no plain checkpoint can stand for."""
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    try:
+        kind = str(PeftConfig.from_pretrained(str(adapter)).peft_type).removeprefix("PeftType.")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{adapter / 'adapter_config.json'}: no adapter that PEFT knows ({error})") from None
+    tuners: dict[Any, type] = PEFT_TYPE_TO_TUNER_MAPPING  # whose keys are names as well
+    tuner = tuners.get(kind)
+    if not (isinstance(tuner, type) and issubclass(tuner, BaseTuner)):
+        raise UserError(
+            f"{adapter.name}: an adapter of type {kind} changes no weights and cannot be merged; "
+            "give one that does, such as LoRA, or a whole checkpoint"
+        )
+
+
 def listed_configuration(model: ModelFile) -> PreTrainedConfig | None:
     """The configuration of a listed model, as far as it can be had without loading the model.
 
