@@ -16,9 +16,11 @@ from notebook_cells import definitions, run_cell, run_cells
 from polydetox.core.artifacts import read_json
 from polydetox.metrics.toxicity import maximum_toxicity
 from polydetox.preference import ablations
-from polydetox.preference.ablations import COLUMNS, MEAN
 from polydetox.results.collect import Results
 from polydetox.results.stages import comparisons
+
+NOTEBOOK = definitions("summary_ablations")
+COLUMNS, MEAN = NOTEBOOK.COLUMNS, NOTEBOOK.MEAN
 
 VARIANTS = {
     "dpo": {"pairs": "on-policy"},
@@ -65,14 +67,19 @@ def family_of(results: Results, ablation: str) -> ablations.Family:
     return family
 
 
+def measured(results: Results) -> pd.DataFrame:
+    """Every metric of every configuration, as the notebook measures it."""
+    return definitions("summary_ablations", results=results).measured()
+
+
 def seeds_shown(table: pd.DataFrame) -> str:
     """The notebook's table of seeds, as text."""
-    return repr(definitions("summary_ablations").ablation_table(table[table["ablation"] == "seed"]))
+    return repr(NOTEBOOK.ablation_table(table[table["ablation"] == "seed"]))
 
 
 def rows_of(results: Results, ablation: str, metric: str = "emt") -> pd.DataFrame:
     """The means of one metric over languages, by label."""
-    table = ablations.measured(results)
+    table = measured(results)
     wanted = (table["ablation"] == ablation) & (table["metric"] == metric) & (table["language"] == MEAN)
     return table[wanted].set_index("label")
 
@@ -120,7 +127,7 @@ def test_ablations_stay_out_of_the_main_tables(results):
 
 def test_common_ground_has_the_same_prompts_and_as_many_continuations():
     tables = {"base": scored("abc", 4), "few": scored("bcd", 2)}
-    cut = ablations.common_ground(tables)
+    cut = NOTEBOOK.common_ground(tables)
     for table in cut.values():
         assert set(table["prompt_id"]) == {"b", "c"} and sorted(table["sample"].unique()) == [0, 1]
     # The maximum over four continuations would be 0.8; over the two that both have it is 0.6.
@@ -156,7 +163,7 @@ def test_a_family_is_measured_where_all_of_it_was_run(results, tmp_path):
         write_evaluation(results, "base", language, scored("abcd", 4, 0.6))
         write_evaluation(results, "dpo", language, scored("abcd", 4, 0.3))
     write_evaluation(results, "lr", "de", scored("abc", 2, 0.5))
-    table = ablations.measured(results)
+    table = measured(results)
     assert list(table.columns) == COLUMNS
     languages = table.loc[table["ablation"] == "learning-rate", "language"]
     assert set(languages) == {"de", MEAN}, "the ablation was run in German alone"
@@ -175,7 +182,7 @@ def test_a_family_is_measured_where_all_of_it_was_run(results, tmp_path):
 
 
 def test_what_was_not_run_has_no_number(results, tmp_path):
-    table = ablations.measured(results)
+    table = measured(results)
     assert table[["before", "after", "drop", "difference"]].isna().all(axis=None)
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
@@ -189,7 +196,7 @@ def test_of_a_family_that_was_not_run_whole_the_rest_is_measured(results, tmp_pa
     for variant, level in (("base", 0.6), ("dpo", 0.3), ("s1", 0.35)):
         for language in ("de", "en", "ja"):
             write_evaluation(results, variant, language, scored("abcd", 3, level))
-    table = ablations.measured(results)
+    table = measured(results)
     assert "seed 2 | not run" in seeds_shown(table)
     said = sentences(tmp_path)["ablation_seed_sentence"]
     assert said.startswith("Over 2 seeds of Tiny (dpo) the drop of EMT lies between 0.250 and 0.300, with a standard ")
@@ -232,7 +239,7 @@ def test_percentiles_and_tail_of_the_perplexity():
     quantiles = space["quantiles"]
     before = quantiles.loc[("Tiny", "before")]
     assert before[["continuations", 0.25, 0.5, "above 100"]].tolist() == [5, 2.0, 3.0, 0.2]
-    shown = run_cell("summary_ablations", "cell-19", **vars(definitions("summary_ablations")) | space)["groups"]
+    shown = run_cell("summary_ablations", "cell-19", **vars(NOTEBOOK) | space)["groups"]
     assert [line[-1].text for line in shown[0].rows] == ["20.0%", "0.0%"]
 
 
