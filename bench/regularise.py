@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from notebook_cells import some_cells
-from polydetox.attribute_control.corpus import packaged_prose
+from notebook_cells import packaged_prose, some_cells
 from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import checked
 from tiny import make_checkout, tiny_tokenizer
@@ -68,7 +67,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    texts = packaged_prose(48)["text"].tolist()
+    texts = packaged_prose(48).tolist()
     ratios = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,11 @@ def merge(base: Path, tuned: Path, folder: Path) -> tuple[Path, float]:
     """The weights that ``merge.ipynb`` writes, and the largest difference of a logit that it found."""
     space = run_cells("merge", checkpoint=str(base), tuned=str(tuned), output_folder=str(folder))
     return space["weights"], space["difference"]
+
+
+def packaged_prose(max_words: int) -> pd.Series:
+    """The sentences that ``control_corpus.ipynb`` makes its neutral half of."""
+    return run_cell("control_corpus", "control-corpus-prose", re=re, pd=pd)["packaged_prose"](max_words)["text"]
 
 
 def train_probe(features: np.ndarray, labels: np.ndarray, **settings: Any) -> Probe:

@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", help="fewer models")
     parser.add_argument("--languages", nargs="+", help="fewer languages")
     options, rest = parser.parse_known_args()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the data are made with helpers of the tests
     fewer = {name: values for name in ("models", "languages") if (values := getattr(options, name))}
     gpu = has_gpu()
     together = [] if gpu else SIDE_BY_SIDE

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.attribute_control.corpus import packaged_prose
+from notebook_cells import packaged_prose
 from polydetox.core.languages import LANGUAGES, rtp_lx_locales
 from polydetox.core.parameters import checked
 from polydetox.data.prompts import neutral_prompts, training_prompts
@@ -59,7 +59,7 @@ def _rtp_lx(folder: Path) -> None:
 
 
 def _toxicity_pairwise(folder: Path) -> None:
-    prose = packaged_prose(24)["text"]
+    prose = packaged_prose(24)
     together = zip(sentences()["en"][:12], prose[:12], _insults()[:12], strict=True)
     rows = [{"prompt_text": prompt, "unpert_gen_text": calm, "pert_gen_text": f" {insult}\n"}
             for prompt, calm, insult in together]  # fmt: skip
@@ -70,7 +70,7 @@ def _toxicity_pairwise(folder: Path) -> None:
 def _jigsaw(folder: Path) -> None:
     """Some comments fill their 5,000 characters, as spam there does."""
     comments = [(text, 1) for text in [*_insults()[:30], ("You idiot!!! " * 400)[:5000]]]
-    comments += [(f'"\n\n{text}"', 0) for text in packaged_prose(48)["text"][:31]]
+    comments += [(f'"\n\n{text}"', 0) for text in packaged_prose(48)[:31]]
     with open(folder / "train.csv", "w", newline="", encoding="utf-8") as handle:
         table = csv.writer(handle)
         names = ["severe_toxic", "obscene", "threat", "insult", "identity_hate"]
@@ -98,7 +98,7 @@ def _toxigen(folder: Path) -> None:
 
 
 def _wikitext(folder: Path) -> None:
-    prose = packaged_prose(64)["text"][40:140]
+    prose = packaged_prose(64)[40:140]
     lines = ["", " = A title = \n", *(f" {text[:-1].replace(',', ' ,')} . \n" for text in prose)]
     for split in ("train", "validation", "test"):
         pd.DataFrame({"text": lines}).to_parquet(folder / f"{split}-00000-of-00001.parquet")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from notebook_cells import run_cell
-from polydetox.attribute_control.head import NadoForCausalLM, make_head
+from polydetox.attribute_control.head import NadoForCausalLM, NadoHead
 from polydetox.attribute_control.nado import target_log_probabilities
 from tiny import FAMILIES, tiny_model
 
@@ -21,6 +21,7 @@ LOSSES |= run_cell("regularise", "regularise-model-losses", **LOSSES)
 head_bce, consistency_loss, token_kl, regularised_loss = (
     LOSSES[name] for name in ("head_bce", "consistency_loss", "token_kl", "regularised_loss")
 )
+make_head = run_cell("regularise", "regularise-new-head", torch=torch, NadoHead=NadoHead)["make_head"]
 
 VOCABULARY, LENGTH = 3, 4
 TEXTS = list(itertools.product(range(VOCABULARY), repeat=LENGTH))

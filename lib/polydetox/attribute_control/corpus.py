@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -15,39 +15,6 @@ from polydetox.data.rows import Skipped
 
 COLUMNS = ["row", "prompt", "text", "domain", "toxicity", "split"]
 DOMAINS = ["toxic", "neutral"]
-
-
-def packaged_prose(max_words: int) -> pd.DataFrame:
-    """Sentences of the documentation that comes with Python and scikit-learn: ``text``.
-
-    Plain English sentences of ten words and more, without code, in the order of their sources.
-    """
-    from pydoc_data.topics import topics
-
-    import sklearn
-
-    descriptions = sorted((Path(sklearn.__file__).parent / "datasets" / "descr").glob("*.rst"))
-    sources = [*topics.values(), *(file.read_text("utf-8") for file in descriptions)]
-    sentences = [sentence for source in sources for sentence in _sentences(source)]
-    plain = [sentence for sentence in sentences if _is_plain(sentence, max_words)]
-    return pd.DataFrame({"text": list(dict.fromkeys(plain))})
-
-
-def _sentences(source: str) -> Iterator[str]:
-    for paragraph in re.split(r"\n\s*\n", source):
-        joined = re.sub(r"[*`\"“”]|\[\d+\]", "", " ".join(paragraph.split()))
-        yield from re.split(r"(?<=[.!?])\s+(?=[A-Z])", joined)
-
-
-def _is_plain(sentence: str, max_words: int) -> bool:
-    """Whether this is a sentence of a person: no markup, names of functions, dotted names or numbers."""
-    letters = sum(character.isalpha() or character == " " for character in sentence)
-    return (
-        10 <= len(sentence.split()) <= max_words
-        and re.fullmatch(r"[A-Z][A-Za-z0-9 ,.;:'()-]+\.", sentence) is not None
-        and letters / len(sentence) > 0.95
-        and not re.search(r"\(\)|[a-z]\.[a-z]|\b[a-z]+[A-Z]|::", sentence)
-    )
 
 
 def toxic_statements(place: Path, max_words: int, evaluated: Collection[str] = ()) -> tuple[pd.DataFrame, Skipped, int]:

@@ -101,17 +101,6 @@ class NadoHead(torch.nn.Module):
         return head
 
 
-def make_head(model: PreTrainedModel, kind: str, rank: int, prior: float = 0.5) -> NadoHead:
-    """An untrained head for the last hidden state of a causal language model: R is ``prior`` everywhere, so q = p."""
-    output: Any = model.get_output_embeddings()
-    weight = output.weight.detach()
-    head = NadoHead(kind, model.config.get_text_config().hidden_size, weight.shape[0], rank, weight.shape[1])
-    torch.nn.init.constant_(head.prefix.bias, torch.logit(torch.tensor(min(max(prior, 0.01), 0.99))).item())
-    if kind == "tied":
-        head.scale.copy_(weight.float().square().sum(dim=-1).mean().sqrt())
-    return head
-
-
 class NadoConfig(PreTrainedConfig):
     """The configuration of a decoding model: that of its language model, of its head, and alpha."""
 

@@ -1,6 +1,6 @@
-"""What the trainings of attribute control share: batches of texts, the backbone of the NADO head, and a Trainer.
+"""What the trainings of attribute control share: batches of texts, and a Trainer of a given loss.
 
-The losses themselves are in the notebook regularise.
+The losses, the NADO head's backbone and the iterations are in the notebook regularise.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from polydetox.core.artifacts import atomic_path, input_hash, library_versions, read_json, resume_key, write_json
-from polydetox.core.parameters import Settings
-from polydetox.models.checkpoints import Arguments, device, inference_dtype, load_causal_lm, on_one_device, provenance
-from polydetox.training.shared import LengthBuckets, linear_layers, mixed_precision
+from polydetox.models.checkpoints import Arguments, device, on_one_device, provenance
+from polydetox.training.shared import linear_layers, mixed_precision
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -73,17 +72,6 @@ def encode(
     return rows
 
 
-def with_end(rows: Sequence[Row], truncated: Sequence[bool], end: int, max_length: int) -> list[Row]:
-    """Samples that ended by themselves with the end-of-sequence token, which belongs to the sample.
-
-    The oracle's verdict on such a text is R of that token; a head that never met it would guess whether to end.
-    ``truncated`` says by ``row`` which samples the limit of new tokens cut off.
-    """
-    return [
-        row if truncated[row.row] or len(row.ids) >= max_length else row._replace(ids=[*row.ids, end]) for row in rows
-    ]
-
-
 def collate(batch: Sequence[Row], padding: int) -> dict[str, torch.Tensor]:
     """A batch padded on the right: ``input_ids, attention_mask`` (rows, tokens), ``start, label, row`` (rows,)."""
     ids = pad_sequence([torch.tensor(row.ids) for row in batch], batch_first=True, padding_value=padding)
@@ -97,23 +85,6 @@ def learnt(inputs: dict[str, Any]) -> torch.Tensor:
     """Which positions predict a token that is learnt (rows, tokens - 1): those from the last given token on."""
     place = torch.arange(1, inputs["input_ids"].shape[1], device=inputs["input_ids"].device)
     return (place >= inputs["start"].unsqueeze(-1)) & (inputs["attention_mask"][:, 1:] == 1)
-
-
-def batches_of(rows: Sequence[Row], batch_size: int, seed: int, first: int, count: int) -> list[Row]:
-    """The rows of ``count`` batches of an endless stream of epochs, from batch ``first`` on.
-
-    Rows that share a batch have about the same length. A batch that an epoch does not fill is skipped, unless there is
-    no other, so that the place in the stream depends on the number of a batch alone.
-    """
-    size = min(batch_size, len(rows))
-    in_an_epoch = len(rows) // size
-    sampler = LengthBuckets([len(row.ids) for row in rows], size, seed)
-    chosen: list[Row] = []
-    for epoch in range(first // in_an_epoch, -(-(first + count) // in_an_epoch)):
-        sampler.set_epoch(epoch)
-        chosen += [rows[number] for number in list(sampler)[: in_an_epoch * size]]
-    begin = first % in_an_epoch * size
-    return chosen[begin : begin + count * size]
 
 
 # --- models -----------------------------------------------------------------------------------------------------
@@ -133,39 +104,6 @@ def last_hidden_state(model: PreTrainedModel, inputs: dict[str, Any]) -> torch.T
     output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True,
                    use_cache=False, logits_to_keep=1)  # fmt: skip
     return output.hidden_states[-1]
-
-
-class Backbone(torch.nn.Module):
-    """The base model, whose last hidden state the NADO head reads: frozen, or adapted by LoRA.
-
-    ``embedding`` is its output embedding (vocabulary, size), which a tied head reads as well; ``head`` the folder of a
-    head with whose adapter the training continues, if any.
-    """
-
-    def __init__(self, weights: Path, settings: Settings, dtype: str, head: Path | None = None):
-        super().__init__()
-        self.adapted = settings.backbone == "lora"
-        model: Any = load_causal_lm(weights, torch.float32 if self.adapted else inference_dtype(dtype))
-        self.embedding = model.get_output_embeddings().weight
-        if self.adapted:
-            from peft import PeftModel, get_peft_model
-
-            if head is not None:
-                model = PeftModel.from_pretrained(model, str(head / "adapter"), is_trainable=True)
-            else:
-                model = get_peft_model(model, adapter_options(model, settings.lora_rank, settings.lora_alpha))
-        else:
-            model.requires_grad_(False)
-        self.model: Any = model
-
-    def hidden(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The last hidden state (rows, tokens, hidden)."""
-        return last_hidden_state(self.model, inputs)
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter, where there is one, to ``folder/adapter``."""
-        if self.adapted:
-            self.model.save_pretrained(folder / "adapter")
 
 
 class Features:
@@ -197,47 +135,6 @@ class Features:
         length = inputs["input_ids"].shape[1]
         padded = torch.stack([torch.nn.functional.pad(state, (0, 0, 0, length - len(state))) for state in states])
         return padded.to(inputs["input_ids"].device)
-
-
-class NextToken:
-    """log p of a model that does not change, at single positions of texts; ``features`` are its states of them."""
-
-    @torch.inference_mode()
-    def __init__(self, model: PreTrainedModel, features: Features, row: Row, padding: int):
-        self._model, self._features = model, features
-        inputs = {name: value.to(model.device) for name, value in collate([row], padding).items()}
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.float()
-        own = model.get_output_embeddings()(features.hidden(inputs)).float()
-        # Whether the logits are the output layer's, and nothing is done to them afterwards (as softcapping).
-        self._plain = bool((own - logits).abs().max() <= 0.02 * logits.abs().max())
-
-    @torch.no_grad()
-    def log_probabilities(self, inputs: dict[str, Any], rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """log p of the next token (positions, vocabulary) after the tokens ``places`` of the batch's ``rows``."""
-        if self._plain:
-            logits = self._model.get_output_embeddings()(self._features.hidden(inputs)[rows, places])
-        else:
-            logits = self._model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                                 use_cache=False).logits[rows, places]  # fmt: skip
-        return logits.float().log_softmax(dim=-1)
-
-
-@torch.inference_mode()
-def text_loss(model: PreTrainedModel, rows: Sequence[Row], padding: int, batch_size: int) -> float:
-    """Mean next-token loss of the learnt tokens, in nats a token; NaN without any row."""
-    total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda row: len(row.ids))
-    for first in range(0, len(ordered), batch_size):
-        batch = collate(ordered[first : first + batch_size], padding)
-        inputs = {name: value.to(model.device) for name, value in batch.items()}
-        positions = learnt(inputs)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision()):
-            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                           use_cache=False).logits  # fmt: skip
-        log_p = logits[:, :-1][positions].float().log_softmax(-1)
-        total -= float(log_p.gather(-1, inputs["input_ids"][:, 1:][positions].unsqueeze(-1)).sum())
-        count += int(positions.sum())
-    return total / count if count else float("nan")
 
 
 # --- the trainer ------------------------------------------------------------------------------------------------
