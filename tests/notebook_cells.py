@@ -18,7 +18,9 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 from matplotlib.text import Text
 
+from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
+from polydetox.data.pairs import check_both_sides
 from polydetox.mechanism.probe import Probe
 from polydetox.models.checkpoints import load_tokenizer
 
@@ -135,6 +137,12 @@ def train_dpo(weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settin
     """The training of ``dpo.ipynb`` on these pairs: its log and its figures."""
     space = dpo_cells(weights, train, held_out, settings, folder, "e0413019")
     return space["log"], space["metrics"]
+
+
+def split_pairs(pairs: pd.DataFrame, held_out_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The pairs of ``dpo.ipynb`` to train on, and the held-out ones."""
+    names = {"np": np, "UserError": UserError, "check_both_sides": check_both_sides}
+    return run_cell("dpo", "dpo-split-pairs", **names)["split_pairs"](pairs, held_out_share, seed)
 
 
 def make_trainer(weights: Path, train: pd.DataFrame, held_out: pd.DataFrame, settings: Any, folder: Path):

@@ -13,11 +13,12 @@ import pytest
 import yaml
 from hub import COMMIT, StubHub
 
+from notebook_cells import split_pairs
 from polydetox import preflight
 from polydetox.core.errors import DataNotFound, UserError
 from polydetox.core.parameters import PairColumns
 from polydetox.core.params import load_profile
-from polydetox.data.pairs import UNPAIRED_COLUMNS, not_evaluated, own_pairs, split_pairs
+from polydetox.data.pairs import UNPAIRED_COLUMNS, not_evaluated, own_pairs
 from polydetox.data.prompts import languages_available, load_prompts, prompts_of_sets
 from polydetox.scoring import get_scorer
 from polydetox.workflow import load

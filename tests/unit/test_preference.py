@@ -15,10 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
-from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, run_cells, train_dpo
+from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, run_cells, split_pairs, train_dpo
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration
-from polydetox.data import pairs
 from polydetox.models import checkpoints
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.training import dpo, shared
@@ -44,11 +43,11 @@ def test_on_policy_pairs_by_hand():
 
 def test_split_is_by_prompt():
     table = pd.DataFrame({"prompt": [f"p{number // 3}" for number in range(60)], "chosen": "x", "rejected": "y"})
-    train, held_out = pairs.split_pairs(table, 0.1, seed=0)
+    train, held_out = split_pairs(table, 0.1, seed=0)
     assert len(train) == 54 and len(held_out) == 6
     assert not set(train["prompt"]) & set(held_out["prompt"])
     with pytest.raises(UserError, match="only 1 prompt"):
-        pairs.split_pairs(table.head(2), 0.1, seed=0)
+        split_pairs(table.head(2), 0.1, seed=0)
 
 
 def relabelled(table, labels, seed=0):
@@ -125,7 +124,7 @@ def test_full_training_learns_the_preference_and_reports_the_papers_loss(
 ):
     monkeypatch.setattr(dpo, "mixed_precision", lambda: mixed)
     weights = tiny_checkpoints[family]
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     log, figures = train_dpo(weights, train, held_out, settings(), tmp_path)
     assert figures["pairs_train"] == 6 and figures["pairs_held_out"] == 2
     assert figures["held_out_loss"] < math.log(2) and figures["held_out_accuracy"] == 1.0
@@ -153,7 +152,7 @@ LOSSES = get_args(declaration("dpo").model_fields["loss"].annotation)
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_learns_the_preference(tiny_checkpoints, tmp_path, loss):
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     log, figures = train_dpo(tiny_checkpoints["llama"], train, held_out, settings(loss=loss), tmp_path)
     held = log[log["split"] == "held_out"].pivot(index="step", columns="metric", values="value")
     assert held["loss"][6] == figures["held_out_loss"] < held["loss"][0]
@@ -193,7 +192,7 @@ FORMULAS = {
 def test_a_loss_is_its_formula(tiny_checkpoints, tmp_path, monkeypatch, loss):
     monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
     weights = tiny_checkpoints["llama"]
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     asked = settings(loss=loss, beta=0.5, label_smoothing=0.2, max_steps=2, learning_rate=1e-4)
     _, figures = train_dpo(weights, train, held_out, asked, tmp_path)
     tokenizer = load_tokenizer(weights)
@@ -215,7 +214,7 @@ def test_a_loss_is_its_formula(tiny_checkpoints, tmp_path, monkeypatch, loss):
 def test_kto_is_its_formula_on_the_sides_of_the_pairs(tiny_checkpoints, tmp_path, monkeypatch, method):
     """1 - sigmoid(beta (x - z)) of a chosen completion, 1 - sigmoid(beta (z - x)) of a rejected one; x: log-ratio."""
     monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
-    weights, (train, held_out) = tiny_checkpoints["llama"], pairs.split_pairs(PAIRS, 0.25, seed=0)
+    weights, (train, held_out) = tiny_checkpoints["llama"], split_pairs(PAIRS, 0.25, seed=0)
     asked = settings(loss="kto", beta=0.5, method=method, learning_rate=1e-3)
     trainer = make_trainer(weights, train, held_out, asked, tmp_path)
     tokenizer, rows = load_tokenizer(weights), list(trainer.eval_dataset)
@@ -254,7 +253,7 @@ def test_kto_trains_on_unpaired_data_and_weighs_both_labels_the_same(tiny_checkp
     rows = [(row.prompt, side, good) for row in PAIRS.itertuples() for side, good in
             ((row.chosen, True), (row.rejected, False), (" " + row.prompt, False))]  # fmt: skip
     data = pd.DataFrame(rows, columns=["prompt", "completion", "label"])
-    train, held_out = pairs.split_pairs(data, 0.25, seed=0)
+    train, held_out = split_pairs(data, 0.25, seed=0)
     space = dpo_cells(tiny_checkpoints["llama"], train, held_out, settings(loss="kto"), tmp_path, "5c1e0a05")
     trainer = space["trainer"]
     assert (trainer.desirable_weight, trainer.undesirable_weight) == pytest.approx((1.5, 0.75))
@@ -265,7 +264,7 @@ def test_kto_trains_on_unpaired_data_and_weighs_both_labels_the_same(tiny_checkp
 
 
 def test_kto_of_pairs_has_no_weights(tiny_checkpoints, tmp_path):
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     trainer = make_trainer(tiny_checkpoints["llama"], train, held_out, settings(loss="kto"), tmp_path)
     assert (trainer.desirable_weight, trainer.undesirable_weight) == (1.0, 1.0)
 
@@ -287,7 +286,7 @@ def test_kto_refuses_the_published_codes_tokens():
 def test_simpo_reports_its_formula_and_keeps_no_reference(tiny_checkpoints, tmp_path, monkeypatch, method):
     monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
     weights = tiny_checkpoints["llama"]
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     asked = settings(loss="simpo", beta=2.0, gamma_beta_ratio=0.8, method=method, max_steps=2)
     trainer = make_trainer(weights, train, held_out, asked, tmp_path)
     assert trainer.ref_model is None and "ref_chosen_logps" not in trainer.train_dataset.column_names
@@ -311,7 +310,7 @@ def test_simpo_reports_its_formula_and_keeps_no_reference(tiny_checkpoints, tmp_
 def test_adapter_merges_to_the_same_logits(tiny_checkpoints, tmp_path, family):
     """All three tie their embedding (Llama's config here does not): adapting it must not leak into the output."""
     weights = tiny_checkpoints[family]
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     train_dpo(weights, train, held_out, settings(method="lora", learning_rate=1e-2), tmp_path / "dpo")
     assert (tmp_path / "dpo/weights/adapter_config.json").is_file()
     merged, difference = merge(weights, tmp_path / "dpo/weights", tmp_path / "merged")
@@ -402,7 +401,7 @@ def four_bits_on_a_cpu(monkeypatch):
 def test_qlora_lowers_the_loss_and_its_adapter_merges_into_the_whole_weights(
     tiny_checkpoints, tmp_path, family, four_bits_on_a_cpu
 ):
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     asked = settings(method="qlora", max_steps=12, eval_steps=4, batch_size=1, gradient_accumulation_steps=4)
     log, figures = train_dpo(tiny_checkpoints[family], train, held_out, asked, tmp_path)
     losses = log[(log["split"] == "held_out") & (log["metric"] == "loss")].set_index("step")["value"]
@@ -448,7 +447,7 @@ def test_a_whole_checkpoint_is_linked_not_copied(tiny_checkpoints, tmp_path):
 
 def test_a_stopped_training_goes_on_from_its_checkpoint(tiny_checkpoints, tmp_path, monkeypatch):
     weights = tiny_checkpoints["llama"]
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     whole, _ = train_dpo(weights, train, held_out, settings(), tmp_path / "whole")
 
     import trl
@@ -481,7 +480,7 @@ def test_the_patience_of_early_stopping_outlives_a_stop(tiny_checkpoints, tmp_pa
     """Two evaluations without improvement, one before a stop and one after it, end the training."""
     import trl
 
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     # A step this large only makes the held-out loss worse.
     worse = settings(learning_rate=3.0, warmup_steps=0, eval_steps=1, max_steps=8, early_stopping_patience=2)
     _, whole = train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "whole")
@@ -533,7 +532,7 @@ def test_prompts_are_cut_to_their_last_tokens(tiny_checkpoints):
 
     def shortened(limit: int) -> str:
         tokenizer = load_tokenizer(tiny_checkpoints["llama"])
-        return run_cell("dpo", "dpo-split", tokenizer=tokenizer, pairs=table, split_pairs=pairs.split_pairs,
+        return run_cell("dpo", "dpo-split", tokenizer=tokenizer, pairs=table, split_pairs=split_pairs,
                         settings=settings(max_prompt_length=limit))["shorten"](long)  # fmt: skip
 
     assert long.endswith(shortened(3)) and len(shortened(3)) < len(long)
@@ -567,7 +566,7 @@ def test_reference_log_probabilities_are_computed_once(tiny_checkpoints, tmp_pat
 
     monkeypatch.setattr(trl.DPOTrainer, "compute_ref_log_probs", counted)
     monkeypatch.setattr(dpo, "mixed_precision", lambda: False)
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     trainer = make_trainer(weights, train, held_out, settings(method=method), tmp_path / "a")
     kept = list((tmp_path / "runs/cache/reference").glob("*/*.parquet"))
     assert sum(seen) == 8 and len(kept) == 2, "those of training and held out"
@@ -578,7 +577,7 @@ def test_reference_log_probabilities_are_computed_once(tiny_checkpoints, tmp_pat
         assert cached["ref_rejected_logps"] == pytest.approx(float(expected), rel=1e-5)
 
     # Another split and another learning rate find all pairs; other weights or another precision find none.
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=3)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=3)
     make_trainer(weights, train, held_out, settings(method=method, learning_rate=1e-4, seed=3), tmp_path / "b")
     assert sum(seen) == 8
     make_trainer(tiny_checkpoints["gpt2"], train, held_out, settings(method=method), tmp_path / "c")
@@ -589,7 +588,7 @@ def test_reference_log_probabilities_are_computed_once(tiny_checkpoints, tmp_pat
 
 
 def test_a_training_that_stops_before_the_last_pair_computes_no_reference_ahead(tiny_checkpoints, tmp_path):
-    train, held_out = pairs.split_pairs(PAIRS, 0.25, seed=0)
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
     short = settings(max_steps=2, batch_size=1)
     trainer = make_trainer(tiny_checkpoints["llama"], train, held_out, short, tmp_path / "a")
     assert "ref_chosen_logps" not in trainer.train_dataset.column_names

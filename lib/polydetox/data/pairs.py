@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, Field, create_model, model_validator
 
@@ -135,23 +134,6 @@ def check_both_sides(table: pd.DataFrame, where: str) -> None:
     if "label" in table and table["label"].nunique() < 2:
         found = "desirable" if table["label"].all() else "undesirable"
         raise UserError(f"{where}: all {len(table)} completions are {found}; training needs both kinds, so add others")
-
-
-def split_pairs(pairs: pd.DataFrame, held_out_share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split pairs into training and held-out ones by prompt, so that no prompt is on both sides.
-
-    At least one prompt is held out and one stays. Of unpaired data both parts have desirable and undesirable ones.
-    """
-    prompts = pairs["prompt"].unique()
-    if len(prompts) < 2:
-        raise UserError(f"only {len(prompts)} prompt(s) with a preference pair; lower the pairs' 'margin' or raise "
-                        "their 'n'")  # fmt: skip
-    count = min(len(prompts) - 1, max(1, round(held_out_share * len(prompts))))
-    held_out = set(np.random.default_rng(seed).permutation(prompts)[:count])
-    mask = pairs["prompt"].isin(held_out)
-    check_both_sides(pairs[~mask], "dpo: of the data to train on")
-    check_both_sides(pairs[mask], "dpo: of the data that 'held_out_share' holds out")
-    return pairs[~mask].reset_index(drop=True), pairs[mask].reset_index(drop=True)
 
 
 def check_takes_unpaired(where: str, settings: Mapping[str, Any]) -> None:
