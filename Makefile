@@ -16,7 +16,7 @@ export PROFILE PYTHON CONDA
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLYDETOX := $(BIN)/python -m polydetox
 
-.PHONY: help env requirements paper test test-rehearsal test-cluster rehearsal preview snapshots quarto pdf rulegraph lint clean distclean
+.PHONY: help env requirements paper test test-rehearsal test-cluster rehearsal preview snapshots picture quarto pdf rulegraph lint clean distclean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -68,6 +68,9 @@ pdf: $(STAMP) ## render what has been run so far, and a PDF of its chapters; nee
 
 snapshots: $(STAMP) ## keep the figures of a finished run of PROFILE for the page Extensions
 	@$(POLYDETOX) snapshot --profile="$$PROFILE"
+
+picture: $(STAMP) ## take README's picture and numbers from a finished run of PROFILE; needs Chromium
+	@$(BIN)/python tests/site/picture.py
 
 quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 	@$(BIN)/python -m polydetox.quarto --again

@@ -13,7 +13,7 @@ import synthetic
 from browser import Served
 
 PAGES = ["index.html", "methods.html", "results-detox.html", "why.html", "examples.html", "reproducibility.html",
-         "fidelity.html", "references.html", "notebooks.html", "notebooks/tiny-evaluate.html"]  # fmt: skip
+         "fidelity.html", "references.html", "notebooks.html", "notebooks/evaluate.html"]  # fmt: skip
 CHAPTER_OF = {"fig-drop": "Figure 3.2", "tbl-main": "Table 3.1", "tbl-probe": "Table 7.1"}
 
 
@@ -57,7 +57,7 @@ def test_dark_is_dark_everywhere(served: Served, browser):
                       "main table td", "main figcaption", "#quarto-margin-sidebar a"):  # fmt: skip
             # A colour may take a moment to change.
             browser.wait_for(f"({CONTRAST})(document.querySelector({words!r})) > 4.5")
-        browser.open(f"{served.address}/notebooks/tiny-evaluate.html")
+        browser.open(f"{served.address}/notebooks/evaluate.html")
         browser.wait_for(f"({CONTRAST})(document.querySelector('main pre code span, main pre code')) > 4.5")
     finally:
         browser.evaluate("localStorage.clear()")
@@ -98,8 +98,8 @@ def test_references_are_the_same_in_both(served: Served, browser):
     for label, number in CHAPTER_OF.items():
         browser.open(f"{served.address}/{'why' if label == 'tbl-probe' else 'results-detox'}.html")
         assert text_of(browser, f"document.querySelector('#{label} figcaption')").startswith(f"{number}:")
-    browser.open(f"{served.address}/notebooks/tiny-evaluate.html")
-    figure = "document.querySelector('#fig-toxicity-tiny-evaluate figcaption')"
+    browser.open(f"{served.address}/notebooks/evaluate.html")
+    figure = "document.querySelector('#fig-toxicity-evaluate figcaption')"
     assert text_of(browser, figure).startswith("Figure 1:")
     assert browser.evaluate("document.querySelector('h1.title').innerText") == "Evaluation"
     browser.open(f"{served.address}/methods.html")

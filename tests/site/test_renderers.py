@@ -24,7 +24,7 @@ def test_no_index_holds_a_covered_text_and_chapters_are_in_it(served):
         return
     text = (served.folder / "search.json").read_text()
     assert synthetic.MARKER not in text
-    for page in ("methods.html", "why.html", "control.html", "examples.html", "notebooks/tiny-evaluate.html"):
+    for page in ("methods.html", "why.html", "control.html", "examples.html", "notebooks/evaluate.html"):
         assert f'"href": "{page}' in text, page
 
 
@@ -49,7 +49,9 @@ def test_every_executed_notebook_is_reached_from_the_list(served, browser):
     browser.open(f"{served.address}/notebooks.html")
     links = browser.evaluate("[...document.querySelectorAll('.runs td a')].map(link => link.href)")
     with synthetic.inside(served.folder.parents[2]):
-        assert len(set(links)) == len(links) == sum(run.done for run in recorded(synthetic.PROFILE).stages)
+        results = recorded(synthetic.PROFILE)
+        wanted = sum(run.done for run in results.stages) + len(results.record["sections"])
+        assert len(set(links)) == len(links) == wanted
     names: dict[str, set[str]] = {}
     for link in links:
         page, _, name = link.partition("#")
@@ -61,39 +63,39 @@ def test_every_executed_notebook_is_reached_from_the_list(served, browser):
 
 
 def test_the_run_that_is_chosen_shows_alone(served, browser):
-    address = f"{served.address}/notebooks/tiny-evaluate.html"
+    address = f"{served.address}/notebooks/evaluate.html"
     browser.open(address)
-    assert browser.evaluate(f"{CHOICE}.value") == "base-en" and browser.evaluate(VISIBLE) == ["base-en"]
-    shown = "[...document.querySelectorAll('.run:not([data-run=dpo-de])')].every(run => !run.offsetParent)"
-    browser.evaluate("location.hash = '#run-dpo-de'")
-    browser.wait_for(f"{CHOICE}.value === 'dpo-de'")
-    assert browser.evaluate(VISIBLE) == ["dpo-de"] and browser.evaluate(shown)
+    assert browser.evaluate(f"{CHOICE}.value") == "tiny-base-en" and browser.evaluate(VISIBLE) == ["tiny-base-en"]
+    shown = "[...document.querySelectorAll('.run:not([data-run=tiny-dpo-de])')].every(run => !run.offsetParent)"
+    browser.evaluate("location.hash = '#run-tiny-dpo-de'")
+    browser.wait_for(f"{CHOICE}.value === 'tiny-dpo-de'")
+    assert browser.evaluate(VISIBLE) == ["tiny-dpo-de"] and browser.evaluate(shown)
     # By keyboard: the menu has the focus, and an arrow key goes to the next run.
     browser.evaluate(f"{CHOICE}.focus()")
     for kind in ("rawKeyDown", "keyUp"):
         browser.command(
             "Input.dispatchKeyEvent", type=kind, key="ArrowDown", code="ArrowDown", windowsVirtualKeyCode=40
         )
-    browser.wait_for("location.hash === '#run-dpo-seed-1-de'")
-    assert browser.evaluate(VISIBLE) == ["dpo-seed-1-de"]
+    browser.wait_for("location.hash === '#run-tiny-dpo-seed-1-de'")
+    assert browser.evaluate(VISIBLE) == ["tiny-dpo-seed-1-de"]
     assert browser.evaluate(f"{CHOICE}.labels[0].innerText").startswith("Outputs of")
     # Printed, it stays alone.
     browser.command("Emulation.setEmulatedMedia", media="print")
     try:
-        assert browser.evaluate(VISIBLE) == ["dpo-seed-1-de"]
+        assert browser.evaluate(VISIBLE) == ["tiny-dpo-seed-1-de"]
     finally:
         browser.command("Emulation.setEmulatedMedia", media="")
 
 
 def test_without_scripts_all_runs_show_under_their_names(served, browser):
-    text = (served.folder / "notebooks/tiny-evaluate.html").read_text()
+    text = (served.folder / "notebooks/evaluate.html").read_text()
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.open(f"{served.address}/notebooks/tiny-evaluate.html")
+        browser.open(f"{served.address}/notebooks/evaluate.html")
         assert set(browser.evaluate(VISIBLE)) == set(re.findall(r'<option value="([^"]+)"', text))
         assert not browser.evaluate(f"{CHOICE}.offsetParent")
         said = "getComputedStyle(document.querySelector('.run'), '::before').content"
-        assert json.loads(browser.evaluate(said)) == "Arabic, base model"
+        assert json.loads(browser.evaluate(said)) == "Tiny, Arabic, base model"
         assert synthetic.MARKER not in browser.evaluate("document.body.innerText")
     finally:
         browser.command("Emulation.setScriptExecutionDisabled", value=False)
@@ -102,7 +104,7 @@ def test_without_scripts_all_runs_show_under_their_names(served, browser):
 def test_notebooks_fit_a_phone(served, browser):
     browser.resize(390, 844, phone=True)
     try:
-        for page in ("notebooks.html", "notebooks/tiny-evaluate.html", "notebooks/tiny-constrained-decode.html"):
+        for page in ("notebooks.html", "notebooks/evaluate.html", "notebooks/constrained-decode.html"):
             browser.open(f"{served.address}/{page}")
             assert browser.evaluate("document.documentElement.scrollWidth") <= 390, page
     finally:

@@ -12,7 +12,7 @@ import synthetic
 # What a renderer leaves of a reference or variable that it could not resolve.
 UNRESOLVED = re.compile(r"\?@|\?var:|\?meta:|\{\{<|(?<![\w.])@(fig|tbl|sec|eq)-")
 
-MASKED_PAGES = ["examples.html", "notebooks/tiny-generate.html", "notebooks/tiny-score.html"]
+MASKED_PAGES = ["examples.html", "notebooks/generate.html", "notebooks/score.html"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def pages(site, browser) -> list[str]:
 
 def test_the_navigation_leads_to_every_page(site, pages):
     assert set(pages) == {page.relative_to(site).as_posix() for page in site.rglob("*.html")}
-    assert {"notebooks.html", "notebooks/tiny-checkpoint.html", *MASKED_PAGES} < set(pages)
+    assert {"notebooks.html", "notebooks/checkpoint.html", *MASKED_PAGES} < set(pages)
 
 
 def test_every_page_is_whole(site, browser, pages):
@@ -58,7 +58,7 @@ def test_every_page_is_whole(site, browser, pages):
 
 def test_links_between_pages_lead_to_something(site, browser, pages):
     wanted: dict[str, set[str]] = {}
-    for page in [*(page for page in pages if "/" not in page), "notebooks/tiny-evaluate.html"]:
+    for page in [*(page for page in pages if "/" not in page), "notebooks/evaluate.html"]:
         browser.open(site / page)
         for address in browser.evaluate(
             "[...document.querySelectorAll('main a.quarto-xref, main a.citation')].map(a => a.href)"
@@ -119,8 +119,8 @@ def test_figures_and_tables_are_there_and_numbered(site, browser):
             assert browser.evaluate(
                 f"[...document.querySelectorAll('#{label} {content}')].some(e => e.getBoundingClientRect().height > 0)"
             ), label
-    browser.open(site / "notebooks/tiny-evaluate.html")
-    caption = "document.querySelector('#fig-toxicity-tiny-evaluate figcaption').innerText.replace(/\\u00a0/g, ' ')"
+    browser.open(site / "notebooks/evaluate.html")
+    caption = "document.querySelector('#fig-toxicity-evaluate figcaption').innerText.replace(/\\u00a0/g, ' ')"
     assert browser.evaluate(caption).startswith("Figure 1:")
     browser.open(site / "methods.html")
     assert browser.evaluate("document.querySelectorAll('.equation math').length") == 5

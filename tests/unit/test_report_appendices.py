@@ -20,18 +20,20 @@ from polydetox.results.collect import Results
 from polydetox.results.stages import StageRun
 
 LIST = "# Notebooks {.unnumbered}\n\nAll of them.\n\n::: {#runs}\n:::\n"
+SEEN = "See @fig-a and @fig-b, not @fig-ab."
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch) -> Path:
     """An empty folder of runs, beside a book whose list of runs is still to be written."""
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
-    (tmp_path / "book").mkdir()
+    (tmp_path / "book/_files").mkdir(parents=True)
     (tmp_path / "book" / appendices.LIST).write_text(LIST)
+    (tmp_path / "book/index.qmd").write_text("::: {#fig-b}\n\nx\n\nA chapter's figure\n\n:::\n")
     return tmp_path
 
 
-def leave(run: StageRun, code: str = "measure()", *, prose: str = "See @fig-a and @fig-ab.", **parameters) -> None:
+def leave(run: StageRun, code: str = "measure()", *, prose: str = SEEN, **parameters) -> None:
     """Write what a finished run of a stage leaves: its notebook and its manifest."""
     about = f"{run.language} {run.variant} {run.model}"
     svg = new_output("display_data", data={"image/svg+xml": f"<svg><desc>{about}</desc></svg>", "text/plain": "x"})
@@ -64,27 +66,29 @@ def test_a_page_has_prose_and_code_once_and_the_outputs_of_each_run(runs):
         if run.variant in ("base", "dpo"):
             leave(run, variant=run.variant)
     parts = appendices.write_appendices(results, runs / "book")
-    assert parts == [
-        "notebooks.qmd", {"part": "Gemma 3 270M", "chapters": ["notebooks/gemma-3-270m-evaluate.qmd"]}
-    ]  # fmt: skip
-    text = (runs / "book/notebooks/gemma-3-270m-evaluate.qmd").read_text()
-    assert "# Evaluation {.unnumbered #sec-gemma-3-270m-evaluate}" in text and "A title" not in text
-    assert text.count("measure()") == text.count("See @fig-a-gemma-3-270m-evaluate and @fig-ab.") == 1
+    assert parts == ["notebooks.qmd", "notebooks/evaluate.qmd"]
+    text = (runs / "book/notebooks/evaluate.qmd").read_text()
+    assert "# Evaluation {.unnumbered #sec-evaluate}" in text and "A title" not in text
+    assert text.count("measure()") == text.count("See @fig-a-evaluate and @fig-b, not (not run).") == 1
     assert text.count("24 prompts") == 1, "what all runs put out is shown once"
     assert "lang = 'xx'" not in text and "Content warning" in text
-    assert text.count("{#fig-a-gemma-3-270m-evaluate}") == text.count("\n\nCaption\n\n::::::") == 1
-    names = ["base-de", "dpo-de", "base-en", "dpo-en"]
+    assert text.count("{#fig-a-evaluate}") == text.count("\n\nCaption\n\n::::::") == 1
+    names = [f"gemma-3-270m-{side}" for side in ("base-de", "dpo-de", "base-en", "dpo-en")]
     assert re.findall(r'<option value="([^"]*)"', text) == names
-    assert re.findall(r'<option value="([^"]*)" selected>([^<]*)<', text) == [("base-en", "English, base model")]
+    assert re.findall(r'<option value="([^"]*)" selected>([^<]*)<', text) == [(names[2], "English, base model")]
+    assert re.findall(r'<optgroup label="([^"]*)">', text) == ["Gemma 3 270M"]
     assert re.findall(r'<span id="run-([^"]*)">', text) == names
     for name in names:
-        variant, language = name.split("-")
+        variant, language = name.split("-")[-2:]
         mine = "\n".join(re.findall(rf'^::: {{\.run data-run="{name}"[^\n]*}}\n(.*?)^:::$', text, re.M | re.S))
         about = f"{language} {variant} gemma-3-270m"
         assert f'<div class="masked-body">{about}</div>' in mine and f"Said of {about}." in mine
         (picture,) = re.findall(r"!\[\]\((\S+)\)\{\.figure-img fig-alt=\"Caption\"\}", mine)
         assert about in (runs / "book/notebooks" / picture).read_text()
         assert f"| `lang` | `{language}` |" in mine and f"| `variant` | `{variant}` |" in mine
+        file = f"evaluate-{name}.ipynb"
+        assert f'<a href="../files/{file}" download>Download</a>' in mine and (runs / "book/_files" / file).is_file()
+        assert f"<code>polydetox open runs/offline/gemma-3-270m/{variant}/evaluate/{language}</code>" in mine
         assert "seed 3, 1.5 s, commit `0123456789`" in mine and "| `n` | `3` |" in mine and "`folder`" not in mine
 
 
@@ -93,12 +97,12 @@ def test_one_run_needs_no_choice(runs):
     (run,) = (run for run in chosen(results, "dpo") if run.variant == "dpo")
     leave(run, languages=["a", "b|c"])
     appendices.write_appendices(results, runs / "book")
-    text = (runs / "book/notebooks/gemma-3-270m-dpo.qmd").read_text()
+    text = (runs / "book/notebooks/dpo.qmd").read_text()
     assert "<select" not in text and ".run" not in text
-    assert "![](figures/gemma-3-270m-dpo-dpo-1.svg)" in text and "Said of None dpo" in text
+    assert "![](figures/dpo-gemma-3-270m-dpo-1.svg)" in text and "Said of None dpo" in text
     assert "`a, b\\|c`" in text
     listed = (runs / "book/notebooks.qmd").read_text()
-    assert 'href="notebooks/gemma-3-270m-dpo.html"' in listed
+    assert 'href="notebooks/dpo.html"' in listed
 
 
 def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
@@ -109,12 +113,12 @@ def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
     first, second = appendices.pages(results)
     assert [page.title for page in (first, second)] == ["Evaluation", "Evaluation, version 2"]
     assert [page.file for page in (first, second)] == [
-        "notebooks/gemma-3-270m-evaluate.qmd", "notebooks/gemma-3-270m-evaluate-2.qmd"
+        "notebooks/evaluate.qmd", "notebooks/evaluate-2.qmd"
     ]  # fmt: skip
     assert [page.notebooks[0].run.language for page in (first, second)] == ["de", "en"]
     appendices.write_appendices(results, runs / "book")
     texts = [(runs / "book" / page.file).read_text() for page in (first, second)]
-    assert "{#fig-a-gemma-3-270m-evaluate}" in texts[0] and "{#fig-a-gemma-3-270m-evaluate-2}" in texts[1]
+    assert "{#fig-a-evaluate}" in texts[0] and "{#fig-a-evaluate-2}" in texts[1]
 
 
 def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
@@ -123,13 +127,32 @@ def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
         leave(run)
     appendices.write_appendices(results, runs / "book")
     text = (runs / "book/notebooks.qmd").read_text()
-    assert text.startswith("# Notebooks {.unnumbered}\n\nAll of them.\n\n## Gemma 3 270M {.unnumbered}\n")
+    assert text.startswith("# Notebooks {.unnumbered}\n\nAll of them.\n\n## Report {.unnumbered}\n")
+    assert (
+        text.index("## Report")
+        < text.index("Toxicity before and after")
+        < text.index("## Gemma 3 270M {.unnumbered}\n")
+    )
     assert re.findall(r'href="([^"]*)" title="([^"]*)"', text) == [
-        (f"notebooks/gemma-3-270m-evaluate.html#run-base-{code}", f"Evaluation, base model, {name}")
+        (f"notebooks/evaluate.html#run-gemma-3-270m-base-{code}", f"Evaluation, base model, {name}")
         for code, name in (("de", "German"), ("fr", "French"))
     ]  # fmt: skip
-    assert text.count('class="missing"') == len(results.stages) - 2
+    assert text.count('class="missing"') == len(results.stages) + len(results.record["sections"]) - 2
     assert 'title="Evaluation, DPO, German: not run">de</span>' in text
+
+
+def test_models_share_the_page_of_a_stage(runs):
+    results = recorded("paper")
+    models = [run for run in chosen(results, "evaluate", variant=["base"], language=["de"])][:2]
+    for run in models:
+        leave(run)
+    assert appendices.write_appendices(results, runs / "book")[1:] == ["notebooks/evaluate.qmd"]
+    text = (runs / "book/notebooks/evaluate.qmd").read_text()
+    titles = [results.models[run.model] for run in models]
+    assert re.findall(r'<optgroup label="([^"]*)">', text) == titles and len(set(titles)) == 2
+    assert all(f'data-title="{title}, German, base model"' in text for title in titles)
+    stages = {run.stage for run in results.stages}
+    assert len(stages) < 30, "however many models and languages, which are jobs, a stage is one page"
 
 
 def test_the_small_models_of_the_world_share_two_pages(runs):
@@ -139,11 +162,10 @@ def test_the_small_models_of_the_world_share_two_pages(runs):
         for part in ("pretrain", "transfer"):
             leave(StageRun(f"world_{part}", paths.profile_run("world") / "world" / cell / part, cell))
     parts = appendices.write_appendices(recorded("world"), runs / "book")
-    assert parts[-1] == {"part": "Synthetic setting", "chapters": [
-        "notebooks/synthetic-setting-world-pretrain.qmd", "notebooks/synthetic-setting-world-transfer.qmd"
-    ]}  # fmt: skip
-    text = (runs / "book/notebooks/synthetic-setting-world-transfer.qmd").read_text()
-    assert re.findall(r'<option value="([^"]*)"', text) == [first, last]
+    assert parts[-2:] == ["notebooks/world-pretrain.qmd", "notebooks/world-transfer.qmd"]
+    text = (runs / "book/notebooks/world-transfer.qmd").read_text()
+    assert re.findall(r'<option value="([^"]*)"', text) == list(map(appendices.slug, (first, last)))
+    assert re.findall(r'<optgroup label="([^"]*)">', text) == ["Synthetic setting"]
     listed = (runs / "book/notebooks.qmd").read_text()
     assert listed.count("<a href=") == 4 and f">{last}</a>" in listed
 

@@ -162,6 +162,12 @@ def masked_vectors(table: pd.DataFrame) -> Masked:
     return Masked(f'<div class="explorable">\n{html_table(shown)}\n</div>', len(table))
 
 
+def without_texts(table: pd.DataFrame) -> pd.DataFrame:
+    """A table to download: without its columns of prompts, continuations and tokens, which may be offensive."""
+    texts = table.columns.intersection([*_TEXTS, "tokens"])
+    return table.drop(columns=[name for name in texts if not pd.api.types.is_numeric_dtype(table[name])])
+
+
 def uncover_nothing(site: Path) -> None:
     """Take the text of every page that covers something out of a site's search index, but for its headings.
 

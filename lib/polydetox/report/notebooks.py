@@ -17,11 +17,13 @@ import yaml
 from polydetox.core import paths
 from polydetox.core.errors import UserError
 
-HIDDEN = frozenset({"parameters", "injected-parameters", "remove-cell"})  # tags of cells that no page shows
+INJECTED = "injected-parameters"
+HIDDEN = frozenset({"parameters", INJECTED, "remove-cell"})  # tags of cells that no page shows
 
 Picture = Callable[[bytes, str], str]  # keeps an image, given its bytes and suffix, and returns its address
 
 _PICTURES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
+CODE = re.compile(r"^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SVG_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 _SVG_PROLOGUE = re.compile(r"^\s*<\?xml.*?\?>\s*(?:<!DOCTYPE.*?>)?\s*", re.DOTALL)
@@ -45,7 +47,7 @@ def read_notebook(file: Path) -> nbformat.NotebookNode:
 
 
 def read_cells(file: Path) -> list[nbformat.NotebookNode]:
-    """The cells of an executed notebook that a page may show, without progress bars, colours and absolute paths."""
+    """The cells of an executed notebook without progress bars, colours and absolute paths."""
     cells = read_notebook(file).cells
     for number, cell in enumerate(cells, 1):
         if cell.cell_type == "code" and cell.source.strip():
@@ -53,12 +55,16 @@ def read_cells(file: Path) -> list[nbformat.NotebookNode]:
             if failed or cell.execution_count is None:
                 what = f"ended with {failed}" if failed else "was not executed"
                 raise UserError(f"{paths.relative(file)}: cell {number} {what}; run its stage again")
-    shown = [cell for cell in cells if not HIDDEN & set(cell.metadata.get("tags", []))]
-    for cell in shown:
+    for cell in cells:
         cell.source = without_machine_paths(cell.source)
         if cell.cell_type == "code":
             cell.outputs = [output for output in map(_clean_output, cell.outputs) if output is not None]
-    return shown
+    return list(cells)
+
+
+def shown(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Those of some cells that a page may show."""
+    return [cell for cell in cells if not HIDDEN & set(cell.metadata.get("tags", []))]
 
 
 def _clean_output(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:

@@ -129,7 +129,8 @@ class Book:
 
     def __init__(self, folder: Path, note: str = ""):
         described = read_yaml(folder / CONFIGURATION)["book"]
-        self.title, self.subtitle, self.note = described["title"], described.get("subtitle", ""), note
+        self.title, self.note = described["title"], note
+        self.described = {key: described[key] for key in ("subtitle", "author", "date") if key in described}
         self.variables = read_yaml(folder / VARIABLES)
         self.bibliography = Bibliography(folder / "references.bib")
         self.pages = [Page(folder, file) for file in book_pages(folder)]
@@ -172,7 +173,7 @@ class Writer:
         front = page.front | {"title": title}
         if page is book.pages[0]:
             # As in Quarto, the first page bears the book's title, and its own heading stands below.
-            front |= {"title": book.title, "subtitle": book.subtitle}
+            front |= {"title": book.title, **book.described}
             parts.append(f'::: {{.callout-note title="Preview"}}\n{PREVIEW_NOTE} {book.note}\n:::')
             parts.append(f"## {title} {{.unnumbered}}")
         head = yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=1000)

@@ -16,6 +16,7 @@ from polydetox.core.yaml_files import read_yaml
 from polydetox.quarto import COLOURS, ERROR_FILE, failure_note, find_quarto, run_quarto, why_none
 from polydetox.report.appendices import FOLDER, LIST
 from polydetox.report.assemble import CONFIGURATION, assemble, write_yaml
+from polydetox.report.links import FILES
 from polydetox.report.masking import BODY, uncover_nothing
 from polydetox.report.notebooks import without_machine_paths
 
@@ -59,6 +60,7 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
         from polydetox.report.preview import build
 
         build(book, site, note)
+        shutil.copytree(book / FILES, site / FILES[1:])
         if failure:
             (site / ERROR_FILE).write_text(failure, "utf-8")
         check_site(site)
@@ -84,6 +86,7 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> str | None:
                 raise UserError(f"it wrote no {INDEX}")
             shutil.copytree(rendered, site, dirs_exist_ok=True)
             shutil.rmtree(rendered)
+            shutil.copytree(book / FILES, site / FILES[1:])
             try:
                 uncover_nothing(site)
                 check_site(site)
@@ -120,7 +123,7 @@ def make_pdf(quarto: str, book: Path) -> None:
     configuration = read_yaml(book / CONFIGURATION)
     with TemporaryDirectory(prefix="pdf-", dir=book.parent) as folder:
         copy = Path(folder) / "book"
-        shutil.copytree(book, copy, ignore=shutil.ignore_patterns(FOLDER, LIST, "_site", ".quarto"))
+        shutil.copytree(book, copy, ignore=shutil.ignore_patterns(FOLDER, FILES, LIST, "_site", ".quarto"))
         for page in copy.glob("*.qmd"):
             text = _LINK.sub(partial(_link_within, copy), page.read_text("utf-8"))
             page.write_text(for_paper(text), "utf-8")

@@ -63,6 +63,7 @@ class StageRun:
     language: str | None = None
     kind: str | None = None
     prompt_set: str | None = None  # one of the profile's further sets of prompts
+    notebook: str = ""
 
     @property
     def done(self) -> bool:
@@ -78,7 +79,7 @@ def stage_runs(record: dict[str, Any]) -> list[StageRun]:
         runs.append(StageRun(
             job["stage"], paths.given(job["folder"]), of.get("model") or of["configuration"], of.get("variant"),
             of.get("lang"), of.get("kind") or of.get("algorithm") or of.get("condition"),
-            of.get("set", "").rstrip("/") or None,
+            of.get("set", "").rstrip("/") or None, job["notebook"],
         ))  # fmt: skip
     return runs
 
