@@ -19,7 +19,7 @@ SECTIONS = {
 }
 SUMMARIES = [section for section, wanted in SECTIONS.items() if wanted]
 RECORD = f"{RUN}/run.json"
-FIDELITY = ["book/reference/fidelity.yaml", "book/reference/fidelity_effects.csv"]
+FIDELITY = ["book/reference/fidelity.yaml", "book/reference/fidelity_effects.csv", "CITATION.cff"]
 SUMMARY = f"{RUN}/summary/{{section}}"
 run.sections = {section: SUMMARY.format(section=section) for section in SUMMARIES}
 

@@ -68,7 +68,7 @@ def inside(folder: Path) -> Iterator[None]:
 def make_checkout(folder: Path, languages: list[str]) -> Path:
     """A checkout with this one's notebooks and book, and a profile of one tiny model."""
     folder.mkdir(parents=True)
-    for name in ("notebooks", "book", "rules", "Snakefile", "_quarto.yml"):
+    for name in ("notebooks", "book", "rules", "Snakefile", "_quarto.yml", "CITATION.cff"):
         (folder / name).symlink_to(CHECKOUT / name)
     model = {
         "title": "Tiny",

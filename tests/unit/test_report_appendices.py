@@ -12,24 +12,23 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from recorded import recorded
 
 from polydetox.core import paths
-from polydetox.core.errors import UserError
 from polydetox.core.params import load_profile
 from polydetox.report import appendices
+from polydetox.report.links import Links
 from polydetox.report.notebooks import outputs_text
 from polydetox.results.collect import Results
 from polydetox.results.stages import StageRun
 
-LIST = "# Notebooks {.unnumbered}\n\nAll of them.\n\n::: {#runs}\n:::\n"
-SEEN = "See @fig-a and @fig-b, not @fig-ab."
+LIST = "# Notebooks {.unnumbered}\n\nAll of them.\n"
+SEEN = "See @fig-a and @fig-ab."
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch) -> Path:
     """An empty folder of runs, beside a book whose list of runs is still to be written."""
     monkeypatch.setenv("POLYDETOX_RUNS", str(tmp_path / "runs"))
-    (tmp_path / "book/_files").mkdir(parents=True)
+    (tmp_path / "book").mkdir()
     (tmp_path / "book" / appendices.LIST).write_text(LIST)
-    (tmp_path / "book/index.qmd").write_text("::: {#fig-b}\n\nx\n\nA chapter's figure\n\n:::\n")
     return tmp_path
 
 
@@ -54,6 +53,11 @@ def leave(run: StageRun, code: str = "measure()", *, prose: str = SEEN, **parame
     (run.folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def write(results: Results, folder: Path) -> list[str]:
+    """Write the appendices into the book in a folder."""
+    return appendices.write_appendices(results, Links(folder / "book", appendices.summary_runs(results), {}))
+
+
 def chosen(results: Results, stage: str, **about) -> list[StageRun]:
     """The runs of a stage whose fields have one of the given values."""
     wanted = [run for run in results.stages if run.stage == stage]
@@ -65,18 +69,19 @@ def test_a_page_has_prose_and_code_once_and_the_outputs_of_each_run(runs):
     for run in chosen(results, "evaluate", language=["de", "en"]):
         if run.variant in ("base", "dpo"):
             leave(run, variant=run.variant)
-    parts = appendices.write_appendices(results, runs / "book")
+    parts = write(results, runs)
     assert parts == ["notebooks.qmd", "notebooks/evaluate.qmd"]
     text = (runs / "book/notebooks/evaluate.qmd").read_text()
-    assert "# Evaluation {.unnumbered #sec-evaluate}" in text and "A title" not in text
-    assert text.count("measure()") == text.count("See @fig-a-evaluate and @fig-b, not (not run).") == 1
+    assert "# Evaluation {.unnumbered #sec-notebook-evaluate}" in text and "A title" not in text
+    assert text.count("measure()") == text.count("See @fig-a-evaluate and @fig-ab.") == 1
     assert text.count("24 prompts") == 1, "what all runs put out is shown once"
     assert "lang = 'xx'" not in text and "Content warning" in text
     assert text.count("{#fig-a-evaluate}") == text.count("\n\nCaption\n\n::::::") == 1
     names = [f"gemma-3-270m-{side}" for side in ("base-de", "dpo-de", "base-en", "dpo-en")]
     assert re.findall(r'<option value="([^"]*)"', text) == names
-    assert re.findall(r'<option value="([^"]*)" selected>([^<]*)<', text) == [(names[2], "English, base model")]
-    assert re.findall(r'<optgroup label="([^"]*)">', text) == ["Gemma 3 270M"]
+    assert re.findall(r'<option value="([^"]*)" selected>([^<]*)<', text) == [
+        (names[2], "Gemma 3 270M, English, base model")
+    ]
     assert re.findall(r'<span id="run-([^"]*)">', text) == names
     for name in names:
         variant, language = name.split("-")[-2:]
@@ -85,22 +90,22 @@ def test_a_page_has_prose_and_code_once_and_the_outputs_of_each_run(runs):
         assert f'<div class="masked-body">{about}</div>' in mine and f"Said of {about}." in mine
         (picture,) = re.findall(r"!\[\]\((\S+)\)\{\.figure-img fig-alt=\"Caption\"\}", mine)
         assert about in (runs / "book/notebooks" / picture).read_text()
-        assert f"| `lang` | `{language}` |" in mine and f"| `variant` | `{variant}` |" in mine
+        assert f"lang: {language}\n" in mine and f"variant: {variant}\n" in mine
         file = f"evaluate-{name}.ipynb"
         assert f'<a href="../files/{file}" download>Download</a>' in mine and (runs / "book/_files" / file).is_file()
         assert f"<code>polydetox open runs/offline/gemma-3-270m/{variant}/evaluate/{language}</code>" in mine
-        assert "seed 3, 1.5 s, commit `0123456789`" in mine and "| `n` | `3` |" in mine and "`folder`" not in mine
+        assert "seed 3, 1.5 s, commit `0123456789`" in mine and "\nn: 3\n" in mine and "folder:" not in mine
 
 
 def test_one_run_needs_no_choice(runs):
     results = recorded("offline")
     (run,) = (run for run in chosen(results, "dpo") if run.variant == "dpo")
     leave(run, languages=["a", "b|c"])
-    appendices.write_appendices(results, runs / "book")
+    write(results, runs)
     text = (runs / "book/notebooks/dpo.qmd").read_text()
     assert "<select" not in text and ".run" not in text
     assert "![](figures/dpo-gemma-3-270m-dpo-1.svg)" in text and "Said of None dpo" in text
-    assert "`a, b\\|c`" in text
+    assert "- b|c\n" in text
     listed = (runs / "book/notebooks.qmd").read_text()
     assert 'href="notebooks/dpo.html"' in listed
 
@@ -112,12 +117,12 @@ def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
     leave(german, "measure(more=True)")
     first, second = appendices.pages(results)
     assert [page.title for page in (first, second)] == ["Evaluation", "Evaluation, version 2"]
-    assert [page.file for page in (first, second)] == [
-        "notebooks/evaluate.qmd", "notebooks/evaluate-2.qmd"
+    assert [page.slug for page in (first, second)] == [
+        "evaluate", "evaluate-2"
     ]  # fmt: skip
     assert [page.notebooks[0].run.language for page in (first, second)] == ["de", "en"]
-    appendices.write_appendices(results, runs / "book")
-    texts = [(runs / "book" / page.file).read_text() for page in (first, second)]
+    write(results, runs)
+    texts = [(runs / "book/notebooks" / f"{page.slug}.qmd").read_text() for page in (first, second)]
     assert "{#fig-a-evaluate}" in texts[0] and "{#fig-a-evaluate-2}" in texts[1]
 
 
@@ -125,14 +130,10 @@ def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
     results = recorded("offline")
     for run in chosen(results, "evaluate", variant=["base"], language=["de", "fr"]):
         leave(run)
-    appendices.write_appendices(results, runs / "book")
+    write(results, runs)
     text = (runs / "book/notebooks.qmd").read_text()
     assert text.startswith("# Notebooks {.unnumbered}\n\nAll of them.\n\n## Report {.unnumbered}\n")
-    assert (
-        text.index("## Report")
-        < text.index("Toxicity before and after")
-        < text.index("## Gemma 3 270M {.unnumbered}\n")
-    )
+    assert text.index("## Report") < text.index("Summary: detox") < text.index("## Gemma 3 270M {.unnumbered}\n")
     assert re.findall(r'href="([^"]*)" title="([^"]*)"', text) == [
         (f"notebooks/evaluate.html#run-gemma-3-270m-base-{code}", f"Evaluation, base model, {name}")
         for code, name in (("de", "German"), ("fr", "French"))
@@ -146,10 +147,11 @@ def test_models_share_the_page_of_a_stage(runs):
     models = [run for run in chosen(results, "evaluate", variant=["base"], language=["de"])][:2]
     for run in models:
         leave(run)
-    assert appendices.write_appendices(results, runs / "book")[1:] == ["notebooks/evaluate.qmd"]
+    assert write(results, runs)[1:] == ["notebooks/evaluate.qmd"]
     text = (runs / "book/notebooks/evaluate.qmd").read_text()
     titles = [results.models[run.model] for run in models]
-    assert re.findall(r'<optgroup label="([^"]*)">', text) == titles and len(set(titles)) == 2
+    assert re.findall(r">([^<]*)</option>", text) == [f"{title}, German, base model" for title in titles]
+    assert len(set(titles)) == 2
     assert all(f'data-title="{title}, German, base model"' in text for title in titles)
     stages = {run.stage for run in results.stages}
     assert len(stages) < 30, "however many models and languages, which are jobs, a stage is one page"
@@ -161,22 +163,12 @@ def test_the_small_models_of_the_world_share_two_pages(runs):
     for cell in (first, last):
         for part in ("pretrain", "transfer"):
             leave(StageRun(f"world_{part}", paths.profile_run("world") / "world" / cell / part, cell))
-    parts = appendices.write_appendices(recorded("world"), runs / "book")
+    parts = write(recorded("world"), runs)
     assert parts[-2:] == ["notebooks/world-pretrain.qmd", "notebooks/world-transfer.qmd"]
     text = (runs / "book/notebooks/world-transfer.qmd").read_text()
     assert re.findall(r'<option value="([^"]*)"', text) == list(map(appendices.slug, (first, last)))
-    assert re.findall(r'<optgroup label="([^"]*)">', text) == ["Synthetic setting"]
     listed = (runs / "book/notebooks.qmd").read_text()
     assert listed.count("<a href=") == 4 and f">{last}</a>" in listed
-
-
-def test_a_book_without_a_place_for_the_list_is_refused(runs):
-    (runs / "book/notebooks.qmd").write_text("# Notebooks\n")
-    with pytest.raises(UserError, match=r"book/notebooks.qmd: needs one `::: {#runs}` block"):
-        appendices.write_appendices(recorded("offline"), runs / "book")
-    (runs / "book/notebooks.qmd").unlink()
-    with pytest.raises(UserError, match=r"book/notebooks.qmd: no such file"):
-        appendices.write_appendices(recorded("offline"), runs / "book")
 
 
 def test_no_output_can_leave_its_fence(runs):

@@ -182,31 +182,18 @@ def library_versions() -> dict[str, str]:
 
 def git_commit() -> dict[str, str | None]:
     """The commit of the checkout itself, with ``+`` where tracked files differ from it, or why there is none."""
+    # A hook runs with some of these set, for its own repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_CEILING_DIRECTORIES"] = str(root().parent)
+    command = ["git", "-C", str(root()), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        done = _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
         if done.returncode == 0:
             return {"git_commit": done.stdout.strip()}
         why_not = "the checkout is no git repository with a commit, or one of an owner whom git does not trust"
     except (OSError, subprocess.SubprocessError) as error:
         why_not = f"git could not be run ({type(error).__name__})"
     return {"git_commit": None, "git_commit_missing": why_not}
-
-
-def repository() -> str:
-    """The web address of the remote `origin`, without a user's name or token; empty where it has none."""
-    with suppress(OSError, subprocess.SubprocessError):
-        address = _git("remote", "get-url", "origin").stdout.strip()
-        if found := re.fullmatch(r"https://(?:[^@/]*@)?([\w./:~-]+?)(?:\.git)?/?", address):
-            return f"https://{found[1]}"
-    return ""
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # A hook runs with some of these set, for its own repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment["GIT_CEILING_DIRECTORIES"] = str(root().parent)
-    command = ["git", "-C", str(root()), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
 
 
 def input_names(inputs: Iterable[Path]) -> dict[Path, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ import yaml
 from nbformat import NotebookNode
 
 from polydetox.core import paths
-from polydetox.core.artifacts import atomic_folder, finished, read_json, write_json
+from polydetox.core.artifacts import MANIFEST, atomic_folder, finished, read_json, write_json
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.params import load_model
 from polydetox.core.yaml_files import read_yaml
-from polydetox.report import extensions, links, notebooks
-from polydetox.report.appendices import summary_runs, write_appendices
-from polydetox.report.extensions import CROSS_REFERENCE, EMBED, LABEL, VARIABLE
+from polydetox.report import extensions, notebooks
+from polydetox.report.appendices import LIST, summary_runs, write_appendices
+from polydetox.report.extensions import CROSS_REFERENCE, EMBED, VARIABLE
+from polydetox.report.links import Links
 from polydetox.results.collect import Results
-from polydetox.results.stages import StageRun
 from polydetox.results.tables import listing
 from polydetox.workflow import record_file
 
@@ -32,8 +32,9 @@ CONFIGURATION = "_quarto.yml"
 VARIABLES = "_variables.yml"
 
 CITATION = re.compile(r"(?<![\w@/.])-?@(?!(?:fig|tbl|sec|eq)-)([A-Za-z][\w:-]*\w)")
+_IDENTIFIER = re.compile(r"\{[^{}]*#((?:fig|tbl|sec|eq)-[\w-]+)[^{}]*\}")
 _BIBLIOGRAPHY_KEY = re.compile(r"^@\w+\{\s*([^,\s]+)\s*,", re.MULTILINE)
-_CITATION_PLACE = re.compile(r"^:::\s*\{#citation\}\s*^:::[ \t]*$", re.MULTILINE)
+_CODE = re.compile(r"^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
 def assemble(profile: str) -> Path:
@@ -41,19 +42,15 @@ def assemble(profile: str) -> Path:
     results = Results(record_file(profile))
     with atomic_folder(paths.profile_run(profile) / "book") as folder:
         sources = paths.root() / "book"
-        if not (sources / "index.qmd").is_file():
-            raise UserError(f"{paths.relative(sources / 'index.qmd')}: no such file; restore book/ from the repository")
+        if lacking := [name for name in ("index.qmd", LIST) if not (sources / name).is_file()]:
+            raise UserError(f"book/{lacking[0]}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         variables = read_variables(results, folder)
         gone = extensions.keep_what_ran(folder, variables)
-        summaries, runs = read_summaries(results), summary_runs(results)
-        cited, bibtex = links.citation(_date(results))
-        variables |= cited
-        bibtex = notebooks.fenced(bibtex, "{.bibtex}")
-        (folder / links.FILES).mkdir()
+        summaries, found = read_summaries(results), Links(folder, summary_runs(results), variables)
         for page in sorted(folder.glob("*.qmd")):
-            page.write_text(_CITATION_PLACE.sub(lambda _: bibtex, embed(page, summaries, runs)), "utf-8")
-        appendices = write_appendices(results, folder)
+            page.write_text(embed(page, summaries, found.of_figure), "utf-8")
+        appendices = write_appendices(results, found)
         write_yaml(folder / VARIABLES, variables)
         configuration = read_yaml(paths.root() / CONFIGURATION)
         book = configuration["book"]
@@ -61,16 +58,11 @@ def assemble(profile: str) -> Path:
             part["chapters"] = [item for item in part["chapters"] if isinstance(item, dict) or item not in gone]
         if profile.startswith("paper"):
             book["title"] = book["title"].replace("a small-scale ", "a ")
-        book |= {"subtitle": results.profile.title, "appendices": appendices, "author": cited["authors"]}
-        book |= {"date": cited["run_date"]} if _date(results) else {}
+        book |= {"subtitle": results.profile.title, "appendices": appendices}
+        book |= {name: variables[f"run_{name}"] for name in ("author", "date") if "run" in summaries}
         write_yaml(folder / CONFIGURATION, configuration)
         check(folder)
     return paths.profile_run(profile) / "book"
-
-
-def _date(results: Results) -> str:
-    """When the last of the stages finished, as ``2026-01-31``; empty where none has."""
-    return str(max(results.manifests["finished"].dropna(), default=""))[:10]
 
 
 def snapshot(profile: str) -> list[Path]:
@@ -81,7 +73,7 @@ def snapshot(profile: str) -> list[Path]:
     variables, summaries = read_variables(results, sources), read_summaries(results)
     commits = results.manifests["git_commit"].dropna().unique()
     origin = {"profile": profile, "model": listing([load_model(model).title for model in results.profile.models]),
-              "date": _date(results),
+              "date": max(read_json(run.folder / MANIFEST)["finished"] for run in results.stages)[:10],
               "commit": listing([commit[:10] + "+" * commit.endswith("+") for commit in commits])}  # fmt: skip
     files = []
     (sources / extensions.SNAPSHOTS).mkdir(exist_ok=True)
@@ -107,11 +99,11 @@ def write_yaml(file: Path, content: Any) -> None:
     file.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=110), "utf-8")
 
 
-def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]], runs: Mapping[str, StageRun] | None = None) -> str:
-    """The text of a page, each embed replaced by the outputs of its cell, found in ``summaries`` by notebook and label,
-    and with links to what they come from where the ``runs`` of the notebooks are given.
+def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]], below: Callable[..., str] = lambda *_: "") -> str:
+    """The text of a page, each embed replaced by the outputs of its cell, found in ``summaries`` by notebook and label.
 
-    Embeds of a notebook that was not run give way to a note that says so, and so do references to them.
+    ``below`` gives what stands below a figure or table, by notebook, label and cell. Embeds of a notebook that was not
+    run give way to a note that says so, and so do references to them.
     """
     missing = set()
 
@@ -130,7 +122,7 @@ def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]], runs: Mappi
             raise UserError(f"{where}, a cell without output; mend the notebook")
         outputs = notebooks.outputs_text(cells[label], notebooks.pictures(page.parent, label))
         shown = notebooks.cell_text(notebooks.cell_options(cells[label].source)[0], label, outputs)
-        return shown + (links.below(page.parent, runs[notebook], label, cells[label]) if runs else "")
+        return f"{shown}\n\n{below(notebook, label, cells[label])}" if label.startswith(("fig-", "tbl-")) else shown
 
     text = EMBED.sub(replace, page.read_text("utf-8"))
     return CROSS_REFERENCE.sub(lambda match: "(not run)" if match[1] in missing else match[0], text)
@@ -163,7 +155,7 @@ def check(folder: Path) -> None:
     targets: dict[str, str] = {}
     pages = {page.relative_to(folder).as_posix(): page_prose(page) for page in book_pages(folder)}
     for name, prose in pages.items():
-        for label in LABEL.findall(prose):
+        for label in _IDENTIFIER.findall(prose):
             if label in targets:
                 raise UserError(f"{name}: label {label!r} is defined in {targets[label]} already; rename one")
             targets[label] = name
@@ -186,4 +178,4 @@ def book_pages(folder: Path) -> list[Path]:
 
 def page_prose(page: Path) -> str:
     """The Markdown of a page without its code."""
-    return notebooks.CODE.sub("", page.read_text("utf-8"))
+    return _CODE.sub("", page.read_text("utf-8"))

@@ -21,7 +21,7 @@ VARIABLE = re.compile(r"\{\{<\s*var\s+([\w.-]+)\s*>\}\}")
 CROSS_REFERENCE = re.compile(r"(?<![\w@/.])@((?:fig|tbl|sec|eq)-[\w-]+)")
 CARD = re.compile(r"^## [^\n]*\{#(sec-[\w-]+)\}$.*?^::: \{\.snapshot\}\n(.*?)^:::\n+", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^::: \{\.snapshot\}\n.*?^:::$", re.MULTILINE | re.DOTALL)
-LABEL = re.compile(r"\{[^{}]*#((?:fig|tbl|sec|eq)-[\w-]+)[^{}]*\}")
+_LABEL = re.compile(r"\{#((?:fig|tbl|sec|eq)-[\w-]+)")
 _LED_BY_LINK = re.compile(r"^(?:- )?\[[^\[\]]*\]\(([\w-]+\.qmd)[^()]*\)(?:.|\n(?!- |\n))*\n", re.MULTILINE)
 _LINK = re.compile(r"\]\(([\w-]+\.qmd)(#[\w-]+\))")
 _NOT_RUN = re.compile(r"Not run(\.| in this profile)")
@@ -49,7 +49,7 @@ def keep_what_ran(folder: Path, variables: dict[str, str]) -> set[str]:
     # A chapter goes as well once all its sections have.
     gone = {name for name, text in pages.items() if text != before[name] and "\n## " not in text}
     kept = {name: text for name, text in pages.items() if name not in gone}
-    there = {label for text in kept.values() for label in LABEL.findall(text)}
+    there = {label for text in kept.values() for label in _LABEL.findall(text)}
     shown = CARD.sub(lambda card: "" if card[1] in there else snapshot(card), extensions)
     if "\n## " in shown:
         kept[PAGE] = shown
@@ -67,7 +67,7 @@ def keep_what_ran(folder: Path, variables: dict[str, str]) -> set[str]:
 
 def _targets(pages: Iterable[str]) -> set[str]:
     """What references to the pages can lead to, before their embeds are filled."""
-    return {label for text in pages for label in [*LABEL.findall(text), *(label for _, label in EMBED.findall(text))]}
+    return {label for text in pages for label in [*_LABEL.findall(text), *(label for _, label in EMBED.findall(text))]}
 
 
 def snapshot(card: re.Match[str]) -> str:

@@ -38,6 +38,8 @@ _TEXTS = {
     "before": "before", "after": "after", "chosen": "chosen", "rejected": "rejected",
 }  # fmt: skip
 
+TEXTS = frozenset({*_TEXTS, "tokens"})
+
 # Columns that hold a toxicity, with what the summary calls it.
 _SCORES = {
     "toxicity": "toxicity", "before_toxicity": "toxicity before", "after_toxicity": "after",
@@ -160,12 +162,6 @@ def masked_vectors(table: pd.DataFrame) -> Masked:
     shown["Promoted tokens"] = [cover([f"{len(tokens)} tokens"], [passage("promoted", text, "und")])
                                 for tokens, text in zip(table["tokens"], texts, strict=True)]  # fmt: skip
     return Masked(f'<div class="explorable">\n{html_table(shown)}\n</div>', len(table))
-
-
-def without_texts(table: pd.DataFrame) -> pd.DataFrame:
-    """A table to download: without its columns of prompts, continuations and tokens, which may be offensive."""
-    texts = table.columns.intersection([*_TEXTS, "tokens"])
-    return table.drop(columns=[name for name in texts if not pd.api.types.is_numeric_dtype(table[name])])
 
 
 def uncover_nothing(site: Path) -> None:

@@ -17,13 +17,11 @@ import yaml
 from polydetox.core import paths
 from polydetox.core.errors import UserError
 
-INJECTED = "injected-parameters"
-HIDDEN = frozenset({"parameters", INJECTED, "remove-cell"})  # tags of cells that no page shows
+HIDDEN = frozenset({"parameters", "injected-parameters", "remove-cell"})  # tags of cells that no page shows
 
 Picture = Callable[[bytes, str], str]  # keeps an image, given its bytes and suffix, and returns its address
 
 _PICTURES = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
-CODE = re.compile(r"^(`{3,}).*?^\1`*[ \t]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SVG_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 _SVG_PROLOGUE = re.compile(r"^\s*<\?xml.*?\?>\s*(?:<!DOCTYPE.*?>)?\s*", re.DOTALL)

@@ -80,8 +80,8 @@ class Results:
         return [run for run in self.stages if not is_ablation(self.profile, run.variant) and not run.prompt_set]
 
     def title(self, stage: str) -> str:
-        """A stage as the report prints it."""
-        return str(self.record["stages"][stage]["title"])
+        """A stage as the report prints it; of a notebook of the report itself, its section."""
+        return str(self.record["stages"].get(stage, {"title": stage.replace("_", ": ").capitalize()})["title"])
 
     def subject(self, run: StageRun) -> str:
         """What a run is about beside its model and language: ``base model``, ``on-policy``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -139,21 +138,12 @@ class PaperTable:
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": self._repr_html_(), "text/plain": repr(self), "text/csv": self.frame().to_csv(index=False)}
-
-    def frame(self) -> pd.DataFrame:
-        """The table as data: the heading of a row's group, its cells, and beside a value the interval beneath it."""
         over = [f"{title}: " if title else "" for title, width in self.spans for _ in range(width)]
         names = [above + title for above, title in zip_longest(over, self.columns, fillvalue="")]
-        rows = []
-        for group in self.groups:
-            for row in group.rows:
-                rows.append({"group": group.heading or ""})
-                for name, cell in zip(names, row, strict=True):
-                    text, detail = (cell, "") if isinstance(cell, str) else (_plain(cell.text), _plain(cell.detail))
-                    rows[-1] |= {name: text, f"{name} interval": detail}
-        table = pd.DataFrame(rows, dtype=str)
-        return table.loc[:, table.ne("").any()]
+        rows = [[group.heading, *map(str, row)] for group in self.groups for row in group.rows]
+        data = pd.DataFrame(rows, columns=["group", *names]).dropna(axis="columns", how="all").to_csv(index=False)
+        shown = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return shown | {"text/csv": data.replace("\N{MINUS SIGN}", "-")}
 
     def _repr_html_(self) -> str:
         first = next((row for group in self.groups for row in group.rows), [])
@@ -170,11 +160,6 @@ class PaperTable:
                 lines.append(f'<tr class="group"><td colspan="{len(self.columns)}">{heading}</td></tr>')
             lines += [f"<tr>{''.join(map(_td, row))}</tr>" for row in group.rows]
         return "\n".join(['<table class="paper-table table">\n<thead>', *lines, "</tbody>\n</table>"])
-
-
-def _plain(text: str) -> str:
-    """A number as other programs read it."""
-    return re.sub(r"(?<=\d),(?=\d{3})", "", text).replace("\N{MINUS SIGN}", "-")
 
 
 def _td(cell: Cell | str) -> str:
