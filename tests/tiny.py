@@ -112,7 +112,7 @@ TINY_PROFILE = {
 def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
     """A checkout with this one's notebooks, book, prompts and Snakefile, and one tiny model and profile."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("notebooks", "book", "lib", "profiles", "rules", "Snakefile", "_quarto.yml"):
+    for name in ("notebooks", "book", "lib", "profiles", "rules", "Snakefile", "_quarto.yml", "CITATION.cff"):
         (folder / name).symlink_to(CHECKOUT / name)
     for name in ("models", "profiles"):
         (folder / "params" / name).mkdir(parents=True)

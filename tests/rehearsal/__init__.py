@@ -74,7 +74,7 @@ def make_checkout(place: Path, gpu: bool, **fewer: dict[str, Any]) -> Path:
     folder = place / "checkout"
     shutil.rmtree(folder / "params", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("notebooks", "book", "lib", "rules", "profiles", "Snakefile", "_quarto.yml"):
+    for name in ("notebooks", "book", "lib", "rules", "profiles", "Snakefile", "_quarto.yml", "CITATION.cff"):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(CHECKOUT / name)
     shutil.copytree(CHECKOUT / "params", folder / "params")
