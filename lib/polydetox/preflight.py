@@ -154,10 +154,12 @@ def _job_checks(run: Run, job: Job) -> Checks:
     settings = job.resolved()
     scored = {"score": run.profile.languages, "attribute_eval": control_languages(run.profile)}
     languages = scored.get(job.stage) or settings.get("languages") or ["en"]
+    # A first scorer has to know all languages, another one of them.
     for key in ("scorer", "second_scorer"):
         if settings.get(key) and settings.get("kind") in (None, "on-policy"):
-            yield partial(_check_scorer, settings[key], languages, f"{section}: {key}")
-    for number, name in enumerate(settings.get("scorers", [])):  # all languages for the first, one for the others
+            other = key == "second_scorer"
+            yield partial(_check_scorer, settings[key], languages, f"{section}: {key}", one_is_enough=other)
+    for number, name in enumerate(settings.get("scorers", [])):
         yield partial(_check_scorer, name, run.profile.languages, "agreement: scorers", one_is_enough=number > 0)
     if "texts" in settings:
         asked = settings["texts"], settings["label_threshold"], settings["labels"]

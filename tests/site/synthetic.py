@@ -102,7 +102,7 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
             },
         },
         "dpo": {"learning_rate": 1e-6},
-        "agreement": {"scorers": ["embedded", "lexicon"]},
+        "agreement": {"scorers": ["embedded", "use"]},
         "mechanism": {"residual": {}},
         "alignment": {"retrieval": {"sentences": "project"}},
         **synthetic_control.PROFILE,
@@ -211,7 +211,7 @@ def _evaluated(folder: Path, variant: str, tables: dict[str, pd.DataFrame], samp
            cells=[("masked_table(continuations)", [shown])])  # fmt: skip
     scored = {
         "scorer": "embedded",
-        "second_scorer": "lexicon",
+        "second_scorer": "use",
         "reference_model": synthetic_control.base_checkpoint(folder.parent),
     }
     _table(folder / "score" / "scores.parquet", scores.drop(columns="tokens"))
@@ -235,7 +235,7 @@ def _agreement(run: Path, languages: list[str], prompts: int, samples: int) -> N
     }
 
     def recorded(name: str) -> SimpleNamespace:
-        column, known = {"embedded": ("toxicity", languages), "lexicon": ("secondary_toxicity", languages[:-1])}[name]
+        column, known = {"embedded": ("toxicity", languages), "use": ("secondary_toxicity", languages[:-1])}[name]
         return SimpleNamespace(threshold=0.5, languages=known, skipped=Skipped(), revision="1",
                                score=lambda _, language: tables[language][column].to_numpy())  # fmt: skip
 
@@ -244,8 +244,9 @@ def _agreement(run: Path, languages: list[str], prompts: int, samples: int) -> N
         patch.setattr("polydetox.scoring.get_scorer", recorded)
         patch.setattr("polydetox.scoring.CachedScorer", lambda scorer: scorer)
         scores = {variant: str(run / variant / "score" / "scores.parquet") for variant in variants}
-        run_cells("agreement", scores=scores, bootstrap_samples=50, output_folder=str(folder))
-    metrics = {"scorers": ["embedded", "lexicon"], "thresholds": {"embedded": 0.5, "lexicon": 0.5}, "pairs": []}
+        run_cells("agreement", scores=scores, scorers=["embedded", "use"], bootstrap_samples=50,
+                  output_folder=str(folder))  # fmt: skip
+    metrics = {"scorers": ["embedded", "use"], "thresholds": {"embedded": 0.5, "use": 0.5}, "pairs": []}
     _stage(folder, "agreement", {"scorers": metrics["scorers"]}, metrics=metrics)
 
 

@@ -17,7 +17,7 @@ from notebook_cells import definitions, run_cells
 from polydetox.core.artifacts import read_json
 from polydetox.core.errors import UserError
 from polydetox.scoring.base import Score, Scorer
-from polydetox.scoring.embedded import DATA, HEAD_FILE
+from polydetox.scoring.embedded import DATA
 from polydetox.stats import agreement, bootstrap
 
 NAN = float("nan")
@@ -248,11 +248,11 @@ def test_the_shipped_comparison_is_complete_and_ships_the_best():
     assert set(auc["scorer"]) == set(recorded["packages"]) and not recorded["not_measured"]
     assert all(package["licence"] and package["version"] for package in recorded["packages"].values())
     assert auc["auc"].between(0, 1).all() and auc["language"].nunique() == 12
-    own = pd.DataFrame(read_json(HEAD_FILE)["auc"])
-    shipped = auc[auc["scorer"] == "embedded"]
-    assert shipped["auc"].tolist() == own.loc[own["scorer"] == "embedded", "auc"].tolist()
+    for name in ("embedded", "use"):
+        own, shipped = pd.DataFrame(read_json(DATA / f"{name}_head.json")["auc"]), auc[auc["scorer"] == name]
+        assert shipped["auc"].tolist() == own.loc[own["scorer"] == name, "auc"].tolist()
     means = auc.pivot_table(index="language", columns="scorer", values="auc")
-    assert (means.idxmax(axis=1) == "embedded").all()
+    assert means.idxmax(axis=1).isin(["embedded", "use"]).all()
 
 
 def test_the_area_under_a_roc_curve_draws_whole_groups():

@@ -325,6 +325,29 @@ def test_pairs_of_one_style_stand_beside_those_that_are_not_matched(checkout):
     assert preflight.problems(run) == []
 
 
+def test_pairs_that_another_scorer_ranks_name_it(checkout):
+    crossed = {"pairs": "on-policy-use", "ablation": "ranking"}
+    pairs = {"on-policy": {"n": 4}, "on-policy-use": {"n": 4, "scorer": "use"}}
+    profile = checkout / "params/profiles/tiny.yaml"
+    rewrite(profile, pairs=pairs, variants={"dpo": {"pairs": "on-policy"}, "c": crossed})
+    run = load("tiny")
+    assert run.profile.ablated_from(run.profile.variants["c"]) == "dpo"
+    jobs = {kind: run.resolved("pairs", model="tiny", kind=kind) for kind in run.kinds("tiny")}
+    assert {kind: (job["kind"], job["scorer"]) for kind, job in jobs.items()} == {
+        "on-policy": ("on-policy", "embedded"), "on-policy-use": ("on-policy", "use")}  # fmt: skip
+    assert preflight.problems(run) == []
+    # A second scorer may lack a language, but not the first one.
+    rewrite(
+        profile, languages=["en", "hi"], agreement={"scorers": ["embedded", "use"]}, evaluate={"second_scorer": "use"}
+    )
+    assert preflight.problems(load("tiny")) == []
+    rewrite(profile, evaluate={"scorer": "use"})
+    assert any("scorer 'use' does not know hi" in problem for problem in preflight.problems(load("tiny")))
+    rewrite(profile, pairs=pairs | {"on-policy-use": {"n": 4}})
+    with pytest.raises(UserError, match="pairs: on-policy-use: scorer: is needed"):
+        load("tiny")
+
+
 def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout, monkeypatch):
     monkeypatch.delenv("RTP_LX", raising=False)
     monkeypatch.setenv("POLYDETOX_DATA", str(checkout / "nothing"))

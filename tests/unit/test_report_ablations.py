@@ -37,6 +37,7 @@ VARIANTS = {
                 "generate": {"experts": ["dpo", "swap"]}},
     "edit": {"pairs": "on-policy", "ablation": "tuning", "tuning": "profs"},
     "matched": {"pairs": "on-policy-matched", "ablation": "style"},
+    "crossed": {"pairs": "on-policy-use", "ablation": "ranking"},
 }  # fmt: skip
 
 
@@ -44,8 +45,8 @@ VARIANTS = {
 def results(checkout) -> Results:
     file = checkout / "params/profiles/tiny.yaml"
     content = yaml.safe_load(file.read_text())
-    pairs = {"on-policy": {}, "on-policy-matched": {"match_style": True}, "rtp-lx": {"folder": "$RTP_LX"},
-             "more": {"data": "pairs.jsonl"}}  # fmt: skip
+    pairs = {"on-policy": {}, "on-policy-matched": {"match_style": True}, "on-policy-use": {"scorer": "use"},
+             "rtp-lx": {"folder": "$RTP_LX"}, "more": {"data": "pairs.jsonl"}}  # fmt: skip
     content |= {"pairs": pairs, "variants": VARIANTS,
                 "more_prompts": {"more": {"source": "project", "limit": 2}}}  # fmt: skip
     file.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -101,6 +102,9 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
     assert [(member.variant, member.label) for member in style.members] == [
         ("dpo", "pairs as ranked"), ("matched", "pairs of one style")]  # fmt: skip
     assert style.reference == "pairs as ranked"
+    ranking = family_of(results, "ranking")
+    assert [(member.variant, member.label) for member in ranking.members] == [
+        ("dpo", "ranked by embedded"), ("crossed", "ranked by use")]  # fmt: skip
     prompting = family_of(results, "prompting")
     assert [(member.variant, member.label) for member in prompting.members] == [
         ("dpo", "DPO"), ("polite", "an English prefix")]  # fmt: skip
@@ -187,7 +191,7 @@ def test_what_was_not_run_has_no_number(results, tmp_path):
     assert set(table["language"]) == {MEAN} and set(table["languages"]) == {0}
     said = sentences(tmp_path)
     placebo = said.pop("abstract_placebo")
-    assert len(said) == 12 and set(said.values()) == {"Not run."}, placebo
+    assert len(said) == 13 and set(said.values()) == {"Not run."}, placebo
     assert placebo == "No placebo of shuffled labels was run."
     assert "not run" in seeds_shown(table)
 
@@ -259,6 +263,22 @@ def test_steering_is_compared_with_dpo(results, tmp_path):
     assert sentences(tmp_path)["ablation_decoding_sentence"].startswith(
         "With DExperts instead of DPO, EMT of Tiny (dpo) is lower (−0.10 [−0.10, −0.10])"
     )
+
+
+def test_each_ranking_is_measured_by_both_scorers(results, tmp_path):
+    for language in ("de", "en", "ja"):
+        for variant, first, second in (("base", 0.6, 0.8), ("dpo", 0.3, 0.7), ("crossed", 0.4, 0.5)):
+            table = scored("abcd", 2, first - 0.05).assign(secondary_toxicity=second)
+            write_evaluation(results, variant, language, table)
+    folder = tmp_path / "summary"
+    space = run_cells("summary_ablations", run=str(write_record("tiny")), output_folder=str(folder))
+    assert read_json(folder / "variables.json")["ablation_ranking_sentence"] == (
+        "With pairs ranked by embedded, the mean toxicity of Tiny (dpo) drops by 0.300 [0.300, 0.300] under the first "
+        "scorer and by 0.100 [0.100, 0.100] under the second. With pairs ranked by use, the mean toxicity of Tiny "
+        "(dpo) drops by 0.200 [0.200, 0.200] under the first scorer and by 0.300 [0.300, 0.300] under the second."
+    )
+    (shown,) = (text for text in space["shown"] if "ranked by use" in text and text.startswith("<"))
+    assert "AvgTox" in shown and "Second scorer" in shown and "0.500" in shown
 
 
 def test_what_is_not_trained_is_no_training(results):

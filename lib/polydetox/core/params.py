@@ -191,11 +191,12 @@ class World(Strict):
 
 
 # What an ablation varies, and the stage and its setting that it then sets; without a stage, the variant's own.
-Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "style", "tuning", "prompting", "decoding"]
+Ablation = Literal["seed", "method", "learning-rate", "loss", "placebo", "style", "ranking", "tuning", "prompting",
+                   "decoding"]  # fmt: skip
 ABLATED_SETTING: dict[Ablation, tuple[Literal["dpo", "generate", ""], str]] = {
     "seed": ("dpo", "seed"), "method": ("dpo", "method"), "learning-rate": ("dpo", "learning_rate"),
-    "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "style": ("", "pairs"), "tuning": ("", "tuning"),
-    "prompting": ("generate", "prefix"), "decoding": ("generate", "experts"),
+    "loss": ("dpo", "loss"), "placebo": ("dpo", "labels"), "style": ("", "pairs"), "ranking": ("", "pairs"),
+    "tuning": ("", "tuning"), "prompting": ("generate", "prefix"), "decoding": ("generate", "experts"),
 }  # fmt: skip
 
 
@@ -220,7 +221,7 @@ class Control(Strict):
     jigsaw_classify: Annotated[Section | None, section_of("jigsaw_classify")] = None  # absent: not run
 
 
-ON_POLICY = ("on-policy", "on-policy-matched")  # the second for `match_style`, beside the first
+ON_POLICY = ("on-policy", "on-policy-matched", "on-policy-use")  # as ranked, of one style, ranked by another scorer
 PAIRS = (*ON_POLICY, "rtp-lx", "toxicity-pairwise")  # other preference data are a reader's own
 # `base` is the base model, `published` a tuned checkpoint of the model file, the rest are folder names.
 RESERVED_VARIANTS = ("base", "published", "pairs", "trim", "checkpoint", "control")
@@ -243,7 +244,7 @@ class Variant(StageSettings):
         """The pairs of the variant that an ablation is compared with; None: any, of a placebo by its pairs."""
         if self.ablation == "placebo" and self.dpo.get("labels") == "given":
             return None
-        return ON_POLICY[0] if self.ablation == "style" else self.pairs
+        return ON_POLICY[0] if self.ablation in ("style", "ranking") else self.pairs
 
     @model_validator(mode="after")
     def _ablation_alone_takes_less(self) -> Variant:
@@ -321,6 +322,7 @@ class Profile(StageSettings):
             _require((name in PAIRS) != bool(settings.get("data")),
                      f"pairs: {name}: " + ("data: is for pairs of your own, under another name" if name in PAIRS else
                      f"use one of {', '.join(PAIRS)}, or name a file of your own pairs under 'data:'"))  # fmt: skip
+            _require(name != "on-policy-use" or "scorer" in settings, f"pairs: {name}: scorer: is needed, another one")
         for name, variant in self.variants.items():
             _require(variant.pairs in self.pairs,
                      f"variant {name!r} uses pairs {variant.pairs!r}, which 'pairs' does not list"

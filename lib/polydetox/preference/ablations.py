@@ -75,6 +75,8 @@ def families(results: Results) -> Iterator[Family]:
 def _value(ablation: Ablation, model: ModelFile, profile: Profile, name: str) -> Any:
     """What a variant has of the thing that an ablation varies."""
     stage, setting = ABLATED_SETTING[ablation]
+    if ablation == "ranking":
+        return checked("pairs", **profile.pairs[profile.variants[name].pairs]).scorer
     if not stage:
         return getattr(profile.variants[name], setting)
     shared = getattr(model, stage) | getattr(profile, stage)
@@ -101,4 +103,6 @@ def _label(ablation: str, value: Any) -> str:
         return f"{value:.0e}".replace("e-0", "e-")
     if ablation == "decoding":
         return "DExperts" if value else "DPO"
+    if ablation == "ranking":
+        return f"ranked by {value}"
     return f"{value} pairs" if ablation == "pairs" else _TITLES.get(value, str(value))

