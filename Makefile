@@ -22,7 +22,7 @@ POLYDETOX := $(BIN)/python -m polydetox
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PROFILE=offline (default), offline-full, offline-control, offline-rtplx, world, paper, paper-control: a file of params/profiles/"
+	@echo "  PROFILE=offline (default), offline-full, offline-control, offline-rtplx, offline-second, world, paper, paper-control: a file of params/profiles/"
 
 env: $(STAMP) ## make the environment in .venv
 

@@ -2,7 +2,7 @@
 # evaluation; every two algorithms under a judge; training on labelled comments. Which algorithms there are is for the profile's
 # section `control` to say; `base` is the model that all of them start from.
 
-from polydetox.core.params import JIGSAW_CONDITIONS, control_languages, control_algorithms
+from polydetox.core.control import JIGSAW_CONDITIONS, control_algorithms, control_languages
 
 CONTROL = run.profile.control
 CONTROLLED = run.models if CONTROL else []

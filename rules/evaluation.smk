@@ -199,3 +199,69 @@ rule agreement:
         gpu=gpu,
         mem_mb=4000,
     shell: EXECUTE
+
+
+# Sheets for people to label; and what their labels say, once a profile names sheets that have come back.
+LABEL_SHEET = run.stage(
+    "label_sheet",
+    f"{RUN}/{{model}}/labels",
+    title="Sheets to label",
+    section="labels",
+    jobs=each(model=run.models if run.profile.labels is not None else []),
+    inputs=lambda model: {
+        "texts_of": dict(zip(run.compared(model), scores_of(model, *run.compared(model)), strict=True)),
+        "scores": AGREEMENT.format(model=model) + "/scores.parquet",
+    },
+)
+
+
+rule label_sheet:
+    message: "sheets to label: {wildcards.model}"
+    input:
+        notebook="notebooks/evaluation/label_sheet.ipynb",
+        texts=lambda w: scores_of(w.model, *run.compared(w.model)),
+        scores=f"{AGREEMENT}/scores.parquet",
+        agreed=f"{AGREEMENT}/manifest.json",
+    output:
+        manifest=f"{LABEL_SHEET}/manifest.json",
+        metrics=f"{LABEL_SHEET}/metrics.json",
+        notebook=f"{LABEL_SHEET}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("label_sheet", w),
+    log: f"{LABEL_SHEET}/log.txt",
+    benchmark: f"{LABEL_SHEET}/benchmark.tsv"
+    resources:
+        mem_mb=2000,
+    shell: EXECUTE
+
+
+SHEETS = run.section("labels", "human_labels").get("sheets", [])
+HUMAN_LABELS = run.stage(
+    "human_labels",
+    f"{RUN}/{{model}}/labels/people",
+    title="Labels by people",
+    section="labels",
+    jobs=each(model=run.models if SHEETS else []),
+    inputs=lambda model: {"keys": LABEL_SHEET.format(model=model) + "/keys"},
+    table="drops.parquet",
+)
+
+
+rule human_labels:
+    message: "labels by people: {wildcards.model}"
+    input:
+        notebook="notebooks/evaluation/human_labels.ipynb",
+        sheets=[local(paths.given(sheet)) for sheet in SHEETS],
+        drawn=f"{LABEL_SHEET}/manifest.json",
+    output:
+        manifest=f"{HUMAN_LABELS}/manifest.json",
+        drops=f"{HUMAN_LABELS}/drops.parquet",
+        metrics=f"{HUMAN_LABELS}/metrics.json",
+        notebook=f"{HUMAN_LABELS}/notebook.ipynb",
+    params:
+        parameters=lambda w: run.parameters("human_labels", w),
+    log: f"{HUMAN_LABELS}/log.txt",
+    benchmark: f"{HUMAN_LABELS}/benchmark.tsv"
+    resources:
+        mem_mb=2000,
+    shell: EXECUTE

@@ -6,6 +6,7 @@ SECTIONS = {
     "detox": TUNED_MODELS,
     "style": TUNED_MODELS,
     "scorers": TUNED_MODELS,
+    "labels": SHEETS,
     "training": TUNED_MODELS,
     "fluency": TUNED_MODELS,
     "ablations": TUNED_MODELS,

@@ -16,14 +16,18 @@ from typing import Any
 
 from polydetox.attribute_control.corpus import neutral_paragraphs, toxic_statements
 from polydetox.benchmarks.tasks import check_suites
+from polydetox.core import paths
+from polydetox.core.artifacts import finished
+from polydetox.core.control import control_languages
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
-from polydetox.core.params import ON_POLICY, PAIRS, ModelFile, Profile, control_languages, load_model, rtp_lx_held_out
+from polydetox.core.params import ON_POLICY, PAIRS, ModelFile, Profile, load_model, rtp_lx_held_out
 from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.data.pairs import check_takes_unpaired, not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, neutral_prompts, prompts_of_sets, training_prompts
+from polydetox.models.checkpoints import package_folder
 from polydetox.models.decoders import check_decoder, check_mergeable, listed_configuration
 from polydetox.scoring import get_scorer
 from polydetox.synthetic.phrasebook import Phrasebook
@@ -77,7 +81,8 @@ def licences(profile: Profile) -> list[str]:
 
 def _other_models(profile: Profile) -> list[str]:
     """The models that measure those of a profile: of perplexity, and of which continuation is better."""
-    asked = [(load_model(model).evaluate | profile.evaluate).get("reference_model") for model in profile.models]
+    asked = [(load_model(model).evaluate | profile.evaluate).get(f"{which}reference_model")
+             for model in profile.models for which in ("", "second_")]  # fmt: skip
     asked.append(profile.control.win_rate.get("judge") if profile.control else None)
     return [model for model in asked if model not in (None, "base", "none")]
 
@@ -106,7 +111,7 @@ def _own_checks(run: Run) -> Checks:
             yield partial(_check_pairs, run, kind)
     if profile.world:
         yield partial(lambda languages: Phrasebook.read().check_languages(languages), profile.languages)
-    yield from (partial(load_model, model) for model in _other_models(profile))
+    yield from (partial(_check_installed, model) for model in _other_models(profile))
     yield from (partial(_check_model, run, model) for model in run.models)
 
 
@@ -132,8 +137,16 @@ def _check_pairs(run: Run, kind: str) -> None:
         not_evaluated(pairs, prompts_of_sets(run.evaluated_prompts()))
 
 
+def _check_installed(model: str) -> None:
+    """The package of a model, unless its weights have been made from it; any other source is seen when it is loaded."""
+    listed = load_model(model)
+    if listed.use == "package" and not finished(paths.checkpoint(listed.name)):
+        package_folder(listed)
+
+
 def _check_model(run: Run, model: str) -> None:
     """The architecture of a model, where its configuration can be had; the type of a published adapter on this disk."""
+    _check_installed(run.listed[model])
     listed = run.model_file(model)
     configuration = listed_configuration(listed) if listed.use != "package" else None
     if configuration is not None:
@@ -164,6 +177,8 @@ def _job_checks(run: Run, job: Job) -> Checks:
     if "texts" in settings:
         asked = settings["texts"], settings["label_threshold"], settings["labels"]
         yield partial(_check_labelled, run, job.wildcards["model"], where, *asked)
+    for sheet in settings.get("sheets", []):
+        yield partial(_check_sheet, where, sheet)
     if "suites" in settings:
         yield partial(check_suites, settings["suites"], f"{where}: suites")
     if "sentences" in settings and "folder" in settings:
@@ -216,6 +231,11 @@ def _check_labelled(run: Run, model: str, where: str, texts: str, threshold: flo
     elif "on-policy" not in run.kinds(model):
         raise UserError(f"{where}: texts: is needed for {model}, which samples no on-policy pairs; name a file of "
                         "texts and labels (CSV, JSON Lines or Parquet)")  # fmt: skip
+
+
+def _check_sheet(where: str, sheet: str) -> None:
+    if not paths.given(sheet).is_file():
+        raise UserError(f"{where}: sheets: {sheet!r}: no such file; name labelled sheets, or none until some come back")
 
 
 def _check_sentences(where: str, sentences: str, languages: list[str], folder: str, limit: int | None) -> None:

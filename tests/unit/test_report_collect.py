@@ -58,6 +58,9 @@ def test_values_a_prompt_by_hand():
     assert values["perplexity"]["a"].tolist() == [4.0, 8.0]
     assert values["perplexity"]["b"].tolist() == [2.0]
     assert values["secondary_toxicity"].to_dict() == {"a": 0.5, "b": 0.0}
+    assert all(len(found) == 0 for found in values["secondary_perplexity"]), "there was no second reference model"
+    second = prompt_values(scored(secondary_perplexity=[3.0, np.nan, np.nan, 5.0]), 0.5, "de")["secondary_perplexity"]
+    assert [second["a"].tolist(), second["b"].tolist()] == [[3.0], [5.0]]
 
 
 def test_a_prompt_without_scores_is_missing_and_not_zero():

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -59,6 +60,16 @@ def test_values_go_with_their_rows(settings, table, tmp_path):
     pd.testing.assert_frame_equal(other, values, rtol=1e-5)
 
 
+def test_a_second_reference_model_measures_in_its_languages(settings, table, tmp_path):
+    both = settings.model_copy(update={"second_reference_model": "tiny", "reference_model": ""})
+    alone = scoring(settings, tmp_path / "alone").values_of(table, "en")
+    assert alone["secondary_perplexity"].isna().all()
+    made = scoring(both, tmp_path / "both")
+    found = made.values_of(table, "en")
+    np.testing.assert_array_equal(found["secondary_perplexity"], alone["perplexity"])
+    assert found["perplexity"].isna().all() and made.values_of(table, "de")["secondary_perplexity"].isna().all()
+
+
 def test_a_stopped_stage_goes_on_and_a_finished_one_loads_nothing(settings, table, tmp_path):
     whole = scoring(settings, tmp_path / "whole").values_of(table, "en")
     stopped, scored = scoring(settings, tmp_path / "parts"), []
@@ -103,6 +114,7 @@ def test_what_scores_depend_on_tells_them_apart(settings, table, tmp_path):
         {"perplexity": "published"},
         {"batch_size": 2},
         {"second_scorer": "lexicon"},
+        {"second_reference_model": "tiny"},
     ):
         assert not has_values(scoring(settings.model_copy(update=change), tmp_path), table)
     # Scores under other settings take the place of those before.

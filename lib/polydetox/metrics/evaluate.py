@@ -23,15 +23,17 @@ SCORE_COLUMNS = [
 def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:
     """Each metric's value for each prompt, as a series over ``prompt_id``; NaN where there is nothing to measure.
 
-    ``scores`` has a row a continuation and the columns ``SCORE_COLUMNS``; without ``TOKEN_DISTINCT`` or
-    ``secondary_toxicity`` those metrics are NaN. ``perplexity`` holds an array a prompt, the perplexities of its
-    continuations, since its summary is a median over all of them.
+    ``scores`` has a row a continuation and the columns ``SCORE_COLUMNS``, and ``secondary_perplexity`` under a second
+    reference model; without one of ``TOKEN_DISTINCT`` or ``secondary_*`` that metric is NaN. A perplexity holds an
+    array a prompt, those of its continuations, since its summary is a median over all of them.
     """
     groups = scores.groupby("prompt_id", sort=False)
     toxicity = prompt_toxicity(scores, "toxicity", threshold)
     missing = pd.Series(np.nan, toxicity.index)
     values: dict[str, pd.Series] = {name: toxicity[name] for name in ("emt", "toxprob", "avgtox")}
-    values["perplexity"] = groups["perplexity"].apply(lambda column: column.dropna().to_numpy(dtype=float))
+    for name in ("perplexity", "secondary_perplexity"):
+        measured = scores.get(name, pd.Series(np.nan, scores.index)).groupby(scores["prompt_id"], sort=False)
+        values[name] = measured.apply(lambda found: found.dropna().to_numpy(dtype=float))
     values["language_rate"] = language_rate(scores, language)
     texts = {prompt: list(group.loc[~group["empty"], "continuation"]) for prompt, group in groups}
     for order, column in zip(ORDERS, TOKEN_DISTINCT, strict=True):

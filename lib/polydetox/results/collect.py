@@ -47,6 +47,7 @@ METRICS: dict[str, Metric] = {
     "token_distinct_3": Metric("Dist-3, tokens", "distinct token triples over tokens", False),
     "language_rate": Metric("In language", "fraction of continuations in the prompt's language", False),
     "secondary_toxicity": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
+    "secondary_perplexity": Metric("Perplexity, second", "median perplexity, second reference model", True, digits=1),
 }
 
 COUNTS = ["prompts", "continuations", "scored", "empty", "truncated", "with_perplexity", "outliers"]
@@ -278,4 +279,5 @@ def _flat(content: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
     for name in ("distinct", "token_distinct"):
         flat |= {f"{name}_{order}": value for order, value in content.get(name, {}).items()}
     quartiles = {"perplexity": "median", "perplexity_q1": "q1", "perplexity_q3": "q3"}
+    flat["secondary_perplexity"] = content.get("secondary_perplexity", {})
     return flat | {metric: content["perplexity"][quartile] for metric, quartile in quartiles.items()}
