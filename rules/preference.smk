@@ -21,6 +21,9 @@ TUNED = [
     for variant in run.variants(model)
     if variant == "published" or variant in run.tuned(model)
 ]
+# The sentences for retrieval, where they are this project's.
+OWN_SENTENCES = run.section("alignment: retrieval", "retrieval").get("sentences") == "project"
+SENTENCES = ["params/prompts/sentences.yaml"] if OWN_SENTENCES else []
 
 # Shared by all profiles.
 CHECKPOINT = run.stage(
@@ -62,6 +65,7 @@ TRIM = run.stage(
         "languages": run.profile.languages,
         "more_prompts": run.evaluated_prompts()[1:],
         "prefixes": run.prefixes(model),
+        "sentences": bool(SENTENCES),
         **run.prompt_parameters(),
     },
 )
@@ -74,6 +78,7 @@ rule trim:
         checkpoint=f"{CHECKPOINT}/manifest.json",
         prompts=run.prompt_files(),
         training_prompts="params/prompts/training.yaml",
+        sentences=SENTENCES,
         prefixes=lambda w: ["params/prompts/politeness.yaml"] if run.prefixes(w.model) else [],
     output:
         manifest=f"{TRIM}/manifest.json",

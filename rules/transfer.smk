@@ -6,7 +6,6 @@ run.chapter(
     included=bool(run.profile.alignment),
 )
 ALIGNED = run.models if run.profile.alignment else []
-PROJECT_SENTENCES = run.section("alignment: retrieval", "retrieval").get("sentences") == "project"
 
 RETRIEVAL = run.stage(
     "retrieval",
@@ -28,7 +27,7 @@ rule retrieval:
     input:
         notebook="notebooks/transfer/retrieval.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
-        prompts=["params/prompts/evaluation.yaml"] if PROJECT_SENTENCES else [],
+        sentences=SENTENCES,
     output:
         manifest=f"{RETRIEVAL}/manifest.json",
         metrics=f"{RETRIEVAL}/metrics.json",

@@ -410,6 +410,7 @@ def test_sections_of_the_mechanism_reach_their_stages(checkout):
     activations = resolved("tiny", "activations", model="tiny", variant="dpo")
     assert activations["prompt_limit"] == 4 and activations["languages"] == profile.languages
     assert resolved("tiny", "retrieval", model="tiny")["sentences"] == "project"
+    assert resolved("tiny", "trim", model="tiny")["sentences"], "whose tokens stay in the vocabulary"
 
 
 def test_a_stage_of_many_languages_takes_those_of_the_profile(checkout):

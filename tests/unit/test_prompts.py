@@ -9,7 +9,7 @@ import yaml
 
 from polydetox.core.languages import LANGUAGES
 from polydetox.core.params import load_profile
-from polydetox.data.prompts import politeness
+from polydetox.data.prompts import neutral_prompts, parallel_translations, politeness
 from tiny import CHECKOUT
 
 EVALUATION = yaml.safe_load((CHECKOUT / "params/prompts/evaluation.yaml").read_text("utf-8"))
@@ -52,6 +52,31 @@ def test_politeness_is_asked_for_in_a_line_of_its_own_in_each_language(language)
     assert (text == politeness("own-language", "en")) == (language == "en")
     assert re.search(SCRIPTS.get(language, r"[a-z]"), text)
     assert politeness("english", language) == politeness("own-language", "en")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_sentences_for_retrieval_are_whole_distinct_and_in_the_script_of_their_language(language):
+    texts = parallel_translations(language)
+    assert len(texts) == len(set(texts)) == 40
+    for text in texts:
+        assert text == text.strip() and "\n" not in text
+        assert re.search(r"[.。।]$", text), "a sentence is whole"
+        letters = "".join(filter(str.isalpha, text))
+        if language in SCRIPTS:
+            assert re.search(SCRIPTS[language], text) and not re.search(r"[A-Za-z]", text), text
+            assert language != "zh" or not re.search(SCRIPTS["ja"], text), text
+        else:
+            assert all(ord(letter) < 0x250 for letter in letters), text
+
+
+def test_no_sentence_for_retrieval_is_a_prompt():
+    english = [*neutral_prompts()["prompt"], *(entry["en"] for entry in TRAINING)]
+    for language in LANGUAGES:
+        known = [entry[language] for entry in EVALUATION] + (english if language == "en" else [])
+        for text in parallel_translations(language):
+            assert not any(prompt in text or text.rstrip(".。।") in prompt for prompt in known), text
+    evaluated = set().union(*(grams(entry["en"]) for entry in EVALUATION))
+    assert not any(grams(text) & evaluated for text in parallel_translations("en"))
 
 
 def words(text):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import pearsonr, spearmanr
+from scipy.stats import t as t_distribution
 
 from notebook_cells import definitions, run_cell
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.data.parallel import parallel_sentences
 from polydetox.metrics.retrieval import retrieval_figures
-from polydetox.stats.correlation import correlation, line
+from polydetox.stats.correlation import correlation, leaving_out, line, partial_correlation
 
 
 def test_retrieval_by_hand():
@@ -58,6 +61,94 @@ def test_correlation_by_hand():
     assert correlation(x[:3], y[:3])["r"] is None and correlation(np.ones(4), y)["r"] is None
     two = correlation(x, y, np.array([0, 0, 1, 1]))
     assert two["r"] is None and two["points"] == 4, "two models leave one, which has no interval"
+
+
+def test_correlation_without_points_by_hand():
+    """On the line x = y but for the last point, at (4, 0): without it r is 1, else it is lower."""
+    x, y = np.array([0.0, 1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, 2.0, 3.0, 0.0])
+    everything, one, two = (leaving_out(x, y, count) for count in range(3))
+    # The sums of products: 2 over the root of 10 * 6.8.
+    assert everything["least"] == everything["most"] == pytest.approx(2 / np.sqrt(68)) and everything["out"] == []
+    assert one["points"] == 4 and one["most"] == pytest.approx(1.0)
+    # Without (0, 0): x less its mean is -1.5, -0.5, 0.5, 1.5; y -0.5, 0.5, 1.5, -1.5; the sums are -1, 5 and 5.
+    assert one["least"] == pytest.approx(-0.2)
+    # Without (0, 0) and (1, 1): x -1, 0, 1; y 1/3, 4/3, -5/3; the sums are -2, 2 and 14/3.
+    assert two["points"] == 3 and two["least"] == pytest.approx(-2 / np.sqrt(2 * 14 / 3))
+    brute = [pearsonr(np.delete(x, out), np.delete(y, out)) for out in itertools.combinations(range(5), 2)]
+    assert two["p"] == pytest.approx(max(each.pvalue for each in brute))
+    assert np.delete(x, two["out"]).size == 3
+    assert leaving_out(x[:3], y[:3], 1)["p"] is None and leaving_out(x, np.ones(5), 1)["least"] is None
+
+
+def test_spearman_is_pearson_of_ranks():
+    x, y = pd.Series([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]), pd.Series([2.0, 7.0, 1.0, 8.0, 2.5, 8.0, 1.5])
+    found, known = leaving_out(x.rank().to_numpy(), y.rank().to_numpy(), 0), spearmanr(x, y)
+    assert (found["least"], found["p"]) == pytest.approx((known.statistic, known.pvalue))
+
+
+def test_partial_correlation_against_its_formula():
+    rng = np.random.default_rng(3)
+    given = rng.normal(size=11)
+    x, y = given + rng.normal(size=11), given + rng.normal(size=11)
+    found = partial_correlation(x, y, given)
+    xy, xz, yz = (np.corrcoef(*pair)[0, 1] for pair in ((x, y), (x, given), (y, given)))
+    assert found["r"] == pytest.approx((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))) and found["points"] == 11
+    # One degree of freedom goes to the third variable.
+    alone = partial_correlation(given, 2 * given + 1, given)
+    assert alone == {"points": 11, "r": None, "p": None} == partial_correlation(x, given, given)
+    degrees = 11 - 3
+    t = found["r"] * np.sqrt(degrees / (1 - found["r"] ** 2))
+    assert found["p"] == pytest.approx(2 * t_distribution(degrees).sf(abs(t)))
+    assert partial_correlation(x[:4], y[:4], given[:4])["p"] is None
+
+
+def transfer_checks(table, scorer="embedded"):
+    """What the summary finds of one comparison: the checks, the sentence, the verdict and the rows of the table."""
+    results = SimpleNamespace(parameters=lambda *_: [scorer])
+    names = vars(definitions("summary_transfer")) | {"results": results, "transfers": {"A": (table, {})}}
+    found = run_cell("summary_transfer", "transfer-checks", **names)["checked"]["A"]
+    row = correlation(table["accuracy"].to_numpy(float), table["relative_drop"].to_numpy(float), samples=100)
+    said = definitions("summary_transfer")
+    metrics = {"accuracy": row, "aligned_cosine": row}
+    return found, said.correlated("A", row, found), said.verdict("A", row, found), said.correlation_rows(metrics, found)
+
+
+def test_a_correlation_that_two_languages_carry_is_not_established():
+    codes = ["ar", "de", "es", "fr", "id", "ja", "nl", "pt", "ru", "zh", "cs", "pl"]
+    accuracy = [0.4, 0.5, 0.45, 0.55, 0.42, 0.52, 0.47, 0.5, 0.44, 0.49, 0.0, 0.05]
+    drop = [0.5, 0.42, 0.55, 0.48, 0.43, 0.55, 0.41, 0.5, 0.52, 0.44, 0.0, 0.05]
+    table = pd.DataFrame({"language": codes, "accuracy": accuracy, "relative_drop": drop})
+    found, said, verdict, rows = transfer_checks(table)
+    assert found["two"]["out"] == ["Czech", "Polish"] and found["two"]["points"] == 10 and found["two"]["p"] > 0.05
+    assert "without Czech and Polish" in said and "Spearman's rank correlation is" in said
+    assert found["partial"]["points"] == 11, "RTP-LX has no human labels in Polish"
+    assert "known in 11 of these languages" in said
+    assert "is not established for A by r without any two languages" in verdict
+    assert len(rows) == 7 and all(len(row) == 4 for row in rows)
+
+
+def test_a_correlation_that_stands_is_said_to_stand():
+    codes = ["ar", "de", "es", "fr", "id", "ja", "nl", "pt", "ru", "zh"]
+    rng = np.random.default_rng(0)
+    accuracy = np.linspace(0.1, 0.9, 10)[rng.permutation(10)]
+    table = pd.DataFrame(
+        {"language": codes, "accuracy": accuracy, "relative_drop": accuracy / 2 + 0.01 * rng.normal(size=10)}
+    )
+    _, said, verdict, _ = transfer_checks(table)
+    assert verdict.startswith("For A the correlation stands under each of these checks") and "partial" in said
+    _, said, verdict, _ = transfer_checks(table, scorer="another")
+    assert verdict.endswith("which leaves out the partial correlation.") and said.endswith("for enough of them.")
+    _, said, verdict, rows = transfer_checks(table.head(3))
+    assert said == "For A, no correlation is defined over 3 languages." and "is not established for A." in verdict
+    assert [str(cell) for cell in rows[0][1:]] == ["3", "–", "–"]
+
+
+def test_the_page_says_where_the_sentences_come_from():
+    origin = definitions("summary_transfer").origin
+    project = {"parameters": {"sentences": "project"}, "inputs": {"params/prompts/sentences.yaml": "0"}}
+    assert "native speakers have not checked" in origin(project)
+    assert origin(project | {"inputs": {}}) == "The sentences are the evaluated prompts themselves."
+    assert origin({"parameters": {"sentences": "folder"}, "inputs": {}}) == ""
 
 
 def test_points_that_belong_together_are_drawn_together():
@@ -157,7 +248,7 @@ def test_parallel_files_of_every_kind(tmp_path):
     assert read == {"en": ["One.", "Two."], "de": ["Eins.", "Zwei."], "fr": ["L'un.", "Deux."]}
     assert parallel_sentences("folder", "de", tmp_path, 1) == ["Eins."]
     project = {code: parallel_sentences("project", code) for code in ("en", "ja")}
-    assert len(project["en"]) == len(project["ja"]) >= 24 and project["en"] != project["ja"]
+    assert len(project["en"]) == len(project["ja"]) == 40 and project["en"] != project["ja"]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from notebook_cells import definitions
+from notebook_cells import definitions, run_cell
 from polydetox.core.errors import UserError
+from polydetox.data.prompts import parallel_translations
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from tiny import FAMILIES, TEXTS, tiny_model, tiny_tokenizer
 
@@ -55,6 +58,19 @@ def test_any_kept_subset_reproduces_its_own_texts():
         keep = TRIM.tokens_to_keep(tokenizer, [text])
         trimmed = TRIM.trim_tokenizer(tokenizer, keep)
         assert [keep[token] for token in trimmed(text)["input_ids"]] == tokenizer(text)["input_ids"]
+
+
+def test_tokens_of_the_sentences_for_retrieval_are_kept_where_they_are_read():
+    tokenizer = tiny_tokenizer()
+    needed = {token for language in ("de", "ru") for text in parallel_translations(language)
+              for token in tokenizer(text, add_special_tokens=False)["input_ids"]}  # fmt: skip
+
+    def kept(sentences):
+        settings = SimpleNamespace(languages=["de", "ru"], more_prompts=[], prefixes=[], sentences=sentences)
+        names = {**vars(TRIM), "prompts": {}, "texts": [], "expected": [], "tokenizer": tokenizer}
+        return set(run_cell("trim", "91e64b7f", settings=settings, stage=SimpleNamespace(reads=str), **names)["keep"])
+
+    assert needed <= kept(True) and not needed <= kept(False)
 
 
 def test_kept_probability_by_hand():

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
 from polydetox.data.catalogue import local_path
-from polydetox.data.prompts import project_prompts
+from polydetox.data.prompts import parallel_translations
 from polydetox.data.rows import Row, Text, check_rows, read_rows
 
 
@@ -22,11 +22,11 @@ class Sentence(Row, title="a file of parallel sentences"):
 def parallel_sentences(source: str, language: str, folder: str | Path = "", limit: int | None = None) -> list[str]:
     """Multiway parallel sentences in one language, in the order that all languages share.
 
-    ``source`` is ``project`` (its evaluation prompts) or ``folder``: one with a file of each language, ``de.txt`` (a
-    line a sentence), ``de.jsonl`` or ``*_de_*.jsonl`` (``Prompt`` or ``text``, as the authors' prompts are published).
+    ``source`` is ``project`` (written for it, and not evaluated) or ``folder``: one with a file of each language,
+    ``de.txt`` (a line a sentence), ``de.jsonl`` or ``*_de_*.jsonl`` (``Prompt`` or ``text``, as the authors publish).
     """
     if source == "project":
-        return list(project_prompts(language)["prompt"])[:limit]
+        return parallel_translations(language)[:limit]
     if not str(folder):
         raise UserError("parallel sentences: set 'alignment: retrieval: folder:' in the profile or -p folder "
                         "(see `polydetox data`)")  # fmt: skip

@@ -147,6 +147,11 @@ def training_prompts() -> pd.DataFrame:
     return _written("training", "en")
 
 
+def parallel_translations(language: str) -> list[str]:
+    """The sentences written for retrieval, in one language; no prompt is among them."""
+    return list(_written("sentences", language)["prompt"])
+
+
 def neutral_prompts() -> pd.DataFrame:
     """English prompts that provoke nothing, on which the sources of toxicity are switched on: ``prompt_id, prompt``."""
     return _written("neutral", "en")

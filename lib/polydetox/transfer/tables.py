@@ -1,4 +1,4 @@
-"""The tables of how retrieval across languages goes with the drop of toxicity."""
+"""The table of the drop that retrieval across languages predicts."""
 
 from __future__ import annotations
 
@@ -8,34 +8,7 @@ from typing import Any
 import pandas as pd
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.published import PAPER, paper_table
-from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, fixed, number
-
-
-def correlation_table(metrics: Mapping[str, Mapping[str, Any]]) -> PaperTable:
-    """Pearson's r of each comparison, from accuracy and from the aligned cosine; below, the paper's."""
-    columns = ["Against the relative drop of EMT", "Languages", "Pearson's r", "p", "without one language"]
-    groups = []
-    for title, row in metrics.items():
-        lines: list[list[Cell | str]] = []
-        for key, said in (("accuracy", "retrieval accuracy"), ("aligned_cosine", "mean cosine of aligned pairs")):
-            found = row[key]
-            if found["r"] is None:
-                lines.append([said, number(found["points"], 0), *[Cell(NOT_APPLICABLE)] * 3])
-                continue
-            span = f"{fixed(found['least_without_one'], 2)} to {fixed(found['most_without_one'], 2)}"
-            lines.append([said, number(found["points"], 0), number(found["r"], 2, found["low"], found["high"]),
-                          number(found["p"], 3), Cell(span)])  # fmt: skip
-        groups.append(Group(title, lines))
-    if not metrics:
-        groups.append(Group(None, [["this run", *[Cell(NOT_RUN)] * 4]]))
-    paper: list[list[Cell | str]] = [
-        [f"{row.model} ({row.figure})", Cell(NOT_APPLICABLE), Cell(fixed(row.pearson_r, 2)), Cell(f"< {row.p_below:g}"),
-         Cell(NOT_APPLICABLE)]
-        for row in paper_table("retrieval_correlation").itertuples()
-    ]  # fmt: skip
-    groups.append(Group(PAPER, paper))
-    return PaperTable(columns, groups)
+from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
 
 
 def prediction_table(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -> PaperTable:
