@@ -136,7 +136,9 @@ def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
             group: set(zip(rows["layer"], rows["neuron"], strict=True)) for group, rows in neurons.groupby("group")
         }
         assert groups["sources"] == actual and len(groups["random"]) == len(actual)
-        assert not groups["random"] & set(zip(sources["layer"], sources["neuron"], strict=True))
+        assert len(groups["matched"]) == len(actual)
+        potential = set(zip(sources["layer"], sources["neuron"], strict=True))
+        assert not (groups["random"] | groups["matched"]) & potential
     # What is watched while English is continued is what made the sources actual.
     english = pd.read_parquet(run / "base/activations/neurons.parquet").query("language == 'en'")
     assert np.allclose(english.loc[english["group"] == "sources", "activation"],

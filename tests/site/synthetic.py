@@ -318,8 +318,10 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
         for position, language in enumerate(languages):
             by_prompt = [level + 0.01 * (prompt % 3) - 0.002 * position for prompt in range(prompts)]
             flat = [0.001 * (prompt % 2) for prompt in range(prompts)]
-            means = {"sources": float(np.mean(by_prompt)), "random": float(np.mean(flat))}
-            each = {"sources_by_prompt": by_prompt, "random_by_prompt": flat}
+            alike = [0.08 - (0.0 if variant == "base" else 0.008) for _ in range(prompts)]  # falls by a tenth
+            groups = {"sources": by_prompt, "random": flat, "matched": alike}
+            means = {group: float(np.mean(values)) for group, values in groups.items()}
+            each = {f"{group}_by_prompt": values for group, values in groups.items()}
             metrics[language] = {"prompts": prompts, "neurons": NEURONS - 1, **means, **each}
         _stage(folder, "activations", {"variant": variant}, metrics={"languages": metrics})
     _intervene(run / "base" / "intervene", languages, prompts)

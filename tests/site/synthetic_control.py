@@ -45,12 +45,13 @@ def make_capability(run: Path, variants: list[str], write: Any) -> None:
     for number, variant in enumerate(variants):
         rows = [
             {"suite": "everyday", "task": f"everyday_{language}", "part": f"everyday_{language}", "language": language,
-             "item": item, "correct": float(item % 3 != 0 and not (number and language == "de" and item % 4 == 1))}
+             "item": item, "correct": float(item % 3 != 0 and not (number and language == "de" and item % 4 == 1)),
+             "choices": 4}
             for language in ("en", "de") for item in range(16)
         ]  # fmt: skip
         rows += [
             {"suite": "bias", "task": "bias_en", "part": "bias_en", "language": "en", "item": item,
-             "correct": float(item % 4 != 0 if number == 0 else item % 2)} for item in range(64)
+             "correct": float(item % 4 != 0 if number == 0 else item % 2), "choices": 2} for item in range(64)
         ]  # fmt: skip
         folder = run / variant / "capability"
         _table(folder / "items.parquet", pd.DataFrame(rows))

@@ -206,6 +206,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert synthetic.NOTICE in said["notices"]
     assert "5 of them are actual ones; 5 of these promote tokens of more than one script" in said["sources_sentence"]
     assert "lower after tuning in 4 of 4 languages, in 4 of them beyond the interval" in said["activations_sentence"]
+    assert "that of neurons that were as active before tuning by 10%." in said["activations_sentence"]
     assert "takes the average toxicity over languages from 0.400 to 0.100" in said["intervention_sentence"]
     assert "random neurons gives an average toxicity of 0.380." in said["intervention_sentence"]
     assert "from 0.50 (Japanese) to 0.80 (Arabic)" in said["retrieval_sentence"]
@@ -311,8 +312,8 @@ def test_the_chapter_on_control_tells_what_was_measured(run):
 def test_the_chapter_on_capability_tells_what_was_measured(run):
     said = variables_of("capability")["capability_sentence"]
     assert said.startswith(
-        "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right before and 53.1% after: not detectably "
-        "different ("
+        "On Everyday questions, Tiny (DPO) answers 62.5% of 32 questions right (chance: 25.0%) before and 53.1% after: "
+        "not detectably different ("
     )
     pairs = "prefers the stereotype in 75.0% of 64 pairs (50% is unbiased) before and 50.0% after: "
     assert f"On Stereotypes, Tiny (DPO) {pairs}" in said

@@ -223,7 +223,8 @@ def test_promoted_tokens_are_those_of_the_highest_logit(mlps, tokenizer):
     (tokens,) = some_cells(
         "value_vectors", checked("value_vectors", promoted_tokens=3), None,
         ("04b1aab7", "vectors-scripts", "882a16ca"), mlps=mlps, tokenizer=tokenizer, neurons=[(1, 7)],
-        table=pd.DataFrame({"layer": [1], "neuron": [7], "cosine": [0.5], "activation": [1.0], "actual": [True]}),
+        table=pd.DataFrame({"layer": [1], "neuron": [7], "cosine": [0.5], "activation": [1.0], "actual": [True],
+                            "matched": [3]}),
     )["sources"]["tokens"]  # fmt: skip
     head = mlps.model.lm_head.weight.detach() * mlps.model.model.norm.weight.detach()
     logits = head @ mlps.value_vectors(1)[7]
@@ -238,6 +239,14 @@ def test_random_neurons_have_the_layers_of_the_sources(mlps):
     assert not set(chosen) & set(excluded)
     assert chosen == random_neurons(mlps, sources, excluded, seed=0)
     assert chosen != random_neurons(mlps, sources, excluded, seed=1)
+
+
+def test_each_source_is_matched_with_the_most_alike_neuron_of_its_layer():
+    """0.31 is nearest to the first source, which takes it; what is left for the second, 0.28, is farther. No potential
+    source is a match, however near, nor is a neuron of another layer."""
+    means = pd.Series({(0, 0): 0.30, (0, 1): 0.32, (0, 2): 0.31, (0, 3): 0.28, (0, 4): 0.3, (1, 0): 0.3, (1, 1): -0.5})
+    potential = [(0, 0), (0, 1), (0, 4), (1, 0)]
+    assert definitions("value_vectors").nearest(means, [(0, 0), (0, 1), (1, 0)], potential) == [2, 3, 1]
 
 
 def test_scripts_of_tokens():

@@ -47,7 +47,7 @@ def prompts(tmp_path):
 def sources_file(tmp_path, actual):
     """What the notebook value_vectors writes of the recorded sources, the actual ones being given."""
     table = pd.DataFrame(MECHANISM["sources"], columns=["layer", "neuron"])
-    table.assign(actual=actual).to_parquet(tmp_path / "sources.parquet")
+    table.assign(actual=actual, matched=table["neuron"]).to_parquet(tmp_path / "sources.parquet")
     return str(tmp_path / "sources.parquet")
 
 
@@ -61,6 +61,7 @@ def test_sources_are_those_of_the_published_code(saved, prompts, tmp_path):
     expected = np.array(MECHANISM["activations"]["base"])
     np.testing.assert_allclose(space["sources"]["activation"], expected, atol=1e-5)
     assert (space["actual"] == (expected > 0)).all()
+    np.testing.assert_allclose(space["means"][space["neurons"]], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "recorded"), [("e-mGPT", "base"), ("e-mGPT-dpo", "tuned")])

@@ -182,6 +182,10 @@ def test_answers_are_those_of_the_likelihood_and_kept(checkout, tmp_path):
             expected.append(float(int(np.argmax(scores)) == row["answer"]))
     assert items["correct"].tolist() == expected
     assert items["language"].tolist() == ["en"] * 3 + ["ru"] * 3
+    assert items["choices"].tolist() == [
+        len(row["choices"]) for task in suites["all"]["tasks"]
+        for row in tasks.local_configuration(task)["custom_dataset"].args[0]["test"][:3]
+    ]  # fmt: skip
     # A second run asks nothing, as its answers are there; other weights are asked.
     again = harness.answer_suites(None, None, suites, **options)  # type: ignore[arg-type]
     pd.testing.assert_frame_equal(items, again)
@@ -217,6 +221,15 @@ def test_a_suite_is_the_mean_of_its_tasks_not_of_its_questions():
     assert measured["value"] == 0.5 and measured["items"] == 10 and measured["tasks"] == 2
     # a is right in every sample and b wrong, so nothing is left to chance
     assert measured["low"] == measured["high"] == 0.5
+
+
+def test_chance_is_the_mean_over_tasks_of_one_over_the_choices():
+    items = items_of({"a": [1, 1], "b": [0] * 8})
+    assert math.isnan(harness.chance(items)), "earlier versions did not keep the choices"
+    items["choices"] = [2, 4, *[5] * 8]
+    assert harness.chance(items) == pytest.approx((0.375 + 0.2) / 2)
+    assert definitions("summary_capability").answers_of(items) == "2 to 5 answers"
+    assert definitions("summary_capability").answers_of(items.tail(8)) == "5 answers"
 
 
 def test_the_change_is_paired():

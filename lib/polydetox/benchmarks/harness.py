@@ -37,7 +37,7 @@ def answer_suites(
     weights_key: str,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every item of every suite, with whether the model answers it right: columns ``ITEM_COLUMNS``.
+    """Every item of every suite, with whether the model answers it right: ``ITEM_COLUMNS``, and how many ``choices``.
 
     ``task`` is the name that the suite lists, ``part`` the harness's task that an item belongs to (they differ for
     groups such as ``mmlu``). ``correct`` is 1.0 or 0.0: by the likelihood of the answers divided by their length where
@@ -47,7 +47,7 @@ def answer_suites(
     The items of a finished task are kept in ``folder`` under a hash of ``weights_key`` and the settings; a run that
     was stopped answers only what is missing.
     """
-    harness = None
+    harness, columns = None, [*ITEM_COLUMNS, "choices"]
     tables = []
     for suite, settings in suites.items():
         for task in settings["tasks"]:
@@ -55,8 +55,8 @@ def answer_suites(
             if not file.is_file():
                 harness = harness or _language_model(model, tokenizer, batch_size)
                 items = _answer(harness, task, settings["shots"], settings["limit"], seed)
-                write_parquet(file, items.assign(suite=suite, language=task_language(task))[ITEM_COLUMNS])
-            tables.append(read_parquet(file, ITEM_COLUMNS))
+                write_parquet(file, items.assign(suite=suite, language=task_language(task))[columns])
+            tables.append(read_parquet(file, columns))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -66,7 +66,7 @@ def _key(weights_key: str, suite: str, task: str, settings: Mapping[str, Any], s
         configuration = local_configuration(task)
         asked = {**configuration, "custom_dataset": configuration["custom_dataset"].args[0]}
     versions = {name: version for name, version in library_versions().items() if name in _DECIDING}
-    return resume_key([weights_key, suite, asked, settings["shots"], settings["limit"], seed, versions])
+    return resume_key([weights_key, suite, asked, settings["shots"], settings["limit"], seed, versions, "choices"])
 
 
 _DECIDING = ("torch", "transformers", "tokenizers", "datasets", "lm-eval")
@@ -107,7 +107,8 @@ def _answer(harness: Any, task: str, shots: int, limit: int | None, seed: int) -
             measure = next((name for name in ("acc_norm", "acc", "pct_stereotype") if name in sample), None)
             if measure is None:
                 raise UserError("a suite may only list multiple-choice tasks, which have an accuracy, or CrowS-Pairs")
-            rows.append({"task": task, "part": part, "item": int(sample["doc_id"]), "correct": float(sample[measure])})
+            rows.append({"task": task, "part": part, "item": int(sample["doc_id"]), "correct": float(sample[measure]),
+                         "choices": len(sample["arguments"])})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -135,6 +136,13 @@ def by_task(items: pd.DataFrame, suite: str) -> list[Float[np.ndarray, " items"]
     """Whether each item of a suite is answered right, an array a listed task, in a fixed order."""
     mine = items[items["suite"] == suite].sort_values(["task", "part", "item"], kind="stable")
     return [group["correct"].to_numpy(dtype=float) for _, group in mine.groupby("task", sort=True)]
+
+
+def chance(items: pd.DataFrame) -> float:
+    """The mean over tasks of the accuracy by chance, one over an item's ``choices``; NaN where these were not kept."""
+    if "choices" not in items:
+        return float("nan")
+    return float((1.0 / items["choices"]).groupby(items["task"]).mean().mean())
 
 
 def accuracies(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.benchmarks.harness import accuracies
+from polydetox.benchmarks.harness import accuracies, chance
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.tables import NOT_RUN, Cell, Group, PaperTable, number
+from polydetox.results.tables import NOT_RUN, Cell, Group, PaperTable, fixed, number
 
 # Languages of the paper's table that toxicity is not measured in, and the mean over them.
 _NAMES = LANGUAGES | {"vi": "Vietnamese", "mean": "Mean over languages"}
@@ -45,4 +45,6 @@ def language_table(items: pd.DataFrame, **options: Any) -> PaperTable:
         measured = accuracies(mine, **options)
         cells = (percent(measured.get(suite)) for suite in suites)
         lines.append([language_name(str(language)), number(len(mine), 0), *cells])
-    return PaperTable(["Language", "Questions", *map(suite_title, suites)], [Group(None, lines)])
+    by_chance = (fixed(100 * chance(items[items["suite"] == suite]), 0) for suite in suites)
+    titles = [f"{suite_title(suite)} (chance {each}%)" for suite, each in zip(suites, by_chance, strict=True)]
+    return PaperTable(["Language", "Questions", *titles], [Group(None, lines)])

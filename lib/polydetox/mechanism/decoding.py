@@ -117,7 +117,7 @@ def mean_over_new_tokens(
     passes: Sequence[Float[torch.Tensor, "texts neurons"]], counted: Bool[torch.Tensor, "texts steps"]
 ) -> Float[np.ndarray, "texts neurons"]:
     """The mean of recorded activations over each text's new tokens, up to and with the one that ends it."""
-    stacked = torch.stack(list(passes[: counted.shape[1]]), dim=1)  # (texts, steps, neurons)
-    weight = counted.unsqueeze(-1).float()
-    mean: Float[np.ndarray, "texts neurons"] = ((stacked * weight).sum(dim=1) / weight.sum(dim=1)).cpu().numpy()
+    weights = counted.float()  # (texts, steps); summed up step by step, since all neurons of a model are many
+    total = sum(each * weights[:, [step]] for step, each in enumerate(passes[: counted.shape[1]]))
+    mean: Float[np.ndarray, "texts neurons"] = (total / weights.sum(dim=1, keepdim=True)).cpu().numpy()
     return mean

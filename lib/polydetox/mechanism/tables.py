@@ -11,7 +11,8 @@ from polydetox.metrics.diversity import repetition
 from polydetox.results.published import PAPER, paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
 
-GROUPS = {"sources": "actual sources", "random": "random neurons of the same layers"}
+GROUPS = {"sources": "actual sources", "random": "random neurons of the same layers",
+          "matched": "neurons of the same layers and activation"}  # fmt: skip
 
 
 def by_offset(table: pd.DataFrame) -> pd.DataFrame:
