@@ -148,7 +148,7 @@ def test_the_page_says_where_the_sentences_come_from():
     project = {"parameters": {"sentences": "project"}, "inputs": {"params/prompts/sentences.yaml": "0"}}
     assert "native speakers have not checked" in origin(project)
     assert origin(project | {"inputs": {}}) == "The sentences are the evaluated prompts themselves."
-    assert origin({"parameters": {"sentences": "folder"}, "inputs": {}}) == ""
+    assert "of the folder" in origin({"parameters": {"sentences": "folder"}, "inputs": {}})
 
 
 def test_points_that_belong_together_are_drawn_together():

@@ -79,10 +79,12 @@ def test_stereotypes_are_chosen_by_the_likelihood_of_the_sentence_and_stay_among
 
 def test_crows_pairs_count_the_sentence_that_is_the_stereotype(monkeypatch):
     """A task of the harness that has its own measure in place of an accuracy."""
-    samples = {"crows_pairs_english": [{"doc_id": n, "likelihood_diff": 2.0, "pct_stereotype": n} for n in (0.0, 1.0)]}
+    sample = {"likelihood_diff": 2.0, "arguments": [("", "more"), ("", "less")]}
+    samples = {"crows_pairs_english": [{"doc_id": n, "pct_stereotype": n, **sample} for n in (0.0, 1.0)]}
     monkeypatch.setattr("lm_eval.simple_evaluate", lambda **_: {"samples": samples})
     monkeypatch.setattr(harness, "harness_manager", lambda: None)
-    assert harness._answer(None, "crows_pairs_english", 0, None, 0)["correct"].tolist() == [0.0, 1.0]
+    found = harness._answer(None, "crows_pairs_english", 0, None, 0)
+    assert found["correct"].tolist() == [0.0, 1.0] and found["choices"].tolist() == [2, 2]
 
 
 def test_languages_of_tasks():

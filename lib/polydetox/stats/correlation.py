@@ -93,7 +93,7 @@ def partial_correlation(
     rest = [values - slope * given - at for values in (x, y) for slope, at in [line(given, values)]]
     if min(map(np.ptp, rest)) < 1e-12:
         return {"points": len(x), "r": None, "p": None}
-    r, free = float(np.corrcoef(*rest)[0, 1]), len(x) - 3
+    r, free = float(np.corrcoef(rest[0], rest[1])[0, 1]), len(x) - 3
     t = abs(r) * np.sqrt(free / max(1.0 - r**2, 1e-16))
     return {"points": len(x), "r": r, "p": float(2.0 * stats.t.sf(t, free))}
 
