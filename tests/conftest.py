@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 from tiny import FAMILIES, make_checkout, tiny_model, tiny_tokenizer
+
+# Imports make many objects that stay; at Python's threshold a sixth of their time goes into looking for garbage.
+gc.set_threshold(50_000, 10, 10)
 
 # One thread a test process: tiny matrices only lose time to more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

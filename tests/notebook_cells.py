@@ -58,7 +58,7 @@ def run_cells(notebook: str, *, until: str | None = None, **parameters: Any) -> 
             if isinstance(last, ast.Expr):
                 show(eval(compile(ast.Expression(last.value), f"{notebook}, cell {number}", "eval"), space))
             for figure in map(plt.figure, plt.get_fignums()):
-                figure.canvas.draw()
+                figure.draw_without_rendering()  # makes its texts, and no picture
                 shown += [text.get_text() for text in figure.findobj(Text)]
             plt.close("all")
             if "parameters" in cell.metadata.get("tags", []):

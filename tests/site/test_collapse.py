@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_control
-from recorded import SECTIONS, recorded, write_record
+from recorded import SECTIONS, recorded
 
 import synthetic
 from notebook_cells import definitions, run_cells
@@ -22,7 +22,7 @@ from polydetox.core import paths
 from polydetox.core.artifacts import read_json
 from polydetox.evaluation.tables import MAIN_METRICS, language_table, languages_table, main_table
 from polydetox.report.assemble import read_variables
-from polydetox.workflow import load
+from polydetox.workflow import load, record_file
 
 Change = Callable[[str, str, pd.DataFrame], pd.DataFrame]
 LANGUAGES = ["ar", "de", "en", "ja"]
@@ -104,7 +104,7 @@ def case(request, tmp_path_factory):
 def summary_shows(section: str) -> list[str]:
     """Run a summary notebook where the report looks for it; returns what its cells show."""
     folder = paths.profile_run(synthetic.PROFILE) / "summary" / section
-    return run_cells(f"summary_{section}", run=str(write_record(synthetic.PROFILE)), output_folder=str(folder))["shown"]
+    return run_cells(f"summary_{section}", run=str(record_file(synthetic.PROFILE)), output_folder=str(folder))["shown"]
 
 
 def test_every_summary_goes_through_and_prints_no_missing_value_as_a_number(case):
