@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -126,11 +129,45 @@ def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
     return folder
 
 
+def polydetox(checkout: Path, *words: str, **changes: str) -> subprocess.CompletedProcess:
+    """What the command `polydetox` does in a checkout, in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
+    environment = kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"} | changes
+    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
+                          env=environment, timeout=600)  # fmt: skip
+
+
+def called(checkout: Path, *words: str) -> subprocess.CompletedProcess:
+    """The same in this process, which has imported torch and transformers already: for a plan, or what is refused."""
+    from polydetox.cli import main
+    from polydetox.core import paths
+
+    with (
+        tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, pytest.MonkeyPatch.context() as patch,
+        contextlib.ExitStack() as after,
+    ):  # fmt: skip
+        after.callback(paths.root.cache_clear)
+        patch.setenv("POLYDETOX_ROOT", str(checkout))
+        patch.delenv("POLYDETOX_RUNS", raising=False)
+        patch.chdir(checkout)
+        paths.root.cache_clear()
+        for number, file in ((1, out), (2, err)):  # what Snakemake prints
+            kept = os.dup(number)
+            after.callback(os.close, kept)
+            after.callback(os.dup2, kept, number)
+            os.dup2(file.fileno(), number)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(list(words))
+            out.flush(), err.flush()
+        printed = []
+        for file in (out, err):
+            file.seek(0)
+            printed.append(file.read())
+    return subprocess.CompletedProcess(list(words), status, *printed)
+
+
 def run(checkout: Path, *words: str) -> str:
     """What `polydetox run` prints."""
-    environment = os.environ | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
-    environment.pop("POLYDETOX_RUNS", None)
-    done = subprocess.run([sys.executable, "-m", "polydetox", "run", "--profile", "tiny", *words], cwd=checkout,
-                          env=environment, capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = polydetox(checkout, "run", "--profile", "tiny", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tiny import TINY_PROFILE, make_checkout
+from tiny import TINY_PROFILE, called, make_checkout, polydetox
 
 SMALL = {
     "iterations": 2, "steps": 2, "batch_size": 4, "max_length": 96, "warmup_steps": 1, "samples": 12,
@@ -46,11 +46,6 @@ TARGETS = [f"runs/tiny/tiny/control/{algorithm}/constrained_decode/manifest.json
 def environment(checkout: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
     return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
-
-
-def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
-                          env=environment(checkout), timeout=600)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +157,7 @@ def test_what_is_missing_is_said_before_the_run(finished, tmp_path):
     profile = finished / "params/profiles/missing.yaml"
     control = CONTROL | {"corpus": {"toxigen": "/nowhere"}}
     profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": control}))
-    done = polydetox(finished, "run", "--profile", "missing")
+    done = called(finished, "run", "--profile", "missing")
     assert done.returncode == 2 and "control: corpus: toxigen '/nowhere': no such folder or file" in done.stderr
     # What is there but has too little, before a model is fetched: once here, and again by the stage.
     pd.DataFrame({"generation": ["a", "b"], "prompt_label": [1, 0]}).to_parquet(tmp_path / "toxigen.parquet")
@@ -174,5 +169,5 @@ def test_what_is_missing_is_said_before_the_run(finished, tmp_path):
         pd.DataFrame({"generation": ["a", "b"], "prompt_label": [1, 1]}).to_parquet(tmp_path / "two.parquet")
         corpus = {name: str(tmp_path / file) for name, file in texts.items()}
         profile.write_text(yaml.safe_dump(TINY_PROFILE | {"control": CONTROL | {"corpus": corpus}}))
-        done = polydetox(finished, "run", "--profile", "missing")
+        done = called(finished, "run", "--profile", "missing")
         assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tiny import make_checkout
+from tiny import called, make_checkout, polydetox
 
 SMALL = {
     "iterations": 2, "steps": 1, "batch_size": 4, "max_length": 48, "warmup_steps": 0, "samples": 8,
@@ -40,13 +37,6 @@ TARGETS = [f"{RUN}/{name}/manifest.json" for name in (
     "base/attribute_eval", "plain/attribute_eval", "win_rate", "jigsaw_classify/regularised-lm",
     "jigsaw_classify/sft-classification",
 )]  # fmt: skip
-
-
-def polydetox(checkout: Path, *words: str) -> subprocess.CompletedProcess:
-    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
-    environment = kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
-                          env=environment, timeout=600)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +117,7 @@ def test_mistakes_are_named_before_anything_starts(finished):
             ({"jigsaw_classify": {"texts": "nowhere.csv"}}, "nowhere.csv: cannot be read (No such file"),
         ]:
             file.write_text(yaml.safe_dump(profile | {"control": CONTROL | change}))
-            done = polydetox(finished, "run", "--profile", "tiny", TARGETS[0])
+            done = called(finished, "run", "--profile", "tiny", TARGETS[0])
             assert done.returncode == 2 and words in done.stderr, done.stderr
     finally:
         file.write_text(original)

@@ -18,8 +18,9 @@ import pytest
 import yaml
 from recorded import SECTIONS
 
-from polydetox.core import locks
-from tiny import CHECKOUT, make_checkout
+from notebook_cells import run_cells
+from polydetox.core import locks, paths
+from tiny import CHECKOUT, called, make_checkout, polydetox
 
 OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports
 EVALUATED = [(variant, language) for variant in ("base", "dpo", "dpo-lora") for language in ("de", "en", "ja")]
@@ -28,11 +29,6 @@ EVALUATED = [(variant, language) for variant in ("base", "dpo", "dpo-lora") for 
 def environment(checkout: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
     return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
-
-
-def polydetox(checkout: Path, *words: str, **changes: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
-                          env=environment(checkout) | changes, timeout=600)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -165,18 +161,15 @@ def test_retrieval_finds_english_in_itself(finished):
     assert layers.groupby("language")["layer"].apply(list).to_dict() == {name: [1, 2] for name in ("de", "en", "ja")}
 
 
-def test_an_added_language_costs_only_itself(finished):
+def test_an_added_language_costs_only_itself(finished, monkeypatch):
     """By hand, in a folder of its own: first two languages, then a third; the shards of the first two are kept."""
     checkout, _ = finished
     folder = checkout / "runs/by-hand"
+    monkeypatch.setattr(paths, "root", lambda: checkout)
 
     def by_hand(*languages: str) -> dict[str, int]:
-        notebook = "notebooks/transfer/retrieval.ipynb"
-        command = [sys.executable, "-m", "papermill", notebook, "out.ipynb", "-k", "python3",
-                   "-y", yaml.safe_dump({"checkpoint": "tiny", "sentences": "project", "limit": 6,
-                                         "languages": list(languages), "output_folder": str(folder)})]  # fmt: skip
-        done = subprocess.run(command, cwd=checkout, env=environment(checkout), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        run_cells("retrieval", checkpoint="tiny", sentences="project", limit=6, languages=list(languages),
+                  output_folder=str(folder))  # fmt: skip
         assert list(json.loads((folder / "metrics.json").read_text())["languages"]) == ["en", *languages]
         return {file.name.split(".")[0]: file.stat().st_mtime_ns for file in (folder / "parts").iterdir()}
 
@@ -237,7 +230,7 @@ def planned(checkout: Path, file: str, **changes) -> dict[str, int]:
     original = path.read_text()
     path.write_text(yaml.safe_dump(yaml.safe_load(original) | changes))
     try:
-        done = polydetox(checkout, "run", "--profile", "tiny", "-n")
+        done = called(checkout, "run", "--profile", "tiny", "-n")
     finally:
         path.write_text(original)
     assert done.returncode == 0, done.stderr
@@ -247,7 +240,7 @@ def planned(checkout: Path, file: str, **changes) -> dict[str, int]:
 
 def test_changed_settings_run_only_what_depends_on_them(finished):
     checkout, _ = finished
-    plan = polydetox(checkout, "run", "--profile", "tiny", "-n")
+    plan = called(checkout, "run", "--profile", "tiny", "-n")
     assert plan.returncode == 0 and "Nothing to be done" in plan.stdout + plan.stderr
 
     counts = planned(checkout, "profiles/tiny.yaml", generate={"n": 2, "max_new_tokens": 6})
@@ -368,10 +361,10 @@ def test_mistakes_are_named_before_anything_starts(small):
         ({"evaluate": {"scorer": "embeded"}}, "'embedded'"),
     ]:
         file.write_text(yaml.safe_dump(profile | change))
-        done = polydetox(small, "run", "--profile", "tiny")
+        done = called(small, "run", "--profile", "tiny")
         assert done.returncode == 2 and words in done.stderr, done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (small / "runs").exists()
     shutil.rmtree(small / "params/prompts")
     file.write_text(yaml.safe_dump(profile))
-    assert "training.yaml: no such file" in polydetox(small, "run", "--profile", "tiny").stderr
+    assert "training.yaml: no such file" in called(small, "run", "--profile", "tiny").stderr
