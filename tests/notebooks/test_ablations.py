@@ -30,15 +30,13 @@ PROFILE = {
     "variants": {
         "dpo": {"pairs": "mine"},
         "dpo-rtplx": {"pairs": "rtp-lx", "optional": True, "title": "RTP-LX"},
-        "kto": {"pairs": "single", "dpo": {"loss": "kto"}},
+        "kto": {"pairs": "single", "ablation": "loss", "dpo": {"loss": "kto"}},
         "lr": {"pairs": "mine", "ablation": "learning-rate", "prompt_limit": 3,
-               "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2}},
+               "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2, "method": "lora"}},
         "polite": {"pairs": "mine", "ablation": "prompting", "tuning": "none",
                    "generate": {"prefix": "own-language"}},
-        "anti": {"pairs": "mine", "ablation": "placebo", "prompt_limit": 3, "generate": {"n": 2},
-                 "dpo": {"labels": "swapped", "learning_rate": 1e-2}},
         "steered": {"pairs": "mine", "ablation": "decoding", "tuning": "none",
-                    "generate": {"experts": ["lr", "anti"], "alpha": 1.0}},
+                    "generate": {"experts": ["lr", "kto"], "alpha": 1.0}},
         "edited": {"pairs": "mine", "ablation": "tuning", "tuning": "profs", "prompt_limit": 3,
                    "generate": {"n": 2}, "profs": {"rank": 1}},
     },
@@ -86,6 +84,9 @@ def test_an_ablation_runs_as_much_as_it_says(ran):
     assert set(scores["language"]) == {"de"} and (runs / "tiny/lr/evaluate/de/metrics.json").is_file()
     assert scores.groupby("prompt_id").size().tolist() == [2, 2, 2]
     assert json.loads((runs / "tiny/lr/dpo/metrics.json").read_text())["learning_rate"] == 1e-2
+    trained, merged = (runs / "tiny/lr" / stage / "weights" for stage in ("dpo", "merge"))
+    assert (trained / "adapter_config.json").is_file() and not (merged / "adapter_config.json").is_file()
+    assert (merged / "model.safetensors").is_file(), "an adapter is merged into the base model's weights"
     assert not (runs / "tiny/lr/further").exists()
 
 
@@ -104,7 +105,7 @@ def test_experts_steer_the_base_model(ran):
     runs, _ = ran
     assert not (runs / "tiny/steered/merge").exists()
     manifest = json.loads((runs / "tiny/steered/generate/manifest.json").read_text())
-    experts = ["runs/tiny/tiny/lr/merge", "runs/tiny/tiny/anti/merge"]
+    experts = ["runs/tiny/tiny/lr/merge", "runs/tiny/tiny/kto/merge"]
     assert manifest["parameters"]["experts"] == experts and {*experts, "runs/tiny/tiny/trim"} <= set(manifest["inputs"])
     base, steered = (pd.read_parquet(runs / f"tiny/{variant}/score/scores.parquet") for variant in ("base", "steered"))
     assert base["prompt"].tolist() == steered["prompt"].tolist()

@@ -15,7 +15,7 @@ from polydetox.core import paths
 from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import checked
 from polydetox.workflow import load
-from tiny import make_checkout, run
+from tiny import called, make_checkout, run
 
 LANGUAGES = ["en", "de"]
 TARGETS = [f"runs/tiny/tiny/base/evaluate/{language}/manifest.json" for language in LANGUAGES]
@@ -64,7 +64,9 @@ def planned(checkout: Path, targets: list[str], **changes) -> set[str]:
     original = path.read_text()
     path.write_text(yaml.safe_dump(yaml.safe_load(original) | changes))
     try:
-        output = run(checkout, "-n", *targets)
+        done = called(checkout, "run", "--profile", "tiny", "-n", *targets)
+        assert done.returncode == 0, done.stderr
+        output = done.stdout + done.stderr
     finally:
         path.write_text(original)
     words = [line.split() for line in output.partition("Reasons:")[0].splitlines()]
