@@ -30,7 +30,7 @@ PROFILE = {
     "variants": {
         "dpo": {"pairs": "mine"},
         "dpo-rtplx": {"pairs": "rtp-lx", "optional": True, "title": "RTP-LX"},
-        "kto": {"pairs": "single", "ablation": "loss", "dpo": {"loss": "kto"}},
+        "kto": {"pairs": "single", "dpo": {"loss": "kto"}},
         "lr": {"pairs": "mine", "ablation": "learning-rate", "prompt_limit": 3,
                "generate": {"n": 2}, "dpo": {"learning_rate": 1e-2, "method": "lora"}},
         "polite": {"pairs": "mine", "ablation": "prompting", "tuning": "none",
