@@ -36,7 +36,7 @@ PROFILE = {
         "polite": {"pairs": "mine", "ablation": "prompting", "tuning": "none",
                    "generate": {"prefix": "own-language"}},
         "steered": {"pairs": "mine", "ablation": "decoding", "tuning": "none",
-                    "generate": {"experts": ["lr", "kto"], "alpha": 1.0}},
+                    "generate": {"experts": ["dpo", "lr"], "alpha": 1.0}},
         "edited": {"pairs": "mine", "ablation": "tuning", "tuning": "profs", "prompt_limit": 3,
                    "generate": {"n": 2}, "profs": {"rank": 1}},
     },
@@ -105,7 +105,7 @@ def test_experts_steer_the_base_model(ran):
     runs, _ = ran
     assert not (runs / "tiny/steered/merge").exists()
     manifest = json.loads((runs / "tiny/steered/generate/manifest.json").read_text())
-    experts = ["runs/tiny/tiny/lr/merge", "runs/tiny/tiny/kto/merge"]
+    experts = ["runs/tiny/tiny/dpo/merge", "runs/tiny/tiny/lr/merge"]
     assert manifest["parameters"]["experts"] == experts and {*experts, "runs/tiny/tiny/trim"} <= set(manifest["inputs"])
     base, steered = (pd.read_parquet(runs / f"tiny/{variant}/score/scores.parquet") for variant in ("base", "steered"))
     assert base["prompt"].tolist() == steered["prompt"].tolist()
