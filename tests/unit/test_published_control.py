@@ -25,7 +25,8 @@ VOCABULARY = 30
 def regularise(folder: Path, *cells: str, **settings):
     """The namespace of the notebook regularise after its imports and some of its cells, for ``pr-finetune``."""
     asked = checked("regularise", algorithm="pr-finetune", **settings)
-    return some_cells("regularise", asked, Stage("regularise", folder, {}), ("-03", *cells), tokenizer=tiny_tokenizer())
+    cells = ("-03", "-ends", "-head-losses", "-model-losses", *cells)
+    return some_cells("regularise", asked, Stage("regularise", folder, {}), cells, tokenizer=tiny_tokenizer())
 
 
 def random_model(kind, seed: int):
