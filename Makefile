@@ -98,7 +98,7 @@ rulegraph: $(STAMP) ## draw the stages into book/rulegraph.svg; needs graphviz
 	@set -e; for profile in $(DRAWN); do \
 	  $(BIN)/python -m snakemake --quiet all --config profile=$$profile --rulegraph --omit-from record; \
 	done > book/rulegraph.dot
-	@dot book/rulegraph.dot | gvpack -array_ut3 2>/dev/null | neato -n2 -Tsvg -o book/rulegraph.svg
+	@dot book/rulegraph.dot | gvpack -array_ut3 2>/dev/null | neato -n2 -Gbgcolor=transparent -Tsvg -o book/rulegraph.svg
 	@rm book/rulegraph.dot
 
 lint: $(STAMP) ## style of the library, the tests and the workflow, and the library's types

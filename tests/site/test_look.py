@@ -14,7 +14,7 @@ from browser import Served
 
 PAGES = ["index.html", "methods.html", "results-detox.html", "why.html", "examples.html", "reproducibility.html",
          "fidelity.html", "references.html", "notebooks.html", "notebooks/evaluate.html"]  # fmt: skip
-CHAPTER_OF = {"fig-drop": "Figure 3.2", "tbl-main": "Table 3.1", "tbl-probe": "Table 7.1"}
+CHAPTER_OF = {"fig-scorers": "Figure 3.2", "tbl-main": "Table 3.1", "tbl-probe": "Table 7.1"}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_dark_is_dark_everywhere(served: Served, browser):
     try:
         browser.wait_for("getComputedStyle(document.body).backgroundColor === 'rgb(23, 25, 28)'")
         for words in ("#quarto-sidebar .sidebar-title a", "#quarto-sidebar .sidebar-link .menu-text", "main p",
-                      "main table td", "main figcaption", "#quarto-margin-sidebar a"):  # fmt: skip
+                      "main table td", "main :is(figcaption, caption)", "#quarto-margin-sidebar a"):  # fmt: skip
             # A colour may take a moment to change.
             browser.wait_for(f"({CONTRAST})(document.querySelector({words!r})) > 4.5")
         browser.open(f"{served.address}/notebooks/evaluate.html")
@@ -81,10 +81,10 @@ def test_tables_are_set_as_in_a_paper(served: Served, browser):
     browser.open(f"{served.address}/results-detox.html")
     style = "[...document.querySelectorAll({!r})].map(e => getComputedStyle(e)[{!r}])"
     rows = "#tbl-main tbody tr:not(.group)"
-    first, other = f"{rows} td:first-child", f"{rows} td:not(:first-child)"
-    assert set(browser.evaluate(style.format(first, "textAlign"))) <= {"left", "start"}
+    first, other = f"{rows} th:first-child", f"{rows} td:not(:first-child)"
+    assert set(browser.evaluate(style.format(first, "textAlign"))) in ({"left"}, {"start"})
     assert set(browser.evaluate(style.format(other, "textAlign"))) == {"right"}
-    assert set(browser.evaluate(style.format("#tbl-main figcaption", "textAlign"))) == {"left"}
+    assert set(browser.evaluate(style.format("#tbl-main caption", "textAlign"))) == {"left"}
     assert set(browser.evaluate(style.format("#tbl-main td", "boxShadow"))) == {"none"}, "no stripes"
     assert set(browser.evaluate(style.format("#tbl-main td", "backgroundColor"))) == {"rgba(0, 0, 0, 0)"}
 
@@ -97,7 +97,7 @@ def test_references_are_the_same_in_both(served: Served, browser):
     assert chapters["why.html"] == "Why it transfers" and chapters["methods.html"] == "Methods"
     for label, number in CHAPTER_OF.items():
         browser.open(f"{served.address}/{'why' if label == 'tbl-probe' else 'results-detox'}.html")
-        assert text_of(browser, f"document.querySelector('#{label} figcaption')").startswith(f"{number}:")
+        assert text_of(browser, f"document.querySelector('#{label} :is(figcaption, caption)')").startswith(f"{number}:")
     browser.open(f"{served.address}/notebooks/evaluate.html")
     figure = "document.querySelector('#fig-toxicity-evaluate figcaption')"
     assert text_of(browser, figure).startswith("Figure 1:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_no_table_of_the_report_scrolls_in_a_window_of_1200_pixels(site, browser
 def test_figures_and_tables_are_there_and_numbered(site, browser):
     expected = {  # chapter, and some of what it shows
         "training.html": (2, ["fig-training-curves", "tbl-pairs", "tbl-training"]),
-        "results-detox.html": (3, ["fig-drop", "fig-scorers", "tbl-main", "tbl-transfer", "tbl-languages",
+        "results-detox.html": (3, ["fig-scorers", "tbl-main", "tbl-transfer", "tbl-languages",
                                    "tbl-scorers", "tbl-candidates"]),
         "fluency.html": (4, ["fig-perplexity", "tbl-fluency", "tbl-perplexity", "tbl-drift", "tbl-agreement"]),
         "capability.html": (5, ["fig-capability", "tbl-capability"]),
@@ -108,8 +109,8 @@ def test_figures_and_tables_are_there_and_numbered(site, browser):
         browser.open(site / page)
         browser.evaluate("Promise.all([...document.images].map(image => image.decode()))")
         captions = browser.evaluate(
-            "Object.fromEntries([...document.querySelectorAll(':is([id^=fig-], [id^=tbl-]):has(figcaption)')]"
-            ".map(e => [e.id, e.querySelector('figcaption').innerText.replace(/\\u00a0/g, ' ')]))"
+            "Object.fromEntries([...document.querySelectorAll(':is([id^=fig-], [id^=tbl-]):has(figcaption, caption)')]"
+            ".map(e => [e.id, e.querySelector('figcaption, caption').innerText.replace(/\\u00a0/g, ' ')]))"
         )
         for kind, prefix in {"Figure": "fig-", "Table": "tbl-"}.items():
             of_kind = [caption for label, caption in captions.items() if label.startswith(prefix)]
@@ -189,6 +190,61 @@ def test_a_click_shows_the_text_and_a_second_one_hides_it(site, browser, page):
         assert synthetic.MARKER not in browser.evaluate(f"{cover}.innerText")
     summary = browser.evaluate(f"{visible}[0].querySelector('summary').innerText")
     assert re.search(r"(Arabic|English)", summary) and re.search(r"toxicity (before )?\d\.\d\d|prompt p\d\d", summary)
+
+
+def test_the_browser_of_continuations_filters_and_sorts_and_searches_only_what_is_shown(site, browser):
+    browser.open(site / "examples.html")
+
+    def summaries() -> list[list[str]]:
+        return browser.evaluate("[...document.querySelectorAll('.continuations summary')]"
+                                ".map(line => [...line.children].map(part => part.textContent))")  # fmt: skip
+
+    def choose(control: int, value: str) -> list[list[str]]:
+        browser.evaluate(
+            f"(() => {{ const one = document.querySelectorAll('.continuations :is(select, input)')[{control}];"
+            f" one.value = {value!r}; one.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"
+        )
+        return summaries()
+
+    status = "document.querySelector('.continuations [role=status]').textContent"
+    assert browser.evaluate(status) == "72 of 144 pairs"  # 2 variants, 4 languages, 6 prompts, 3 continuations
+    assert len(summaries()) == 20 and summaries()[0][:2] == ["Arabic", "prompt p00, continuation 1"]
+    assert summaries()[0][2].endswith("after not scored")
+    browser.evaluate("document.querySelector('.continuations > button').click()")
+    assert len(summaries()) == 40
+
+    assert {line[0] for line in choose(0, "de")} == {"German"}
+    assert browser.evaluate(status) == "18 of 144 pairs"
+    toxicity = [[float(value) for value in re.findall(r"\d\.\d\d", line[2])] for line in choose(3, "drop")]
+    assert len(toxicity) == 17  # without the one that is not scored
+    drops = [before - after for before, after in toxicity]
+    assert all(first >= second - 0.011 for first, second in itertools.pairwise(drops)) and drops[0] > drops[-1]
+    mended = [[float(value) for value in re.findall(r"\d\.\d\d", line[2])] for line in choose(2, "stopped")]
+    assert mended == [[before, after] for before, after in toxicity if before >= 0.5 > after]
+    choose(2, "all")
+
+    words = "document.querySelector('.continuations [type=search]')"
+    assert browser.evaluate(f"{words}.disabled") and len(choose(4, "de 3 1")) == 17  # a search has no say yet
+    assert synthetic.MARKER not in browser.evaluate("document.body.innerText")
+    browser.evaluate("document.querySelector('.continuations [type=checkbox]').click()")
+    assert len(choose(4, "dpo de 3 1")) == 1
+    shown = browser.evaluate("document.querySelector('.continuations details').innerText")
+    assert f"{synthetic.MARKER} base de 3 1" in shown and f"{synthetic.MARKER} dpo de 3 1" in shown
+    sides = browser.evaluate(
+        "[...document.querySelectorAll('.masked-pair > div')].map(e => e.getBoundingClientRect().y)"
+    )
+    assert len(sides) == 2 and sides[0] == sides[1], "side by side"
+    assert browser.evaluate("window.broken") is None and browser.complaints() == []
+
+
+def test_without_scripts_the_examples_are_there(site, browser):
+    browser.command("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.open(site / "examples.html")
+        said = browser.evaluate("document.querySelector('main').innerText")
+        assert "needs JavaScript" in said and "Arabic" in said and synthetic.MARKER not in said
+    finally:
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
 
 
 def test_value_vectors_can_be_sorted_and_searched_without_showing_a_token(site, browser):

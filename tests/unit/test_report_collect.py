@@ -137,15 +137,19 @@ def test_means_over_languages_cover_the_same_languages_on_both_sides():
 
 def test_examples_do_not_depend_on_the_scores():
     before, after = scored(), scored(continuation=["A", "B", "C", "D"])
-    example_rows = definitions("summary_examples").example_rows
-    found = example_rows(before, after, 1, np.random.default_rng(5))
+    notebook = definitions("summary_examples")
+
+    def example_rows(before, after, count):
+        return notebook.example_rows(notebook.pairs_of(before, after), count, np.random.default_rng(5))
+
+    found = example_rows(before, after, 1)
     assert len(found) == 1
     row = found.iloc[0]
     same = (after["prompt_id"] == row["prompt_id"]) & (after["sample"] == row["sample"])
     assert row["after"] == after.loc[same, "continuation"].item()
-    again = example_rows(before.assign(toxicity=1.0), after.assign(toxicity=0.0), 1, np.random.default_rng(5))
+    again = example_rows(before.assign(toxicity=1.0), after.assign(toxicity=0.0), 1)
     assert again.iloc[0][["prompt_id", "sample"]].tolist() == row[["prompt_id", "sample"]].tolist()
-    assert len(example_rows(before, after, 9, np.random.default_rng(5))) == 2
+    assert len(example_rows(before, after, 9)) == 2
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_numbers_stand_on_the_right_and_intervals_stay_on_one_line():
     assert '<td style="text-align: left">from here to there</td>' in shown
     assert '<th class="number" style="text-align: right"><strong>EMT</strong></th>' in shown
     assert '<th class="span" colspan="2" style="text-align: center"><strong>Of both</strong></th>' in shown
-    assert '<td colspan="2" style="text-align: left"><strong>This run</strong></td>' in shown
+    assert '<th scope="rowgroup" colspan="2" style="text-align: left"><strong>This run</strong></th>' in shown
 
 
 def test_without_quarto_there_is_no_pdf(monkeypatch):

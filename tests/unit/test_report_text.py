@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
 from polydetox.core.errors import UserError
-from polydetox.report.masking import escape, masked_extremes, masked_table, masked_vectors
+from polydetox.report.masking import continuation_browser, escape, masked_extremes, masked_table, masked_vectors
+from polydetox.report.rendering import make_accessible
 from polydetox.report.sections import duration
-from polydetox.results.figures import language_axis
+from polydetox.results.figures import SIDES, language_axis, name_lines, name_points, name_sides, use_theme
 from polydetox.results.tables import (
     Cell,
     Group,
@@ -130,6 +134,104 @@ def test_pairs_and_comparisons_are_covered_as_well():
     assert "toxicity before 0.90, after 0.10" in Uncovered(html).text and "(empty)" in html
 
 
+def test_the_data_of_the_browser_say_what_the_pairs_say_and_stay_in_their_script():
+    hostile = 'a </script><!-- ``` {{< var x >}} @fig-x $y$ \u2028 \\ " & b'
+    pairs = pd.DataFrame({
+        "comparison": None, "language": ["ar", "ar", "de"], "prompt_id": ["p1", "p1", "p1"], "prompt": [hostile] * 3,
+        "gloss": None, "sample": [0, 1, 0], "before": ["x", hostile, ""], "after": ["y", None, "z"],
+        "before_toxicity": [0.25, 0.5, float("nan")], "after_toxicity": [0.125, 0.0, 1.0], "threshold": 0.5,
+    })  # fmt: skip
+    html = continuation_browser(pairs)._repr_html_()
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
+    assert not re.search(r"[`{}@$<>&\u2028\n]", text) and html.count("</script>") == 1
+    assert json.loads(text) == [
+        [["ar", "Arabic", True], ["de", "German", False]],
+        [["ar", "p1", hostile, "", 0.5], ["de", "p1", hostile, "", 0.5]],
+        [["", 0, 0, "x", "y", 0.25, 0.125], ["", 0, 1, hostile, "", 0.5, 0.0], ["", 1, 0, "", "z", None, 1.0]],
+    ]
+
+
+def test_tables_of_a_site_get_captions_and_headings(tmp_path):
+    (tmp_path / "skip.html").write_text("<a href='#main'>Skip</a>")
+    table = PaperTable(["", "A", "B"], [Group("all", [["x", Cell("1"), Cell("2")]])] * 2, [("", 1), ("both", 2)])
+    figure = '<figure><figcaption id="c">{}</figcaption><div>{}</div></figure>'
+    (tmp_path / "site").mkdir()
+    page = tmp_path / "site" / "a.html"
+    page.write_text(f"<body class='b'>{figure.format('Table 1', table._repr_html_())}"
+                    f"<figure><img><figcaption>Figure 1</figcaption></figure>"
+                    "<table><tbody><tr><td></td></tr></tbody></table>"
+                    "</body>")  # fmt: skip
+    make_accessible(tmp_path / "site", tmp_path)
+    text = page.read_text()
+    assert text.startswith("<body class='b'><a href='#main'>Skip</a><figure><div><table")
+    assert '<caption id="c">Table 1</caption>' in text and "<figcaption>Figure 1</figcaption>" in text
+    scopes = re.findall(r'<th scope="(\w+)"', text)
+    assert scopes == ["colgroup", "col", "col", *["rowgroup", "row"] * 2] and text.count("<th ") == 7
+    assert text.count("<tbody>") == 3, "a body for each group, and that of the other table"
+
+
+def test_figures_keep_their_text_and_have_no_background(tmp_path):
+    with plt.rc_context():
+        use_theme.__wrapped__()
+        figure, axis = plt.subplots()
+        axis.set_title("A title")
+        figure.savefig(tmp_path / "figure.svg")
+        plt.close(figure)
+    text = (tmp_path / "figure.svg").read_text()
+    assert ">A title</text>" in text and "DejaVu Sans" in text and "Verdana" in text
+    assert not re.search(r"fill: #ffffff|fill: white", text)
+
+
+def boxes(axis):
+    axis.figure.canvas.draw()
+    return {text.get_text(): text.get_window_extent() for text in axis.texts}
+
+
+def test_the_names_of_lines_that_end_together_stand_apart():
+    _, axis = plt.subplots()
+    for name, end in (("a", 1.0), ("b", 1.01), ("c", 0.99), ("far", 3.0)):
+        axis.plot([0, 1], [0, end], label=name)
+    axis.plot([0, 1], [0, 2])  # without a label
+    name_lines(axis)
+    found = boxes(axis)
+    assert sorted(found, key=lambda name: found[name].y0) == ["c", "a", "b", "far"]
+    ordered = [found[name] for name in ("c", "a", "b", "far")]
+    assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(ordered))
+    far = axis.transData.transform((1, 3.0))[1]
+    assert found["far"].y0 < far < found["far"].y1, "at its line's end"
+    assert [text.get_color() for text in axis.texts] != [axis.texts[0].get_color()] * 4
+    plt.close("all")
+
+
+def test_the_names_of_points_that_lie_together_do_not_collide():
+    _, axis = plt.subplots(figsize=(5, 4))
+    x, y = (
+        np.array([0.5, 0.5, 0.51, 0.52, 0.5, 0.49, 0.9, 0.1]),
+        np.array([0.5, 0.51, 0.5, 0.52, 0.53, 0.49, 0.9, 0.1]),
+    )
+    axis.plot(x, y, "o")
+    names = [f"Language {number}" for number in range(len(x))]
+    name_points(axis, names, x, y)
+    axis.figure.canvas.draw()
+    found = [plt.Text.get_window_extent(text) for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == names
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(found, 2))
+    plt.close("all")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.8, 0.2), (0.2, 0.8)])
+def test_before_and_after_are_named_at_the_first_row(before, after):
+    _, axis = plt.subplots()
+    axis.set(xlim=(0, 1), ylim=(1.4, -0.6))
+    name_sides(axis, pd.DataFrame({"before": [before, 0.5], "after": [after, 0.5]}))
+    found = boxes(axis)
+    assert not found["before"].overlaps(found["after"])
+    assert {text.get_text(): text.get_color() for text in axis.texts} == {side: SIDES[side][0] for side in SIDES}
+    name_sides(axis, pd.DataFrame({"before": [float("nan")], "after": [after]}))
+    assert len(axis.texts) == 2
+    plt.close("all")
+
+
 def test_value_vectors_show_facts_and_cover_tokens():
     vectors = pd.DataFrame({"layer": [3], "neuron": [7], "cosine": [0.25], "activation": [-0.125],
                             "tokens": [["SECRET", "`</details>", " "]], "scripts": ["Latin 67%, Han 33%"]})  # fmt: skip
@@ -176,7 +278,7 @@ def test_a_table_escapes_its_cells_and_marks_its_numbers():
     assert "all &lt;of&gt; it" in html and "x &amp; y" in html
     assert '<td class="number">1<br><span class="interval">0 to 2</span></td>' in html
     assert '<td class="number missing">not run</td>' in html
-    assert html.count("<th") - html.count("<thead") == 5 and 'colspan="2"' in html
+    assert html.count("<th") - html.count("<thead") == 6 and 'colspan="2"' in html
     assert "not run" in repr(table)
 
 

@@ -1,4 +1,4 @@
-"""The figures of toxicity and fluency before and after tuning in every language, and of several scorers."""
+"""What the figures of toxicity and fluency before and after tuning, and of several scorers, have in common."""
 
 from __future__ import annotations
 
@@ -6,32 +6,24 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from polydetox.results.collect import METRICS, Results
-from polydetox.results.figures import INK, SIDES, legend, panels, points, x_label
+from polydetox.results.collect import Results
+from polydetox.results.figures import INK, points
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_MEASURED, NOT_RUN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-def plot_by_language(results: Results, metric: str) -> Figure:
-    """One metric before and after in each language, with its interval; a panel a comparison."""
-    figure, axes = panels(results)
-    for axis, comparison in zip(axes, results.comparisons, strict=True):
-        panel = rows_of(results, comparison, metric)
-        for offset, (side, (colour, marker, fill)) in zip((-0.17, 0.17), SIDES.items(), strict=True):
-            points(axis, panel, side, offset, colour, marker, fill, missing=why_missing(panel, side))
-    x_label(figure, METRICS[metric].axis)
-    legend(figure, axes[0])
-    return figure
 
 
 def rows_of(results: Results, comparison: Comparison, metric: str) -> pd.DataFrame:
     """Before, after and drop of one metric, a row a language."""
     table = results.by_language
     return table[(table["comparison"] == comparison.name) & (table["metric"] == metric)].set_index("language")
+
+
+def by_drop(results: Results, metric: str) -> list[str]:
+    """The languages of the profile, those in which a metric falls most under the first comparison first."""
+    return list(rows_of(results, results.comparisons[0], metric)["drop"].sort_values(ascending=False).index)
 
 
 def why_missing(panel: pd.DataFrame, *sides: str) -> list[str]:

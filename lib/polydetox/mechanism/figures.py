@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def plot_probe_by_language(qualities: Mapping[str, pd.DataFrame]) -> Figure:
     """Area under the ROC curve of each model's probe in each language, with its interval; a panel a model."""
     found = set().union(*(set(quality["texts_of"]) for quality in qualities.values()))
-    languages = [language for language in LANGUAGES if language in found]
+    first = next(iter(qualities.values())).query("classifier == 'probe'").set_index("texts_of")["roc_auc"]
+    order = first.reindex([language for language in LANGUAGES if language in found]).sort_values(ascending=False)
+    languages = list(order.index)
     shared.use_theme()
     size = (WIDTH, 1.0 + shared.ROW * max(len(languages), 3))
     figure, grid = plt.subplots(1, len(qualities), figsize=size, sharex=True, sharey=True, squeeze=False)
@@ -78,7 +80,8 @@ def plot_intervention(table: pd.DataFrame) -> Figure:
             axis.set_ylim(bottom=0.0)
             axis.set(xlabel=f"offset {unit}", ylabel=said)
             axis.grid(True, axis="both")
-    shared.legend(figure, grid[0, 0])
+    for axes in grid:
+        shared.name_lines(axes[-1])
     return figure
 
 
@@ -113,5 +116,6 @@ def _plot_by_layer(table: pd.DataFrame, colours: Mapping[str, str], said: str) -
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set(xlabel="layer", title="\n".join(filter(None, (title, panel))))
         axes[0].set_ylabel(said)
-    shared.legend(figure, grid[0, 0])
+    for axes in grid:
+        shared.name_lines(axes[-1])
     return figure

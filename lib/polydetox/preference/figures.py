@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from polydetox.results.figures import INK, MUTED, WIDTH, legend, use_theme
+from polydetox.results.figures import INK, MUTED, WIDTH, name_lines, use_theme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,5 +43,5 @@ def plot_training_runs(logs: Mapping[str, pd.DataFrame]) -> Figure:
         axes[0].annotate("base model", (1.0, base), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                          fontsize=7.5, color=MUTED)  # fmt: skip
         axes[0].set_title(title, loc="left")
-    legend(figure, grid[0, 0])
+        name_lines(axes[1])
     return figure

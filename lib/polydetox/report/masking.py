@@ -49,6 +49,7 @@ _SCORES = {
 # A raw block of Markdown ends at a run of backticks, a shortcode begins with braces, a citation with @: written as
 # entities, no text can leave its cover.
 _ENTITIES = str.maketrans({"`": "&#96;", "{": "&#123;", "}": "&#125;", "@": "&#64;", "$": "&#36;", "\n": "<br>"})
+_IN_JSON = {ord(sign): f"\\u{ord(sign):04x}" for sign in "`{}@$<>&\u2028\u2029"}  # the same within a script
 
 
 def escape(text: str) -> str:
@@ -135,6 +136,24 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
         if column in row
     ]
     return [*facts, ", ".join(scores)] if scores else facts
+
+
+def continuation_browser(pairs: pd.DataFrame) -> Masked:
+    """Pairs of continuations as data for the browser of ``book/scripts.html``; a page without scripts shows none.
+
+    ``pairs`` has ``comparison, language, prompt_id, prompt, gloss, sample, before, after``, the two toxicities and the
+    ``threshold`` of a toxic text.
+    """
+    about, sides = ["language", "prompt_id", "prompt", "gloss", "threshold"], ["before", "after"]
+    pairs = pairs.fillna(dict.fromkeys(["comparison", "prompt", "gloss", *sides], ""))
+    pairs["of"] = pairs.groupby(about, sort=False).ngroup()
+    languages = [[code, LANGUAGES[code], code in RIGHT_TO_LEFT] for code in pairs["language"].unique()]
+    rows = pairs[["comparison", "of", "sample", *sides, *(f"{side}_toxicity" for side in sides)]]
+    parts = [part.to_json(orient="values", force_ascii=False)
+             for part in (pd.DataFrame(languages), pairs[about].drop_duplicates(), rows)]  # fmt: skip
+    text = f"[{','.join(parts)}]".translate(_IN_JSON)
+    kept = f'<script type="application/json">{text}</script>'
+    return Masked(f'<div class="continuations"><div class="{BODY}" hidden>{kept}</div></div>', 2 * len(pairs))
 
 
 def masked_extremes(scores: pd.DataFrame, language: str) -> Masked:

@@ -27,6 +27,13 @@ _LINK = re.compile(r"\[([^\[\]]+)\]\(([\w/-]+\.qmd)[^()]*\)")
 _RAW = re.compile(r"^(`{3,})\{=html\}\n.*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _CELL = re.compile(r"<(t[dh])((?:\s[^>]*)?)>(.*?)</\1>", re.DOTALL)
 
+# In a site: a caption with what is between it and its table, the parts of a table, and the first cell of a row.
+_CAPTION = re.compile(
+    r"<figcaption\b([^>]*)>(.*?)</figcaption>((?:(?!</?figure\b|<figcaption\b).)*?<table\b[^>]*>)", re.DOTALL
+)
+_PART = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
+_FIRST = re.compile(r"(<tr\b[^>]*>\s*)<t[dh]\b(?![^>]*\bscope=)([^>]*)>(.+?)</t[dh]>", re.DOTALL)
+
 # What a renderer leaves where it could not resolve something. Quarto only warns.
 _UNRESOLVED = re.compile(r"\?(?:var|meta):[\w.-]+|\?@[\w-]+|\{\{<[^>]*>\}\}|(?<![\w@/.;&])@(?:fig|tbl|sec|eq)-[\w-]+")
 _NOT_PROSE = re.compile(
@@ -63,6 +70,7 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
         shutil.copytree(book / FILES, site / FILES[1:])
         if failure:
             (site / ERROR_FILE).write_text(failure, "utf-8")
+        make_accessible(site, book)
         check_site(site)
     if said := failure_note(profile):
         print(said, file=sys.stderr)
@@ -89,6 +97,7 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> str | None:
             shutil.copytree(book / FILES, site / FILES[1:])
             try:
                 uncover_nothing(site)
+                make_accessible(site, book)
                 check_site(site)
             except UserError as error:
                 shutil.copytree(site, refused)
@@ -97,6 +106,24 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> str | None:
         said = COLOURS.sub("", log.read_text("utf-8", errors="replace")) if log.is_file() else ""
         return without_machine_paths(f"{error}\n\n{said}")
     return None
+
+
+def make_accessible(site: Path, book: Path) -> None:
+    """Give each page a link past its navigation, and tables captions and headings that a screen reader knows."""
+    skip = (book / "skip.html").read_text("utf-8")
+    for page in site.rglob("*.html"):
+        text = _CAPTION.sub(r"\3<caption\1>\2</caption>", page.read_text("utf-8"))
+        text = re.sub(r"<body\b[^>]*>", lambda body: body[0] + skip, text, count=1)
+        page.write_text(_PART.sub(_with_scopes, text), "utf-8")
+
+
+def _with_scopes(part: re.Match[str]) -> str:
+    """A table's head or body whose headings say what they head; the first cell of a row of the body is one."""
+    if part[1] == "tbody":
+        return _FIRST.sub(r'\1<th scope="row"\2>\3</th>', part[0])
+    head = re.sub(r"<th\b([^>]*)></th>", r"<td\1></td>", part[0])
+    head = re.sub(r'<th\b(?=[^>]*colspan="(?!1"))', '<th scope="colgroup"', head)
+    return re.sub(r"<th\b(?![^>]*\bscope=)", '<th scope="col"', head)
 
 
 def check_site(site: Path) -> None:
@@ -161,6 +188,6 @@ def _aligned(cell: re.Match[str]) -> str:
     if "number" in attributes and tag == "td":
         content = content.replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
         content = content.replace(" → ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")
-    if content and (tag == "th" or "colspan" in attributes):
+    if content and tag == "th":
         content = f"<strong>{content}</strong>"
     return f'<{tag}{attributes} style="text-align: {side}">{content}</{tag}>'

@@ -1,7 +1,7 @@
 """The figures of the notebooks and the report, on one theme.
 
-Before and after have the same two colours everywhere (vermilion and blue of Okabe and Ito's colour-blind safe palette)
-and differ in shape as well.
+Before and after have the same two colours everywhere (vermilion and blue of Okabe and Ito's colour-blind safe palette,
+the vermilion dark enough for text) and differ in shape as well.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.text import Text
 
 from polydetox.core.languages import LANGUAGES
 from polydetox.results.collect import ENGLISH, Results
@@ -23,15 +24,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEFORE, AFTER = "#D55E00", "#0072B2"
+BEFORE, AFTER = "#C25500", "#0072B2"
 CHOSEN, REJECTED = "#009E73", "#CC79A7"
-INK, MUTED = "#2b2b2b", "#8c8c8c"
+INK, MUTED = "#2b2b2b", "#6e6e6e"
 
 SIDES = {"before": (BEFORE, "o", "white"), "after": (AFTER, "D", AFTER)}
 
 WIDTH = 7.2  # inches: as wide as the report's text
 ROW = 0.27  # inches a language takes
 _PANELS_IN_A_ROW = 3
+
+# Where a name may stand beside its point, in points to the right and upwards; the far places have a line to the point.
+_PLACES = [(x * far, y * far - 3, side, far > 1) for far in (1, 3, 5, 7)
+           for x, side in ((5, "left"), (-5, "right"), (0, "center")) for y in (6, -6, 0) if x or y]  # fmt: skip
 
 
 @cache
@@ -66,7 +71,7 @@ def points(
 
 
 def language_axis(axis: Axes, languages: Sequence[str]) -> None:
-    """Languages from top to bottom in the paper's order; English, the language of the pairs, in bold."""
+    """Languages from top to bottom as they are given; English, the language of the pairs, in bold."""
     axis.set_yticks(range(len(languages)), [LANGUAGES[language] for language in languages])
     for label in axis.get_yticklabels():  # none on a panel that shares the axis of its neighbour
         # Said of all, since an axis whose languages are put in another order keeps its labels.
@@ -75,10 +80,10 @@ def language_axis(axis: Axes, languages: Sequence[str]) -> None:
     axis.tick_params(axis="y", length=0)
 
 
-def panels(results: Results) -> tuple[Figure, list[Axes]]:
-    """A panel a comparison, up to three in a row, with a line for each language of the profile."""
+def panels(results: Results, languages: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A panel a comparison, up to three in a row, with a line for each language."""
     use_theme()
-    count, languages = len(results.comparisons), results.profile.languages
+    count = len(results.comparisons)
     columns = min(count, _PANELS_IN_A_ROW)
     rows = math.ceil(count / columns)
     height = rows * (1.1 + ROW * max(len(languages), 3))
@@ -97,6 +102,48 @@ def panels(results: Results) -> tuple[Figure, list[Axes]]:
 def x_label(figure: Figure, label: str) -> None:
     """One label for the axes of all panels."""
     figure.supxlabel(label, fontsize=9.5, color=INK)
+
+
+def name_sides(axis: Axes, panel: pd.DataFrame) -> None:
+    """Write ``before`` and ``after`` above the points of the first row of a panel."""
+    values = panel[list(SIDES)].iloc[0].astype(float)
+    axis.set_ylim(top=-1.3)
+    if values.notna().all():
+        for side, alignment in zip(values.sort_values(kind="stable").index, ("right", "left"), strict=True):
+            axis.annotate(side, (values[side], -0.7), ha=alignment, fontsize=8, color=SIDES[side][0])
+
+
+def name_lines(axis: Axes) -> None:
+    """Write the name of each labelled line of an axis at its right end, above those that it would collide with."""
+    axis.figure.canvas.draw()  # lays the axes out
+    lines, ends = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")], []
+    for line in lines:
+        places = axis.transLimits.transform(axis.transScale.transform(np.asarray(line.get_xydata(), dtype=float)))
+        ends.append(places[places[:, 0].argmax(), 1])
+    height = -math.inf
+    for end, line in sorted(zip(ends, lines, strict=True), key=lambda found: float(found[0])):
+        height = max(end, height + 11.0 * axis.figure.dpi / 72 / axis.bbox.height)
+        axis.annotate(str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=8,
+                      color=line.get_color(), annotation_clip=False)  # fmt: skip
+
+
+def name_points(axis: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
+    """Write each name beside its point, at the first place where it covers least of the points and of other names."""
+    axis.figure.canvas.draw()  # lays the axes out, so that places can be compared
+    pixels = axis.transData.transform(np.column_stack([x, y])) if len(x) else np.empty((0, 2))
+    taken: list[Any] = []
+    for name, point in zip(names, zip(x, y, strict=True), strict=True):
+        tried = [axis.annotate(name, point, (right, up), textcoords="offset points", fontsize=7.5, ha=side,
+                               arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if far else None)
+                 for right, up, side, far in _PLACES]  # fmt: skip
+        for text in tried:
+            text.get_window_extent()  # moves it to its place
+        boxes = [Text.get_window_extent(text) for text in tried]  # without the lines
+        clashes = [sum(map(box.overlaps, taken)) + sum(box.contains(*pixel) for pixel in pixels) for box in boxes]
+        best = int(np.argmin(clashes))
+        taken.append(boxes[best])
+        for text in tried[:best] + tried[best + 1 :]:
+            text.remove()
 
 
 def legend(figure: Figure, axis: Axes) -> None:

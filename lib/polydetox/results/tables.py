@@ -156,8 +156,9 @@ class PaperTable:
             lines.insert(0, f"<tr>{''.join(over)}</tr>")
         for group in self.groups:
             if group.heading:
-                heading = html.escape(group.heading)
-                lines.append(f'<tr class="group"><td colspan="{len(self.columns)}">{heading}</td></tr>')
+                lines += ["</tbody>\n<tbody>"] if len(lines) > 1 + bool(self.spans) else []
+                over_all = f'<th scope="rowgroup" colspan="{len(self.columns)}">'
+                lines.append(f'<tr class="group">{over_all}{html.escape(group.heading)}</th></tr>')
             lines += [f"<tr>{''.join(map(_td, row))}</tr>" for row in group.rows]
         return "\n".join(['<table class="paper-table table">\n<thead>', *lines, "</tbody>\n</table>"])
 

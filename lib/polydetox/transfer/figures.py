@@ -11,17 +11,13 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from polydetox.core.languages import LANGUAGES
-from polydetox.results.figures import AFTER, BEFORE, MUTED, WIDTH, legend, use_theme
+from polydetox.results.figures import AFTER, BEFORE, MUTED, WIDTH, name_lines, name_points, use_theme
 from polydetox.stats.correlation import line
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _RETRIEVED = {"accuracy": "retrieval accuracy (0 to 1)", "aligned_cosine": "mean cosine"}
-
-# Where a name may stand beside its point, in points to the right and upwards: the first that clashes least is taken.
-_PLACES = [(5, 3, "left"), (-5, 3, "right"), (5, -9, "left"), (-5, -9, "right"), (0, 8, "center"), (0, -14, "center")]
 
 
 def plot_retrieval(found: Sequence[tuple[str, Mapping[str, pd.DataFrame], int]]) -> Figure:
@@ -44,12 +40,13 @@ def plot_retrieval(found: Sequence[tuple[str, Mapping[str, pd.DataFrame], int]])
             axis.grid(True, axis="y")
         other = pd.DataFrame({name: table.set_index("layer")["other_cosine"] for name, table in tables.items()})
         mean = other.mean(axis=1)
-        axes[1].plot(other.index, mean, color=BEFORE, linewidth=2.2, linestyle="--", label="all other pairs")
+        axes[1].plot(other.index, mean, color=BEFORE, linewidth=2.2, linestyle="--", label="other pairs")
         axes[0].axhline(1.0 / sentences, color=MUTED, linewidth=1.0, linestyle=":")
         axes[0].set_ylim(-0.02, 1.02)
         if len(found) > 1:
             axes[0].set_title(title, loc="left")
-    legend(figure, grid[0, 1])
+    for axes in grid:
+        name_lines(axes[1])
     return figure
 
 
@@ -70,32 +67,10 @@ def plot_transfer(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -
             axis.plot(ends, slope * ends + intercept, color=MUTED, linestyle="--", linewidth=1.2)
         axis.plot(x, y, linestyle="none", marker="o", markersize=5, color=AFTER)
         axis.margins(x=0.12, y=0.1)
-        _name_points(axis, [LANGUAGES[language] for language in table["language"]], x, y)
+        name_points(axis, [LANGUAGES[language] for language in table["language"]], x, y)
         r = metrics["accuracy"]["r"]
         axis.set_title((f"{title}: " if len(found) > 1 else "") + ("r not defined" if r is None else f"r = {r:.2f}"))
         axis.set_xlabel("retrieval accuracy, mean over layers (0 to 1)")
         axis.set_ylabel("relative drop of EMT")
         axis.grid(True, axis="both")
     return figure
-
-
-def _name_points(axis: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
-    """Write each name beside its point, where it covers no other point and no name that stands already."""
-    axis.figure.canvas.draw()  # lays the axes out, so that places can be compared
-    pixels = axis.transData.transform(np.column_stack([x, y])) if len(x) else np.empty((0, 2))
-    taken: list[Any] = []
-    for name, left, up in zip(names, x, y, strict=True):
-        best = None
-        for right, above, alignment in _PLACES:
-            text = axis.annotate(name, (left, up), xytext=(right, above), textcoords="offset points", fontsize=7.5,
-                                 ha=alignment)  # fmt: skip
-            box = text.get_window_extent()
-            clashes = sum(box.overlaps(other) for other in taken) + sum(box.contains(*pixel) for pixel in pixels)
-            if best is None or clashes < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = (clashes, text, box)
-            else:
-                text.remove()
-        assert best is not None
-        taken.append(best[2])
