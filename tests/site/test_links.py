@@ -55,7 +55,7 @@ def test_every_figure_and_table_leads_to_its_notebook_its_data_and_its_code(site
 
 def test_data_are_those_of_the_artefact(site, run):
     written = pd.read_parquet(paths.profile_run(synthetic.PROFILE) / "summary/detox/by_language.parquet")
-    pd.testing.assert_frame_equal(pd.read_csv(site / "files/fig-drop.csv"), written, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_csv(site / "files/fig-toxprob.csv"), written, check_dtype=False)
     vectors = pd.read_csv(site / "files/tbl-vectors.csv")
     assert len(vectors) == synthetic.NEURONS and {"cosine", "model"} <= set(vectors) and "tokens" not in vectors
 

@@ -207,14 +207,14 @@ def test_the_browser_of_continuations_filters_and_sorts_and_searches_only_what_i
         return summaries()
 
     status = "document.querySelector('.continuations [role=status]').textContent"
-    assert browser.evaluate(status) == "72 of 144 pairs"  # 2 variants, 4 languages, 6 prompts, 3 continuations
+    assert browser.evaluate(status) == "72 of 72 pairs"  # 4 languages, 6 prompts, 3 continuations
     assert len(summaries()) == 20 and summaries()[0][:2] == ["Arabic", "prompt p00, continuation 1"]
     assert summaries()[0][2].endswith("after not scored")
     browser.evaluate("document.querySelector('.continuations > button').click()")
     assert len(summaries()) == 40
 
     assert {line[0] for line in choose(0, "de")} == {"German"}
-    assert browser.evaluate(status) == "18 of 144 pairs"
+    assert browser.evaluate(status) == "18 of 72 pairs"
     toxicity = [[float(value) for value in re.findall(r"\d\.\d\d", line[2])] for line in choose(3, "drop")]
     assert len(toxicity) == 17  # without the one that is not scored
     drops = [before - after for before, after in toxicity]
@@ -224,12 +224,12 @@ def test_the_browser_of_continuations_filters_and_sorts_and_searches_only_what_i
     choose(2, "all")
 
     words = "document.querySelector('.continuations [type=search]')"
-    assert browser.evaluate(f"{words}.disabled") and len(choose(4, "de 3 1")) == 17  # a search has no say yet
+    assert browser.evaluate(f"{words}.disabled") and len(choose(4, "de 3 2")) == 17  # a search has no say yet
     assert synthetic.MARKER not in browser.evaluate("document.body.innerText")
     browser.evaluate("document.querySelector('.continuations [type=checkbox]').click()")
-    assert len(choose(4, "dpo de 3 1")) == 1
+    assert len(choose(4, "dpo de 3 2")) == 1
     shown = browser.evaluate("document.querySelector('.continuations details').innerText")
-    assert f"{synthetic.MARKER} base de 3 1" in shown and f"{synthetic.MARKER} dpo de 3 1" in shown
+    assert f"{synthetic.MARKER} base de 3 2" in shown and f"{synthetic.MARKER} dpo de 3 2" in shown
     sides = browser.evaluate(
         "[...document.querySelectorAll('.masked-pair > div')].map(e => e.getBoundingClientRect().y)"
     )

@@ -157,14 +157,16 @@ def test_tables_of_a_site_get_captions_and_headings(tmp_path):
     figure = '<figure><figcaption id="c">{}</figcaption><div>{}</div></figure>'
     (tmp_path / "site").mkdir()
     page = tmp_path / "site" / "a.html"
-    page.write_text(f"<body class='b'>{figure.format('Table 1', table._repr_html_())}"
-                    f"<figure><img><figcaption>Figure 1</figcaption></figure>"
+    page.write_text("<body class='b'><figure><img><figcaption>Figure 1</figcaption></figure>"
+                    f"{figure.format('Table 1', table._repr_html_())}"
+                    "<figure><img><figcaption>Figure 2</figcaption></figure>"
                     "<table><tbody><tr><td></td></tr></tbody></table>"
                     "</body>")  # fmt: skip
     make_accessible(tmp_path / "site", tmp_path)
     text = page.read_text()
-    assert text.startswith("<body class='b'><a href='#main'>Skip</a><figure><div><table")
-    assert '<caption id="c">Table 1</caption>' in text and "<figcaption>Figure 1</figcaption>" in text
+    assert text.startswith("<body class='b'><a href='#main'>Skip</a><figure><img>")
+    assert '<figure><div><table class="paper-table table"><caption id="c">Table 1</caption>' in text
+    assert all(f"<figcaption>Figure {number}</figcaption>" in text for number in (1, 2))
     scopes = re.findall(r'<th scope="(\w+)"', text)
     assert scopes == ["colgroup", "col", "col", *["rowgroup", "row"] * 2] and text.count("<th ") == 7
     assert text.count("<tbody>") == 3, "a body for each group, and that of the other table"

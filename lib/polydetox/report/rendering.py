@@ -29,7 +29,9 @@ _CELL = re.compile(r"<(t[dh])((?:\s[^>]*)?)>(.*?)</\1>", re.DOTALL)
 
 # In a site: a caption with what is between it and its table, the parts of a table, and the first cell of a row.
 _CAPTION = re.compile(
-    r"<figcaption\b([^>]*)>(.*?)</figcaption>((?:(?!</?figure\b|<figcaption\b).)*?<table\b[^>]*>)", re.DOTALL
+    r"<figcaption\b([^>]*)>((?:(?!</figcaption>).)*)</figcaption>"
+    r"((?:(?!</?figure\b|<figcaption\b).)*?<table\b[^>]*>)",
+    re.DOTALL,
 )
 _PART = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
 _FIRST = re.compile(r"(<tr\b[^>]*>\s*)<t[dh]\b(?![^>]*\bscope=)([^>]*)>(.+?)</t[dh]>", re.DOTALL)
@@ -184,7 +186,7 @@ def for_paper(text: str) -> str:
 def _aligned(cell: re.Match[str]) -> str:
     """A table's cell as the site's style sheet has it: aligned, headings bold, no line break within an interval."""
     tag, attributes, content = cell.groups()
-    side = "right" if "number" in attributes else "center" if "span" in attributes and tag == "th" else "left"
+    side = "right" if "number" in attributes else "center" if 'class="span"' in attributes else "left"
     if "number" in attributes and tag == "td":
         content = content.replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
         content = content.replace(" → ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -115,13 +115,16 @@ def name_sides(axis: Axes, panel: pd.DataFrame) -> None:
 
 def name_lines(axis: Axes) -> None:
     """Write the name of each labelled line of an axis at its right end, above those that it would collide with."""
-    axis.figure.canvas.draw()  # lays the axes out
-    lines, ends = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")], []
-    for line in lines:
-        places = axis.transLimits.transform(axis.transScale.transform(np.asarray(line.get_xydata(), dtype=float)))
-        ends.append(places[places[:, 0].argmax(), 1])
+    cast("Figure", axis.figure).draw_without_rendering()  # lays the axes out
+    ends = []
+    for line in axis.get_lines():
+        data = np.asarray(line.get_xydata(), dtype=float)
+        data = data[np.isfinite(data).all(axis=1)]
+        if len(data) and not str(line.get_label()).startswith("_"):
+            places = axis.transLimits.transform(axis.transScale.transform(data))
+            ends.append((float(places[places[:, 0].argmax(), 1]), line))
     height = -math.inf
-    for end, line in sorted(zip(ends, lines, strict=True), key=lambda found: float(found[0])):
+    for end, line in sorted(ends, key=lambda found: found[0]):
         height = max(end, height + 11.0 * axis.figure.dpi / 72 / axis.bbox.height)
         axis.annotate(str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=8,
                       color=line.get_color(), annotation_clip=False)  # fmt: skip
@@ -129,10 +132,12 @@ def name_lines(axis: Axes) -> None:
 
 def name_points(axis: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
     """Write each name beside its point, at the first place where it covers least of the points and of other names."""
-    axis.figure.canvas.draw()  # lays the axes out, so that places can be compared
-    pixels = axis.transData.transform(np.column_stack([x, y])) if len(x) else np.empty((0, 2))
+    cast("Figure", axis.figure).draw_without_rendering()  # lays the axes out, so that places can be compared
+    measured = np.isfinite(x) & np.isfinite(y)
+    points = np.column_stack([x, y])[measured]
+    pixels = axis.transData.transform(points)
     taken: list[Any] = []
-    for name, point in zip(names, zip(x, y, strict=True), strict=True):
+    for name, point in zip(np.asarray(names)[measured], points, strict=True):
         tried = [axis.annotate(name, point, (right, up), textcoords="offset points", fontsize=7.5, ha=side,
                                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if far else None)
                  for right, up, side, far in _PLACES]  # fmt: skip
