@@ -380,7 +380,8 @@ def test_the_chapter_on_capability_tells_what_was_measured(run):
 def test_scorers_are_told_apart_by_direction(run):
     said = variables_of("scorers")["scorers_sentence"]
     assert said.startswith("Mean EMT of Tiny (DPO) before and after tuning: under `embedded` (4 languages) it falls")
-    assert "in the same direction in 2 of 2 languages; opposite: none (detectably: none)." in said
+    assert "`lexicon` cannot be matched to `embedded` in 2 of 3 languages. At matched thresholds" in said
+    assert "in the same direction in 1 of 1 languages; opposite: none (detectably: none)." in said
     assert said.endswith("Tiny (LoRA): not run.")
 
 
