@@ -269,7 +269,7 @@ def test_a_coarse_scorer_cannot_be_matched(run):
     lines = [line.split(" | ") for line in cell.outputs[0].data["text/plain"].splitlines()]
     matched = {line[0]: line[3:6] for line in reversed(lines) if len(line) > 1}  # of the comparison that was run first
     scales = pd.read_parquet(run / f"runs/{PROFILE}/tiny/agreement/scales.parquet").set_index(["scorer", "language"])
-    wanted, found = (scales.loc[name, "flagged_matched"] for name in ("embedded", "lexicon"))
+    wanted, found = (scales.loc[name, "flagged_matched"] for name in ("embedded", "use"))
     cells = set()
     for name, code in (("Arabic", "ar"), ("German", "de"), ("English", "en")):
         far = abs(found[code] - wanted[code]) > 0.1 * wanted[code]
@@ -380,7 +380,7 @@ def test_the_chapter_on_capability_tells_what_was_measured(run):
 def test_scorers_are_told_apart_by_direction(run):
     said = variables_of("scorers")["scorers_sentence"]
     assert said.startswith("Mean EMT of Tiny (DPO) before and after tuning: under `embedded` (4 languages) it falls")
-    assert "`lexicon` cannot be matched to `embedded` in 2 of 3 languages. At matched thresholds" in said
+    assert "`use` cannot be matched to `embedded` in 2 of 3 languages. At matched thresholds" in said
     assert "in the same direction in 1 of 1 languages; opposite: none (detectably: none)." in said
     assert said.endswith("Tiny (LoRA): not run.")
 
