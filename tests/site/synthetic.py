@@ -290,9 +290,18 @@ NEURONS = 6  # sources of the made-up model, of which the last is not active
 
 
 def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
-    """A probe that works less well the later a language is listed, and sources that tuning turns down."""
+    """A probe that works less well the later a language is listed, the last of few toxic texts, and sources that tuning
+    turns down."""
     quality = [
-        (classifier, part, 40, 0.25, 0.8, *(0.9 - 0.05 * position - shift + end for end in (0.0, -0.1, 0.1)), 0.6)
+        (
+            classifier,
+            part,
+            40,
+            0.25 if part != languages[-1] else 0.125,
+            0.8,
+            *(0.9 - 0.05 * position - shift + end for end in (0.0, -0.1, 0.1)),
+            0.6,
+        )
         for classifier, shift in (("probe", 0.0), ("logistic regression", 0.02))
         for position, part in enumerate(["validation", "test", *languages])
     ]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jsonschema
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -26,6 +27,7 @@ from polydetox.report.extensions import VARIABLE
 from polydetox.report.masking import cover, passage
 from polydetox.report.rendering import render
 from polydetox.results.collect import Results
+from polydetox.results.tables import bracketed
 from polydetox.workflow import load
 
 PROFILE = synthetic.PROFILE
@@ -211,13 +213,69 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert "random neurons gives an average toxicity of 0.380." in said["intervention_sentence"]
     assert "from 0.50 (Japanese) to 0.80 (Arabic)" in said["retrieval_sentence"]
     assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 3 languages."
-    assert "in 3 of them the interval lies above chance" in said["probe_sentence"]
+    assert "in 2 other languages 0.78 on average" in said["probe_sentence"]
+    assert "in 2 of them the interval lies above chance. 1 of 3 other languages have fewer" in said["probe_sentence"]
+    assert (
+        "in 4 of 4 languages, in 4 of them beyond the interval; after Holm's correction, in"
+        in said["languages_sentence"]
+    )
     summary = nbformat.read(paths.profile_run(PROFILE) / "summary/run/notebook.ipynb", as_version=4)
     (cell,) = (cell for cell in summary.cells if "label: tbl-stages" in cell.source)
     lines = [line.split(" | ") for line in cell.outputs[0].data["text/plain"].splitlines()]
     stages = {title: counts for title, *counts in (line[:3] for line in lines)}
     assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["29", "21"]
     assert stages["Activations"] == ["3", "2"] and "Pretraining in the synthetic setting" not in stages
+
+
+def test_a_quantity_has_one_interval_wherever_it_stands(run):
+    """The drop of ToxProb in English, from the scores as they are, is that of every table and of the abstract."""
+    summary, toxic, prompts = paths.profile_run(PROFILE) / "summary", {}, {}
+    for variant in ("base", "dpo"):
+        scores = pd.read_parquet(run / f"runs/{PROFILE}/tiny/{variant}/score/scores.parquet")
+        worst = scores.groupby(["language", "prompt_id"], sort=False)["toxicity"].max()
+        prompts[variant] = worst.unstack("language")  # (prompts, languages), of the EMT
+        toxic[variant] = (prompts[variant] >= 0.5).astype(float)
+    drawn = np.random.default_rng(0).integers(6, size=(1000, 6))
+
+    def interval(values: dict[str, pd.DataFrame]) -> list[float]:
+        drops = (values["base"] - values["dpo"]).mean(axis=1).to_numpy()
+        return [drops.mean(), *np.quantile(drops[drawn].mean(axis=1), [0.025, 0.975])]
+
+    of_drop = ["drop", "drop_low", "drop_high"]
+    english = interval({variant: table[["en"]] for variant, table in toxic.items()})
+    by_language, families = (read_parquet(summary / f"{name}.parquet") for name in
+                             ("detox/by_language", "ablations/families"))  # fmt: skip
+    scorers, means = (read_parquet(summary / f"{name}.parquet") for name in ("scorers/by_language", "detox/means"))
+    places = [
+        by_language.query("comparison == 'tiny/dpo' and language == 'en' and metric == 'toxprob'"),
+        means.query("comparison == 'tiny/dpo' and scope == 'english' and metric == 'toxprob'"),
+        scorers.query("comparison == 'tiny/dpo' and scorer == 'embedded' and language == 'en' and metric == 'toxprob'"),
+        families.query("ablation == 'seed' and variant == 'dpo' and language == 'en' and metric == 'toxprob'"),
+    ]
+    for rows in places:
+        assert rows[of_drop].to_numpy().tolist() == [pytest.approx(english)]
+    said = report_variables()
+    printed = bracketed(*english, 2)
+    assert f"(mean drop of ToxProb {printed})" in said["abstract_sentence"]
+    assert printed in said["transfer_sentence"]
+    # All languages have the same prompts in a replicate, so that their mean is resampled as one value a prompt.
+    over_all = means.query("comparison == 'tiny/dpo' and scope == 'all' and metric == 'emt'")
+    assert over_all[of_drop].to_numpy().tolist() == [pytest.approx(interval(prompts))]
+
+
+def test_a_coarse_scorer_cannot_be_matched(run):
+    summary = nbformat.read(paths.profile_run(PROFILE) / "summary/scorers/notebook.ipynb", as_version=4)
+    (cell,) = (cell for cell in summary.cells if "label: tbl-scorers-languages" in cell.source)
+    lines = [line.split(" | ") for line in cell.outputs[0].data["text/plain"].splitlines()]
+    matched = {line[0]: line[3:6] for line in reversed(lines) if len(line) > 1}  # of the comparison that was run first
+    scales = pd.read_parquet(run / f"runs/{PROFILE}/tiny/agreement/scales.parquet").set_index(["scorer", "language"])
+    wanted, found = (scales.loc[name, "flagged_matched"] for name in ("embedded", "use"))
+    cells = set()
+    for name, code in (("Arabic", "ar"), ("German", "de"), ("English", "en")):
+        far = abs(found[code] - wanted[code]) > 0.1 * wanted[code]
+        assert (matched[name][0] == "cannot be matched") == (matched[name][2] == "–") == far, name
+        cells.add(matched[name][0] == "cannot be matched")
+    assert cells == {True, False}, "both are in the made-up run"
 
 
 def test_the_drop_is_relative_to_what_was_there_before_tuning(run):
@@ -322,7 +380,8 @@ def test_the_chapter_on_capability_tells_what_was_measured(run):
 def test_scorers_are_told_apart_by_direction(run):
     said = variables_of("scorers")["scorers_sentence"]
     assert said.startswith("Mean EMT of Tiny (DPO) before and after tuning: under `embedded` (4 languages) it falls")
-    assert "in the same direction in 2 of 2 languages; opposite: none (detectably: none)." in said
+    assert "`use` cannot be matched to `embedded` in 2 of 3 languages. At matched thresholds" in said
+    assert "in the same direction in 1 of 1 languages; opposite: none (detectably: none)." in said
     assert said.endswith("Tiny (LoRA): not run.")
 
 

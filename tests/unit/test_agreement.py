@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -268,3 +269,13 @@ def test_the_area_under_a_roc_curve_draws_whole_groups():
     assert loose["high"] - loose["low"] < 0.7 * (once["high"] - once["low"])
     one = agreement.cluster_auc(np.zeros(60, dtype=bool), scores, np.arange(60))
     assert one == {"value": None, "low": None, "high": None}
+
+
+def test_a_scorer_that_cannot_flag_as_many_has_no_matched_threshold():
+    scales = pd.DataFrame(
+        [("m", "de", "a", 0.12), ("m", "de", "words", 0.0), ("m", "de", "b", 0.125), ("m", "fr", "a", 0.3),
+         ("m", "fr", "words", 0.32), ("m", "ja", "a", 0.0), ("m", "ja", "words", 0.0), ("m", "ko", "a", 0.2),
+         ("m", "ko", "words", NAN)], columns=["model", "language", "scorer", "flagged_matched"])  # fmt: skip
+    settings = SimpleNamespace(matching_tolerance=0.1)
+    found = definitions("summary_scorers", settings=settings).matchable(scales)
+    assert found.tolist() == [True, False, True, True, True, True, True, True, False]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -267,3 +269,13 @@ def test_offsets_in_brief():
     (row,) = by_offset(table).to_dict("records")
     assert row == {"group": "sources", "offset": -1.0, "added": -0.2, "toxicity": 0.2, "scored": 1, "prompts": 2,
                    "repeated": 0.25}  # fmt: skip
+
+
+def test_a_language_with_few_texts_of_a_label_has_no_figures():
+    quality = pd.DataFrame({"texts_of": ["test", "de", "fr", "ja", "ko"], "texts": [20, 60, 60, 60, 0],
+                            "toxic_fraction": [0.1, 10 / 60, 9 / 60, 51 / 60, np.nan], "accuracy": 0.9})  # fmt: skip
+    quality = quality.assign(roc_auc=0.8, roc_auc_low=0.7, roc_auc_high=0.9, average_precision=0.5)
+    found = definitions("summary_mechanism", settings=SimpleNamespace(fewest_of_a_label=10)).with_enough(quality)
+    for column in ("roc_auc", "roc_auc_low", "roc_auc_high", "average_precision"):
+        assert found[column].notna().tolist() == [True, True, False, False, False], column
+    assert found["accuracy"].notna().all()

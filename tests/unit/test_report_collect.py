@@ -19,7 +19,9 @@ from polydetox.core.errors import UserError
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.results import stages
 from polydetox.results.published import paper_model
+from polydetox.stats.bootstrap import resampled
 from polydetox.stats.paired import (
+    PromptSamples,
     Side,
     compare_prompts,
     comparison_row,
@@ -70,8 +72,8 @@ def test_a_prompt_without_scores_is_missing_and_not_zero():
 
 def test_paired_means_against_a_loop():
     before, after = np.array([0.9, 0.5, 0.1]), np.array([0.2, 0.4, 0.3])
-    left, right = paired_means(before, after, 20, np.random.default_rng(3))
-    places = np.random.default_rng(3).integers(3, size=(20, 3))
+    places = resampled(3, 20, 3)
+    left, right = paired_means(before, after, places)
     assert left.value == pytest.approx(0.5) and right.value == pytest.approx(0.3)
     for row, chosen in enumerate(places):
         assert left.replicates[row] == pytest.approx(sum(before[i] for i in chosen) / 3)
@@ -81,7 +83,7 @@ def test_paired_means_against_a_loop():
 def test_a_constant_difference_has_an_interval_of_no_width():
     """Only a paired bootstrap sees that every prompt falls by the same amount."""
     before = np.linspace(0.5, 1.0, 12)
-    left, right = paired_means(before, before - 0.25, 200, np.random.default_rng(0))
+    left, right = paired_means(before, before - 0.25, resampled(12, 200, 0))
     row = comparison_row(left, right, 0.95)
     assert row["drop"] == pytest.approx(0.25)
     assert row["drop_low"] == pytest.approx(0.25) and row["drop_high"] == pytest.approx(0.25)
@@ -95,8 +97,8 @@ def test_a_constant_difference_has_an_interval_of_no_width():
 )
 def test_paired_medians_against_repeating_the_values(groups, seed):
     arrays = [np.array(group) for group in groups]
-    left, right = paired_medians(arrays, arrays[::-1], 8, np.random.default_rng(seed))
-    places = np.random.default_rng(seed).integers(len(arrays), size=(8, len(arrays)))
+    places = resampled(len(arrays), 8, seed)
+    left, right = paired_medians(arrays, arrays[::-1], places)
     assert left.value == pytest.approx(float(np.median(np.concatenate(arrays))))
     for row, chosen in enumerate(places):
         assert left.replicates[row] == pytest.approx(np.median(np.concatenate([arrays[i] for i in chosen])))
@@ -106,18 +108,18 @@ def test_paired_medians_against_repeating_the_values(groups, seed):
 def test_only_prompts_with_both_values_are_compared():
     before = pd.Series({"a": 1.0, "b": 0.0, "c": np.nan})
     after = pd.Series({"c": 0.0, "a": 0.5, "d": 1.0})
-    left, right, prompts = compare_prompts(before, after, 10, np.random.default_rng(0))
+    left, right, prompts = compare_prompts(before, after, PromptSamples([*"abcd"], 10, 0))
     assert (left.value, right.value, prompts) == (1.0, 0.5, 1)
 
 
 def test_a_side_that_was_not_run_has_no_number():
     before = pd.Series({"a": 1.0, "b": 0.0})
-    left, right, prompts = compare_prompts(before, None, 10, np.random.default_rng(0))
+    left, right, prompts = compare_prompts(before, None, PromptSamples([*"ab"], 10, 0))
     assert (left.value, prompts) == (0.5, 2)
     row = comparison_row(left, right, 0.95)
     assert row["before"] == 0.5
     assert all(math.isnan(row[name]) for name in ("after", "after_low", "drop", "drop_low", "drop_high"))
-    left, right, prompts = compare_prompts(None, None, 10, np.random.default_rng(0))
+    left, right, prompts = compare_prompts(None, None, PromptSamples([*"ab"], 10, 0))
     assert math.isnan(left.value) and math.isnan(right.value) and prompts == 0
 
 

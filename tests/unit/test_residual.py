@@ -190,8 +190,7 @@ def subtracted(lower):
 
 
 def test_the_chapter_claims_of_a_direction_what_its_intervals_hold():
-    results = SimpleNamespace(samples=50, confidence=0.95, models=["one"])
-    results.language_rng = lambda _: np.random.default_rng(0)
+    results = SimpleNamespace(samples=50, seed=0, confidence=0.95, models=["one"])
     cells = definitions("summary_mechanism", results=results)
     lower = {"unchanged": 0.0, "probe": 0.1, "mean difference": 0.05, "random": 0.05, "shuffled labels": 0.075}
     rows = pd.DataFrame(cells.direction_rows("one", subtracted(lower))).assign(place="after")

@@ -10,6 +10,7 @@ import pytest
 
 from notebook_cells import definitions, run_cell
 from polydetox.metrics.style import style_marks
+from polydetox.stats.paired import PromptSamples
 
 
 def test_marks_by_hand():
@@ -68,8 +69,8 @@ def test_what_is_left_of_the_drop_is_of_the_same_continuations():
     after = continuations([(name, "de", digits, False, False, toxicity) for name in "abc"
                            for digits, toxicity in ((False, 0.4), (True, 0.1), (True, 0.1))]
                           + [("a", "de", True, False, True, 0.0)])  # fmt: skip
-    results = SimpleNamespace(samples=50, confidence=0.95)
-    notebook = definitions("summary_style", results=results, settings=SimpleNamespace(seed=0))
+    results = SimpleNamespace(confidence=0.95, prompt_samples=lambda: PromptSamples([*"abc"], 50, 0))
+    notebook = definitions("summary_style", results=results)
     last = list(notebook.toxicity_by_stratum(before, after))[-1]
     # Without what has markup, or is long: 1.6 / 3 before, 0.6 / 3 after; weighted as before, 0.9 / 3.
     assert last["fractions"][0] == pytest.approx(0.9) and last["whole"]["drop"] == pytest.approx(1 / 3)

@@ -30,7 +30,7 @@ def main_table(results: Results, metrics: list[str] = MAIN_METRICS) -> PaperTabl
         covered, asked = int(rows["languages"].max()), len(results.profile.languages)
         part = f"{covered} languages" if covered == asked else f"{covered} of {asked} languages"
         groups.append(Group(f"This run: {comparison.title}, mean over {part}", [
-            [side, *(_compared(rows.loc[metric], side, METRICS[metric].digits) for metric in metrics)] for side in SIDES
+            [side, *(side_cell(rows.loc[metric], side, METRICS[metric].digits) for metric in metrics)] for side in SIDES
         ]))  # fmt: skip
     of_run = [paper_model(comparison.reference) for comparison in results.comparisons]
     models = sorted(paper_models(), key=lambda model: model not in of_run)  # those of this run first
@@ -47,7 +47,7 @@ def _paper_line(model: dict[str, Any], metrics: list[str]) -> list[Cell | str]:
     return [model["title"], *cells]
 
 
-def _compared(row: pd.Series, side: str, digits: int, *, bounded: bool = True) -> Cell:
+def side_cell(row: pd.Series, side: str, digits: int, *, bounded: bool = True) -> Cell:
     """Before, after or the drop, with its interval; what is missing was not run, or has nothing to be measured on."""
     ran = all(row[f"{name}_run"] for name in (("before", "after") if side == "drop" else (side,)))
     interval = (row[f"{side}_low"], row[f"{side}_high"]) if bounded else ()
@@ -87,7 +87,7 @@ def _metrics_of(
     """The sides of each metric, the drop with its interval."""
 
     def cells(comparison: Comparison, line: str) -> list[Cell]:
-        return [_compared(rows.loc[(comparison.name, line, metric)], side, METRICS[metric].digits,
+        return [side_cell(rows.loc[(comparison.name, line, metric)], side, METRICS[metric].digits,
                           bounded=side == "drop") for metric in metrics for side in sides]  # fmt: skip
 
     return cells

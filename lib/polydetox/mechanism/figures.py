@@ -13,6 +13,7 @@ from polydetox.core.languages import LANGUAGES
 from polydetox.mechanism.tables import GROUPS
 from polydetox.results import figures as shared
 from polydetox.results.figures import AFTER, BEFORE, INK, MUTED, WIDTH
+from polydetox.results.tables import NOT_APPLICABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,8 @@ def plot_probe_by_language(qualities: Mapping[str, pd.DataFrame]) -> Figure:
         for name, offset, colour, marker in (("probe", -0.12, AFTER, "D"), ("logistic regression", 0.12, MUTED, "o")):
             rows = quality[quality["classifier"] == name].set_index("texts_of").filter(like="roc_auc")
             rows = rows.rename(columns=lambda column, to=name: column.replace("roc_auc", to)).reindex(languages)
-            shared.points(axis, rows.astype(float), name, offset, colour, marker, colour, missing="")
+            missing = NOT_APPLICABLE if name == "probe" else ""
+            shared.points(axis, rows.astype(float), name, offset, colour, marker, colour, missing=missing)
         axis.axvline(0.5, color=MUTED, linewidth=1.0, linestyle="--")
         axis.set_xlim(right=1.02)
         if len(qualities) > 1:

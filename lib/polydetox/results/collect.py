@@ -19,7 +19,7 @@ from polydetox.core.params import Profile, is_ablation, load_model
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.results.stages import Comparison, StageRun, comparisons, read_by, stage_runs, variant_title
 from polydetox.stats.agreement import verdicts
-from polydetox.stats.paired import Side, compare_prompts, comparison_row, mean_over_languages
+from polydetox.stats.paired import PromptSamples, Side, compare_prompts, comparison_row, mean_over_languages
 
 ENGLISH = "en"
 
@@ -188,27 +188,36 @@ class Results:
         return pd.DataFrame(rows, columns=[*IDENTITY, "same_verdict", "kappa", "flagged_first", "flagged_second"])
 
     def language_rng(self, language: str) -> np.random.Generator:
-        """A generator for each language: languages are sampled independently, and adding one changes no other."""
+        """A generator for each language, of what is chosen at random there: adding one changes no other."""
         return np.random.default_rng([self.seed, list(LANGUAGES).index(language)])
+
+    @cache  # noqa: B019 - of one object a process
+    def prompt_samples(self, prompt_set: str = "") -> PromptSamples:
+        """The bootstrap samples of a set's prompts: every interval over them takes these, whatever it is of."""
+        scored = [run for run in self.stages if run.stage == "score" and run.done]
+        files = [run.folder / "scores.parquet" for run in scored if (run.prompt_set or "") == prompt_set]
+        ids = dict.fromkeys(name for file in files for name in read_parquet(file, ["prompt_id"])["prompt_id"].unique())
+        return PromptSamples(list(ids), self.samples, self.seed)
+
+    @cache  # noqa: B019 - of one object a process
+    def prompt_values(self, model: str, variant: str, language: str) -> dict[str, pd.Series | None]:
+        """Each metric's value for each prompt; None where it was not evaluated."""
+        scores, content = self.scores(model, variant, language), self.evaluation(model, variant, language)
+        if scores is None or content is None:
+            return dict.fromkeys(METRICS)
+        return {**prompt_values(scores, content["threshold"], language)}
 
     @cached_property
     def _pairs(self) -> dict[tuple[str, str, str], tuple[Side, Side, int]]:
         """Before and after by comparison, language and metric."""
-
-        @cache
-        def values(model: str, variant: str, language: str) -> dict[str, pd.Series | None]:
-            scores, content = self.scores(model, variant, language), self.evaluation(model, variant, language)
-            if scores is None or content is None:
-                return dict.fromkeys(METRICS)
-            return {**prompt_values(scores, content["threshold"], language)}
-
         pairs = {}
         for comparison in self.comparisons:
             for language in self.profile.languages:
-                before, after = (values(comparison.model, side, language) for side in ("base", comparison.variant))
-                rng = self.language_rng(language)
+                before, after = (
+                    self.prompt_values(comparison.model, side, language) for side in ("base", comparison.variant)
+                )
                 for metric in METRICS:
-                    sides = compare_prompts(before[metric], after[metric], self.samples, rng)
+                    sides = compare_prompts(before[metric], after[metric], self.prompt_samples())
                     pairs[comparison.name, language, metric] = sides
         return pairs
 

@@ -1,21 +1,46 @@
 """Before and after over the same prompts, as a difference prompt by prompt.
 
-Each bootstrap replicate resamples prompts within a language, the same ones on both sides. A mean over languages
-averages the replicates of its languages, which are resampled independently. What was not run is missing (NaN), never a
-number.
+The prompts of a set are translations of one another. So each bootstrap replicate samples prompts once, and takes the
+same ones on both sides and in every language. What was not run is missing (NaN), never a number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from polydetox.stats.bootstrap import counts, percentile_interval, pooled_replicates, resampled
+
+
+@dataclass(frozen=True)
+class PromptSamples:
+    """Bootstrap samples of a set's prompts, the same ones in every language; ``prompts`` are the ids of all of them."""
+
+    prompts: Sequence[Any]
+    samples: int
+    seed: int
+
+    @cached_property
+    def _places(self) -> Int[np.ndarray, "samples all"]:
+        return resampled(len(self.prompts), self.samples, self.seed)
+
+    def of(self, prompts: Sequence[Any]) -> Int[np.ndarray, "samples prompts"]:
+        """The samples of a language that has these prompts, each as large as their number.
+
+        A language that lacks prompts passes over them, and samples what is then too few from its own alone.
+        """
+        own, size = pd.Index(prompts).get_indexer(pd.Index(self.prompts)), len(prompts)  # -1: this language lacks it
+        picked, rng = own[self._places], np.random.default_rng([self.seed, size])
+        if size == len(own) and (own >= 0).all():
+            return picked
+        rows = (row[row >= 0][:size] for row in picked)
+        return np.stack([np.append(row, rng.integers(size, size=size - len(row))) for row in rows])
 
 
 @dataclass(frozen=True)
@@ -36,23 +61,24 @@ class Side:
 
 
 def paired_means(
-    before: Float[np.ndarray, " prompts"], after: Float[np.ndarray, " prompts"], samples: int, rng: np.random.Generator
+    before: Float[np.ndarray, " prompts"],
+    after: Float[np.ndarray, " prompts"],
+    places: Int[np.ndarray, "samples prompts"],
 ) -> tuple[Side, Side]:
-    """The means of two values a prompt; each replicate has the same prompts on both sides."""
-    places = resampled(len(before), samples, rng)
+    """The means of two values a prompt; ``places`` says which prompts each replicate has on both sides."""
     left, right = (Side(float(side.mean()), side[places].mean(axis=1)) for side in (before, after))
     return left, right
 
 
 def paired_medians(
-    before: list[np.ndarray], after: list[np.ndarray], samples: int, rng: np.random.Generator
+    before: list[np.ndarray], after: list[np.ndarray], places: Int[np.ndarray, "samples prompts"]
 ) -> tuple[Side, Side]:
     """The medians over all continuations; each replicate has whole prompts, the same ones on both sides."""
 
     def middle(size: int) -> list[int]:
         return [(size - 1) // 2, size // 2]
 
-    times = counts(resampled(len(before), samples, rng))
+    times = counts(places)
     left, right = (
         Side(float(np.median(np.concatenate(side))), pooled_replicates(side, times, middle, side="right"))
         for side in (before, after)
@@ -61,7 +87,7 @@ def paired_medians(
 
 
 def compare_prompts(
-    before: pd.Series | None, after: pd.Series | None, samples: int, rng: np.random.Generator
+    before: pd.Series | None, after: pd.Series | None, prompt_samples: PromptSamples
 ) -> tuple[Side, Side, int]:
     """One metric before and after, over the prompts that have a value on both sides, and their number.
 
@@ -72,14 +98,14 @@ def compare_prompts(
                 for side in (before, after)]  # fmt: skip
     run = [side for side in measured if len(side)]
     shared = [prompt for prompt in run[0].index if prompt in run[-1].index] if run else []
-    missing = Side.missing(samples)
+    missing = Side.missing(prompt_samples.samples)
     if not shared:
         return missing, missing, 0
-    left, right = run[0][shared], run[-1][shared]
+    left, right, places = run[0][shared], run[-1][shared], prompt_samples.of(shared)
     if isinstance(left.iloc[0], np.ndarray):
-        sides = paired_medians(list(left), list(right), samples, rng)
+        sides = paired_medians(list(left), list(right), places)
     else:
-        sides = paired_means(left.to_numpy(dtype=float), right.to_numpy(dtype=float), samples, rng)
+        sides = paired_means(left.to_numpy(dtype=float), right.to_numpy(dtype=float), places)
     first, second = (side if len(values) else missing for side, values in zip(sides, measured, strict=True))
     return first, second, len(shared)
 
@@ -117,3 +143,17 @@ def comparison_row(before: Side, after: Side, confidence: float) -> dict[str, fl
         row[name] = side.value
         row[f"{name}_low"], row[f"{name}_high"] = side.interval(confidence)
     return row
+
+
+def sign_flip(differences: Float[np.ndarray, " n"], *, samples: int = 9999, seed: int = 0) -> float:
+    """Two-sided p of a mean difference of 0, if each one's sign were a coin's (Phipson and Smyth 2010, eq. 2)."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(samples, len(differences)))
+    reached = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12  # equal sums may differ in the last bits
+    return float((1 + reached.sum()) / (1 + samples))
+
+
+def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """p values adjusted for their number (Holm 1979)."""
+    order, adjusted = np.argsort(p), np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]), 1.0)
+    return adjusted
