@@ -85,7 +85,7 @@ class Browser:
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send one command and wait for its answer; what else arrives goes to ``events``."""
-        return self._loop.run_until_complete(asyncio.wait_for(self._command(method, parameters), 30))
+        return self._loop.run_until_complete(asyncio.wait_for(self._command(method, parameters), 120))
 
     async def _command(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self._number += 1
