@@ -149,7 +149,7 @@ def test_unpaired_data_of_ones_own_are_trained_on_and_in_the_site(ran):
     assert (trained["pairs_train"], trained["pairs_held_out"]) == (15, 3)
     assert (runs / "tiny/kto/evaluate/de/metrics.json").is_file()
     (page,) = (runs / "site").rglob("training.html")
-    assert re.search(r"<td[^>]*>single, Tiny</td>\s*<td[^>]*>6</td>\s*<td[^>]*>18</td>", page.read_text())
+    assert re.search(r"<th[^>]*>single, Tiny</th>\s*<td[^>]*>6</td>\s*<td[^>]*>18</td>", page.read_text())
 
 
 def test_own_prompts_are_sampled_and_own_pairs_are_in_the_site(ran):
@@ -157,7 +157,7 @@ def test_own_prompts_are_sampled_and_own_pairs_are_in_the_site(ran):
     sampled = pd.read_parquet(runs / "tiny/dpo/further/generate/continuations.parquet")
     assert set(sampled["prompt"]) == {"Frage 1", "Frage 2"} and set(sampled["language"]) == {"de"}
     (page,) = (runs / "site").rglob("training.html")
-    assert re.search(r"<td[^>]*>mine, Tiny</td>\s*<td[^>]*>6</td>\s*<td[^>]*>6</td>", page.read_text())
+    assert re.search(r"<th[^>]*>mine, Tiny</th>\s*<td[^>]*>6</td>\s*<td[^>]*>6</td>", page.read_text())
 
 
 def test_further_prompts_have_folders_of_their_own(ran):
