@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import papermill
 import pytest
+import yaml
 
 from notebook_cells import NOTEBOOKS, definitions, run_cells
 from polydetox.core.artifacts import read_json, write_json
@@ -62,8 +64,12 @@ def drawn(scored, tmp_path_factory) -> Path:
     return through_papermill("label_sheet", tmp_path_factory.mktemp("labels"), **scored, texts_per_language=24, bins=4)
 
 
+def lines_of(sheet: Path) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(sheet.read_text("utf-8-sig"), newline="")))
+
+
 def rows_of(sheet: Path) -> list[dict[str, str]]:
-    lines = list(csv.reader(io.StringIO(sheet.read_text("utf-8-sig"), newline="")))
+    lines = lines_of(sheet)
     at = next(number for number, line in enumerate(lines) if line[0] == "id")
     return [dict(zip(lines[at], line, strict=True)) for line in lines[at + 1 :]]
 
@@ -130,9 +136,8 @@ def test_a_sheet_is_made_again_from_its_seed_and_another_language_changes_nothin
 def labelled(drawn: Path, file: Path, language: str, delimiter: str = ",", label=None) -> Path:
     """A sheet that comes back, each text labelled by its first score unless ``label`` says otherwise."""
     scores = key_of(drawn, language).set_index("id")["embedded"]
-    lines = list(csv.reader(io.StringIO((drawn / f"sheets/sheet-{language}.csv").read_text("utf-8-sig"), newline="")))
     stream = io.StringIO(newline="")
-    for line in lines:
+    for line in lines_of(drawn / f"sheets/sheet-{language}.csv"):
         if line[0] in scores.index:
             line[1] = label or str(int(scores[line[0]] >= 0.5))
         csv.writer(stream, delimiter=delimiter).writerow([*line, *[""] * (4 - len(line))])
@@ -243,8 +248,6 @@ def test_a_profile_asks_for_sheets_and_names_those_that_came_back(checkout):
     )
 
     def jobs(**labels):
-        import yaml
-
         file.write_text(yaml.safe_dump(TINY_PROFILE | {"labels": labels}))
         run = load("tiny")
         return run, [job for job in run.jobs.values() if "label" in job.stage]
@@ -268,8 +271,6 @@ def test_labels_need_scores_under_several_scorers_of_one_model(change):
 
 
 def test_the_report_says_what_people_said(drawn, tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     sheets = [labelled(drawn, tmp_path / f"{name}.csv", "de") for name in ("ab", "cd")]
     folder = tmp_path / "people"
     run_cells("human_labels", sheets=list(map(str, sheets)), keys=str(drawn / "keys"), output_folder=str(folder),

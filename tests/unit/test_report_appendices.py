@@ -20,7 +20,6 @@ from polydetox.results.collect import Results
 from polydetox.results.stages import StageRun
 
 LIST = "# Notebooks {.unnumbered}\n\nAll of them.\n"
-SEEN = "See @fig-a and @fig-ab."
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def runs(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def leave(run: StageRun, code: str = "measure()", *, prose: str = SEEN, **parameters) -> None:
+def leave(run: StageRun, code: str = "measure()", *, prose: str = "See @fig-a and @fig-ab.", **parameters) -> None:
     """Write what a finished run of a stage leaves: its notebook and its manifest."""
     about = f"{run.language} {run.variant} {run.model}"
     svg = new_output("display_data", data={"image/svg+xml": f"<svg><desc>{about}</desc></svg>", "text/plain": "x"})
@@ -117,9 +116,7 @@ def test_runs_of_another_version_of_the_notebook_have_a_page_of_their_own(runs):
     leave(german, "measure(more=True)")
     first, second = appendices.pages(results)
     assert [page.title for page in (first, second)] == ["Evaluation", "Evaluation, version 2"]
-    assert [page.slug for page in (first, second)] == [
-        "evaluate", "evaluate-2"
-    ]  # fmt: skip
+    assert [page.slug for page in (first, second)] == ["evaluate", "evaluate-2"]
     assert [page.notebooks[0].run.language for page in (first, second)] == ["de", "en"]
     write(results, runs)
     texts = [(runs / "book/notebooks" / f"{page.slug}.qmd").read_text() for page in (first, second)]

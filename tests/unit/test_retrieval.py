@@ -105,10 +105,10 @@ def test_partial_correlation_against_its_formula():
 def transfer_checks(table, scorer="embedded"):
     """What the summary finds of one comparison: the checks, the sentence, the verdict and the rows of the table."""
     results = SimpleNamespace(parameters=lambda *_: [scorer])
-    names = vars(definitions("summary_transfer")) | {"results": results, "transfers": {"A": (table, {})}}
+    said = definitions("summary_transfer")
+    names = vars(said) | {"results": results, "transfers": {"A": (table, {})}}
     found = run_cell("summary_transfer", "transfer-checks", **names)["checked"]["A"]
     row = correlation(table["accuracy"].to_numpy(float), table["relative_drop"].to_numpy(float), samples=100)
-    said = definitions("summary_transfer")
     metrics = {"accuracy": row, "aligned_cosine": row}
     return found, said.correlated("A", row, found), said.verdict("A", row, found), said.correlation_rows(metrics, found)
 
