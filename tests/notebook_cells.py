@@ -27,9 +27,9 @@ from polydetox.models.checkpoints import load_tokenizer
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
-def _checked(cell: str, space: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+def _checked(tree: ast.Module, space: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     """The functions that a cell has put into ``space``, with their declared shapes and types checked at every call."""
-    names = [node.name for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef) and node.returns]
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.returns]
     return {name: jaxtyped(space[name], typechecker=beartype) for name in names}
 
 
@@ -81,7 +81,7 @@ def some_cells(notebook: str, settings: Any, stage: Any, cells: Sequence[str] = 
             if cell.cell_type == "code" and wanted and "parameters" not in cell.metadata.get("tags", []):
                 exec(compile(cell.source, f"{notebook}.ipynb, cell {cell.id}", "exec"), space)
                 # A whole notebook runs as it is, since checked functions cannot be sent to another process.
-                space |= (_checked(cell.source, space) if cells else {}) | given
+                space |= (_checked(ast.parse(cell.source), space) if cells else {}) | given
     return space
 
 
@@ -93,7 +93,7 @@ def definitions(notebook: str, **given: Any) -> SimpleNamespace:
         tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)
                      or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper())]  # fmt: skip
         exec(compile(tree, f"{notebook}.ipynb, cell {cell.get('id')}", "exec"), space)
-        space |= _checked(cell.source if cell.cell_type == "code" else "", space)
+        space |= _checked(tree, space)
     return SimpleNamespace(**space)
 
 
@@ -102,7 +102,8 @@ def run_cell(notebook: str, identifier: str, **names: Any) -> dict[str, Any]:
     cells = nbformat.read(next(NOTEBOOKS.rglob(f"{notebook}.ipynb")), as_version=4).cells
     (source,) = (cell.source for cell in cells if cell.id == identifier)
     exec(compile(source, f"{notebook}, cell {identifier}", "exec"), names)
-    return names | _checked(source, names)
+    names |= _checked(ast.parse(source), names)
+    return names
 
 
 def summarise(
