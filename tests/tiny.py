@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
-import pytest
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -129,12 +129,17 @@ def make_checkout(folder: Path, checkpoint: Path, **changes) -> Path:
     return folder
 
 
-def polydetox(checkout: Path, *words: str, **changes: str) -> subprocess.CompletedProcess:
+def environment(checkout: Path, **changes: str | None) -> dict[str, str]:
+    """The variables of a process that runs in a checkout; ``changes`` to None are left out."""
+    ours = {"POLYDETOX_RUNS": None, "POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
+    variables = os.environ | ours | changes
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+def polydetox(checkout: Path, *words: str, **changes: str | None) -> subprocess.CompletedProcess:
     """What the command `polydetox` does in a checkout, in a process of its own."""
-    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
-    environment = kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"} | changes
     return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
-                          env=environment, timeout=600)  # fmt: skip
+                          env=environment(checkout, **changes), timeout=600)  # fmt: skip
 
 
 def called(checkout: Path, *words: str) -> subprocess.CompletedProcess:
@@ -143,13 +148,10 @@ def called(checkout: Path, *words: str) -> subprocess.CompletedProcess:
     from polydetox.core import paths
 
     with (
-        tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, pytest.MonkeyPatch.context() as patch,
-        contextlib.ExitStack() as after,
+        tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, contextlib.chdir(checkout),
+        mock.patch.dict(os.environ, environment(checkout), clear=True), contextlib.ExitStack() as after,
     ):  # fmt: skip
         after.callback(paths.root.cache_clear)
-        patch.setenv("POLYDETOX_ROOT", str(checkout))
-        patch.delenv("POLYDETOX_RUNS", raising=False)
-        patch.chdir(checkout)
         paths.root.cache_clear()
         for number, file in ((1, out), (2, err)):  # what Snakemake prints
             kept = os.dup(number)
@@ -166,8 +168,14 @@ def called(checkout: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(list(words), status, *printed)
 
 
-def run(checkout: Path, *words: str) -> str:
-    """What `polydetox run` prints."""
-    done = polydetox(checkout, "run", "--profile", "tiny", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
+def plan(checkout: Path, file: str, *targets: str, **changes) -> str:
+    """What a plan of the tiny profile prints after changes to a file of parameters, which is put back."""
+    path = checkout / "params" / file
+    original = path.read_text()
+    path.write_text(yaml.safe_dump(yaml.safe_load(original) | changes))
+    try:
+        done = called(checkout, "run", "--profile", "tiny", "-n", *targets)
+    finally:
+        path.write_text(original)
+    assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 
-from tiny import make_checkout
+from tiny import make_checkout, polydetox
 
 PROFILE = {
     "languages": ["de"],
@@ -55,19 +52,12 @@ def ran(tmp_path_factory, tiny_checkpoints):
         own / "single.csv", index=False
     )
     (own / "de.jsonl").write_text("\n".join(json.dumps({"frage": f"Frage {row}"}) for row in range(1, 5)))
-    environment = os.environ | {"POLYDETOX_ROOT": str(folder), "HF_HUB_OFFLINE": "1", "RTP_LX": "", "MY_DATA": str(own),
-                                "POLYDETOX_DATA": str(folder / "nothing")}  # fmt: skip
-    environment.pop("POLYDETOX_RUNS", None)
-
-    def polydetox(*words):
-        done = subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=folder, env=environment,
-                              capture_output=True, text=True, timeout=600)  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
-
+    data = {"RTP_LX": "", "MY_DATA": str(own), "POLYDETOX_DATA": str(folder / "nothing")}
     targets = [f"runs/tiny/summary/{section}/manifest.json" for section in ("ablations", "training", "run")]
-    done = polydetox("run", "--profile", "tiny", *targets)
-    polydetox("render", "--profile", "tiny", "--preview")
+    done = polydetox(folder, "run", "--profile", "tiny", *targets, **data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rendered = polydetox(folder, "render", "--profile", "tiny", "--preview", **data)
+    assert rendered.returncode == 0, rendered.stdout + rendered.stderr
     return folder / "runs/tiny", done
 
 

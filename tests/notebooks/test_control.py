@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tiny import TINY_PROFILE, called, make_checkout, polydetox
+from tiny import TINY_PROFILE, called, environment, make_checkout, polydetox
 
 SMALL = {
     "iterations": 2, "steps": 2, "batch_size": 4, "max_length": 96, "warmup_steps": 1, "samples": 12,
@@ -43,11 +43,6 @@ CONTROL = {
 SAMPLED = ("base", "nado", "regularised")
 TARGETS = [f"runs/tiny/tiny/control/{algorithm}/constrained_decode/manifest.json" for algorithm in SAMPLED]
 TRAINED = [f"runs/tiny/tiny/control/{algorithm}/regularise/manifest.json" for algorithm in CONTROL["algorithms"]]
-
-
-def environment(checkout: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
-    return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,11 @@ import yaml
 
 from polydetox.cli import main
 from polydetox.core.errors import UserError
-from tiny import make_checkout
+from tiny import make_checkout, polydetox
 
 ODD = 'it\'s & (b) $HOME `x` é ;#*?[a] "q" \\ ~'
 ONE_STAGE = {"languages": ["en"], "trim": None, "mechanism": None, "alignment": None, "capability": None,
              "agreement": None}  # fmt: skip
-
-
-def polydetox(checkout: Path, *words: str, **changes: str | None) -> subprocess.CompletedProcess:
-    environment = os.environ | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"} | changes
-    environment = {name: value for name, value in environment.items() if value is not None}
-    return subprocess.run([sys.executable, "-m", "polydetox", *words], cwd=checkout, text=True, capture_output=True,
-                          env=environment, timeout=600)  # fmt: skip
 
 
 def all_files(folder: Path) -> set[Path]:

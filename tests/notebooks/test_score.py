@@ -15,7 +15,7 @@ from polydetox.core import paths
 from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import checked
 from polydetox.workflow import load
-from tiny import called, make_checkout, run
+from tiny import make_checkout, plan, polydetox
 
 LANGUAGES = ["en", "de"]
 TARGETS = [f"runs/tiny/tiny/base/evaluate/{language}/manifest.json" for language in LANGUAGES]
@@ -28,7 +28,8 @@ def scored(tmp_path_factory, tiny_checkpoints) -> Path:
     """A checkout in which two languages were sampled, scored and evaluated."""
     folder = make_checkout(tmp_path_factory.mktemp("score") / "checkout", tiny_checkpoints["llama"], trim=None,
                            languages=LANGUAGES, evaluate=EVALUATE)  # fmt: skip
-    run(folder, *TARGETS)
+    done = polydetox(folder, "run", "--profile", "tiny", *TARGETS)
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -59,16 +60,8 @@ def test_the_evaluations_load_no_model(scored):
 
 
 def planned(checkout: Path, targets: list[str], **changes) -> set[str]:
-    """How many jobs of each rule a changed profile would run; the profile is put back."""
-    path = checkout / "params/profiles/tiny.yaml"
-    original = path.read_text()
-    path.write_text(yaml.safe_dump(yaml.safe_load(original) | changes))
-    try:
-        done = called(checkout, "run", "--profile", "tiny", "-n", *targets)
-        assert done.returncode == 0, done.stderr
-        output = done.stdout + done.stderr
-    finally:
-        path.write_text(original)
+    """How many jobs of each rule a changed profile would run."""
+    output = plan(checkout, "profiles/tiny.yaml", *targets, **changes)
     words = [line.split() for line in output.partition("Reasons:")[0].splitlines()]
     return {f"{line[0]} {line[1]}" for line in words if len(line) == 2 and line[0] in ("score", "generate", "evaluate")}
 
@@ -91,7 +84,8 @@ def test_an_added_language_leaves_the_batches_of_the_others_as_they_are(scored):
     path = scored / "params/profiles/tiny.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"languages": [*LANGUAGES, "ja"]}))
     before = pd.read_parquet(folder / "score/scores.parquet")
-    run(scored, TARGETS[0].replace("/en/", "/ja/"))
+    done = polydetox(scored, "run", "--profile", "tiny", TARGETS[0].replace("/en/", "/ja/"))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     after = pd.read_parquet(folder / "score/scores.parquet")
     assert set(after["language"]) == {"de", "en", "ja"}

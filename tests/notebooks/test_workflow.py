@@ -20,15 +20,10 @@ from recorded import SECTIONS
 
 from notebook_cells import run_cells
 from polydetox.core import locks, paths
-from tiny import CHECKOUT, called, make_checkout, polydetox
+from tiny import CHECKOUT, called, environment, make_checkout, plan, polydetox
 
 OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports
 EVALUATED = [(variant, language) for variant in ("base", "dpo") for language in ("de", "en", "ja")]
-
-
-def environment(checkout: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "POLYDETOX_RUNS"}
-    return kept | {"POLYDETOX_ROOT": str(checkout), "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -226,23 +221,15 @@ def test_a_second_run_does_nothing(finished):
 
 
 def planned(checkout: Path, file: str, **changes) -> dict[str, int]:
-    """How many jobs of each rule the plan has with a changed parameter file, which is put back."""
-    path = checkout / "params" / file
-    original = path.read_text()
-    path.write_text(yaml.safe_dump(yaml.safe_load(original) | changes))
-    try:
-        done = called(checkout, "run", "--profile", "tiny", "-n")
-    finally:
-        path.write_text(original)
-    assert done.returncode == 0, done.stderr
-    words = [line.split() for line in (done.stdout + done.stderr).splitlines()]
+    """How many jobs of each rule the plan has with a changed parameter file."""
+    words = [line.split() for line in plan(checkout, file, **changes).splitlines()]
     return {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].isdigit()}
 
 
 def test_changed_settings_run_only_what_depends_on_them(finished):
     checkout, _ = finished
-    plan = called(checkout, "run", "--profile", "tiny", "-n")
-    assert plan.returncode == 0 and "Nothing to be done" in plan.stdout + plan.stderr
+    unchanged = called(checkout, "run", "--profile", "tiny", "-n")
+    assert unchanged.returncode == 0 and "Nothing to be done" in unchanged.stdout + unchanged.stderr
 
     counts = planned(checkout, "profiles/tiny.yaml", generate={"n": 2, "max_new_tokens": 6})
     assert counts["generate"] == counts["score"] == 2 and counts["evaluate"] == 6
