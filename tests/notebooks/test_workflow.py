@@ -71,8 +71,8 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    # test_control.py, test_control_eval.py, test_ablations.py; the first two need a data set that no
-    # test may
+    # In test_control.py, test_control_eval.py, test_ablations.py;
+    # of tests/unit: test_scoring.py, test_agreement.py, test_labels.py.
     own = {"scorer_head", "scorer_candidates", "control_corpus", "regularise", "profs"}
     own |= {"attribute_eval", "win_rate", "jigsaw_classify", "label_sheet", "human_labels", "summary_labels"}
     names = {path.stem for path in (CHECKOUT / "notebooks").rglob("*.ipynb")}
@@ -162,6 +162,7 @@ def test_an_added_language_costs_only_itself(finished, monkeypatch):
     checkout, _ = finished
     folder = checkout / "runs/by-hand"
     monkeypatch.setattr(paths, "root", lambda: checkout)
+    monkeypatch.delenv("POLYDETOX_RUNS", raising=False)
 
     def by_hand(*languages: str) -> dict[str, int]:
         run_cells("retrieval", checkpoint="tiny", sentences="project", limit=6, languages=list(languages),
