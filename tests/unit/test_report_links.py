@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_output
 from pybtex.database import parse_string
 
 from notebook_cells import definitions, run_cell
-from polydetox.core import paths
+from polydetox.core import artifacts, paths
 from polydetox.report.links import FILES, Links
 from polydetox.report.masking import masked_table
 from polydetox.report.notebooks import labelled
@@ -30,7 +30,8 @@ def cited(remote: str, tmp_path, monkeypatch) -> dict[str, str]:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     subprocess.run(["git", "-C", str(tmp_path), "config", "remote.origin.url", remote], check=True)
     (tmp_path / "CITATION.cff").write_bytes((CHECKOUT / "CITATION.cff").read_bytes())
-    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    for module in (paths, artifacts):
+        monkeypatch.setattr(module, "root", lambda: tmp_path)
     manifests = pd.DataFrame({"finished": ["2026-01-30T23:00:00Z", None, "2026-01-31T01:00:00Z"]})
     return run_cell("summary_run", "citation", **vars(definitions("summary_run")) | {"manifests": manifests})
 
@@ -53,6 +54,22 @@ def test_the_citation_is_that_of_its_file_with_the_address_of_the_repository(tmp
     fields = [entry.fields.get(name) for name in ("title", "version", "license", "year", "url")]
     assert fields == [f"{{{said['title']}}}", said["version"], said["license"], "2026", address or None]
     assert [str(person) for person in entry.persons["author"]] == ["{The polydetox authors}"]
+
+
+def test_the_citation_has_no_address_without_git_and_never_that_of_another_repository(tmp_path, monkeypatch):
+    (other := tmp_path / "other").mkdir()
+    (own := tmp_path / "own").mkdir()
+    subprocess.run(["git", "init", "-q", str(other)], check=True)
+    subprocess.run(["git", "-C", str(other), "config", "remote.origin.url", "https://host.example/o/other"], check=True)
+    with monkeypatch.context() as hook:  # as within a hook of another repository
+        hook.setenv("GIT_DIR", str(other / ".git"))
+        monkeypatch.setattr(artifacts, "root", lambda: own)
+        assert artifacts.origin() == ""
+    found = cited("https://host.example/o/own", own, monkeypatch)
+    assert found["repository"] == "https://host.example/o/own"
+    monkeypatch.setenv("PATH", str(own))
+    names = {name: value for name, value in found.items() if name != "repository"}
+    assert run_cell("summary_run", "citation", **names)["repository"] == ""
 
 
 @pytest.mark.parametrize(

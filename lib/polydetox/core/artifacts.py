@@ -181,20 +181,34 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def git_commit() -> dict[str, str | None]:
-    """The commit of the checkout itself, with ``+`` where tracked files differ from it, or why there is none."""
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What git says of the checkout itself, and not of a repository around it."""
     # A hook runs with some of these set, for its own repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment["GIT_CEILING_DIRECTORIES"] = str(root().parent)
-    command = ["git", "-C", str(root()), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    command = ["git", "-C", str(root()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+
+
+def git_commit() -> dict[str, str | None]:
+    """The commit of the checkout itself, with ``+`` where tracked files differ from it, or why there is none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment)
+        done = _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
         if done.returncode == 0:
             return {"git_commit": done.stdout.strip()}
         why_not = "the checkout is no git repository with a commit, or one of an owner whom git does not trust"
     except (OSError, subprocess.SubprocessError) as error:
         why_not = f"git could not be run ({type(error).__name__})"
     return {"git_commit": None, "git_commit_missing": why_not}
+
+
+def origin() -> str:
+    """The address of the checkout's remote ``origin``; empty where it has none, or git cannot be run."""
+    try:
+        done = _git("remote", "get-url", "origin")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def input_names(inputs: Iterable[Path]) -> dict[Path, str]:
