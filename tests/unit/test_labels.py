@@ -133,6 +133,20 @@ def test_a_sheet_is_made_again_from_its_seed_and_another_language_changes_nothin
         run_cells("label_sheet", **scored, languages=["ar"], output_folder=str(tmp_path))
 
 
+def test_a_language_in_which_a_variant_writes_nothing_has_no_sheet(scored, tmp_path):
+    silent = pd.read_parquet(scored["texts_of"]["dpo"])
+    given = {"scores": scored["scores"], "texts_of": scored["texts_of"] | {"dpo": str(tmp_path / "silent.parquet")},
+             "output_folder": str(tmp_path / "o")}  # fmt: skip
+    silent.assign(empty=silent["empty"] | (silent["language"] == "de")).to_parquet(tmp_path / "silent.parquet")
+    run_cells("label_sheet", **given)
+    assert [file.name for file in (tmp_path / "o/sheets").iterdir()] == ["sheet-en.csv"]
+    with pytest.raises(UserError, match=r"languages: 'de': the scores have no continuation in it, or none of some"):
+        run_cells("label_sheet", **given, languages=["de", "en"])
+    silent.assign(empty=True).to_parquet(tmp_path / "silent.parquet")
+    with pytest.raises(UserError, match=r"texts_of: no language has a continuation with a score of every variant"):
+        run_cells("label_sheet", **given)
+
+
 def labelled(drawn: Path, file: Path, language: str, delimiter: str = ",", label=None) -> Path:
     """A sheet that comes back, each text labelled by its first score unless ``label`` says otherwise."""
     scores = key_of(drawn, language).set_index("id")["embedded"]
@@ -270,20 +284,41 @@ def test_labels_need_scores_under_several_scorers_of_one_model(change):
         Profile.model_validate(TINY_PROFILE | {"name": "tiny", "labels": {}} | change)
 
 
-def test_the_report_says_what_people_said(drawn, tmp_path, monkeypatch):
-    sheets = [labelled(drawn, tmp_path / f"{name}.csv", "de") for name in ("ab", "cd")]
-    folder = tmp_path / "people"
-    run_cells("human_labels", sheets=list(map(str, sheets)), keys=str(drawn / "keys"), output_folder=str(folder),
-              bootstrap_samples=50)  # fmt: skip
+def summary(folder: Path, place: Path, monkeypatch) -> list[str]:
+    """What the summary of labels shows of what a stage `human_labels` wrote."""
     (folder / "manifest.json").write_text("{}")
     profile = Profile.model_validate(TINY_PROFILE | {"name": "tiny"})
     stages = [SimpleNamespace(stage="human_labels", folder=folder)]
     monkeypatch.setattr(
         "polydetox.results.collect.Results", lambda *_, **__: SimpleNamespace(profile=profile, stages=stages)
     )
-    shown = run_cells("summary_labels", run="run.json", output_folder=str(tmp_path / "summary"))["shown"]
+    return run_cells("summary_labels", run="run.json", output_folder=str(place))["shown"]
+
+
+def test_the_report_says_what_people_said(drawn, tmp_path, monkeypatch):
+    sheets = [labelled(drawn, tmp_path / f"{name}.csv", "de") for name in ("ab", "cd")]
+    folder = tmp_path / "people"
+    run_cells("human_labels", sheets=list(map(str, sheets)), keys=str(drawn / "keys"), output_folder=str(folder),
+              bootstrap_samples=50)  # fmt: skip
+    shown = summary(folder, tmp_path / "summary", monkeypatch)
     drops = pd.read_parquet(folder / "drops.parquet").query("language == 'de'").iloc[0]
     said = read_json(tmp_path / "summary/variables.json")["labels_sentence"]
     assert said.startswith("People labelled 24 of 24 sampled continuations in German, which represent 100 % of all.")
     assert f"{drops['before']:.2f} to {drops['after']:.2f}" in said and "two labellers is 1.00 on average" in said
     assert sum("paper-table" in text for text in shown) == 3 and said in shown
+
+
+def test_the_report_shows_sheets_that_are_hardly_filled(drawn, tmp_path, monkeypatch):
+    """One label, of which two labellers think differently: no scorer has a truth, and one variant has no label."""
+    sheets, one = [], key_of(drawn, "de")["id"].iloc[0]
+    for name, label in (("ab", "0"), ("cd", "1")):
+        sheet = labelled(drawn, tmp_path / f"{name}.csv", "de", label="?")
+        sheet.write_text(sheet.read_text("utf-8-sig").replace(f"{one},?", f"{one},{label}"))
+        sheets.append(str(sheet))
+    folder = tmp_path / "people"
+    found = run_cells("human_labels", sheets=sheets, keys=str(drawn / "keys"), output_folder=str(folder),
+                      bootstrap_samples=20)  # fmt: skip
+    assert len(found["table"]) == 1 and found["agreement"].empty and found["drops"]["drop"].isna().all()
+    shown = summary(folder, tmp_path / "summary", monkeypatch)
+    assert sum("paper-table" in text for text in shown) == 3
+    assert shown[-1].startswith("People labelled 1 of 24 sampled continuations in German")
