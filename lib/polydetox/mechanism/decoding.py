@@ -6,6 +6,7 @@ again at every step; activations and tokens are the same (see the tests).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,10 +97,13 @@ def recorded(mlps: MLPs, neurons: Sequence[Neuron], texts: int) -> Iterator[list
     Yields a list that grows by one float32 tensor a pass, of shape (texts, neurons), columns in the order given.
     """
     passes: list[torch.Tensor] = []
-    layers = sorted({layer for layer, _ in neurons})
+    of_layer: defaultdict[int, list[int]] = defaultdict(list)  # the columns of its neurons
+    for column, (layer, _) in enumerate(neurons):
+        of_layer[layer].append(column)
+    layers = sorted(of_layer)
 
     def keep(layer: int) -> Callable[[Activations], None]:
-        columns = [column for column, (at, _) in enumerate(neurons) if at == layer]
+        columns = of_layer[layer]
         places = [neurons[column][1] for column in columns]
 
         def hook(activations: Activations) -> None:
