@@ -17,7 +17,6 @@ from typing import Any
 from polydetox.attribute_control.corpus import neutral_paragraphs, toxic_statements
 from polydetox.benchmarks.tasks import check_suites
 from polydetox.core import paths
-from polydetox.core.artifacts import finished
 from polydetox.core.control import control_languages
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
@@ -27,7 +26,7 @@ from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.data.pairs import check_takes_unpaired, not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, neutral_prompts, prompts_of_sets, training_prompts
-from polydetox.models.checkpoints import package_folder
+from polydetox.models.checkpoints import is_made, package_folder
 from polydetox.models.decoders import check_decoder, check_mergeable, listed_configuration
 from polydetox.scoring import get_scorer
 from polydetox.synthetic.phrasebook import Phrasebook
@@ -81,10 +80,11 @@ def licences(profile: Profile) -> list[str]:
 
 def _other_models(profile: Profile) -> list[str]:
     """The models that measure those of a profile: of perplexity, and of which continuation is better."""
-    asked = [(load_model(model).evaluate | profile.evaluate).get(f"{which}reference_model")
-             for model in profile.models for which in ("", "second_")]  # fmt: skip
+    settings = [load_model(model).evaluate | profile.evaluate for model in profile.models]
+    asked = [each.get("reference_model") for each in settings]
     asked.append(profile.control.win_rate.get("judge") if profile.control else None)
-    return [model for model in asked if model not in (None, "base", "none")]
+    named = [model for model in asked if model not in (None, "base", "none")]
+    return named + [model for each in settings if (model := each.get("second_reference_model"))]
 
 
 def _checks(run: Run) -> Checks:
@@ -111,7 +111,7 @@ def _own_checks(run: Run) -> Checks:
             yield partial(_check_pairs, run, kind)
     if profile.world:
         yield partial(lambda languages: Phrasebook.read().check_languages(languages), profile.languages)
-    yield from (partial(_check_installed, model) for model in _other_models(profile))
+    yield from (partial(_check_installed, model) for model in [*run.listed.values(), *_other_models(profile)])
     yield from (partial(_check_model, run, model) for model in run.models)
 
 
@@ -140,13 +140,12 @@ def _check_pairs(run: Run, kind: str) -> None:
 def _check_installed(model: str) -> None:
     """The package of a model, unless its weights have been made from it; any other source is seen when it is loaded."""
     listed = load_model(model)
-    if listed.use == "package" and not finished(paths.checkpoint(listed.name)):
+    if listed.use == "package" and not is_made(listed, paths.checkpoint(listed.name)):
         package_folder(listed)
 
 
 def _check_model(run: Run, model: str) -> None:
     """The architecture of a model, where its configuration can be had; the type of a published adapter on this disk."""
-    _check_installed(run.listed[model])
     listed = run.model_file(model)
     configuration = listed_configuration(listed) if listed.use != "package" else None
     if configuration is not None:

@@ -106,7 +106,19 @@ def test_a_missing_package_is_named_before_a_run_starts(checkout):
         assert [line for line in problems(load("tiny")) if said in line], change
     (paths.checkpoint("second")).mkdir(parents=True)
     (paths.checkpoint("second") / "manifest.json").write_text("{}")
+    record = paths.checkpoint("second") / checkpoints.LOCATION
+    record.write_text(json.dumps({"source": load_model("second").source()}))
     assert not [line for line in problems(load("tiny")) if said in line], "its weights are there already"
+    record.write_text(json.dumps({"source": load_model("second").source() | {"sha256": "another"}}))
+    assert [line for line in problems(load("tiny")) if said in line], "what is there is of another file"
+
+
+@pytest.mark.parametrize("name", ["base", "none"])
+def test_a_second_reference_model_has_a_name_of_its_own(checkout, name):
+    profile = checkout / "params/profiles/tiny.yaml"
+    given = yaml.safe_load(profile.read_text())
+    profile.write_text(yaml.safe_dump(given | {"evaluate": {"second_reference_model": name}}))
+    assert [line for line in problems(load("tiny")) if f"model {name!r}: no such file" in line], problems(load("tiny"))
 
 
 def test_numbers_are_split_into_digits():

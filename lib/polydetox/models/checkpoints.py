@@ -171,11 +171,16 @@ def recorded_location(folder: Path) -> Path:
     return location
 
 
+def is_made(model: ModelFile, folder: Path) -> bool:
+    """Whether the stage in ``folder`` has finished with what the model's file says now."""
+    return finished(folder) and read_json(folder / LOCATION).get("source") == model.source()
+
+
 def ensure_checkpoint(model: ModelFile, folder: Path | None = None) -> Path:
     """The folder of a base model's weights, made first where no run has done so yet."""
     folder = folder or paths.checkpoint(model.name)
     with locks.held(folder / ".making"):
-        if finished(folder) and read_json(folder / LOCATION).get("source") == model.source():
+        if is_made(model, folder):
             return recorded_location(folder)
         stage = Stage("checkpoint", folder, {"model": model.name, **model.source()})
         location = _make_checkpoint(model, folder)
