@@ -82,6 +82,11 @@ def packaged(module: str, file: str) -> Path:
     return Path(spec.origin).parent / file
 
 
+def without_surrogates(text: str) -> str:
+    """A text with a question mark for each surrogate, which is no character at all."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def is_blank(text: object) -> bool:
     """Whether there is nothing to score: no string, or white space alone."""
     return not isinstance(text, str) or not text.strip()

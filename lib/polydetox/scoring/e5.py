@@ -17,7 +17,7 @@ import numpy as np
 
 from polydetox.core.artifacts import file_sha256
 from polydetox.core.errors import UserError
-from polydetox.scoring.base import packaged
+from polydetox.scoring.base import packaged, without_surrogates
 from polydetox.scoring.embedded import same_length
 
 if TYPE_CHECKING:
@@ -117,9 +117,8 @@ class E5:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, with the prefix that E5 wants and the two special tokens; cut at 512."""
-        # The table knows single code points; NFKC first composes what was written as base and accent. Surrogates
-        # are no characters at all.
-        text = unicodedata.normalize("NFKC", text.encode("utf-8", "replace").decode())
+        # The table knows single code points; NFKC first composes what was written as base and accent.
+        text = unicodedata.normalize("NFKC", without_surrogates(text))
         words = "query: " + text.translate(self._normalise)
         while "  " in words:
             words = words.replace("  ", " ")

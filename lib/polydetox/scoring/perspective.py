@@ -23,7 +23,7 @@ import tenacity
 
 from polydetox.core.errors import UserError
 from polydetox.data.corpora import summary_score
-from polydetox.scoring.base import SEVENTEEN, Score, Scorer, missing
+from polydetox.scoring.base import SEVENTEEN, Score, Scorer, missing, without_surrogates
 
 ADDRESS = "https://commentanalyzer.googleapis.com"
 LAST_DAY = datetime.date(2026, 12, 31)
@@ -118,8 +118,7 @@ class PerspectiveScorer(Scorer):
     def _ask(self, client: httpx2.Client, text: str, language: str) -> Score:
         """The score of a text from one request."""
         body = {
-            # A lone surrogate, which a model can emit, cannot be sent.
-            "comment": {"text": text.encode("utf-8", "replace").decode()},
+            "comment": {"text": without_surrogates(text)},  # which a model can emit, and cannot be sent
             "languages": [language],
             "requestedAttributes": {attribute: {} for attribute in ATTRIBUTES},
             "doNotStore": True,

