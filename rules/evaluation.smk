@@ -159,6 +159,11 @@ def scores_of(model, *variants):
     return [SCORE.format(model=model, variant=variant, set="") + "/scores.parquet" for variant in variants]
 
 
+def compared_scores(model):
+    """The scores of the variants that the main tables compare, by variant."""
+    return dict(zip(run.compared(model), scores_of(model, *run.compared(model)), strict=True))
+
+
 def evaluations(model, variant):
     """The metrics of one variant in each language, on the first set of prompts."""
     return {
@@ -175,7 +180,7 @@ AGREEMENT = run.stage(
     title="Agreement of scorers",
     section="agreement",
     jobs=each(model=run.models if run.profile.agreement is not None else []),
-    inputs=lambda model: {"scores": dict(zip(run.compared(model), scores_of(model, *run.compared(model)), strict=True))},
+    inputs=lambda model: {"scores": compared_scores(model)},
     table="scores.parquet",
 )
 
@@ -184,7 +189,7 @@ rule agreement:
     message: "agreement of scorers: {wildcards.model}"
     input:
         notebook="notebooks/evaluation/agreement.ipynb",
-        scores=lambda w: scores_of(w.model, *run.compared(w.model)),
+        scores=lambda w: compared_scores(w.model).values(),
     output:
         manifest=f"{AGREEMENT}/manifest.json",
         scores=f"{AGREEMENT}/scores.parquet",
@@ -209,7 +214,7 @@ LABEL_SHEET = run.stage(
     section="labels",
     jobs=each(model=run.models if run.profile.labels is not None else []),
     inputs=lambda model: {
-        "texts_of": dict(zip(run.compared(model), scores_of(model, *run.compared(model)), strict=True)),
+        "texts_of": compared_scores(model),
         "scores": AGREEMENT.format(model=model) + "/scores.parquet",
     },
 )
@@ -219,7 +224,7 @@ rule label_sheet:
     message: "sheets to label: {wildcards.model}"
     input:
         notebook="notebooks/evaluation/label_sheet.ipynb",
-        texts=lambda w: scores_of(w.model, *run.compared(w.model)),
+        texts=lambda w: compared_scores(w.model).values(),
         scores=f"{AGREEMENT}/scores.parquet",
         agreed=f"{AGREEMENT}/manifest.json",
     output:

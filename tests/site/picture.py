@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from browser import Browser, find_chromium
 from polydetox.core import paths
-from polydetox.core.artifacts import atomic_path, finished
+from polydetox.core.artifacts import atomic_path
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.yaml_files import read_yaml
 from polydetox.report.assemble import VARIABLES
@@ -72,7 +72,7 @@ def take(site: Path, picture: Path) -> None:
 def main(profile: str) -> None:
     """Refresh README and, where the profile's block shows it, the picture."""
     readme, site = paths.root() / "README.md", paths.site(profile)
-    unfinished = [run for run in Results(record_file(profile)).stages if not finished(run.folder)]
+    unfinished = [run for run in Results(record_file(profile)).stages if not run.done]
     if unfinished or not (site / INDEX).is_file():
         raise UserError(
             f"{profile}: {len(unfinished)} jobs are not done, or no site; run `make paper PROFILE={profile}`"

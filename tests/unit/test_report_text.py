@@ -160,7 +160,7 @@ def test_tables_of_a_site_get_captions_and_headings(tmp_path):
     page.write_text("<body class='b'><figure><img><figcaption>Figure 1</figcaption></figure>"
                     f"{figure.format('Table 1', table._repr_html_())}"
                     "<figure><img><figcaption>Figure 2</figcaption></figure>"
-                    "<table><tbody><tr><td></td></tr></tbody></table>"
+                    "<table><tbody><tr><td></td></tr><tr><td></td><td>x</td></tr></tbody></table>"
                     "</body>")  # fmt: skip
     make_accessible(tmp_path / "site", tmp_path)
     text = page.read_text()
@@ -169,6 +169,7 @@ def test_tables_of_a_site_get_captions_and_headings(tmp_path):
     assert all(f"<figcaption>Figure {number}</figcaption>" in text for number in (1, 2))
     scopes = re.findall(r'<th scope="(\w+)"', text)
     assert scopes == ["colgroup", "col", "col", *["rowgroup", "row"] * 2] and text.count("<th ") == 7
+    assert "<tr><td></td><td>x</td></tr>" in text, "an empty cell is no heading, and takes none of the next"
     assert text.count("<tbody>") == 3, "a body for each group, and that of the other table"
 
 
@@ -194,7 +195,7 @@ def test_the_names_of_lines_that_end_together_stand_apart():
     for name, end in (("a", 1.0), ("b", 1.01), ("c", 0.99), ("far", 3.0)):
         axis.plot([0, 1], [0, end], label=name)
     axis.plot([0, 1], [0, 2])  # without a label
-    name_lines(axis)
+    name_lines([axis])
     found = boxes(axis)
     assert sorted(found, key=lambda name: found[name].y0) == ["c", "a", "b", "far"]
     ordered = [found[name] for name in ("c", "a", "b", "far")]

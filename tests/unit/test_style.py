@@ -69,7 +69,7 @@ def test_what_is_left_of_the_drop_is_of_the_same_continuations():
     after = continuations([(name, "de", digits, False, False, toxicity) for name in "abc"
                            for digits, toxicity in ((False, 0.4), (True, 0.1), (True, 0.1))]
                           + [("a", "de", True, False, True, 0.0)])  # fmt: skip
-    results = SimpleNamespace(confidence=0.95, prompt_samples=lambda: PromptSamples([*"abc"], 50, 0))
+    results = SimpleNamespace(confidence=0.95, prompt_samples=lambda prompt_set: PromptSamples([*"abc"], 50, 0))
     notebook = definitions("summary_style", results=results)
     last = list(notebook.toxicity_by_stratum(before, after))[-1]
     # Without what has markup, or is long: 1.6 / 3 before, 0.6 / 3 after; weighted as before, 0.9 / 3.

@@ -144,6 +144,15 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     return table
 
 
+def read_column(path: Path, name: str) -> pd.Series:
+    """Read one column of a Parquet table, without the others; anything wrong is a ``UserError`` that names the file."""
+    import pandas as pd
+
+    with _read_as(path, "not a readable Parquet file"):
+        column: pd.Series = pd.read_parquet(path, columns=[name])[name]
+    return column
+
+
 def resume_key(depends_on: Any) -> str:
     """A name for what an unfinished stage keeps: a hash of all that it depends on, whatever JSON can hold."""
     return hashlib.sha256(json.dumps(_plain(depends_on), sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from polydetox.results.collect import Results
-from polydetox.results.figures import INK, points
+from polydetox.results.figures import INK, most_first, points
 from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_MEASURED, NOT_RUN
 
@@ -23,7 +23,7 @@ def rows_of(results: Results, comparison: Comparison, metric: str) -> pd.DataFra
 
 def by_drop(results: Results, metric: str) -> list[str]:
     """The languages of the profile, those in which a metric falls most under the first comparison first."""
-    return list(rows_of(results, results.comparisons[0], metric)["drop"].sort_values(ascending=False).index)
+    return most_first(rows_of(results, results.comparisons[0], metric)["drop"])
 
 
 def why_missing(panel: pd.DataFrame, *sides: str) -> list[str]:

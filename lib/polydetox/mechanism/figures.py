@@ -23,8 +23,7 @@ def plot_probe_by_language(qualities: Mapping[str, pd.DataFrame]) -> Figure:
     """Area under the ROC curve of each model's probe in each language, with its interval; a panel a model."""
     found = set().union(*(set(quality["texts_of"]) for quality in qualities.values()))
     first = next(iter(qualities.values())).query("classifier == 'probe'").set_index("texts_of")["roc_auc"]
-    order = first.reindex([language for language in LANGUAGES if language in found]).sort_values(ascending=False)
-    languages = list(order.index)
+    languages = shared.most_first(first.reindex([language for language in LANGUAGES if language in found]))
     shared.use_theme()
     size = (WIDTH, 1.0 + shared.ROW * max(len(languages), 3))
     figure, grid = plt.subplots(1, len(qualities), figsize=size, sharex=True, sharey=True, squeeze=False)
@@ -82,8 +81,7 @@ def plot_intervention(table: pd.DataFrame) -> Figure:
             axis.set_ylim(bottom=0.0)
             axis.set(xlabel=f"offset {unit}", ylabel=said)
             axis.grid(True, axis="both")
-    for axes in grid:
-        shared.name_lines(axes[-1])
+    shared.name_lines(grid[:, -1])
     return figure
 
 
@@ -118,6 +116,5 @@ def _plot_by_layer(table: pd.DataFrame, colours: Mapping[str, str], said: str) -
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set(xlabel="layer", title="\n".join(filter(None, (title, panel))))
         axes[0].set_ylabel(said)
-    for axes in grid:
-        shared.name_lines(axes[-1])
+    shared.name_lines(grid[:, -1])
     return figure

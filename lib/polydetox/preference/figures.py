@@ -43,5 +43,5 @@ def plot_training_runs(logs: Mapping[str, pd.DataFrame]) -> Figure:
         axes[0].annotate("base model", (1.0, base), xycoords=("axes fraction", "data"), ha="right", va="bottom",
                          fontsize=7.5, color=MUTED)  # fmt: skip
         axes[0].set_title(title, loc="left")
-        name_lines(axes[1])
+    name_lines(grid[:, 1])
     return figure

@@ -82,10 +82,15 @@ def pages(results: Results) -> Iterator[Page]:
             version = tuple((cell.cell_type, cell.source) for cell in notebooks.shown(notebook.cells))
             versions.setdefault(version, []).append(notebook)
         for number, same in enumerate(versions.values(), start=1):
-            title, name = results.title(stage), stage
+            title, name = _title(results, same[0].run), stage
             if number > 1:
                 title, name = f"{title}, version {number}", f"{name}-{number}"
             yield Page(title, slug(name), same)
+
+
+def _title(results: Results, run: StageRun) -> str:
+    """The stage of a run as the report prints it; of a notebook of the report itself, its section."""
+    return run.stage.replace("_", ": ").capitalize() if run.model == REPORT else results.title(run.stage)
 
 
 def _in_order(results: Results) -> list[StageRun]:
@@ -123,7 +128,7 @@ def _list_of_runs(results: Results, written: list[Page]) -> str:
               for page in written for notebook in page.notebooks}  # fmt: skip
     rows = []
     for run in _in_order(results):
-        title, about = results.title(run.stage), results.subject(run) if run.model != REPORT else ""
+        title, about = _title(results, run), results.subject(run) if run.model != REPORT else ""
         part = results.models.get(run.model, SYNTHETIC if about else REPORT)
         said = notebooks.attribute(", ".join(filter(None, [title, about, LANGUAGES.get(run.language or "")])))
         word = run.language or html.escape(about) or "notebook"

@@ -59,7 +59,8 @@ def assemble(profile: str) -> Path:
         if profile.startswith("paper"):
             book["title"] = book["title"].replace("a small-scale ", "a ")
         book |= {"subtitle": results.profile.title, "appendices": appendices}
-        book |= {name: variables[f"run_{name}"] for name in ("author", "date") if "run" in summaries}
+        book |= {name: variables[f"run_{name}"] for name in ("author", "date")
+                 if "run" in summaries and f"run_{name}" in variables}  # fmt: skip
         write_yaml(folder / CONFIGURATION, configuration)
         check(folder)
     return paths.profile_run(profile) / "book"

@@ -34,7 +34,7 @@ _CAPTION = re.compile(
     re.DOTALL,
 )
 _PART = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
-_FIRST = re.compile(r"(<tr\b[^>]*>\s*)<t[dh]\b(?![^>]*\bscope=)([^>]*)>(.+?)</t[dh]>", re.DOTALL)
+_FIRST = re.compile(r"(<tr\b[^>]*>\s*)<t[dh]\b(?![^>]*\bscope=)([^>]*)>((?:(?!</t[dh]>).)+)</t[dh]>", re.DOTALL)
 
 # What a renderer leaves where it could not resolve something. Quarto only warns.
 _UNRESOLVED = re.compile(r"\?(?:var|meta):[\w.-]+|\?@[\w-]+|\{\{<[^>]*>\}\}|(?<![\w@/.;&])@(?:fig|tbl|sec|eq)-[\w-]+")
@@ -69,14 +69,20 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
         from polydetox.report.preview import build
 
         build(book, site, note)
-        shutil.copytree(book / FILES, site / FILES[1:])
         if failure:
             (site / ERROR_FILE).write_text(failure, "utf-8")
-        make_accessible(site, book)
-        check_site(site)
+        _finish(site, book)
     if said := failure_note(profile):
         print(said, file=sys.stderr)
     return paths.site(profile) / INDEX
+
+
+def _finish(site: Path, book: Path) -> None:
+    """What a rendered site still needs, whichever renderer made it; a ``UserError`` where it does not pass."""
+    shutil.copytree(book / FILES, site / FILES[1:])
+    uncover_nothing(site)
+    make_accessible(site, book)
+    check_site(site)
 
 
 def _plain_text(line: str) -> str:
@@ -96,11 +102,8 @@ def _with_quarto(quarto: str, book: Path, profile: str) -> str | None:
                 raise UserError(f"it wrote no {INDEX}")
             shutil.copytree(rendered, site, dirs_exist_ok=True)
             shutil.rmtree(rendered)
-            shutil.copytree(book / FILES, site / FILES[1:])
             try:
-                uncover_nothing(site)
-                make_accessible(site, book)
-                check_site(site)
+                _finish(site, book)
             except UserError as error:
                 shutil.copytree(site, refused)
                 raise UserError(f"{error}; Quarto's site is kept in {paths.relative(refused)}") from None

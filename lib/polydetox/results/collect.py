@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from polydetox.core import paths
-from polydetox.core.artifacts import MANIFEST, finished, read_json, read_parquet
+from polydetox.core.artifacts import MANIFEST, finished, read_column, read_json, read_parquet
 from polydetox.core.languages import LANGUAGES
 from polydetox.core.parameters import checked
 from polydetox.core.params import Profile, is_ablation, load_model
@@ -81,8 +81,8 @@ class Results:
         return [run for run in self.stages if not is_ablation(self.profile, run.variant) and not run.prompt_set]
 
     def title(self, stage: str) -> str:
-        """A stage as the report prints it; of a notebook of the report itself, its section."""
-        return str(self.record["stages"].get(stage, {"title": stage.replace("_", ": ").capitalize()})["title"])
+        """A stage as the report prints it."""
+        return str(self.record["stages"][stage]["title"])
 
     def subject(self, run: StageRun) -> str:
         """What a run is about beside its model and language: ``base model``, ``on-policy``."""
@@ -192,11 +192,11 @@ class Results:
         return np.random.default_rng([self.seed, list(LANGUAGES).index(language)])
 
     @cache  # noqa: B019 - of one object a process
-    def prompt_samples(self, prompt_set: str = "") -> PromptSamples:
-        """The bootstrap samples of a set's prompts: every interval over them takes these, whatever it is of."""
+    def prompt_samples(self, prompt_set: str) -> PromptSamples:
+        """The bootstrap samples of a set's prompts (``""``: the first): every interval over them takes these."""
         scored = [run for run in self.stages if run.stage == "score" and run.done]
         files = [run.folder / "scores.parquet" for run in scored if (run.prompt_set or "") == prompt_set]
-        ids = dict.fromkeys(name for file in files for name in read_parquet(file, ["prompt_id"])["prompt_id"].unique())
+        ids = dict.fromkeys(name for file in files for name in read_column(file, "prompt_id").unique())
         return PromptSamples(list(ids), self.samples, self.seed)
 
     @cache  # noqa: B019 - of one object a process
@@ -217,7 +217,7 @@ class Results:
                     self.prompt_values(comparison.model, side, language) for side in ("base", comparison.variant)
                 )
                 for metric in METRICS:
-                    sides = compare_prompts(before[metric], after[metric], self.prompt_samples())
+                    sides = compare_prompts(before[metric], after[metric], self.prompt_samples(""))
                     pairs[comparison.name, language, metric] = sides
         return pairs
 

@@ -101,7 +101,12 @@ def panels(results: Results, languages: Sequence[str]) -> tuple[Figure, list[Axe
 
 def x_label(figure: Figure, label: str) -> None:
     """One label for the axes of all panels."""
-    figure.supxlabel(label, fontsize=9.5, color=INK)
+    figure.supxlabel(label, color=INK)
+
+
+def most_first(values: pd.Series) -> list[str]:
+    """The index of some values by the values, the largest first; equal ones stay in their order on every machine."""
+    return list(values.sort_values(ascending=False, kind="stable").index)
 
 
 def name_sides(axis: Axes, panel: pd.DataFrame) -> None:
@@ -113,21 +118,22 @@ def name_sides(axis: Axes, panel: pd.DataFrame) -> None:
             axis.annotate(side, (values[side], -0.7), ha=alignment, fontsize=8, color=SIDES[side][0])
 
 
-def name_lines(axis: Axes) -> None:
-    """Write the name of each labelled line of an axis at its right end, above those that it would collide with."""
-    cast("Figure", axis.figure).draw_without_rendering()  # lays the axes out
-    ends = []
-    for line in axis.get_lines():
-        data = np.asarray(line.get_xydata(), dtype=float)
-        data = data[np.isfinite(data).all(axis=1)]
-        if len(data) and not str(line.get_label()).startswith("_"):
-            places = axis.transLimits.transform(axis.transScale.transform(data))
-            ends.append((float(places[places[:, 0].argmax(), 1]), line))
-    height = -math.inf
-    for end, line in sorted(ends, key=lambda found: found[0]):
-        height = max(end, height + 11.0 * axis.figure.dpi / 72 / axis.bbox.height)
-        axis.annotate(str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=8,
-                      color=line.get_color(), annotation_clip=False)  # fmt: skip
+def name_lines(axes: Sequence[Axes]) -> None:
+    """Write the name of each labelled line of a figure's axes at its right end, above those that it would meet."""
+    cast("Figure", axes[0].figure).draw_without_rendering()  # lays the axes out
+    for axis in axes:
+        ends = []
+        for line in axis.get_lines():
+            data = np.asarray(line.get_xydata(), dtype=float)
+            data = data[np.isfinite(data).all(axis=1)]
+            if len(data) and not str(line.get_label()).startswith("_"):
+                places = axis.transLimits.transform(axis.transScale.transform(data))
+                ends.append((float(places[places[:, 0].argmax(), 1]), line))
+        height = -math.inf
+        for end, line in sorted(ends, key=lambda found: found[0]):
+            height = max(end, height + 11.0 * axis.figure.dpi / 72 / axis.bbox.height)
+            axis.annotate(str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=8,
+                          color=line.get_color(), annotation_clip=False)  # fmt: skip
 
 
 def name_points(axis: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:

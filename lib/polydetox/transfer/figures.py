@@ -45,8 +45,7 @@ def plot_retrieval(found: Sequence[tuple[str, Mapping[str, pd.DataFrame], int]])
         axes[0].set_ylim(-0.02, 1.02)
         if len(found) > 1:
             axes[0].set_title(title, loc="left")
-    for axes in grid:
-        name_lines(axes[1])
+    name_lines(grid[:, 1])
     return figure
 
 
