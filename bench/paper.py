@@ -79,7 +79,7 @@ def paper(folder: Path, profile: str, load: int = 0) -> Measured:
     with busy(load):
         begun = time.monotonic()
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-        watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid),))
+        watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid),), daemon=True)
         watcher.start()
         _, status, used = os.wait4(process.pid, 0)
         over.set()
