@@ -118,9 +118,9 @@ def name_sides(axis: Axes, panel: pd.DataFrame) -> None:
             axis.annotate(side, (values[side], -0.7), ha=alignment, fontsize=8, color=SIDES[side][0])
 
 
-def name_lines(axes: Sequence[Axes]) -> None:
-    """Write the name of each labelled line of a figure's axes at its right end, above those that it would meet."""
-    cast("Figure", axes[0].figure).draw_without_rendering()  # lays the axes out
+def name_lines(axes: np.ndarray) -> None:
+    """Write the name of each labelled line at its right end, above those that it would meet, in a figure's axes."""
+    axes[0].figure.draw_without_rendering()  # lays the axes out
     for axis in axes:
         ends = []
         for line in axis.get_lines():
