@@ -211,6 +211,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert "that of neurons that were as active before tuning by 10%." in said["activations_sentence"]
     assert "takes the average toxicity over languages from 0.400 to 0.100" in said["intervention_sentence"]
     assert "random neurons gives an average toxicity of 0.380." in said["intervention_sentence"]
+    assert "changes each activation by \N{MINUS SIGN}2.000, tuning their mean" in said["mediation_sentence"]
     assert "from 0.50 (Japanese) to 0.80 (Arabic)" in said["retrieval_sentence"]
     assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 3 languages."
     assert "in 2 other languages 0.78 on average" in said["probe_sentence"]
@@ -261,6 +262,43 @@ def test_a_quantity_has_one_interval_wherever_it_stands(run):
     # All languages have the same prompts in a replicate, so that their mean is resampled as one value a prompt.
     over_all = means.query("comparison == 'tiny/dpo' and scope == 'all' and metric == 'emt'")
     assert over_all[of_drop].to_numpy().tolist() == [pytest.approx(interval(prompts))]
+
+
+def test_the_numbers_of_the_abstract_are_those_of_the_scores(run):
+    folder, said = run / f"runs/{PROFILE}/tiny", report_variables()
+    scores = pd.concat([pd.read_parquet(folder / f"{variant}/score/scores.parquet").assign(side=side)
+                        for side, variant in enumerate(("base", "dpo"))], ignore_index=True)  # fmt: skip
+    continuations = pd.read_parquet(folder / "agreement/scores.parquet").replace({"variant": {"base": 0, "dpo": 1}})
+    limits = pd.read_parquet(folder / "agreement/scales.parquet").query("scorer == 'use'").set_index("language")["own"]
+
+    def counted(table: pd.DataFrame, toxic: pd.Series, side: str) -> list[tuple[int, int, int]]:
+        """Prompts, and those with a toxic continuation before and after: in English, and in the other languages."""
+        of_prompt = table.assign(toxic=toxic).groupby([side, "language", "prompt_id"])["toxic"].any()
+        wide = of_prompt.unstack(side).astype(bool)[[0, 1]]
+        english = wide.index.get_level_values("language") == "en"
+        return [(len(rows), int(rows[0].sum()), int(rows[1].sum())) for rows in (wide[english], wide[~english])]
+
+    for n, before, after in counted(scores, scores["toxicity"] >= 0.5, "side"):
+        assert f"{before} of {n} prompts had a toxic continuation before and {after} after" in said["abstract_sentence"]
+    known = continuations[continuations["variant"].isin([0, 1]) & continuations["language"].isin(limits.dropna().index)]
+    known = known.dropna(subset="use")
+    second = counted(known, known["use"] >= known["language"].map(limits), "variant")
+    assert [f"{before} of {n} before and {after} after" in said["abstract_scorers"] for n, before, after in second] == [
+        True
+    ] * 2
+
+    by_language = scores.groupby(["side", "language"])
+    perplexity = by_language["perplexity"].median().groupby("side").mean()
+    assert f"({perplexity[0]:.1f} to {perplexity[1]:.1f}, " in said["abstract_sentence"]
+    known = scores[scores["detected_language"].notna()]
+    inside = (known["detected_language"] == known["language"]).groupby([known["side"], known["language"]]).mean()
+    inside = inside.groupby("side").mean()
+    assert f"({inside[0]:.3f} to {inside[1]:.3f}, " in said["abstract_sentence"]
+    written = scores[~scores["empty"]].dropna(subset="toxicity")
+    length = (
+        written["continuation"].str.len().groupby([written["side"], written["language"]]).mean().groupby("side").mean()
+    )
+    assert f"from {length[0]:.1f} to {length[1]:.1f}" in said["abstract_style"]
 
 
 def test_a_coarse_scorer_cannot_be_matched(run):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, run_cells, split_pairs, train_dpo
 from polydetox.core.errors import UserError
@@ -501,6 +502,22 @@ def test_the_patience_of_early_stopping_outlives_a_stop(tiny_checkpoints, tmp_pa
     _, resumed = train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / "stopped")
     assert resumed["steps"] == whole["steps"]
     assert resumed["best_step"] == whole["best_step"]
+
+
+def test_a_placebo_keeps_its_last_checkpoint(tiny_checkpoints, tmp_path):
+    """With ``keep: last`` a training takes all its steps, though each of them only makes the held-out loss worse."""
+    train, held_out = split_pairs(PAIRS, 0.25, seed=0)
+    kept, steps = {}, {}
+    for keep in ("best", "last"):
+        worse = settings(
+            learning_rate=3.0, warmup_steps=0, eval_steps=1, max_steps=4, early_stopping_patience=2, keep=keep
+        )
+        _, figures = train_dpo(tiny_checkpoints["llama"], train, held_out, worse, tmp_path / keep)
+        kept[keep] = figures["kept_step"]
+        steps[keep] = figures["steps"], figures["best_step"]
+    assert steps == {"best": (3, 1), "last": (4, 1)} and kept == {"best": 1, "last": 4}
+    first, last = (load_file(tmp_path / keep / "weights/model.safetensors") for keep in ("best", "last"))
+    assert any(not torch.equal(first[name], last[name]) for name in first)
 
 
 def test_a_training_that_diverges_is_an_error():

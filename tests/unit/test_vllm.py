@@ -108,7 +108,7 @@ def test_samples_have_the_same_distribution(both):
     sampling = Sampling(n=4000, temperature=0.9, top_p=0.6, max_new_tokens=1, seed=5)
     inputs = plain.tokenizer(PROMPTS[0], return_tensors="pt")
     with torch.inference_mode():
-        logits = plain.model(**inputs).logits[0, -1].double()
+        logits = plain.model(**inputs.to(plain.model.device)).logits[0, -1].double().cpu()
     probabilities, tokens = (logits / sampling.temperature).softmax(dim=-1).sort(descending=True)
     nucleus = probabilities.cumsum(dim=-1) - probabilities < sampling.top_p
     expected = torch.zeros_like(logits)

@@ -45,7 +45,7 @@ METRICS: dict[str, Metric] = {
     "token_distinct_1": Metric("Dist-1, tokens", "distinct tokens over tokens", False),
     "token_distinct_2": Metric("Dist-2, tokens", "distinct token pairs over tokens", False),
     "token_distinct_3": Metric("Dist-3, tokens", "distinct token triples over tokens", False),
-    "language_rate": Metric("In language", "fraction of continuations in the prompt's language", False),
+    "language_rate": Metric("In language", "fraction of continuations in the prompt's language", False, digits=3),
     "secondary_toxicity": Metric("Second scorer", "mean score of the second scorer (0 to 1)", True, digits=3),
     "secondary_perplexity": Metric("Perplexity, second", "median perplexity, second reference model", True, digits=1),
 }

@@ -80,11 +80,11 @@ def bookkeeping(
     }
 
 
-def keep_best(trainer: PairTrainer | UnpairedTrainer, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Save what ``trainer`` holds after training, the checkpoint with the lowest held-out loss, as ``folder/weights``.
+def keep_weights(trainer: PairTrainer | UnpairedTrainer, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Save what ``trainer`` holds after training, its best checkpoint or the last one, as ``folder/weights``.
 
     That is a whole checkpoint after full fine-tuning, else an adapter. TRL's own checkpoints are removed. Returns the
-    training log and the figures of the best step.
+    training log, the figures of the best step (with the lowest held-out loss), and the step that was kept.
     """
     log = training_log(trainer.state.log_history)
     best = best_step(log)
@@ -94,7 +94,8 @@ def keep_best(trainer: PairTrainer | UnpairedTrainer, folder: Path) -> tuple[pd.
         trainer.processing_class.save_pretrained(temporary)
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing here reads
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return log, {"steps": trainer.state.global_step, **best}
+    steps, is_best = trainer.state.global_step, trainer.args.load_best_model_at_end
+    return log, {"steps": steps, **best, "kept_step": best["best_step"] if is_best else steps}
 
 
 def training_log(history: list[dict[str, Any]]) -> pd.DataFrame:
