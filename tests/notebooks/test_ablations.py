@@ -14,6 +14,8 @@ PROFILE = {
     "languages": ["de"],
     "mechanism": None,
     "alignment": None,
+    "agreement": None,
+    "capability": None,
     "evaluate": {"bootstrap_samples": 50, "scorer": "lexicon", "second_scorer": None},
     "pairs": {
         "mine": {"data": "$MY_DATA/pairs.csv", "columns": {"prompt": "question", "chosen": "better"}},
