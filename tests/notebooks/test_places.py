@@ -14,7 +14,7 @@ import yaml
 
 from polydetox.cli import main
 from polydetox.core.errors import UserError
-from tiny import make_checkout, polydetox
+from tiny import called, make_checkout, polydetox
 
 ODD = 'it\'s & (b) $HOME `x` é ;#*?[a] "q" \\ ~'
 ONE_STAGE = {"languages": ["en"], "trim": None, "mechanism": None, "alignment": None, "capability": None,
@@ -66,7 +66,7 @@ def test_names_that_cannot_be_are_refused_in_a_line_before_anything_starts(check
         shutil.copy(file, file.with_name(f"{name}.yaml"))
         assert f"params/profiles/{name}.yaml: the name of a profile has letters, digits" in refusal(name)
     shutil.copy(file, file.with_name("2024.yaml"))  # no number, though it looks like one
-    plan = polydetox(checkout, "run", "--profile", "2024", "-n")
+    plan = called(checkout, "run", "--profile", "2024", "-n")
     assert plan.returncode == 0, plan.stderr
     monkeypatch.setenv("POLYDETOX_RUNS", str(checkout / "$x"))
     assert main(["run", "--profile=2024", "-n", "--executor", "slurm"]) == 2

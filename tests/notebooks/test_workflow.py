@@ -20,6 +20,7 @@ from recorded import SECTIONS
 
 from notebook_cells import run_cells
 from polydetox.core import locks, paths
+from polydetox.core.errors import UserError
 from tiny import CHECKOUT, called, environment, make_checkout, plan, polydetox
 
 OF_MODELS = [section for section in SECTIONS if section != "world"]  # what a profile of models reports
@@ -246,7 +247,7 @@ def test_changed_settings_run_only_what_depends_on_them(finished):
     assert "trim" not in counts and counts["pairs"] == 1 and counts["dpo"] == 1 and counts["generate"] == 2
 
 
-def test_one_stage_by_hand_with_plain_papermill(finished):
+def test_one_stage_by_hand_with_plain_papermill(finished, monkeypatch):
     """The README's words: papermill alone, with a checkpoint and a language, and no profile."""
     checkout, _ = finished
     manifest = checkout / "runs/tiny/tiny/base/generate/manifest.json"
@@ -264,9 +265,11 @@ def test_one_stage_by_hand_with_plain_papermill(finished):
                               capture_output=True, text=True, timeout=300)  # fmt: skip
     assert misspelt.returncode != 0
     assert "no parameter 'tempratur'; did you mean 'temperature'?" in misspelt.stderr
-    outside = subprocess.run([*command, "-p", "languages", "pl"], cwd=checkout, env=environment(checkout),
-                             capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert "the vocabulary was trimmed to de en ja, without 'pl'" in outside.stderr
+
+    monkeypatch.setattr(paths, "root", lambda: checkout)
+    monkeypatch.delenv("POLYDETOX_RUNS", raising=False)
+    with pytest.raises(UserError, match="the vocabulary was trimmed to de en ja, without 'pl'"):
+        run_cells("generate", checkpoint="runs/tiny/tiny/trim", languages=["pl"], prompts_source="project")
 
 
 def test_a_job_of_the_run_is_opened_by_hand(finished):
@@ -335,7 +338,7 @@ def test_a_killed_run_goes_on_by_the_same_command(small):
 
 def test_two_runs_of_one_profile_do_not_meet(small):
     with locks.held(small / "runs/tiny/.running"):
-        refused = polydetox(small, "run", "--profile", "tiny")
+        refused = called(small, "run", "--profile", "tiny")
     assert refused.returncode == 2
     assert f"is being run already (process {os.getpid()} on {socket.gethostname()})" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
