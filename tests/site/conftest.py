@@ -11,20 +11,37 @@ import pytest
 
 import synthetic
 from browser import Browser, Served, find_chromium, serve
+from polydetox.core.locks import held
 from synthetic import inside
 
 LANGUAGES = ["ar", "de", "en", "ja"]
 QUARTO = os.environ.get("QUARTO")
 
 
-@pytest.fixture(scope="session")
-def run_folder(tmp_path_factory) -> Path:
+def make(folder: Path) -> Path:
     """A checkout and its runs: every stage's artefacts, and the summary notebooks, executed."""
-    folder = tmp_path_factory.mktemp("synthetic")
     synthetic.make_checkout(folder / "checkout", LANGUAGES)
     with inside(folder):
         synthetic.make_run(folder / "runs", LANGUAGES)
         synthetic.run_summaries(folder / "checkout", folder / "runs")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory) -> Path:
+    """A checkout and its runs for the tests of this process; xdist's first process makes them, and each has a copy."""
+    folder = tmp_path_factory.mktemp("synthetic") / "run"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make(folder)
+    made = tmp_path_factory.getbasetemp().parent / "synthetic"
+    with held(made.with_suffix(".lock")):
+        if not (made / "whole").is_file():
+            shutil.rmtree(made, ignore_errors=True)
+            (make(made) / "whole").touch()
+    shutil.copytree(made, folder, symlinks=True)
+    for file in (folder / "runs").rglob("*"):
+        if file.suffix in (".json", ".ipynb"):
+            file.write_text(file.read_text("utf-8").replace(str(made), str(folder)), "utf-8")
     return folder
 
 
@@ -66,13 +83,15 @@ def served(request, run_folder, tmp_path_factory) -> Iterator[Served]:
         if not QUARTO:
             pytest.skip("no Quarto: set QUARTO to its command")
         run_folder = shutil.copytree(run_folder, tmp_path_factory.mktemp("quarto") / "run", symlinks=True)
+    else:
+        folder = request.getfixturevalue("site")
     with synthetic.inside(run_folder), pytest.MonkeyPatch.context() as patch:
         from polydetox.quarto import failure_note
         from polydetox.report.rendering import render
 
         if request.param == "quarto":
             patch.setenv("QUARTO", QUARTO)
-        folder = render(synthetic.PROFILE, pdf=request.param == "quarto").parent
+            folder = render(synthetic.PROFILE, pdf=True).parent
         assert failure_note(synthetic.PROFILE) is None
     with serve(folder) as address:
         yield Served(request.param, folder, address)
