@@ -154,6 +154,7 @@ def opened(job: Path, folder: Path | None = None) -> Path:
     folder = folder or paths.runs() / "manual" / below
     if "output_folder" in parameters:
         parameters["output_folder"] = str(folder)
+    parameters.pop("parts", None)  # a folder of the run, whose shards of other settings would be removed
     notebook = execute_notebook(source, None, parameters, prepare_only=True, kernel_name="python3", progress_bar=False)
     # Jupyter starts a kernel in the notebook's folder, papermill in the root, from where paths are named.
     notebook.cells.insert(0, nbformat.v4.new_code_cell(f"import os\n\nos.chdir({str(paths.root())!r})"))

@@ -103,21 +103,23 @@ def test_a_kernel_ends_with_its_job(checkout, tmp_path, number):
 
 
 def test_a_job_is_opened_with_its_parameters(checkout, tmp_path, monkeypatch, capsys):
-    source = write_notebook(tmp_path / "stage.ipynb", "n = 1\noutput_folder = ''", "import os; print(n, os.getcwd())")
+    declared = "n = 1\nparts = ''\noutput_folder = ''"
+    source = write_notebook(tmp_path / "stage.ipynb", declared, "import os; print(n, os.getcwd())")
     job = paths.profile_run("tiny") / "m" / "stage"
-    given = {"n": 4, "output_folder": str(job)}
+    given = {"n": 4, "output_folder": str(job), "parts": str(job.with_name("parts"))}
     execute.execute(source, job / "notebook.ipynb", given, profile="tiny")
     ran = (job / "notebook.ipynb").read_bytes()
-    write_notebook(source, "n = 1\noutput_folder = ''", "print('mended')")
+    write_notebook(source, declared, "print('mended')")
     assert main(["open", str(job), "--no-start"]) == 0
     copy = paths.runs() / "manual/tiny/m/stage/stage.ipynb"
     assert capsys.readouterr().out == "the notebook: runs/manual/tiny/m/stage/stage.ipynb\n"
     cells = nbformat.read(copy, as_version=4).cells
     assert [cell.metadata.get("tags") for cell in cells[1:3]] == [["parameters"], ["injected-parameters"]]
     assert "n = 4" in cells[2].source and str(copy.parent) in cells[2].source and "mended" in cells[3].source
+    assert "parts" not in cells[2].source, "which are the run's"
     assert not any(cell.outputs for cell in cells) and (job / "notebook.ipynb").read_bytes() == ran
 
-    write_notebook(source, "n = 1\noutput_folder = ''", "1 / 0")
+    write_notebook(source, declared, "1 / 0")
     with pytest.raises(UserError):
         execute.execute(source, job / "notebook.ipynb", given, profile="tiny")
     failed = execute.opened((paths.profile_run("tiny") / "failed") / "m-stage.ipynb", tmp_path / "here")

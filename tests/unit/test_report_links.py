@@ -119,7 +119,8 @@ def test_a_table_as_data_has_its_groups_and_headings():
 def test_a_notebook_to_download_keeps_its_outputs_but_covered_texts_and_the_place_of_the_run(tmp_path):
     covered = masked_table(pd.DataFrame({"prompt": ["secret"], "toxicity": [0.5]}), "de")
     cells = [
-        new_code_cell('lang = "de"\noutput_folder = "runs/x"\nn = 3', metadata={"tags": ["injected-parameters"]}),
+        new_code_cell('lang = "de"\noutput_folder = "runs/x"\nparts = "runs/y"\nn = 3',
+                      metadata={"tags": ["injected-parameters"]}),
         new_code_cell("show()", outputs=[new_output("display_data", data=covered._repr_mimebundle_())],
                       metadata={"papermill": {"duration": 1.0}}),
         new_code_cell("1", outputs=[new_output("stream", text="24 prompts")]),

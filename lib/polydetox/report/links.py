@@ -65,7 +65,7 @@ class Links:
         for cell in kept:
             cell.metadata = nbformat.from_dict({"tags": cell.metadata.get("tags", [])})
             if "injected-parameters" in cell.metadata.tags:
-                cell.source = re.sub(r"^output_folder = .*\n?", "", cell.source, flags=re.MULTILINE)
+                cell.source = re.sub(r"^(output_folder|parts) = .*\n?", "", cell.source, flags=re.MULTILINE)
             for output in cell.get("outputs", []):
                 if COVER in output.get("data", {}).get("text/html", ""):
                     del output.data["text/html"]
