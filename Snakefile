@@ -18,7 +18,7 @@ from polydetox.core import paths
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import notebook_file
 from polydetox.core.paths import relative as local
-from polydetox.workflow import Run, each
+from polydetox.workflow import FIRST, Run, each
 
 try:
     run = Run(str(config.get("profile", "offline")))  # Snakemake makes a number of a name that looks like one
@@ -50,15 +50,21 @@ def mem_mb(w):
     return run.model_file(w.model).resources.mem_mb
 
 
+def sooner(stage, otherwise=0):
+    """The priority of a stage's jobs: what the site on the first languages waits for comes before everything else."""
+    return lambda w: 9 if run.jobs[stage, *sorted(w.items())].folder in EARLY else otherwise
+
+
 wildcard_constraints:
     model=any_of(*run.models),
     variant=any_of(*{variant for model in run.models for variant in run.variants(model)}),
     lang=any_of(*dict.fromkeys(["en", *run.profile.languages])),
+    part=any_of(FIRST, ""),  # of the report: the site on the first languages, or the whole
 
 
 rule site:
     input:
-        f"{RUN}/site/index.html",
+        lambda w: [SITE.format(part=part) for part in PARTS],  # of rules/report.smk
 
 
 include: "rules/preference.smk"

@@ -1,5 +1,7 @@
 # Continuations, their scores, and the metrics of each language. A profile's further sets of prompts (`more_prompts`) have
 # folders of their own, and are never pooled with the first: {set} is empty for that, else the name of a set and a slash.
+# So have the profile's first languages (`first`), for the early site: the first prompts again, and {set} is FIRST. What
+# these jobs sample and score is kept where the jobs of all languages wait for it, and take it over.
 
 EVALUATED = [{"model": model, "variant": variant, "set": ""} for model in run.models for variant in run.variants(model)]
 EVALUATED += [
@@ -8,10 +10,30 @@ EVALUATED += [
     for model in run.models
     for variant in run.compared(model)
 ]
+EVALUATED += [{"model": model, "variant": variant, "set": FIRST} for model in run.models for variant in run.early(model)]
 
 
 wildcard_constraints:
-    set=f"(?:{'|'.join([*(re.escape(f'{name}/') for name in run.prompt_sets), ''])})",
+    set=any_of(FIRST, *(f"{name}/" for name in run.prompt_sets), ""),
+
+
+def prompt_set(set):
+    return "" if set == FIRST else set.rstrip("/")
+
+
+def languages(variant, set):
+    return run.profile.first if set == FIRST else run.languages(variant, prompt_set(set))
+
+
+def kept(stage, model, variant, set):
+    """Where a job keeps its shards: in its own folder, or on the first languages in that of the job of all."""
+    return f"{RUN}/{model}/{variant}/{stage}/parts" if set == FIRST else ""
+
+
+def early(stage, w):
+    """What a job of all languages waits for, since it takes over its shards: that of the first ones."""
+    named = [stage.format(model=w.model, variant=w.variant, set=FIRST) + "/manifest.json"]
+    return named if not w.set and w.variant in run.early(w.model) else []
 
 
 def experts(model, variant):
@@ -33,8 +55,9 @@ GENERATE = run.stage(
     inputs=lambda model, variant, set: {
         "checkpoint": checkpoint(model, variant),
         "dtype": run.model_file(model).dtype,
-        "languages": run.languages(variant, set.rstrip("/")),
-        **run.prompt_parameters(set.rstrip("/"), variant),
+        "languages": languages(variant, set),
+        "parts": kept("generate", model, variant, set),
+        **run.prompt_parameters(prompt_set(set), variant),
     },
     table="continuations.parquet",
 )
@@ -45,9 +68,10 @@ rule generate:
     input:
         notebook="notebooks/evaluation/generate.ipynb",
         checkpoint=lambda w: f"{checkpoint(w.model, w.variant)}/manifest.json",
-        prompts=lambda w: run.prompt_files(w.set.rstrip("/")),
+        prompts=lambda w: run.prompt_files(prompt_set(w.set)),
         prefix=lambda w: ["params/prompts/politeness.yaml"] if run.prefixes(w.model, w.variant) else [],
         experts=lambda w: [f"{expert}/manifest.json" for expert in experts(w.model, w.variant)],
+        early=lambda w: early(GENERATE, w),
     output:
         manifest=f"{GENERATE}/manifest.json",
         continuations=f"{GENERATE}/continuations.parquet",
@@ -57,7 +81,7 @@ rule generate:
         source=lambda w: run.source(w.model),
     log: f"{GENERATE}/log.txt",
     benchmark: f"{GENERATE}/benchmark.tsv"
-    priority: 1
+    priority: sooner("generate", 1)
     resources:
         gpu=gpu,
         mem_mb=lambda w: (3 if experts(w.model, w.variant) else 1) * mem_mb(w),
@@ -82,6 +106,7 @@ SCORE = run.stage(
     inputs=lambda model, variant, set: {
         "continuations": GENERATE.format(model=model, variant=variant, set=set) + "/continuations.parquet",
         "dtype": run.model_file(model).dtype,
+        "parts": kept("score", model, variant, set),
     },
     table="scores.parquet",
 )
@@ -94,6 +119,7 @@ rule score:
         continuations=f"{GENERATE}/continuations.parquet",
         generated=f"{GENERATE}/manifest.json",
         reference_model=lambda w: f"{base(w.model)}/manifest.json",
+        early=lambda w: early(SCORE, w),
     output:
         manifest=f"{SCORE}/manifest.json",
         scores=f"{SCORE}/scores.parquet",
@@ -104,7 +130,7 @@ rule score:
         source=lambda w: run.source(w.model),
     log: f"{SCORE}/log.txt",
     benchmark: f"{SCORE}/benchmark.tsv"
-    priority: 1
+    priority: sooner("score", 1)
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -119,7 +145,7 @@ EVALUATE = run.stage(
     jobs=[
         {**job, "lang": language}
         for job in EVALUATED
-        for language in run.languages(job["variant"], job["set"].rstrip("/"))
+        for language in languages(job["variant"], job["set"])
     ],
     inputs=lambda model, variant, set, lang: {
         "scores": SCORE.format(model=model, variant=variant, set=set) + "/scores.parquet",
@@ -144,6 +170,7 @@ rule evaluate:
         parameters=lambda w: run.parameters("evaluate", w),
     log: f"{EVALUATE}/log.txt",
     benchmark: f"{EVALUATE}/benchmark.tsv"
+    priority: sooner("evaluate")
     resources:
         mem_mb=2000,
     shell: EXECUTE

@@ -48,6 +48,7 @@ rule checkpoint:
         source=lambda w: run.source(w.model),
     log: f"{CHECKPOINT}/log.txt",
     benchmark: f"{CHECKPOINT}/benchmark.tsv"
+    priority: sooner("checkpoint")
     resources:
         mem_mb=mem_mb,
     shell: EXECUTE
@@ -89,6 +90,7 @@ rule trim:
         source=lambda w: run.source(w.model),
     log: f"{TRIM}/log.txt",
     benchmark: f"{TRIM}/benchmark.tsv"
+    priority: sooner("trim")
     threads: 2
     resources:
         gpu=gpu,
@@ -144,7 +146,7 @@ rule pairs:
         kind=any_of(*run.profile.pairs),
     log: f"{PAIRS}/log.txt",
     benchmark: f"{PAIRS}/benchmark.tsv"
-    priority: 3  # the longest chain of stages begins here
+    priority: sooner("pairs", 3)  # the longest chain of stages begins here
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -180,7 +182,7 @@ rule dpo:
         parameters=lambda w: run.parameters("dpo", w),
     log: f"{DPO}/log.txt",
     benchmark: f"{DPO}/benchmark.tsv"
-    priority: 2
+    priority: sooner("dpo", 2)
     resources:
         gpu=gpu,
         mem_mb=lambda w: 2 * mem_mb(w),  # gradients and optimizer state
@@ -217,7 +219,7 @@ rule profs:
         parameters=lambda w: run.parameters("profs", w),
     log: f"{PROFS}/log.txt",
     benchmark: f"{PROFS}/benchmark.tsv"
-    priority: 2
+    priority: sooner("profs", 2)
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -258,7 +260,7 @@ rule merge:
         source=lambda w: run.source(w.model),
     log: f"{MERGE}/log.txt",
     benchmark: f"{MERGE}/benchmark.tsv"
-    priority: 2
+    priority: sooner("merge", 2)
     resources:
         mem_mb=lambda w: 2 * mem_mb(w),  # before and after are compared
     shell: EXECUTE

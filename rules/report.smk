@@ -1,4 +1,6 @@
 # The report: what the run is made of, as one file; a notebook of tables and figures for each section; the rendered site.
+# {part} is empty for that. A profile with `first` has a site on these languages before, {part} is FIRST: the same of a
+# part of the run, with the sections that exist by then. The whole report neither reads nor waits for it.
 
 TUNED_MODELS = [model for model in run.models if run.compared(model)[1:]]
 # The sections that a profile has something for; each is made by the notebook summary_<section>.ipynb.
@@ -19,16 +21,38 @@ SECTIONS = {
     "run": True,
 }
 SUMMARIES = [section for section, wanted in SECTIONS.items() if wanted]
-RECORD = f"{RUN}/run.json"
+RECORD = f"{RUN}/{{part}}run.json"
 FIDELITY = ["book/reference/fidelity.yaml", "book/reference/fidelity_effects.csv", "CITATION.cff"]
-SUMMARY = f"{RUN}/summary/{{section}}"
-run.sections = {section: SUMMARY.format(section=section) for section in SUMMARIES}
+SUMMARY = f"{RUN}/{{part}}summary/{{section}}"
+SITE = f"{RUN}/{{part}}site/index.html"
+BOOK = [local(path) for path in sorted((paths.root() / "book").rglob("*")) if path.is_file()]
+
+# The early site: its jobs, its sections, and those that it says are still to come.
+EARLY = {job.folder for job in run.reported(FIRST)}
+PARTS = [FIRST, ""] if EARLY else [""]
+EARLY_SECTIONS = ["first", "detox", "style", "training", "fluency", "examples", "run"]
+LATER = {
+    "scorers": run.profile.agreement is not None,
+    "labels": SHEETS,
+    "ablations": len(run.profile.variants) > 1,
+    "mechanism": run.profile.mechanism,
+    "transfer": run.profile.alignment,
+    "world": run.profile.world,
+    "capability": run.profile.capability is not None,
+    "control": run.profile.control,
+}
+run.sections = {section: SUMMARY.format(part="", section=section) for section in SUMMARIES}
+run.early_sections = {
+    section: SUMMARY.format(part=FIRST, section=section)
+    for section in [*EARLY_SECTIONS, *(section for section in LATER if LATER[section])]
+}
 
 
 localrules:
     record,
     summary,
     render,
+    render_first,
 
 
 # Written again whenever a rule, a profile or a model file says something else.
@@ -36,7 +60,7 @@ rule record:
     output:
         RECORD,
     params:
-        record=lambda w: run.record(),  # a function, since a path may hold braces, which are no wildcards
+        record=lambda w: run.record(w.part),  # a function, since a path may hold braces, which are no wildcards
     run:
         from polydetox.core.artifacts import atomic_path
 
@@ -45,21 +69,24 @@ rule record:
 
 
 rule summary:
-    message: "section of the report: {wildcards.section}"
+    message: "section of the report: {wildcards.part}{wildcards.section}"
     input:
         notebook=lambda w: local(notebook_file(f"summary_{w.section}")),
-        run=RECORD,
-        results=run.manifests(),
+        run=lambda w: RECORD.format(part="" if w.section == "first" else w.part),  # it says what else there will be
+        results=lambda w: run.manifests(w.part),
         fidelity=lambda w: FIDELITY if w.section == "run" else [],
     output:
         manifest=f"{SUMMARY}/manifest.json",
         notebook=f"{SUMMARY}/notebook.ipynb",
     params:
-        parameters=lambda w: json.dumps({"run": RECORD, "output_folder": SUMMARY.format(section=w.section)}),
+        parameters=lambda w, input: json.dumps(
+            {"run": input.run, "output_folder": SUMMARY.format(part=w.part, section=w.section)}
+        ),
     wildcard_constraints:
-        section=any_of(*SUMMARIES),
+        section=any_of("first", *SUMMARIES),
     log: f"{SUMMARY}/log.txt",
     benchmark: f"{SUMMARY}/benchmark.tsv"
+    priority: lambda w: 9 if w.part else 0
     resources:
         mem_mb=2000,
     shell: EXECUTE
@@ -68,15 +95,35 @@ rule summary:
 rule render:
     message: "render the report"
     input:
-        run=RECORD,
-        summaries=[SUMMARY.format(section=section) + "/manifest.json" for section in SUMMARIES],
+        run=RECORD.format(part=""),
+        summaries=[SUMMARY.format(part="", section=section) + "/manifest.json" for section in SUMMARIES],
         results=run.manifests(),
-        book=[local(path) for path in sorted((paths.root() / "book").rglob("*")) if path.is_file()],
+        book=BOOK,
         project="_quarto.yml",
     output:
-        index=f"{RUN}/site/index.html",
+        index=SITE.format(part=""),
+    params:
+        first="",
     log: f"{RUN}/logs/render.txt",
     resources:
         mem_mb=2000,
     shell:
-        "{sys.executable:q} -m polydetox render --profile={profile:q} > {log:q} 2>&1"
+        "{sys.executable:q} -m polydetox render --profile={profile:q} {params.first} > {log:q} 2>&1"
+
+
+if EARLY:
+    EARLY_SITE = str(paths.root() / SITE.format(part=FIRST)).replace("{", "{{").replace("}", "}}")  # as text of a message
+
+    use rule render as render_first with:
+        message: f"the report on {' '.join(run.profile.first)}, to read while the rest runs: {EARLY_SITE}"
+        input:
+            run=RECORD.format(part=FIRST),
+            summaries=[SUMMARY.format(part=FIRST, section=section) + "/manifest.json" for section in EARLY_SECTIONS],
+            book=BOOK,
+            project="_quarto.yml",
+        output:
+            index=SITE.format(part=FIRST),
+        params:
+            first="--first",
+        log: f"{RUN}/{FIRST}logs/render.txt",
+        priority: 9

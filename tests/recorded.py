@@ -8,9 +8,10 @@ from polydetox.results.collect import Results
 from polydetox.workflow import write_record
 from tiny import CHECKOUT
 
-# Without the section on labels by people, which only a run with labelled sheets has: test_labels.py runs it.
+# Without the section on labels by people, which only a run with labelled sheets has: test_labels.py runs it; and
+# without that of the early site, which tests/site/test_first.py runs.
 SECTIONS = sorted({file.stem.removeprefix("summary_") for file in (CHECKOUT / "notebooks").rglob("summary_*.ipynb")}
-                  - {"labels"})  # fmt: skip
+                  - {"labels", "first"})  # fmt: skip
 
 
 def recorded(profile: str, **options: Any) -> Results:

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     option = command("render", _render, "render the report from what has been run so far")
     option("--preview", action="store_true", help="use the preview renderer even where Quarto is")
     option("--pdf", action="store_true", help="make a PDF of the chapters as well; needs Quarto")
+    option("--first", action="store_true", help="the early site on the profile's first languages, a preview")
 
     command("snapshot", _snapshot, "keep a finished run's figures for the cards of the page Extensions")
 
@@ -135,11 +136,15 @@ def _snapshot(options: argparse.Namespace) -> None:
 def _render(options: argparse.Namespace) -> None:
     from polydetox.core.params import load_profile
     from polydetox.report.rendering import PDF, render
+    from polydetox.workflow import FIRST
 
+    if options.first and not load_profile(options.profile).first:
+        raise UserError(f"--first: params/profiles/{options.profile}.yaml has no languages under 'first:'")
     load_profile(options.profile)
-    if options.preview and options.pdf:
-        raise UserError("--preview and --pdf: the preview renderer makes no PDF; give one of the two")
-    index = render(options.profile, preview=options.preview, pdf=options.pdf)
+    if (options.preview or options.first) and options.pdf:
+        raise UserError("--pdf: the preview renderer of --preview and --first makes no PDF; leave out one or the other")
+    name = options.profile + f"/{FIRST}" * options.first
+    index = render(name, preview=options.preview or options.first, pdf=options.pdf)
     print(f"the report: {index}")
     if options.pdf:
         print(f"as a PDF: {index.with_name(PDF)}")

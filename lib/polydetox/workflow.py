@@ -34,6 +34,7 @@ from polydetox.data.prompts import languages_available, prompt_file
 
 Wildcards = Mapping[str, str]
 RECORD = "run.json"  # in the folder of a run: what it is made of
+FIRST = "first/"  # a folder there, and jobs' set of prompts: what is about the profile's first languages alone
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Run:
         self.stages: dict[str, dict[str, Any]] = {}
         self.chapters: dict[str, dict[str, Any]] = {}
         self.sections: dict[str, str] = {}
+        self.early_sections: dict[str, str] = {}
 
     def chapter(self, name: str, about: str, *, included: bool) -> None:
         """Say what a chapter of the report is about, and whether the profile has it."""
@@ -102,19 +104,41 @@ class Run:
             wildcards |= {"set": ""}
         return self.jobs[stage, *sorted(wildcards.items())].resolved()
 
-    def manifests(self) -> list[str]:
-        """The manifests of all jobs: what the report waits for."""
-        return [f"{job.folder}/{MANIFEST}" for job in self.jobs.values()]
+    def reported(self, part: str = "") -> list[Job]:
+        """The jobs that the report is about, or with ``FIRST`` its early site: those on the first languages alone, and
+        what they read.
+        """
+        jobs: list[Job] = []
+        for job in reversed(self.jobs.values()):  # each is registered after those that it reads
+            chosen = (job.wildcards.get("set") == FIRST) == bool(part)
+            if part and "set" not in job.wildcards:
+                read = [f"{value}/" for other in jobs for value in other.parameters.values()]
+                chosen = any(path.startswith(f"{job.folder}/") for path in read)
+            jobs += [job] if chosen else []
+        return jobs[::-1]
 
-    def record(self) -> str:
-        """All that the report needs to know of the run, as JSON."""
+    def manifests(self, part: str = "") -> list[str]:
+        """The manifests of these jobs: what the report waits for."""
+        return [f"{job.folder}/{MANIFEST}" for job in self.reported(part)]
+
+    def record(self, part: str = "") -> str:
+        """All that the report needs to know of the run, or with ``FIRST`` its early site, as JSON."""
+        profile, jobs = self.profile, [asdict(job) for job in self.reported(part)]
+        if part:
+            early = {name for model in self.models for name in self.early(model)}
+            tuned = {name: variant for name, variant in profile.variants.items() if name in early}
+            profile = profile.model_copy(update={
+                "languages": profile.first, "variants": tuned or profile.variants, "first": None, "labels": None,
+                "control": None, "more_prompts": {}})  # fmt: skip
+            for job in jobs:
+                job["wildcards"] |= {"set": ""} if "set" in job["wildcards"] else {}
         record = {
-            "profile": self.profile.model_dump(mode="json"),
+            "profile": profile.model_dump(mode="json"),
             "models": [self.model_file(model).model_dump(mode="json") for model in self.models],
             "chapters": self.chapters,
             "stages": self.stages,
-            "sections": self.sections,
-            "jobs": [asdict(job) for job in self.jobs.values()],
+            "sections": self.early_sections if part else self.sections,
+            "jobs": jobs,
         }
         return json.dumps(record, ensure_ascii=False, indent=1)
 
@@ -134,6 +158,11 @@ class Run:
     def compared(self, model: str) -> list[str]:
         """Those of them that the main tables compare: all but the ablations."""
         return [variant for variant in self.variants(model) if not is_ablation(self.profile, variant)]
+
+    def early(self, model: str) -> list[str]:
+        """Those that the site on the first languages compares: the base model and the first tuned one, or none."""
+        compared = self.compared(model)
+        return compared[:2] if self.profile.first and compared[1:] else []
 
     def tuned(self, model: str) -> list[str]:
         """The variants that this profile tunes itself."""
@@ -242,9 +271,12 @@ def load(profile: str) -> Run:
 
 
 def write_record(profile: str) -> Path:
-    """Write :meth:`Run.record` of a profile that the workflow has not run; returns its path."""
+    """Write :meth:`Run.record` of a profile that the workflow has not run, or of its early site, whose name is that of
+    the profile, a slash and ``FIRST``; returns its path.
+    """
+    name, _, part = profile.partition("/")
     with atomic_path(paths.profile_run(profile) / RECORD) as temporary:
-        temporary.write_text(load(profile).record() + "\n", "utf-8")
+        temporary.write_text(load(name).record(part) + "\n", "utf-8")
     return paths.profile_run(profile) / RECORD
 
 

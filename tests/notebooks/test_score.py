@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from notebook_cells import some_cells
+from notebook_cells import run_cells, some_cells
 from polydetox.core import paths
 from polydetox.core.artifacts import Stage
 from polydetox.core.parameters import checked
@@ -18,6 +18,7 @@ from polydetox.workflow import load
 from tiny import make_checkout, plan, polydetox
 
 LANGUAGES = ["en", "de"]
+FIRST = ["de"]  # have jobs of their own before those of all languages
 TARGETS = [f"runs/tiny/tiny/base/evaluate/{language}/manifest.json" for language in LANGUAGES]
 EVALUATE = {"bootstrap_samples": 20, "perplexity_samples": 2}
 GENERATE = {"n": 3, "max_new_tokens": 6}
@@ -27,7 +28,7 @@ GENERATE = {"n": 3, "max_new_tokens": 6}
 def scored(tmp_path_factory, tiny_checkpoints) -> Path:
     """A checkout in which two languages were sampled, scored and evaluated."""
     folder = make_checkout(tmp_path_factory.mktemp("score") / "checkout", tiny_checkpoints["llama"], trim=None,
-                           languages=LANGUAGES, evaluate=EVALUATE)  # fmt: skip
+                           languages=LANGUAGES, first=FIRST, evaluate=EVALUATE)  # fmt: skip
     done = polydetox(folder, "run", "--profile", "tiny", *TARGETS)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -59,6 +60,24 @@ def test_the_evaluations_load_no_model(scored):
     assert done.stdout.split() == ["False", "False"], done.stdout + done.stderr
 
 
+def test_the_first_languages_are_sampled_and_scored_once(scored, monkeypatch, tmp_path):
+    """Their own job is the first; that of all languages takes over its shards, and has what it has without it."""
+    folder = scored / "runs/tiny/tiny/base"
+    for stage, table in (("generate", "continuations"), ("score", "scores")):
+        early, whole = (pd.read_parquet(folder / part / stage / f"{table}.parquet") for part in ("first", ""))
+        assert set(early["language"]) == set(FIRST) and set(whole["language"]) == set(LANGUAGES)
+        pd.testing.assert_frame_equal(early, whole[whole["language"] == "de"].reset_index(drop=True), check_exact=True)
+        made = {language: [file.stat().st_mtime_ns for file in (folder / stage / "parts" / language).rglob("*.parquet")]
+                for language in LANGUAGES}  # fmt: skip
+        ended = (folder / "first" / stage / "manifest.json").stat().st_mtime_ns
+        assert max(made["de"]) < ended < min(made["en"]) and not (folder / "first" / stage / "parts").exists()
+    monkeypatch.setattr(paths, "root", lambda: scored)
+    settings = load("tiny").resolved("generate", model="tiny", variant="base")
+    run_cells("generate", **settings | {"output_folder": str(tmp_path)})
+    without, whole = (pd.read_parquet(of / "continuations.parquet") for of in (tmp_path, folder / "generate"))
+    pd.testing.assert_frame_equal(without, whole, check_exact=True)
+
+
 def planned(checkout: Path, targets: list[str], **changes) -> set[str]:
     """How many jobs of each rule a changed profile would run."""
     output = plan(checkout, "profiles/tiny.yaml", *targets, **changes)
@@ -71,8 +90,9 @@ def test_only_what_a_change_concerns_is_scored_again(scored):
     more = [*TARGETS, TARGETS[0].replace("/en/", "/ja/")]
     assert planned(scored, more, languages=[*LANGUAGES, "ja"]) == {"generate 1", "score 1", "evaluate 3"}
     assert planned(scored, TARGETS, evaluate=EVALUATE | {"bootstrap_samples": 30}) == {"evaluate 2"}
-    assert planned(scored, TARGETS, evaluate=EVALUATE | {"perplexity_samples": 1}) == {"score 1", "evaluate 2"}
-    assert planned(scored, TARGETS, generate=GENERATE | {"n": 2}) == {"generate 1", "score 1", "evaluate 2"}
+    assert planned(scored, TARGETS, evaluate=EVALUATE | {"perplexity_samples": 1}) == {"score 2", "evaluate 2"}
+    assert planned(scored, TARGETS, generate=GENERATE | {"n": 2}) == {"generate 2", "score 2", "evaluate 2"}
+    assert planned(scored, TARGETS, first=["en"]) == {"generate 2", "score 2", "evaluate 2"}, "from what is kept"
 
 
 def test_an_added_language_leaves_the_batches_of_the_others_as_they_are(scored):

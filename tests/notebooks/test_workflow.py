@@ -72,10 +72,11 @@ def test_every_stage_left_its_manifest_and_executed_notebook(finished):
 
 
 def test_every_notebook_of_the_repository_is_run_here_or_by_its_own_test():
-    # In test_control.py, test_control_eval.py, test_ablations.py;
+    # In test_control.py, test_control_eval.py, test_ablations.py; summary_first in tests/site/test_first.py;
     # of tests/unit: test_scoring.py, test_agreement.py, test_labels.py.
     own = {"scorer_head", "scorer_candidates", "control_corpus", "regularise", "profs"}
     own |= {"attribute_eval", "win_rate", "jigsaw_classify", "label_sheet", "human_labels", "summary_labels"}
+    own |= {"summary_first"}
     names = {path.stem for path in (CHECKOUT / "notebooks").rglob("*.ipynb")}
     stages = {"checkpoint", "trim", "pairs", "dpo", "merge", "generate", "score", "evaluate", "agreement"}
     stages |= {"probe", "value_vectors", "activations", "intervene", "residual", "retrieval", "transfer"}

@@ -499,7 +499,7 @@ def _histogram() -> nbformat.NotebookNode:
     return _output({"image/svg+xml": stream.getvalue(), "text/plain": "<Figure>"})
 
 
-def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = ()) -> None:
+def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = (), part: str = "") -> None:
     """Execute the summary notebooks, one after the other in one kernel, which saves importing everything again."""
     from jupyter_client.manager import KernelManager
     from nbclient import NotebookClient
@@ -507,12 +507,13 @@ def run_summaries(checkout: Path, runs: Path, sections: Iterable[str] = ()) -> N
     from polydetox.core import paths
     from polydetox.core.parameters import notebook_file
 
-    record = write_record(PROFILE)
+    records = {name: write_record(f"{PROFILE}/{name}" if name else PROFILE) for name in {"", part}}
     manager = KernelManager(kernel_name="python3")
     try:
-        for section in sections or Results(record).record["sections"]:
+        for section in sections or Results(records[part]).record["sections"]:
             notebook = nbformat.read(notebook_file(f"summary_{section}"), as_version=4)
-            folder = paths.profile_run(PROFILE) / "summary" / section
+            folder = paths.profile_run(PROFILE) / part / "summary" / section
+            record = records["" if section == "first" else part]
             position = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
             injected = new_code_cell(f'run = "{record}"\noutput_folder = "{folder}"')
             injected.metadata["tags"] = ["injected-parameters"]

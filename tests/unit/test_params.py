@@ -8,13 +8,15 @@ import json
 import nbformat
 import pytest
 import yaml
+from snakemake.api import SnakemakeApi
+from snakemake.iocontainers import Wildcards
 
 from polydetox import preflight
 from polydetox.core import params, yaml_files
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.notebook import begin
 from polydetox.core.parameters import declaration, notebook_file, parameters_cell
-from polydetox.workflow import load
+from polydetox.workflow import FIRST, load
 from tiny import CHECKOUT, TINY_PROFILE
 
 # A variant that samples after a request for politeness.
@@ -86,6 +88,9 @@ def test_a_later_source_wins(checkout):
     [
         ({"langages": []}, ["params/profiles/tiny.yaml", "'langages'", "'languages'"]),
         ({"languages": ["en", "dd"]}, ["params/profiles/tiny.yaml", "languages", "'dd'"]),
+        ({"first": ["en", "dd"]}, ["params/profiles/tiny.yaml", "first", "'dd'"]),
+        ({"first": ["en", "sv"]}, ["params/profiles/tiny.yaml: first:", "does not list sv", "remove it"]),
+        ({"more_prompts": {"first": {"source": "project"}}}, ["more_prompts", "'first'"]),
         ({"generate": {"temprature": 1}}, ["params/profiles/tiny.yaml", "generate", "'temprature'", "'temperature'"]),
         ({"generate": {"lang": "en"}}, ["generate", "'lang'"]),
         ({"generate": {"top_p": 1.5}}, ["generate", "top_p", "1.5"]),
@@ -419,6 +424,41 @@ def test_a_stage_of_many_languages_takes_those_of_the_profile(checkout):
     assert job.parameters["checkpoint"] == "runs/tiny/tiny/dpo/merge", "a path, and no name to look up"
     assert (job.parameters["n"], job.parameters["prompt_limit"]) == (3, 4)
     assert job.parameters["languages"] == ["de", "en", "ja"]
+
+
+def test_the_early_site_is_about_the_first_languages_and_one_way_of_tuning(checkout):
+    without = json.loads(load("tiny").record())
+    rewrite(checkout / "params/profiles/tiny.yaml", first=["en", "de"])
+    run = load("tiny")
+    whole, early = (json.loads(run.record(part)) for part in ("", FIRST))
+    assert whole.pop("profile") == without.pop("profile") | {"first": ["de", "en"]} and whole == without
+    assert early["profile"]["languages"] == ["de", "en"] and list(early["profile"]["variants"]) == ["dpo"]
+    folders = [job["folder"].removeprefix("runs/tiny/tiny/") for job in early["jobs"]]
+    first = [f"{variant}/first/{stage}" for stage in ("generate", "score", "evaluate/de", "evaluate/en")
+             for variant in ("base", "dpo")]  # fmt: skip
+    assert folders[:5] == ["runs/checkpoints/tiny", "trim", "pairs/on-policy", "dpo/dpo", "dpo/merge"]
+    assert set(folders[5:]) == set(first) and len(folders) == 5 + len(first)
+    assert {job["wildcards"].get("set", "") for job in early["jobs"]} == {""}
+    job = run.jobs["generate", ("model", "tiny"), ("set", FIRST), ("variant", "dpo")]
+    assert job.parameters["languages"] == ["de", "en"], "of all prompts"
+    assert job.parameters["parts"] == "runs/tiny/tiny/dpo/generate/parts", "where the job of all languages finds them"
+    assert not any(f"/{FIRST}" in file for file in run.manifests()), "the report waits for none of them"
+
+
+def test_what_the_early_site_waits_for_comes_before_everything_else(checkout, monkeypatch):
+    rewrite(checkout / "params/profiles/tiny.yaml", first=["en", "de"])
+    loaded, workflow = [], SnakemakeApi.workflow
+    monkeypatch.setattr(SnakemakeApi, "workflow", lambda *_, **how: loaded.append(workflow(*_, **how)) or loaded[-1])
+    run = load("tiny")
+    rules = {rule.name: rule for rule in loaded[0]._workflow.rules}
+    soon = [job for job in run.jobs.values()
+            if rules[job.stage].expand_priority(Wildcards(fromdict=job.wildcards), [], 1) == 9]  # fmt: skip
+    assert soon == run.reported(FIRST) and len(soon) == 13
+    sections = [rules["summary"].expand_priority(Wildcards(fromdict={"part": part}), [], 1) for part in (FIRST, "")]
+    assert sections == [9, 0]
+    address = checkout / "runs/tiny/first/site/index.html"
+    assert rules["render_first"].message == f"the report on de en, to read while the rest runs: {address}"
+    assert rules["render_first"].priority == 9 and str(address.relative_to(checkout)) in rules["render_first"].output
 
 
 def test_what_the_workflow_decides_no_section_may_say(checkout):

@@ -283,7 +283,7 @@ def test_a_variable_of_a_notebook_that_was_not_run_says_so(book, tmp_path, monke
     results = recorded("offline")
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     (book / "one.qmd").write_text("# One\n\n{{< var of_fluency >}} {{< var of_detox >}} {{< var wrong >}}\n")
-    assert assemble.read_variables(results, book) == {"of_fluency": "Not run."}
+    assert assemble.read_variables(results, book) == {"of_fluency": "Not run yet."}
 
 
 def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeypatch):

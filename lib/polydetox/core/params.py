@@ -283,8 +283,9 @@ class Profile(StageSettings):
     description: str = ""
     models: list[str] = []
     languages: Languages
+    first: Languages | None = None  # those that have a site of their own early on; absent: none
     prompts: Prompts = Prompts(source="project")
-    more_prompts: dict[Annotated[str, _name(), AfterValidator(_no_stage)], MorePrompts] = {}  # by a name for folders
+    more_prompts: dict[Annotated[str, _name("first"), AfterValidator(_no_stage)], MorePrompts] = {}  # by folder
     trim: Annotated[Section | None, section_of("trim")] = None  # absent: the whole vocabulary is kept
     pairs: dict[Annotated[str, _name()], Annotated[Section, section_of("pairs")]] = {}
     variants: dict[Annotated[str, _name(*RESERVED_VARIANTS)], Variant] = {}
@@ -296,17 +297,17 @@ class Profile(StageSettings):
     control: Control | None = None  # absent: not run
     capability: Annotated[Section | None, section_of("capability")] = None  # absent: not run
 
-    @field_validator("languages")
+    @field_validator("languages", "first")
     @classmethod
-    def _in_the_papers_order(cls, value: list[str]) -> list[str]:
-        return [language for language in LANGUAGES if language in value]
+    def _in_the_papers_order(cls, value: list[str] | None) -> list[str] | None:
+        return value and [language for language in LANGUAGES if language in value]
 
     @model_validator(mode="after")
     def _something_to_run(self) -> Profile:
         _require(self.models or self.world, "models: this key is required, unless the profile has a 'world'")
         if self.models and not self.variants:
             _require(self.control, "variants: this key is required, a way of tuning, unless there is 'control'")
-            for key in ("agreement", "labels", "mechanism", "alignment", "capability", "more_prompts"):
+            for key in ("agreement", "labels", "mechanism", "alignment", "capability", "more_prompts", "first"):
                 absent = getattr(self, key) is None or (key == "more_prompts" and not self.more_prompts)
                 _require(absent, f"{key}: is about the ways of tuning under 'variants', and there is none")
         _require(self.labels is None or (len(self.models) == 1 and self.agreement is not None),
@@ -318,10 +319,10 @@ class Profile(StageSettings):
     def _languages_are_listed(self) -> Profile:
         named = {f"variant {name!r}": variant.languages for name, variant in self.variants.items()}
         named["control"] = self.control.languages or [] if self.control else []
-        named["labels"] = (self.labels or {}).get("languages", [])
+        named |= {"labels": (self.labels or {}).get("languages", []), "first": self.first or []}
         for where, languages in named.items():
             unknown = " ".join(language for language in languages if language not in self.languages)
-            _require(not unknown, f"{where}: 'languages' of the profile does not list {unknown}")
+            _require(not unknown, f"{where}: 'languages' of the profile does not list {unknown}; add or remove it")
         return self
 
     @model_validator(mode="after")

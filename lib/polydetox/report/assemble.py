@@ -112,7 +112,7 @@ def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]], below: Call
         notebook, label = match.groups()
         if notebook not in summaries:
             missing.add(label)
-            if page.name == "index.qmd":  # the first page shows only what there is
+            if page.name == "index.qmd" or notebook == "first":  # the first page shows only what there is
                 return ""
             source = f"summary_{notebook}.ipynb"
             return f'::: {{.callout-note title="Not run"}}\nThis part comes from `{source}`, which was not run.\n:::'
@@ -130,14 +130,15 @@ def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]], below: Call
 
 
 def read_variables(results: Results, folder: Path) -> dict[str, str]:
-    """What the summary notebooks wrote for the pages in ``folder``; of one that was not run, ``Not run.``"""
+    """What the summary notebooks wrote for the pages in ``folder``; else ``Not run.``, or if due ``Not run yet.``"""
     found: dict[str, str] = {}
     writers: dict[str, str] = {}
-    not_run = ""
+    missing = {"Not run.": "", "Not run yet.": ""}  # the sources of the notebooks
     for notebook in sorted(paths.notebooks().rglob("summary_*.ipynb")):
         name, place = paths.relative(notebook), results.record["sections"].get(notebook.stem.removeprefix("summary_"))
         if place is None or not finished(paths.given(place)):
-            not_run += "\n".join(cell.source for cell in notebooks.read_notebook(notebook).cells)
+            said = "Not run yet." if place else "Not run."
+            missing[said] += "\n".join(cell.source for cell in notebooks.read_notebook(notebook).cells)
             continue
         file = paths.given(place) / "variables.json"
         written = read_json(file) if file.is_file() else {}
@@ -146,7 +147,8 @@ def read_variables(results: Results, folder: Path) -> dict[str, str]:
         writers |= dict.fromkeys(written, name)
         found |= written
     used = {name for page in folder.rglob("*.qmd") for name in VARIABLE.findall(page_prose(page))}
-    return found | {name: "Not run." for name in sorted(used - set(found)) if f'"{name}"' in not_run}
+    return found | {name: said for said, sources in missing.items() for name in sorted(used - set(found))
+                    if f'"{name}"' in sources}  # fmt: skip
 
 
 def check(folder: Path) -> None:

@@ -24,7 +24,7 @@ _BLOCK = re.compile(r"^::: \{\.snapshot\}\n.*?^:::$", re.MULTILINE | re.DOTALL)
 _LABEL = re.compile(r"\{#((?:fig|tbl|sec|eq)-[\w-]+)")
 _LED_BY_LINK = re.compile(r"^(?:- )?\[[^\[\]]*\]\(([\w-]+\.qmd)[^()]*\)(?:.|\n(?!- |\n))*\n", re.MULTILINE)
 _LINK = re.compile(r"\]\(([\w-]+\.qmd)(#[\w-]+\))")
-_NOT_RUN = re.compile(r"Not run(\.| in this profile)")
+_NOT_RUN = re.compile(r"Not run(\.| yet\.| in this profile)")
 
 
 def ran(template: str, variables: dict[str, str]) -> bool:
