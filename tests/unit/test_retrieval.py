@@ -16,7 +16,7 @@ from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.data.parallel import parallel_sentences
 from polydetox.metrics.retrieval import retrieval_figures
-from polydetox.stats.correlation import correlation, leaving_out, line, partial_correlation
+from polydetox.stats.correlation import correlation, line
 
 
 def test_retrieval_by_hand():
@@ -66,6 +66,7 @@ def test_correlation_by_hand():
 def test_correlation_without_points_by_hand():
     """On the line x = y but for the last point, at (4, 0): without it r is 1, else it is lower."""
     x, y = np.array([0.0, 1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, 2.0, 3.0, 0.0])
+    leaving_out = definitions("summary_transfer").leaving_out
     everything, one, two = (leaving_out(x, y, count) for count in range(3))
     # The sums of products: 2 over the root of 10 * 6.8.
     assert everything["least"] == everything["most"] == pytest.approx(2 / np.sqrt(68)) and everything["out"] == []
@@ -82,6 +83,7 @@ def test_correlation_without_points_by_hand():
 
 def test_spearman_is_pearson_of_ranks():
     x, y = pd.Series([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]), pd.Series([2.0, 7.0, 1.0, 8.0, 2.5, 8.0, 1.5])
+    leaving_out = definitions("summary_transfer").leaving_out
     found, known = leaving_out(x.rank().to_numpy(), y.rank().to_numpy(), 0), spearmanr(x, y)
     assert (found["least"], found["p"]) == pytest.approx((known.statistic, known.pvalue))
 
@@ -90,6 +92,7 @@ def test_partial_correlation_against_its_formula():
     rng = np.random.default_rng(3)
     given = rng.normal(size=11)
     x, y = given + rng.normal(size=11), given + rng.normal(size=11)
+    partial_correlation = definitions("summary_transfer").partial_correlation
     found = partial_correlation(x, y, given)
     xy, xz, yz = (np.corrcoef(*pair)[0, 1] for pair in ((x, y), (x, given), (y, given)))
     assert found["r"] == pytest.approx((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))) and found["points"] == 11

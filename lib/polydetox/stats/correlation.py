@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -57,45 +54,6 @@ def _pearson(sums: Float[np.ndarray, "samples 6"]) -> Float[np.ndarray, " sample
     scale = (count * xx - x**2) * (count * yy - y**2)
     varies = scale > 1e-24
     return np.where(varies, (count * xy - x * y) / np.sqrt(np.where(varies, scale, 1.0)), np.nan)
-
-
-def leaving_out(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], count: int) -> dict[str, Any]:
-    """Pearson's r over every choice of ``count`` points that are left out; 0: of all points, and of ranks Spearman's.
-
-    ``least`` and ``most`` are the range of r, ``p`` the largest two-sided p and ``out`` the points left out for it;
-    ``points`` stay. None where fewer than three stay, or where a side never varies.
-    """
-    from scipy import stats
-
-    found = []
-    for out in combinations(range(len(x)), count) if len(x) - count >= 3 else ():
-        left, right = np.delete(x, out), np.delete(y, out)
-        if np.ptp(left) > 0 and np.ptp(right) > 0:
-            result = stats.pearsonr(left, right)
-            found.append((float(result.pvalue), float(result.statistic), out))
-    if not found:
-        return {"points": len(x) - count, **dict.fromkeys(("least", "most", "p", "out"))}
-    (p, _, out), r = max(found), [each[1] for each in found]
-    return {"points": len(x) - count, "least": min(r), "most": max(r), "p": p, "out": list(out)}
-
-
-def partial_correlation(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], given: Float[np.ndarray, " n"]
-) -> dict[str, float | int | None]:
-    """Pearson's r of what lines over ``given`` leave of x and of y, and its two-sided p (n - 3 degrees of freedom).
-
-    Both are None with fewer than five points, or where nothing is left of a side.
-    """
-    from scipy import stats
-
-    if len(x) < 5:
-        return {"points": len(x), "r": None, "p": None}
-    rest = [values - slope * given - at for values in (x, y) for slope, at in [line(given, values)]]
-    if min(map(np.ptp, rest)) < 1e-12:
-        return {"points": len(x), "r": None, "p": None}
-    r, free = float(np.corrcoef(rest[0], rest[1])[0, 1]), len(x) - 3
-    t = abs(r) * np.sqrt(free / max(1.0 - r**2, 1e-16))
-    return {"points": len(x), "r": r, "p": float(2.0 * stats.t.sf(t, free))}
 
 
 def line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
