@@ -52,7 +52,6 @@ localrules:
     record,
     summary,
     render,
-    render_first,
 
 
 # Written again whenever a rule, a profile or a model file says something else.
@@ -112,6 +111,10 @@ rule render:
 
 
 if EARLY:
+
+    localrules:
+        render_first,
+
     EARLY_SITE = str(paths.root() / SITE.format(part=FIRST)).replace("{", "{{").replace("}", "}}")  # as text of a message
 
     use rule render as render_first with:
