@@ -59,12 +59,18 @@ class Clock(TrainerCallback):
         self.seconds = time.process_time() - self.begun
 
 
-def ours(weights: Path, pairs: pd.DataFrame, settings: Settings, folder: Path) -> tuple[float, list]:
-    """CPU seconds of all steps but the first, and the batches of these steps."""
+def bare_trainer(weights: Path, pairs: pd.DataFrame, settings: Settings, folder: Path):
+    """The stage's trainer without evaluations and checkpoints."""
     trainer = make_trainer(weights, pairs, pairs.head(4), settings, folder)
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = trainer.args.eval_on_start = False
     trainer.pop_callback(EarlyStoppingCallback)  # it needs evaluations
+    return trainer
+
+
+def ours(weights: Path, pairs: pd.DataFrame, settings: Settings, folder: Path) -> tuple[float, list]:
+    """CPU seconds of all steps but the first, and the batches of these steps."""
+    trainer = bare_trainer(weights, pairs, settings, folder)
     clock = Clock()
     trainer.add_callback(clock)
     batches: list = []

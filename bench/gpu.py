@@ -22,10 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from dpo import pairs_of
-from transformers import EarlyStoppingCallback, TrainerCallback
+from dpo import bare_trainer, pairs_of
+from transformers import TrainerCallback
 
-from notebook_cells import make_trainer
 from polydetox.core.languages import LANGUAGES
 from polydetox.core.parameters import checked
 from polydetox.data.prompts import load_prompts
@@ -71,12 +70,8 @@ class Clock(TrainerCallback):
 
 def training(weights: Path, folder: Path) -> None:
     """DPO steps a second, on pairs of some 10 to 150 tokens."""
-    pairs = pairs_of(1000)
     settings = checked("dpo", epochs=1, eval_steps=1, warmup_steps=1)
-    trainer = make_trainer(weights, pairs, pairs.head(4), settings, folder)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    trainer.args.load_best_model_at_end = trainer.args.eval_on_start = False
-    trainer.pop_callback(EarlyStoppingCallback)  # it needs evaluations
+    trainer = bare_trainer(weights, pairs_of(1000), settings, folder)
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()

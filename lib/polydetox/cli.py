@@ -138,9 +138,9 @@ def _render(options: argparse.Namespace) -> None:
     from polydetox.report.rendering import PDF, render
     from polydetox.workflow import FIRST
 
-    if options.first and not load_profile(options.profile).first:
+    profile = load_profile(options.profile)
+    if options.first and not profile.first:
         raise UserError(f"--first: params/profiles/{options.profile}.yaml has no languages under 'first:'")
-    load_profile(options.profile)
     if (options.preview or options.first) and options.pdf:
         raise UserError("--pdf: the preview renderer of --preview and --first makes no PDF; leave out one or the other")
     name = options.profile + f"/{FIRST}" * options.first
