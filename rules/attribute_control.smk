@@ -11,7 +11,12 @@ CONTROL_LANGUAGES = control_languages(run.profile)
 CONDITIONS = JIGSAW_CONDITIONS if CONTROL and CONTROL.jigsaw_classify is not None else []
 BY_ALGORITHM = list(each(model=CONTROLLED, algorithm=ALGORITHMS))
 
-run.chapter("attribute_control", "attribute-controlled fine-tuning [@meng2024attribute]", included=bool(CONTROL))
+run.chapter(
+    "attribute_control",
+    "attribute-controlled fine-tuning [@meng2024attribute]",
+    section="control",
+    included=bool(CONTROL),
+)
 
 
 wildcard_constraints:

@@ -1,7 +1,10 @@
 # What a model can still do: multiple-choice tasks through lm-evaluation-harness, before and after tuning.
 
 run.chapter(
-    "benchmarks", "multiple-choice questions before and after tuning", included=run.profile.capability is not None
+    "benchmarks",
+    "multiple-choice questions before and after tuning",
+    section="capability",
+    included=run.profile.capability is not None,
 )
 TASKS = [local(file) for file in sorted((paths.root() / "params/tasks").iterdir())]
 

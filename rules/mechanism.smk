@@ -2,7 +2,10 @@
 # tuning moves the residual stream.
 
 run.chapter(
-    "mechanism", "the toxicity probe, value vectors, activations and interventions", included=bool(run.profile.mechanism)
+    "mechanism",
+    "the toxicity probe, value vectors, activations and interventions",
+    section="mechanism",
+    included=bool(run.profile.mechanism),
 )
 EXPLAINED = run.models if run.profile.mechanism else []
 

@@ -4,7 +4,10 @@
 from polydetox.core.params import ON_POLICY, PAIRS as KNOWN_PAIRS, rtp_lx_held_out, tuned_by
 
 run.chapter(
-    "preference", "preference tuning of pretrained models and its effect on toxicity", included=bool(run.profile.variants)
+    "preference",
+    "preference tuning of pretrained models and its effect on toxicity",
+    section="detox",
+    included=bool(run.profile.variants),
 )
 MADE_BY = {  # by the stage, what this profile tunes
     stage: [

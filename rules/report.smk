@@ -1,37 +1,40 @@
 # The report: what the run is made of, as one file; a notebook of tables and figures for each section; the rendered site.
 # {part} is empty for that. A profile with `first` has a site on these languages before, {part} is FIRST: the same of a
-# part of the run, with the sections that exist by then. The whole report neither reads nor waits for it.
+# part of the run, with the sections that exist by then; it is rendered again with each chapter that is done after it.
+# The whole report neither reads nor waits for it.
 
 TUNED_MODELS = [model for model in run.models if run.compared(model)[1:]]
-# The sections that a profile has something for; each is made by the notebook summary_<section>.ipynb.
+# The sections, each made by the notebook summary_<section>.ipynb: whether a profile has something for it, and the
+# chapters whose stages it reads; none: all of them.
 SECTIONS = {
-    "detox": TUNED_MODELS,
-    "style": TUNED_MODELS,
-    "scorers": TUNED_MODELS,
-    "labels": SHEETS,
-    "training": TUNED_MODELS,
-    "fluency": TUNED_MODELS,
-    "ablations": TUNED_MODELS,
-    "examples": TUNED_MODELS,
-    "mechanism": TUNED_MODELS,
-    "transfer": TUNED_MODELS,
-    "world": run.profile.world,
-    "capability": TUNED_MODELS,
-    "control": TUNED_MODELS or run.profile.control,
-    "run": True,
+    "detox": (TUNED_MODELS, ["preference"]),
+    "style": (TUNED_MODELS, ["preference"]),
+    "scorers": (TUNED_MODELS, ["preference"]),
+    "labels": (SHEETS, ["preference"]),
+    "training": (TUNED_MODELS, ["preference"]),
+    "fluency": (TUNED_MODELS, ["preference"]),
+    "ablations": (TUNED_MODELS, ["preference"]),
+    "examples": (TUNED_MODELS, ["preference"]),
+    "mechanism": (TUNED_MODELS, ["preference", "mechanism"]),
+    "transfer": (TUNED_MODELS, ["preference", "transfer"]),
+    "world": (run.profile.world, ["synthetic"]),
+    "capability": (TUNED_MODELS, ["preference", "benchmarks"]),
+    "control": (TUNED_MODELS or run.profile.control, ["preference", "attribute_control"]),
+    "run": (True, []),
 }
-SUMMARIES = [section for section, wanted in SECTIONS.items() if wanted]
+SUMMARIES = [section for section, (wanted, _) in SECTIONS.items() if wanted]
 RECORD = f"{RUN}/{{part}}run.json"
 FIDELITY = ["book/reference/fidelity.yaml", "book/reference/fidelity_effects.csv", "CITATION.cff"]
 SUMMARY = f"{RUN}/{{part}}summary/{{section}}"
 SITE = f"{RUN}/{{part}}site/index.html"
+LATER_SITES = []
 BOOK = [local(path) for path in sorted((paths.root() / "book").rglob("*")) if path.is_file()]
 
-# The early site: its jobs, its sections, and those that it says are still to come.
+# The early site: its jobs, its sections, and those of the whole report that it shows once they are there.
 EARLY = {job.folder for job in run.reported(FIRST)}
 PARTS = [FIRST, ""] if EARLY else [""]
 EARLY_SECTIONS = ["first", "detox", "style", "training", "fluency", "examples", "run"]
-LATER = {
+ASKED = {
     "scorers": run.profile.agreement is not None,
     "labels": SHEETS,
     "ablations": len(run.profile.variants) > 1,
@@ -41,10 +44,11 @@ LATER = {
     "capability": run.profile.capability is not None,
     "control": run.profile.control,
 }
+LATER = [section for section in SUMMARIES if ASKED.get(section)]
 run.sections = {section: SUMMARY.format(part="", section=section) for section in SUMMARIES}
 run.early_sections = {
-    section: SUMMARY.format(part=FIRST, section=section)
-    for section in [*EARLY_SECTIONS, *(section for section in LATER if LATER[section])]
+    **{section: SUMMARY.format(part=FIRST, section=section) for section in EARLY_SECTIONS},
+    **{section: run.sections[section] for section in LATER},
 }
 
 
@@ -72,7 +76,7 @@ rule summary:
     input:
         notebook=lambda w: local(notebook_file(f"summary_{w.section}")),
         run=lambda w: RECORD.format(part="" if w.section == "first" else w.part),  # it says what else there will be
-        results=lambda w: run.manifests(w.part),
+        results=lambda w: run.manifests(w.part, *([] if w.part else SECTIONS[w.section][1])),
         fidelity=lambda w: FIDELITY if w.section == "run" else [],
     output:
         manifest=f"{SUMMARY}/manifest.json",
@@ -114,6 +118,7 @@ if EARLY:
 
     localrules:
         render_first,
+        render_again,
 
     EARLY_SITE = str(paths.root() / SITE.format(part=FIRST)).replace("{", "{{").replace("}", "}}")  # as text of a message
 
@@ -130,3 +135,22 @@ if EARLY:
             first="--first",
         log: f"{RUN}/{FIRST}logs/render.txt",
         priority: 9
+
+
+    # Once a chapter is done. Its first page is no input: each of these jobs writes it again.
+    CHAPTERS = {
+        chapter: sections
+        for chapter in run.chapters
+        if (sections := [section for section in LATER if SECTIONS[section][1][-1] == chapter])
+    }
+    AGAIN = f"{RUN}/{FIRST}chapters/{{chapter}}"
+    LATER_SITES += [AGAIN.format(chapter=chapter) for chapter in CHAPTERS]
+
+    use rule render_first as render_again with:
+        message: "the report on the first languages, with the chapter {wildcards.chapter}"
+        input:
+            first=ancient(SITE.format(part=FIRST)),
+            summaries=lambda w: [run.sections[section] + "/manifest.json" for section in CHAPTERS[w.chapter]],
+        output:
+            touch(AGAIN),
+        log: f"{RUN}/{FIRST}logs/render-{{chapter}}.txt",

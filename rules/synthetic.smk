@@ -1,7 +1,7 @@
 # The synthetic multilingual setting: for every size, alignment and seed a small model is pretrained, tuned on English and
 # measured.
 
-run.chapter("synthetic", "the synthetic multilingual setting", included=bool(run.profile.world))
+run.chapter("synthetic", "the synthetic multilingual setting", section="world", included=bool(run.profile.world))
 CONFIGURATIONS = run.profile.world.configurations() if run.profile.world else {}
 
 

@@ -3,6 +3,7 @@
 run.chapter(
     "transfer",
     "sentence retrieval across languages and its correlation with the drop",
+    section="transfer",
     included=bool(run.profile.alignment),
 )
 ALIGNED = run.models if run.profile.alignment else []

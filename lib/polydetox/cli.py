@@ -134,6 +134,7 @@ def _snapshot(options: argparse.Namespace) -> None:
 
 
 def _render(options: argparse.Namespace) -> None:
+    from polydetox.core.locks import held
     from polydetox.core.params import load_profile
     from polydetox.report.rendering import PDF, render
     from polydetox.workflow import FIRST
@@ -144,7 +145,8 @@ def _render(options: argparse.Namespace) -> None:
     if (options.preview or options.first) and options.pdf:
         raise UserError("--pdf: the preview renderer of --preview and --first makes no PDF; leave out one or the other")
     name = options.profile + f"/{FIRST}" * options.first
-    index = render(name, preview=options.preview or options.first, pdf=options.pdf)
+    with held(paths.profile_run(name) / ".rendering"):  # the early site is rendered again while a run goes on
+        index = render(name, preview=options.preview or options.first, pdf=options.pdf)
     print(f"the report: {index}")
     if options.pdf:
         print(f"as a PDF: {index.with_name(PDF)}")

@@ -65,9 +65,12 @@ class Run:
         self.sections: dict[str, str] = {}
         self.early_sections: dict[str, str] = {}
 
-    def chapter(self, name: str, about: str, *, included: bool) -> None:
-        """Say what a chapter of the report is about, and whether the profile has it."""
-        self.chapters[name] = {"about": about, "included": included}
+    def chapter(self, name: str, about: str, *, section: str, included: bool) -> None:
+        """Say what a chapter of the report is about, which section tells it, and whether the profile has it.
+
+        The stages that are registered next are its own.
+        """
+        self.chapters[name] = {"about": about, "section": section, "included": included}
 
     def stage(
         self, name: str, folder: str, *, jobs: Iterable[Wildcards], title: str, section: str = "", notebook: str = "",
@@ -79,7 +82,7 @@ class Run:
         ``section`` is the profile's section of its settings (`mechanism: probe`), or ``settings`` gives them;
         ``inputs`` are paths and what else the workflow decides. ``title`` and ``table`` (a file) are for the report.
         """
-        self.stages[name] = {"title": title, "table": table, "section": section}
+        self.stages[name] = {"title": title, "table": table, "section": section, "chapter": [*self.chapters][-1]}
         notebook = notebook or name
         where = f"params/profiles/{self.profile.name}.yaml: {section or name}"
         for wildcards in jobs:
@@ -117,9 +120,10 @@ class Run:
             jobs += [job] if chosen else []
         return jobs[::-1]
 
-    def manifests(self, part: str = "") -> list[str]:
-        """The manifests of these jobs: what the report waits for."""
-        return [f"{job.folder}/{MANIFEST}" for job in self.reported(part)]
+    def manifests(self, part: str = "", *chapters: str) -> list[str]:
+        """The manifests of these jobs, or of those of some chapters: what the report waits for."""
+        return [f"{job.folder}/{MANIFEST}" for job in self.reported(part)
+                if not chapters or self.stages[job.stage]["chapter"] in chapters]  # fmt: skip
 
     def record(self, part: str = "") -> str:
         """All that the report needs to know of the run, or with ``FIRST`` its early site, as JSON."""

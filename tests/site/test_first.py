@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import synthetic
-from polydetox.workflow import FIRST
+from polydetox.workflow import FIRST, write_record
 from synthetic import PROFILE, inside
 
 
@@ -37,6 +37,19 @@ def early(run_folder, tmp_path_factory) -> Iterator[Path]:
         yield folder / "runs" / PROFILE / FIRST / "site"
 
 
+@pytest.fixture(scope="module")
+def again(early, tmp_path_factory) -> Iterator[Path]:
+    """The same, rendered again when the chapter on capability is done."""
+    from polydetox.cli import main
+
+    folder = shutil.copytree(early.parents[3], tmp_path_factory.mktemp("again") / "run", symlinks=True)
+    with inside(folder):
+        write_record(f"{PROFILE}/{FIRST}")  # whose paths are those of this folder
+        synthetic.run_summaries(folder / "checkout", folder / "runs", ["capability"])
+        assert main(["render", "--profile", PROFILE, "--first"]) == 0
+        yield folder / "runs" / PROFILE / FIRST / "site"
+
+
 def words(page: Path) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.read_text("utf-8"))))
 
@@ -46,7 +59,7 @@ def test_the_first_page_says_what_it_is_about_and_what_is_to_come(early):
     assert "This site is about German and English alone." in said
     assert "other languages: Arabic and Japanese" in said
     assert "other ways of tuning: LoRA, 2e-6 and seed 1" in said and "further prompts: Further" in said
-    assert "the toxicity probe, value vectors, activations and interventions" in said
+    assert "chapters: the toxicity probe, value vectors, activations and interventions; " in said
     assert "Of the 4 evaluations that the profile asks for, 4 were run." in said
     assert '<a href="../../site/index.html">' in (early / "index.html").read_text("utf-8")
     assert "in English," in said and "in 1 other language" in said, "the abstract is about these languages"
@@ -54,8 +67,18 @@ def test_the_first_page_says_what_it_is_about_and_what_is_to_come(early):
 
 def test_what_is_to_come_is_called_so_and_not_what_nobody_asked_for(early):
     said = words(early / "extensions.html")
-    assert "Some of them the run does ask, and is still computing" in said
+    assert "Of these the run does ask, and is still computing: the toxicity probe" in said
     assert "Not run yet." in words(early / "index.html") and not (early / "why.html").exists()
+
+
+def test_a_chapter_that_is_done_comes_in(early, again):
+    assert not (early / "capability.html").exists() and "everyday_en" not in words(early / "index.html")
+    assert "before and after tuning" in words(early / "index.html").partition("chapters: ")[2]
+    assert "Capability" in words(again / "capability.html") and "capability.html" in (again / "index.html").read_text()
+    said = words(again / "index.html").partition("chapters: ")[2].partition("What is to come")[0]
+    assert "the toxicity probe" in said and "before and after tuning" not in said
+    assert "before and after tuning" not in words(again / "extensions.html")
+    assert "Arabic" not in words(again / "results-detox.html"), "the first languages, until the whole report is there"
 
 
 def test_the_pages_are_about_the_first_languages_and_one_way_of_tuning(early):

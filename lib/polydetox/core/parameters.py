@@ -150,7 +150,7 @@ Suites = Annotated[dict[str, Suite], Field(min_length=1)]
 
 def notebook_file(stage: str) -> Path:
     """The notebook of a stage, whichever chapter's folder it lies in."""
-    if found := next(paths.notebooks().rglob(f"{stage}.ipynb"), None):
+    if found := next(paths.notebooks().glob(f"*/{stage}.ipynb"), None):
         return found
     raise UserError(f"{paths.relative(paths.notebooks())}: no notebook {stage}.ipynb")
 

@@ -46,6 +46,9 @@ def assemble(profile: str) -> Path:
             raise UserError(f"book/{lacking[0]}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         variables = read_variables(results, folder)
+        to_come = [chapter["about"] for chapter in results.record["chapters"].values()
+                   if chapter["included"] and not finished(paths.given(results.record["sections"][chapter["section"]]))]
+        variables["chapters_to_come"] = "; ".join(to_come) or "none"
         gone = extensions.keep_what_ran(folder, variables)
         summaries, found = read_summaries(results), Links(folder, summary_runs(results), variables)
         for page in sorted(folder.glob("*.qmd")):
