@@ -186,6 +186,7 @@ rule dpo:
     log: f"{DPO}/log.txt",
     benchmark: f"{DPO}/benchmark.tsv"
     priority: sooner("dpo", 2)
+    threads: 2
     resources:
         gpu=gpu,
         mem_mb=lambda w: 2 * mem_mb(w),  # gradients and optimizer state

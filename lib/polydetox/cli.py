@@ -177,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
     from polydetox.execute import RUN
     from polydetox.preflight import preflight, skipped
     from polydetox.quarto import failure_note
-    from polydetox.workflow import load
+    from polydetox.workflow import FIRST, load
 
     plan_only = any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", word) for word in options.rest)
     run = load(options.profile)
@@ -195,8 +195,7 @@ def _run(options: argparse.Namespace) -> int:
         *(["--quiet", "rules", "reason", "host"] if plan_only else []),
         # Our own lock holds the profile; Snakemake's would have to be removed by hand after a kill.
         "--config", f"profile={options.profile}", "--nolock", *options.rest,
-        *(["--slurm-jobname-prefix", cluster.job_prefix(options.profile)] if executor == "slurm" else []),
-        "--", *options.targets,
+        *(["--slurm-jobname-prefix", cluster.job_prefix(options.profile)] if executor == "slurm" else []), "--",
     ]  # fmt: skip
     # The stages find `polydetox` beside this Python, whether or not its environment is activated.
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -204,12 +203,16 @@ def _run(options: argparse.Namespace) -> int:
     environment = os.environ | {"PATH": beside, RUN: this_run}
     targets = [*options.targets, *(word for word in options.rest if "/" in word and not word.startswith("-"))]
     if plan_only:
-        return subprocess.run(command, env=environment).returncode or _plan(run)
+        return subprocess.run([*command, *options.targets], env=environment).returncode or _plan(run)
+    # What the early site takes first, and alone: whatever else is ready would take the cores that its training waits for.
+    early = paths.site(f"{options.profile}/{FIRST}") / "index.html"
+    soon = run.profile.first and executor == "local" and not (targets or options.rest or early.is_file())
     began = time.time()
     with held(paths.profile_run(options.profile) / ".running", f"profile {options.profile!r} is being run already"):
         if executor == "slurm":
             cluster.refuse_while_queued(options.profile)
-        status = _supervise(command, environment)
+        status = _supervise([*command, paths.relative(early)], environment) if soon else 0
+        status = status or _supervise([*command, *options.targets], environment)
     if status:
         print("polydetox: not finished; mend this, and the same command resumes from here", file=sys.stderr)
         return 1
