@@ -204,7 +204,7 @@ def _run(options: argparse.Namespace) -> int:
     targets = [*options.targets, *(word for word in options.rest if "/" in word and not word.startswith("-"))]
     if plan_only:
         return subprocess.run([*command, *options.targets], env=environment).returncode or _plan(run)
-    # What the early site takes first, and alone: whatever else is ready would take the cores that its training waits for.
+    # What the early site takes first, and alone: other jobs would hold the cores that its training waits for.
     early = paths.site(f"{options.profile}/{FIRST}") / "index.html"
     soon = run.profile.first and executor == "local" and not (targets or options.rest or early.is_file())
     began = time.time()

@@ -45,12 +45,12 @@ def assemble(profile: str) -> Path:
         if lacking := [name for name in ("index.qmd", LIST) if not (sources / name).is_file()]:
             raise UserError(f"book/{lacking[0]}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
-        variables = read_variables(results, folder)
-        to_come = [chapter["about"] for chapter in results.record["chapters"].values()
-                   if chapter["included"] and not finished(paths.given(results.record["sections"][chapter["section"]]))]
+        variables, summaries = read_variables(results, folder), read_summaries(results)
+        asked = [chapter for chapter in results.record["chapters"].values() if chapter["included"]]
+        to_come = [chapter["about"] for chapter in asked if chapter["section"] not in summaries]
         variables["chapters_to_come"] = "; ".join(to_come) or "none"
         gone = extensions.keep_what_ran(folder, variables)
-        summaries, found = read_summaries(results), Links(folder, summary_runs(results), variables)
+        found = Links(folder, summary_runs(results), variables)
         for page in sorted(folder.glob("*.qmd")):
             page.write_text(embed(page, summaries, found.of_figure), "utf-8")
         appendices = write_appendices(results, found)
