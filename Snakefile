@@ -50,9 +50,14 @@ def mem_mb(w):
     return run.model_file(w.model).resources.mem_mb
 
 
+def is_early(stage, w):
+    """Whether the site on the first languages waits for a job."""
+    return run.jobs[stage, *sorted(w.items())].folder in EARLY
+
+
 def sooner(stage, otherwise=0):
     """The priority of a stage's jobs: what the site on the first languages waits for comes before everything else."""
-    return lambda w: 9 if run.jobs[stage, *sorted(w.items())].folder in EARLY else otherwise
+    return lambda w: 9 if is_early(stage, w) else otherwise
 
 
 wildcard_constraints:

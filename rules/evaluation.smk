@@ -82,7 +82,7 @@ rule generate:
     log: f"{GENERATE}/log.txt",
     benchmark: f"{GENERATE}/benchmark.tsv"
     priority: sooner("generate", 1)
-    threads: lambda w: 2 if w.set == FIRST and w.variant != "base" else 1  # the base model's runs beside the pairs
+    threads: lambda w: 2 if is_early("generate", w) and w.variant != "base" else 1  # that runs beside the pairs
     resources:
         gpu=gpu,
         mem_mb=lambda w: (3 if experts(w.model, w.variant) else 1) * mem_mb(w),
@@ -132,7 +132,7 @@ rule score:
     log: f"{SCORE}/log.txt",
     benchmark: f"{SCORE}/benchmark.tsv"
     priority: sooner("score", 1)
-    threads: lambda w: 2 if w.set == FIRST else 1
+    threads: lambda w: 2 if is_early("score", w) else 1
     resources:
         gpu=gpu,
         mem_mb=mem_mb,

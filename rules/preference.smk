@@ -186,7 +186,7 @@ rule dpo:
     log: f"{DPO}/log.txt",
     benchmark: f"{DPO}/benchmark.tsv"
     priority: sooner("dpo", 2)
-    threads: 2
+    threads: lambda w: 2 if is_early("dpo", w) else 1  # nothing runs beside the early one
     resources:
         gpu=gpu,
         mem_mb=lambda w: 2 * mem_mb(w),  # gradients and optimizer state
