@@ -224,7 +224,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     (cell,) = (cell for cell in summary.cells if "label: tbl-stages" in cell.source)
     lines = [line.split(" | ") for line in cell.outputs[0].data["text/plain"].splitlines()]
     stages = {title: counts for title, *counts in (line[:3] for line in lines)}
-    assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["29", "21"]
+    assert stages["Multiple-choice questions"] == ["3", "2"] and stages["Evaluation"] == ["31", "23"]
     assert stages["Activations"] == ["3", "2"] and "Pretraining in the synthetic setting" not in stages
 
 
