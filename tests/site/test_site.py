@@ -237,6 +237,23 @@ def test_the_browser_of_continuations_filters_and_sorts_and_searches_only_what_i
     assert browser.evaluate("window.broken") is None and browser.complaints() == []
 
 
+def test_random_examples_stand_under_their_language_to_which_the_contents_lead(site, browser):
+    browser.open(site / "examples.html")
+    found = browser.evaluate(
+        "[...document.querySelectorAll('[id^=examples-]')].map(place => [place.id, [...document.querySelectorAll("
+        "`nav a[href='#${place.id}']`)].map(link => link.innerText)])"
+    )
+    names = {"ar": "Arabic", "de": "German", "en": "English", "ja": "Japanese"}
+    assert sorted(found) == [[f"examples-{code}", [name]] for code, name in names.items()]
+    lines = browser.evaluate(
+        "[...document.querySelectorAll('main :is(h3, .masked-list > details > summary)')]"
+        ".filter(line => !line.closest('.continuations'))"
+        ".map(line => line.querySelector('span')?.innerText || line.innerText)"
+    )
+    assert sorted(lines) == sorted([*names.values()] * 3), "a heading and two covers each"
+    assert all(len(set(lines[first : first + 3])) == 1 for first in range(0, len(lines), 3)), lines
+
+
 def test_without_scripts_the_examples_are_there(site, browser):
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     try:
