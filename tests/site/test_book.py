@@ -445,7 +445,8 @@ def test_the_published_figures_of_control_stand_beside_ours(run):
     assert "SFT, classification loss | – | 0.972 | 0.314 | –" in jigsaw
 
 
-def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
+def test_a_profile_that_was_never_run_has_a_report_that_says_so(run, monkeypatch):
+    monkeypatch.setattr("polydetox.report.rendering.why_none", lambda: f"see `{paths.root()}/.venv/quarto.log`")
     synthetic_profile = run / "checkout/params/profiles/never.yaml"
     shutil.copy(run / f"checkout/params/profiles/{PROFILE}.yaml", synthetic_profile)
     content = yaml.safe_load(synthetic_profile.read_text())
@@ -453,6 +454,7 @@ def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
     shutil.copy(run / "checkout/params/models/tiny.yaml", run / "checkout/params/models/other.yaml")
     index = render("never")
     assert not (index.parent / "results-detox.html").exists() and "<img" not in index.read_text()
+    assert "Why there is none: see <code>.venv/quarto.log</code>." in index.read_text(), "words, not a link"
     assert 'id="sec-toxicity"' in (index.parent / "extensions.html").read_text()
 
 
