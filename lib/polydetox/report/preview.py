@@ -19,13 +19,7 @@ from latex2mathml.converter import convert as mathml
 
 from polydetox.core.errors import UserError
 from polydetox.core.yaml_files import read_yaml
-from polydetox.report.assemble import (
-    CITATION,
-    CONFIGURATION,
-    VARIABLES,
-    book_pages,
-    write_yaml,
-)
+from polydetox.report.assemble import CITATION, CONFIGURATION, VARIABLES, book_pages, write_yaml
 from polydetox.report.citations import Bibliography
 from polydetox.report.extensions import CROSS_REFERENCE, VARIABLE
 from polydetox.report.masking import SEARCH_INDEX
