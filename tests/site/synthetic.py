@@ -415,9 +415,9 @@ def _alignment(run: Path, languages: list[str]) -> None:
         }
         for variant in ("base", TRAINED)
     )
-    table = run_cell("transfer", "transfer-drop", pd=pd, before=before, after=after, retrieved=metrics)["table"]
-    _table(folder / "languages.parquet", table)
-    space = vars(definitions("transfer")) | {"table": table, "settings": settings}
+    space = vars(definitions("transfer")) | {"before": before, "after": after, "retrieved": metrics}
+    space |= {"table": run_cell("transfer", "transfer-drop", **space)["table"], "settings": settings}
+    _table(folder / "languages.parquet", space["table"])
     figures = run_cell("transfer", "transfer-correlation", **space)["metrics"]
     _stage(folder, "transfer", {"variant": TRAINED}, metrics=figures)
 
