@@ -45,7 +45,7 @@ def test_the_first_page_says_what_it_is_about_and_what_is_to_come(early):
     said = words(early / "index.html")
     assert "This site is about German and English alone." in said
     assert "other languages: Arabic and Japanese" in said
-    assert "other ways of tuning: LoRA, 2e-6 and seed 1" in said and "further prompts: Further" in said
+    assert "other ways of tuning: LoRA, 2e-6, seed 1 and shuffled labels" in said and "further prompts: Further" in said
     assert "the toxicity probe, value vectors, activations and interventions" in said
     assert "Of the 4 evaluations that the profile asks for, 4 were run." in said
     assert '<a href="../../site/index.html">' in (early / "index.html").read_text("utf-8")
