@@ -11,7 +11,7 @@ TASKS = [local(file) for file in sorted((paths.root() / "params/tasks").iterdir(
 CAPABILITY = run.stage(
     "capability",
     f"{RUN}/{{model}}/{{variant}}/capability",
-    title="Capability",
+    title="Multiple-choice questions",
     section="capability",
     jobs=[
         {"model": model, "variant": variant}

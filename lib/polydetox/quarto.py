@@ -42,7 +42,7 @@ def why_none() -> str:
     """Why there is no Quarto, and what gets one."""
     if os.environ.get("QUARTO") == "":
         return "QUARTO is set to nothing, which asks for none; unset it, or name a command with it"
-    tried = f"quarto-cli {VERSION} could not be installed (see {_record()})"
+    tried = f"quarto-cli {VERSION} could not be installed (see `{paths.relative(_record())}`)"
     return (f"{tried if _record().is_file() else 'it is not installed'}; `make quarto` gets it from PyPI, conda from "
             "conda-forge, and https://quarto.org has it for every system")  # fmt: skip
 

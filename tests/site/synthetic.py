@@ -33,7 +33,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PROFILE = "synthetic"
 MODEL = "tiny"
 TRAINED, MISSING = "dpo", "dpo-lora"  # the second variant of the profile is never run
-SEED, RATE = "dpo-seed-1", "dpo-lr"  # ablations: another seed in all languages, another learning rate in one
+# Ablations: another seed in all languages, another learning rate in one, shuffled labels in two.
+SEED, RATE, PLACEBO = "dpo-seed-1", "dpo-lr", "dpo-shuffled"
 FURTHER = "further"  # a second set of prompts
 MARKER = "OFFENSIVE"
 NOTICE = "The Tiny model is provided under terms that ask for this notice."
@@ -100,6 +101,15 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
                 "generate": {"n": 2},
                 "dpo": {"learning_rate": 2e-6},
             },
+            PLACEBO: {
+                "title": "shuffled labels",
+                "pairs": "on-policy",
+                "ablation": "placebo",
+                "languages": languages[:2],
+                "prompt_limit": 4,
+                "generate": {"n": 2},
+                "dpo": {"labels": "shuffled"},
+            },
         },
         "dpo": {"learning_rate": 1e-6},
         "agreement": {"scorers": ["embedded", "use"]},
@@ -154,8 +164,9 @@ def make_run_of_control(runs: Path, languages: list[str], *, prompts: int = 6, s
 
 
 def _ablations(run: Path, languages: list[str], prompts: int, samples: int) -> None:
-    """Another seed, a little different in every language; another learning rate, with fewer prompts and samples."""
-    for variant in (SEED, RATE):
+    """Another seed, a little different in every language; another learning rate and shuffled labels, of which the
+    latter changes little, with fewer prompts and samples."""
+    for variant in (SEED, RATE, PLACEBO):
         _training(run / variant / "dpo", variant)
         _stage(run / variant / "merge", "merge", {}, metrics=None)
     tables = {}
@@ -164,6 +175,11 @@ def _ablations(run: Path, languages: list[str], prompts: int, samples: int) -> N
         scores["toxicity"] = (scores["toxicity"] + 0.01 * (position + 1)).clip(0, 1)
     _evaluated(run / SEED, SEED, tables, samples)
     _evaluated(run / RATE, RATE, {languages[0]: make_scores(TRAINED, languages[0], 0, 4, 2)}, 2)
+    tables = {}
+    for position, language in enumerate(languages[:2]):
+        tables[language] = scores = make_scores("base", language, position, 4, 2)
+        scores["toxicity"] = (scores["toxicity"] - 0.1).clip(0, 1)
+    _evaluated(run / PLACEBO, PLACEBO, tables, 2)
 
 
 def make_scores(variant: str, language: str, position: int, prompts: int, samples: int) -> pd.DataFrame:
@@ -415,9 +431,9 @@ def _alignment(run: Path, languages: list[str]) -> None:
         }
         for variant in ("base", TRAINED)
     )
-    table = run_cell("transfer", "transfer-drop", pd=pd, before=before, after=after, retrieved=metrics)["table"]
-    _table(folder / "languages.parquet", table)
-    space = vars(definitions("transfer")) | {"table": table, "settings": settings}
+    space = vars(definitions("transfer")) | {"before": before, "after": after, "retrieved": metrics}
+    space |= {"table": run_cell("transfer", "transfer-drop", **space)["table"], "settings": settings}
+    _table(folder / "languages.parquet", space["table"])
     figures = run_cell("transfer", "transfer-correlation", **space)["metrics"]
     _stage(folder, "transfer", {"variant": TRAINED}, metrics=figures)
 

@@ -203,7 +203,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert said["toxicity_sentence"].startswith("For Tiny (DPO), over 4 languages, the mean ToxProb falls from ")
     assert "Not run, or not measured on both sides: Tiny (LoRA)." in said["toxicity_sentence"]
     assert "in the other 3 languages" in said["transfer_sentence"]
-    assert (said["evaluations_done"], said["evaluations_asked"]) == ("21", "29")
+    assert (said["evaluations_done"], said["evaluations_asked"]) == ("23", "31")
     assert "4 of them have no score" in said["scored_sentence"]
     assert synthetic.NOTICE in said["notices"]
     assert "5 of them are actual ones; 5 of these promote tokens of more than one script" in said["sources_sentence"]
@@ -224,7 +224,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     (cell,) = (cell for cell in summary.cells if "label: tbl-stages" in cell.source)
     lines = [line.split(" | ") for line in cell.outputs[0].data["text/plain"].splitlines()]
     stages = {title: counts for title, *counts in (line[:3] for line in lines)}
-    assert stages["Capability"] == ["3", "2"] and stages["Evaluation"] == ["29", "21"]
+    assert stages["Multiple-choice questions"] == ["3", "2"] and stages["Evaluation"] == ["31", "23"]
     assert stages["Activations"] == ["3", "2"] and "Pretraining in the synthetic setting" not in stages
 
 
@@ -299,6 +299,16 @@ def test_the_numbers_of_the_abstract_are_those_of_the_scores(run):
         written["continuation"].str.len().groupby([written["side"], written["language"]]).mean().groupby("side").mean()
     )
     assert f"from {length[0]:.1f} to {length[1]:.1f}" in said["abstract_style"]
+
+    placebo = pd.read_parquet(folder / "dpo-shuffled/score/scores.parquet")
+    ground = ["language", "prompt_id", "sample"]  # on which the base model is measured as well
+    emt = [side.groupby(ground[:2])["toxicity"].max().groupby("language").mean().mean()
+           for side in (scores[scores["side"] == 0].merge(placebo[ground]), placebo)]  # fmt: skip
+    less = f"\N{MINUS SIGN}{emt[0] - emt[1]:.2f}"
+    assert (
+        f"over 2 languages shows no detectable change ({emt[0]:.2f} to {emt[1]:.2f}, {less} ["
+        in said["abstract_placebo"]
+    )
 
 
 def test_a_coarse_scorer_cannot_be_matched(run):
@@ -445,7 +455,8 @@ def test_the_published_figures_of_control_stand_beside_ours(run):
     assert "SFT, classification loss | – | 0.972 | 0.314 | –" in jigsaw
 
 
-def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
+def test_a_profile_that_was_never_run_has_a_report_that_says_so(run, monkeypatch):
+    monkeypatch.setattr("polydetox.report.rendering.why_none", lambda: f"see `{paths.root()}/.venv/quarto.log`")
     synthetic_profile = run / "checkout/params/profiles/never.yaml"
     shutil.copy(run / f"checkout/params/profiles/{PROFILE}.yaml", synthetic_profile)
     content = yaml.safe_load(synthetic_profile.read_text())
@@ -453,6 +464,7 @@ def test_a_profile_that_was_never_run_has_a_report_that_says_so(run):
     shutil.copy(run / "checkout/params/models/tiny.yaml", run / "checkout/params/models/other.yaml")
     index = render("never")
     assert not (index.parent / "results-detox.html").exists() and "<img" not in index.read_text()
+    assert "Why there is none: see <code>.venv/quarto.log</code>." in index.read_text(), "words, not a link"
     assert 'id="sec-toxicity"' in (index.parent / "extensions.html").read_text()
 
 

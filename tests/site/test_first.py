@@ -58,23 +58,24 @@ def test_the_first_page_says_what_it_is_about_and_what_is_to_come(early):
     said = words(early / "index.html")
     assert "This site is about German and English alone." in said
     assert "other languages: Arabic and Japanese" in said
-    assert "other ways of tuning: LoRA, 2e-6 and seed 1" in said and "further prompts: Further" in said
+    assert "other ways of tuning: LoRA, 2e-6, seed 1 and shuffled labels" in said and "further prompts: Further" in said
     assert "chapters: the toxicity probe, value vectors, activations and interventions; " in said
     assert "Of the 4 evaluations that the profile asks for, 4 were run." in said
     assert '<a href="../../site/index.html">' in (early / "index.html").read_text("utf-8")
     assert "in English," in said and "in 1 other language" in said, "the abstract is about these languages"
+    assert "Not run" not in said, "a sentence of the abstract that is to come is left out"
 
 
 def test_what_is_to_come_is_called_so_and_not_what_nobody_asked_for(early):
     said = words(early / "extensions.html")
     assert "Of these the run does ask, and is still computing: the toxicity probe" in said
-    assert "Not run yet." in words(early / "index.html") and not (early / "why.html").exists()
+    assert not (early / "why.html").exists()
 
 
 def test_a_chapter_that_is_done_comes_in(early, again):
     assert not (early / "capability.html").exists() and "everyday_en" not in words(early / "index.html")
     assert "before and after tuning" in words(early / "index.html").partition("chapters: ")[2]
-    assert "Capability" in words(again / "capability.html") and "capability.html" in (again / "index.html").read_text()
+    assert "Multiple-choice questions" in words(again / "capability.html") and "capability.html" in (again / "index.html").read_text()
     said = words(again / "index.html").partition("chapters: ")[2].partition("What is to come")[0]
     assert "the toxicity probe" in said and "before and after tuning" not in said
     assert "before and after tuning" not in words(again / "extensions.html")

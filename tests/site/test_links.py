@@ -60,6 +60,15 @@ def test_data_are_those_of_the_artefact(site, run):
     assert len(vectors) == synthetic.NEURONS and {"cosine", "model"} <= set(vectors) and "tokens" not in vectors
 
 
+def test_layers_to_download_count_from_one_as_on_the_page(site, run):
+    """Those of the stages' own files, which other stages read, count from 0."""
+    for name in ("fig-sources", "tbl-vectors", "fig-shift", "fig-lens"):
+        assert set(pd.read_csv(site / f"files/{name}.csv")["layer"]) == {1, 2}, name
+    models = paths.profile_run(synthetic.PROFILE) / synthetic.MODEL
+    for name in ("value_vectors/sources", "dpo/residual/shift", "dpo/residual/lens"):
+        assert set(pd.read_parquet(models / f"{name}.parquet")["layer"]) == {0, 1}, name
+
+
 def test_no_file_to_download_holds_a_covered_text_or_a_path(site, run_folder):
     files = list((site / "files").iterdir())
     assert {file.suffix for file in files} == {".csv", ".ipynb"}

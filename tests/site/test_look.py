@@ -47,6 +47,32 @@ def test_every_page_fits_a_phone(served: Served, browser, phone):
     assert browser.evaluate(f"{boxes}.some(box => box.scrollWidth > box.clientWidth)"), "a wide one scrolls"
 
 
+# The words of a page's tables that stand on more than one line; code and covered texts may break anywhere.
+BROKEN = """(() => {
+  const found = [];
+  for (const cell of document.querySelectorAll('main table :is(td, th)')) {
+    const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      const node = texts.currentNode;
+      if (node.parentElement.closest('code, .masked-body')) continue;
+      for (const word of node.data.matchAll(/\\p{L}+/gu)) {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        if (new Set([...range.getClientRects()].map(box => box.top)).size > 1) found.push(word[0]);
+      }
+    }
+  }
+  return found;
+})()"""
+
+
+def test_no_word_of_a_table_is_broken_on_a_phone(served: Served, browser, phone):
+    for page in [*PAGES, "training.html", "fluency.html", "capability.html", "ablations.html", "control.html"]:
+        browser.open(f"{served.address}/{page}")
+        assert browser.evaluate(BROKEN) == [], page
+
+
 def test_dark_is_dark_everywhere(served: Served, browser):
     """The page, its side column, its contents and its code: a dark ground, and words that stand out from it."""
     browser.open(f"{served.address}/results-detox.html")

@@ -153,6 +153,9 @@ def test_the_first_page_warns_and_says_that_it_is_a_preview(site, browser):
     assert "This is a preview" in text and "Content warning" in text
     assert "Preference tuning for toxicity mitigation" in browser.evaluate("document.querySelector('h1').innerText")
     assert "in English, 6 of 6 prompts had a toxic continuation before and 2 after" in text
+    abstract = browser.evaluate("[...document.querySelectorAll('main p')].map(part => part.innerText.trim())"
+                                ".find(said => said.startsWith('Does preference optimisation'))")  # fmt: skip
+    assert "Style: " in abstract and abstract.endswith("intervals cover prompts only, of one model and one training.")
     browser.open(site / "reproducibility.html")
     assert synthetic.NOTICE in browser.evaluate("document.body.innerText")
 
@@ -235,6 +238,23 @@ def test_the_browser_of_continuations_filters_and_sorts_and_searches_only_what_i
     )
     assert len(sides) == 2 and sides[0] == sides[1], "side by side"
     assert browser.evaluate("window.broken") is None and browser.complaints() == []
+
+
+def test_random_examples_stand_under_their_language_to_which_the_contents_lead(site, browser):
+    browser.open(site / "examples.html")
+    found = browser.evaluate(
+        "[...document.querySelectorAll('[id^=examples-]')].map(place => [place.id, [...document.querySelectorAll("
+        "`nav a[href='#${place.id}']`)].map(link => link.innerText)])"
+    )
+    names = {"ar": "Arabic", "de": "German", "en": "English", "ja": "Japanese"}
+    assert sorted(found) == [[f"examples-{code}", [name]] for code, name in names.items()]
+    lines = browser.evaluate(
+        "[...document.querySelectorAll('main :is(h3, .masked-list > details > summary)')]"
+        ".filter(line => !line.closest('.continuations'))"
+        ".map(line => line.querySelector('span')?.innerText || line.innerText)"
+    )
+    assert sorted(lines) == sorted([*names.values()] * 3), "a heading and two covers each"
+    assert all(len(set(lines[first : first + 3])) == 1 for first in range(0, len(lines), 3)), lines
 
 
 def test_without_scripts_the_examples_are_there(site, browser):

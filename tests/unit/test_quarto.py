@@ -62,7 +62,7 @@ def test_another_version_is_tried_again(environment, monkeypatch):
 def test_a_preview_says_what_was_tried(environment):
     assert quarto.why_none().startswith("it is not installed; `make quarto` gets it")
     quarto.install()
-    assert f"quarto-cli {quarto.VERSION} could not be installed (see {environment}" in quarto.why_none()
+    assert f"quarto-cli {quarto.VERSION} could not be installed (see `{environment}" in quarto.why_none()
 
 
 def test_a_try_that_takes_too_long_is_ended(environment, monkeypatch):

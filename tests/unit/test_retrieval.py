@@ -203,8 +203,8 @@ def test_a_line_through_one_place_is_level():
 
 
 def test_figures_of_a_transfer_without_languages_are_missing():
-    table = run_cell("transfer", "transfer-drop", pd=pd, before={}, after={}, retrieved={})["table"]
-    space = vars(definitions("transfer")) | {"table": table, "settings": checked("transfer")}
+    space = vars(definitions("transfer")) | {"before": {}, "after": {}, "retrieved": {}}
+    space |= {"table": run_cell("transfer", "transfer-drop", **space)["table"], "settings": checked("transfer")}
     found = run_cell("transfer", "transfer-correlation", **space)["metrics"]
     assert found["languages"] == 0 and found["accuracy"]["r"] is None and found["accuracy"]["predicted"] is None
 

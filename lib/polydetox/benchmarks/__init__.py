@@ -1,1 +1,1 @@
-"""Capability benchmarks: multiple-choice questions before and after tuning, through lm-evaluation-harness."""
+"""Multiple-choice questions, stereotypes and refusals before and after tuning, through lm-evaluation-harness."""

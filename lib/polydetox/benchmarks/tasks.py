@@ -1,4 +1,4 @@
-"""The tasks of the capability benchmarks: those of lm-evaluation-harness by name, and this project's own files.
+"""The tasks of the suites of questions: those of lm-evaluation-harness by name, and this project's own files.
 
 A file of ``params/tasks/`` is a task that needs no download: a YAML file that names JSON Lines of questions, and says
 in the harness's own keys how a question is asked. One with ``languages`` is a task a language, ``<file>_<language>``.

@@ -58,14 +58,13 @@ def transfer_table(results: Results) -> PaperTable:
     """English, the language of the pairs, beside the mean of all other languages."""
     scopes = {"english": "English", "others": "other languages"}
     rows = results.means.set_index(["comparison", "scope", "metric"])
-    return _table(results, "", scopes, _metrics_of(rows, TOXICITY, SIDES), _spans(TOXICITY, SIDES))
+    return _table(results, "", scopes, *_metrics_of(rows, TOXICITY, SIDES))
 
 
 def language_table(results: Results, metrics: Sequence[str] = TOXICITY, sides: Sequence[str] = SIDES) -> PaperTable:
     """Some metrics before and after, and their drop, in every language."""
     rows = results.by_language.set_index(["comparison", "language", "metric"])
-    cells = _metrics_of(rows, metrics, sides)
-    return languages_table(results, cells, _spans(metrics, sides))
+    return languages_table(results, *_metrics_of(rows, metrics, sides))
 
 
 def languages_table(
@@ -81,20 +80,22 @@ def bounded(row: pd.Series, name: str) -> Cell:
     return number(row[name], 2, row[f"{name}_low"], row[f"{name}_high"], missing=NOT_APPLICABLE)
 
 
+def toxic_prompts(rows: pd.DataFrame) -> tuple[int, int, int]:
+    """Over the languages of some rows of ToxProb: prompts with a toxic continuation before and after, all prompts."""
+    before, after = (round((rows[side] * rows["prompts"]).sum()) for side in ("before", "after"))
+    return before, after, int(rows["prompts"].sum())
+
+
 def _metrics_of(
     rows: pd.DataFrame, metrics: Sequence[str], sides: Sequence[str]
-) -> Callable[[Comparison, str], list[Cell]]:
-    """The sides of each metric, the drop with its interval."""
+) -> tuple[Callable[[Comparison, str], list[Cell]], dict[str, Sequence[str]]]:
+    """The sides of each metric, the drop with its interval, and their columns."""
 
     def cells(comparison: Comparison, line: str) -> list[Cell]:
         return [side_cell(rows.loc[(comparison.name, line, metric)], side, METRICS[metric].digits,
                           bounded=side == "drop") for metric in metrics for side in sides]  # fmt: skip
 
-    return cells
-
-
-def _spans(metrics: Sequence[str], sides: Sequence[str]) -> dict[str, Sequence[str]]:
-    return {METRICS[metric].title: sides for metric in metrics}
+    return cells, {METRICS[metric].title: sides for metric in metrics}
 
 
 def _table(

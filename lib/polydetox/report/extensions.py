@@ -25,6 +25,7 @@ _LABEL = re.compile(r"\{#((?:fig|tbl|sec|eq)-[\w-]+)")
 _LED_BY_LINK = re.compile(r"^(?:- )?\[[^\[\]]*\]\(([\w-]+\.qmd)[^()]*\)(?:.|\n(?!- |\n))*\n", re.MULTILINE)
 _LINK = re.compile(r"\]\(([\w-]+\.qmd)(#[\w-]+\))")
 _NOT_RUN = re.compile(r"Not run(\.| yet\.| in this profile)")
+_FOLLOWING = re.compile(rf"(?<=>\}}\}})\s{VARIABLE.pattern}")  # a sentence after another one goes if it was not run
 
 
 def ran(template: str, variables: dict[str, str]) -> bool:
@@ -59,6 +60,7 @@ def keep_what_ran(folder: Path, variables: dict[str, str]) -> set[str]:
         text = _LED_BY_LINK.sub(lambda item: "" if item[1] in gone else item[0], text)
         text = _LINK.sub(lambda link: f"]({PAGE}{link[2]}" if link[1] in gone else link[0], text)
         text = CROSS_REFERENCE.sub(lambda match: "(not run)" if match[1] in cut else match[0], text)
+        text = _FOLLOWING.sub(lambda said: "" if _NOT_RUN.match(variables.get(said[1], "")) else said[0], text)
         (folder / name).write_text(text, "utf-8")
     for name in gone:
         (folder / name).unlink(missing_ok=True)

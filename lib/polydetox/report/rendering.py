@@ -64,7 +64,7 @@ def render(profile: str, preview: bool = False, pdf: bool = False) -> Path:
     elif preview:
         note = "It was asked for."
     else:
-        note = f"Why there is none: {_plain_text(without_machine_paths(why_none()))}."
+        note = f"Why there is none: {without_machine_paths(why_none())}."
     with atomic_folder(paths.site(profile)) as site:
         from polydetox.report.preview import build
 

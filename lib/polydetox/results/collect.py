@@ -18,6 +18,7 @@ from polydetox.core.parameters import checked
 from polydetox.core.params import Profile, is_ablation, load_model
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.results.stages import Comparison, StageRun, comparisons, read_by, stage_runs, variant_title
+from polydetox.results.tables import listing
 from polydetox.stats.agreement import verdicts
 from polydetox.stats.paired import PromptSamples, Side, compare_prompts, comparison_row, mean_over_languages
 
@@ -55,9 +56,8 @@ MANIFEST_COLUMNS = ["stage", "model", "variant", "language", "kind", "prompt_set
                     "git_commit", "seed", "parameters", "versions", "skipped", "output_sha256"]  # fmt: skip
 SKIPPED = ["blank", "repeated", "skipped", "rejected"]
 IDENTITY = ["model", "variant", "language"]
-_SCORE_COLUMNS = [
-    "language", "prompt_id", "prompt", "sample", "continuation", "toxicity", "perplexity", "detected_language", "empty",
-]  # fmt: skip
+_SCORE_COLUMNS = ["language", "prompt_id", "prompt", "sample", "continuation", "toxicity", "perplexity",
+                  "detected_language", "empty"]  # fmt: skip
 
 
 class Results:
@@ -105,14 +105,16 @@ class Results:
                  and "checkpoint" in job["parameters"]}  # fmt: skip
         return "the base model" if checkpoint in bases else checkpoint or "none"
 
+    def reference_models(self) -> str:
+        """The models under which perplexity was measured, in words; empty where it was not."""
+        found = [self.checkpoint_title(model) for model in self.parameters("score", "reference_model")]
+        return listing(found) if found else ""
+
     def evaluated(self, comparison: Comparison, languages: list[str]) -> dict[str, bool]:
         """Which sides were evaluated in any of some languages: a value that is missing there could not be measured."""
-
-        def ran(variant: str) -> bool:
-            of = {"model": comparison.model, "variant": variant}
-            return any(self.folder("evaluate", **of, lang=language) for language in languages)
-
-        return {"before_run": ran("base"), "after_run": ran(comparison.variant)}
+        sides = {"before_run": "base", "after_run": comparison.variant}
+        return {side: any(self.folder("evaluate", model=comparison.model, variant=variant, lang=language)
+                          for language in languages) for side, variant in sides.items()}  # fmt: skip
 
     @cached_property
     def _folders(self) -> dict[tuple[str, frozenset[tuple[str, str]]], Path]:
@@ -213,9 +215,8 @@ class Results:
         pairs = {}
         for comparison in self.comparisons:
             for language in self.profile.languages:
-                before, after = (
-                    self.prompt_values(comparison.model, side, language) for side in ("base", comparison.variant)
-                )
+                before, after = (self.prompt_values(comparison.model, side, language)
+                                 for side in ("base", comparison.variant))  # fmt: skip
                 for metric in METRICS:
                     sides = compare_prompts(before[metric], after[metric], self.prompt_samples(""))
                     pairs[comparison.name, language, metric] = sides

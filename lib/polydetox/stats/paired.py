@@ -74,15 +74,12 @@ def paired_medians(
     before: list[np.ndarray], after: list[np.ndarray], places: Int[np.ndarray, "samples prompts"]
 ) -> tuple[Side, Side]:
     """The medians over all continuations; each replicate has whole prompts, the same ones on both sides."""
-
-    def middle(size: int) -> list[int]:
-        return [(size - 1) // 2, size // 2]
-
     times = counts(places)
     left, right = (
-        Side(float(np.median(np.concatenate(side))), pooled_replicates(side, times, middle, side="right"))
+        Side(float(np.median(np.concatenate(side))),
+             pooled_replicates(side, times, lambda size: [(size - 1) // 2, size // 2], side="right"))
         for side in (before, after)
-    )
+    )  # fmt: skip
     return left, right
 
 
@@ -143,6 +140,11 @@ def comparison_row(before: Side, after: Side, confidence: float) -> dict[str, fl
         row[name] = side.value
         row[f"{name}_low"], row[f"{name}_high"] = side.interval(confidence)
     return row
+
+
+def relative_drop(before: pd.Series, after: pd.Series) -> pd.Series:
+    """The drop as a fraction of what was there before; NaN where that is 0 or a side is missing."""
+    return (before - after) / before.where(before > 0)
 
 
 def sign_flip(differences: Float[np.ndarray, " n"], *, samples: int = 9999, seed: int = 0) -> float:
