@@ -98,6 +98,7 @@ TINY_PROFILE = {
             "prompt_limit": 2,
             "offsets": [0.0, -2.0],
             "unit": "rms",
+            "random_sets": 2,
             "new_tokens": 4,
             "subtract": [0.0, 0.5],
             "directions": 2,

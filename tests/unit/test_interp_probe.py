@@ -241,6 +241,9 @@ def test_random_neurons_have_the_layers_of_the_sources(mlps):
     assert not set(chosen) & set(excluded)
     assert chosen == random_neurons(mlps, sources, excluded, seed=0)
     assert chosen != random_neurons(mlps, sources, excluded, seed=1)
+    generator = np.random.default_rng(0)
+    sets = [random_neurons(mlps, sources, excluded, generator) for _ in range(2)]
+    assert sets[0] == chosen and sets[1] != chosen, "further sets follow the one that the seed alone gives"
 
 
 def test_each_source_is_matched_with_the_most_alike_neuron_of_its_layer():
@@ -259,6 +262,15 @@ def test_scripts_of_tokens():
         "Latin": pytest.approx(2 / 3),
         "Cyrillic": pytest.approx(1 / 3),
     }
+
+
+def test_a_row_is_shifted_at_the_neurons_of_its_set(mlps):
+    neurons = {("sources", 0): [(0, 1), (1, 2)], ("random", 0): [(0, 3)], ("random", 1): [(0, 4)]}
+    plan = pd.DataFrame({"group": ["sources", "random", "random"], "number": [0, 0, 1], "offset": [-2.0, -2.0, 1.0]})
+    hook = definitions("intervene", mlps=mlps, neurons=neurons, size=0.5).shift(0, plan)
+    wanted = np.zeros((3, 2, mlps.neurons(0)))
+    wanted[0, :, 1], wanted[1, :, 3], wanted[2, :, 4] = -1.0, -1.0, 0.5
+    np.testing.assert_array_equal(hook(mlps.matrix(0).new_zeros(3, 2, mlps.neurons(0))).numpy(), wanted)
 
 
 def test_offsets_in_brief():
