@@ -100,6 +100,7 @@ TINY_PROFILE = {
             "unit": "rms",
             "random_sets": 2,
             "new_tokens": 4,
+            "bootstrap_samples": 50,
             "subtract": [0.0, 0.5],
             "directions": 2,
         },
