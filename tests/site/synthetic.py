@@ -354,12 +354,12 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
 
 
 def _intervene(folder: Path, languages: list[str], prompts: int) -> None:
-    from polydetox.mechanism.tables import by_offset
-
-    tables = {language: _shifted(language, prompts) for language in languages}
-    _table(folder / "continuations.parquet", pd.concat(tables.values(), ignore_index=True))
-    metrics = {language: {"unit": "rms", "scorer": "embedded", "offsets": by_offset(table).to_dict("records")}
-               for language, table in tables.items()}  # fmt: skip
+    continuations = pd.concat([_shifted(language, prompts) for language in languages], ignore_index=True)
+    _table(folder / "continuations.parquet", continuations)
+    settings = SimpleNamespace(bootstrap_samples=50, confidence=0.95, seed=0)
+    offsets = definitions("intervene", settings=settings).by_offset(continuations[continuations["group"] != "neutral"])
+    _table(folder / "offsets.parquet", offsets.assign(added=offsets["offset"], unit="rms", random_sets=2))
+    metrics = {language: {"unit": "rms", "scorer": "embedded"} for language in languages}
     subtracted = pd.concat([_subtracted(language, prompts) for language in languages], ignore_index=True)
     _table(folder / "directions.parquet", subtracted)
     _stage(folder, "intervene", {}, metrics={"languages": metrics, "residual_length": 40.0, "final_norm": False})
@@ -394,18 +394,20 @@ def _residual(folder: Path, languages: list[str], prompts: int) -> None:
 
 def _shifted(language: str, prompts: int) -> pd.DataFrame:
     rows = [
-        {"prompt_id": f"p{prompt:02d}", "prompt": f"{MARKER} prompt", "group": group, "offset": offset,
-         "added": offset, "continuation": f"{MARKER} {group} {offset:g}",
-         "toxicity": 0.4 + (0.15 * offset if group == "sources" else 0.01 * offset)}
-        for group in ("sources", "random") for offset in (0.0, -1.0, -2.0) for prompt in range(prompts)
+        {"prompt_id": f"p{prompt:02d}", "prompt": f"{MARKER} prompt", "group": group, "number": number,
+         "offset": offset, "added": offset, "continuation": f"{MARKER} {group} {offset:g}",
+         "toxicity": 0.4 + slope * offset}
+        for group, number, slope in (("sources", 0, 0.15), ("random", 0, 0.005), ("random", 1, 0.015))
+        for offset in (0.0, -1.0, -2.0) for prompt in range(prompts)
     ]  # fmt: skip
     if language == "en":
         rows += [
-            {"prompt_id": "n01", "prompt": "The library opens", "group": "neutral", "offset": offset, "added": offset,
-             "continuation": f"{MARKER} neutral {offset:g}", "toxicity": 0.1 + offset / 10}
+            {"prompt_id": "n01", "prompt": "The library opens", "group": "neutral", "number": 0,
+             "offset": offset, "added": offset, "continuation": f"{MARKER} neutral {offset:g}",
+             "toxicity": 0.1 + offset / 10}
             for offset in (0.0, 5.0)
         ]  # fmt: skip
-    return pd.DataFrame(rows).assign(language=language)
+    return pd.DataFrame(rows).assign(language=language, repeated=0.0)
 
 
 def _alignment(run: Path, languages: list[str]) -> None:

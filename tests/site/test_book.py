@@ -209,8 +209,10 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert "5 of them are actual ones; 5 of these promote tokens of more than one script" in said["sources_sentence"]
     assert "lower after tuning in 4 of 4 languages, in 4 of them beyond the interval" in said["activations_sentence"]
     assert "that of neurons that were as active before tuning by 10%." in said["activations_sentence"]
-    assert "takes the average toxicity over languages from 0.400 to 0.100" in said["intervention_sentence"]
-    assert "random neurons gives an average toxicity of 0.380." in said["intervention_sentence"]
+    shifted = said["intervention_sentence"].replace("\N{MINUS SIGN}", "-")
+    assert "over languages from 0.400 [0.400, 0.400] to 0.100 [0.100, 0.100], and the fraction" in shifted
+    assert "0.380 [0.380, 0.380] (the mean of 2 sets, which range from 0.370 to 0.390); beside it, that" in shifted
+    assert "with the sources is lower (-0.280 [-0.280, -0.280])." in shifted
     assert "changes each activation by \N{MINUS SIGN}2.000, tuning their mean" in said["mediation_sentence"]
     assert "from 0.50 (Japanese) to 0.80 (Arabic)" in said["retrieval_sentence"]
     assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 3 languages."

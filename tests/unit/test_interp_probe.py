@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from notebook_cells import definitions, some_cells, train_probe
+from notebook_cells import definitions, run_cell, some_cells, train_probe
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.data.labelled import read_labelled
@@ -16,7 +16,6 @@ from polydetox.mechanism.architectures import MLPs
 from polydetox.mechanism.neurons import random_neurons
 from polydetox.mechanism.probe import Probe, logistic_regression, quality, split
 from polydetox.mechanism.representations import kept
-from polydetox.mechanism.tables import by_offset
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -241,6 +240,9 @@ def test_random_neurons_have_the_layers_of_the_sources(mlps):
     assert not set(chosen) & set(excluded)
     assert chosen == random_neurons(mlps, sources, excluded, seed=0)
     assert chosen != random_neurons(mlps, sources, excluded, seed=1)
+    generator = np.random.default_rng(0)
+    sets = [random_neurons(mlps, sources, excluded, generator) for _ in range(2)]
+    assert sets[0] == chosen and sets[1] != chosen, "further sets follow the one that the seed alone gives"
 
 
 def test_each_source_is_matched_with_the_most_alike_neuron_of_its_layer():
@@ -261,14 +263,71 @@ def test_scripts_of_tokens():
     }
 
 
-def test_offsets_in_brief():
-    table = pd.DataFrame({
-        "group": ["sources", "sources", "neutral"], "offset": [-1.0, -1.0, 5.0], "added": [-0.2, -0.2, 1.0],
-        "prompt": ["p", "q", "n"], "continuation": ["a a", "a b", "c"], "toxicity": [0.2, np.nan, 0.9],
-    })  # fmt: skip
-    (row,) = by_offset(table).to_dict("records")
-    assert row == {"group": "sources", "offset": -1.0, "added": -0.2, "toxicity": 0.2, "scored": 1, "prompts": 2,
-                   "repeated": 0.25}  # fmt: skip
+def test_a_row_is_shifted_at_the_neurons_of_its_set(mlps):
+    neurons = {("sources", 0): [(0, 1), (1, 2)], ("random", 0): [(0, 3)], ("random", 1): [(0, 4)]}
+    plan = pd.DataFrame({"group": ["sources", "random", "random"], "number": [0, 0, 1], "offset": [-2.0, -2.0, 1.0]})
+    hook = definitions("intervene", mlps=mlps, neurons=neurons, size=0.5).shift(0, plan)
+    wanted = np.zeros((3, 2, mlps.neurons(0)))
+    wanted[0, :, 1], wanted[1, :, 3], wanted[2, :, 4] = -1.0, -1.0, 0.5
+    np.testing.assert_array_equal(hook(mlps.matrix(0).new_zeros(3, 2, mlps.neurons(0))).numpy(), wanted)
+
+
+def offsets_of(rows):
+    """What the notebook makes of ``language, group, number, prompt_id, toxicity``, by language."""
+    table = pd.DataFrame(rows, columns=["language", "group", "number", "prompt_id", "toxicity"])
+    settings = SimpleNamespace(bootstrap_samples=400, confidence=0.95, seed=0)
+    cells = definitions("intervene", settings=settings)
+    return cells.by_offset(table.assign(offset=-1.0, repeated=0.25)).set_index("language")
+
+
+def test_intervals_of_an_intervention_are_over_prompts_that_are_the_same_in_every_language():
+    """Of two prompts p and q a sample has both, or one of them twice. In German the sources have 0.1 and 0.3, the
+    random sets on average 0.2 and 0.8; in English p and q change places, so that both languages together never vary.
+    """
+    sets = {"sources": [(0.1, 0.3)], "random": [(0.1, 0.7), (0.3, 0.9)]}
+    rows = [(language, group, number, *scored) for language, prompts in (("de", "pq"), ("en", "qp"))
+            for group, each in sets.items() for number, scores in enumerate(each)
+            for scored in zip(prompts, scores, strict=True)]  # fmt: skip
+    found = offsets_of(rows)
+    wanted = {"sources": (0.2, 0.1, 0.3), "random": (0.5, 0.2, 0.8), "difference": (-0.3, -0.5, -0.1)}
+    for name, (value, low, high) in wanted.items():
+        columns = [name, f"{name}_low", f"{name}_high"]
+        assert found.loc["de", columns].tolist() == pytest.approx([value, low, high]), name
+        assert found.loc["en", columns].tolist() == pytest.approx([value, low, high]), name
+        assert found.loc["mean", columns].tolist() == pytest.approx([value] * 3), name
+    spread = found[["random_least", "random_most"]]
+    assert spread.loc["en"].tolist() == spread.loc["mean"].tolist() == pytest.approx([0.4, 0.6])
+    assert (found[["sources_repeated", "random_repeated"]] == 0.25).all(axis=None)
+    unscored = [("de", "sources", 0, "r", np.nan), ("de", "random", 0, "r", 0.9), ("de", "random", 1, "r", 0.9)]
+    with_r = offsets_of([*rows, *unscored])
+    assert with_r.loc[["de", "mean"], "random"].tolist() == pytest.approx([0.5, 0.5]), "r has no score beside it"
+    assert found["prompts"].tolist() == with_r["prompts"].tolist() == [2, 2, 2]
+
+
+def test_an_intervention_without_random_neurons_is_not_compared():
+    row = offsets_of([("en", "sources", 0, "p", 0.2), ("en", "sources", 0, "q", 0.6)]).loc["mean"]
+    assert row[["sources", "sources_low", "sources_high"]].tolist() == pytest.approx([0.4, 0.2, 0.6])
+    assert row.filter(regex="random|difference").isna().all()
+
+
+@pytest.mark.parametrize(("sets", "said"), [
+    (0, ""),
+    (1, " gives an average toxicity of 0.500 [0.300, 0.700] (one set of them); beside it, that with the sources is "
+        "lower (-0.200 [-0.300, -0.100])."),
+    (3, " (the mean of 3 sets, which range from 0.450 to 0.550); beside it, that with the sources is "
+        "lower (-0.200 [-0.300, -0.100])."),
+])  # fmt: skip
+def test_the_chapter_says_how_many_random_sets_there_were(sets, said):
+    columns = ["offset", "sources", "sources_low", "sources_high", "random", "random_low", "random_high", "difference",
+               "difference_low", "difference_high", "sources_repeated", "random_least", "random_most"]  # fmt: skip
+    rows = [(0.0, 0.6, 0.4, 0.8, 0.6, 0.4, 0.8, 0.0, 0.0, 0.0, 0.1, 0.6, 0.6),
+            (-4.0, 0.3, 0.2, 0.4, 0.5, 0.3, 0.7, -0.2, -0.3, -0.1, 0.2, 0.45, 0.55)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns).assign(model="M", language="mean", random_sets=sets)
+    space = vars(definitions("summary_mechanism")) | {"interventions": table}
+    (found,) = run_cell("summary_mechanism", "mechanism-intervention", **space)["shifted"]
+    found = found.replace("\N{MINUS SIGN}", "-")
+    assert "of M takes the average toxicity over languages from 0.600 [0.400, 0.800] to 0.300 [0.200, 0.400], " in found
+    assert "repeated words from 0.10 to 0.20." in found and found.endswith(said or "to 0.20.")
 
 
 def test_a_language_with_few_texts_of_a_label_has_no_figures():

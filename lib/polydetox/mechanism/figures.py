@@ -61,27 +61,35 @@ def plot_sources_by_layer(found: Mapping[str, tuple[pd.DataFrame, Mapping[str, A
 
 
 def plot_intervention(table: pd.DataFrame) -> Figure:
-    """Toxicity and repetition against the offset: a thin line a language, a thick one for their mean; a row a model."""
+    """Toxicity, its difference and repetition by offset: a thin line a language, a thick one their mean; a row a model.
+
+    ``table`` is what the notebook ``intervene`` writes as offsets.parquet, with the column ``model``. Bars are the
+    intervals of the mean over languages; a band reaches from the least to the most toxic random set.
+    """
     shared.use_theme()
     models = table.groupby("model", sort=False)
-    figure, grid = plt.subplots(len(models), 2, figsize=(WIDTH, 2.9 * len(models)), squeeze=False)
-    unit = "(in the sources' rms activation)" if (table["unit"] == "rms").all() else "of the activation"
+    panels = {"average toxicity (0 to 1)": ["sources", "random"], "sources less random neurons": ["difference"],
+              "fraction of repeated words": ["sources_repeated", "random_repeated"]}  # fmt: skip
+    styles = {"sources": {"color": BEFORE}, "random": {"color": MUTED, "linestyle": "--"}, "difference": {"color": INK}}
+    figure, grid = plt.subplots(len(models), len(panels), figsize=(WIDTH, 3.1 * len(models)), squeeze=False)
     for axes, (title, mine) in zip(grid, models, strict=True):
         axes[0].set_title(title, loc="left")
-        outcomes = {"toxicity": "average toxicity (0 to 1)", "repeated": "fraction of repeated words"}
-        for axis, (column, said) in zip(axes, outcomes.items(), strict=True):
-            for group, style in (("sources", {"color": BEFORE}), ("random", {"color": MUTED, "linestyle": "--"})):
-                rows = mine[mine["group"] == group]
-                wide = rows.pivot(index="offset", columns="language", values=column).sort_index()
-                if len(wide.columns) > 1:
-                    axis.plot(wide.index, wide, linewidth=0.6, alpha=0.35, **style)
-                if len(wide):
-                    axis.plot(wide.index, wide.mean(axis=1), marker="o", linewidth=2.0, label=GROUPS[group], **style)
-            axis.invert_xaxis()  # from no offset to the largest
-            axis.set_ylim(bottom=0.0)
-            axis.set(xlabel=f"offset {unit}", ylabel=said)
+        wide = mine.pivot(index="offset", columns="language").sort_index()
+        mean = wide.xs("mean", axis=1, level="language")
+        axes[0].fill_between(mean.index, mean["random_least"], mean["random_most"], color=MUTED, alpha=0.3)
+        for axis, (said, names) in zip(axes, panels.items(), strict=True):
+            for name in names:
+                group = name.removesuffix("_repeated")
+                axis.plot(mean.index, wide[name], linewidth=0.6, alpha=0.35, **styles[group])
+                axis.plot(mean.index, mean[name], marker="o", linewidth=2.0, label=GROUPS.get(group), **styles[group])
+                if name == group:
+                    axis.vlines(mean.index, mean[f"{name}_low"], mean[f"{name}_high"], color=styles[group]["color"])
+            axis.set(ylabel=said, ylim=(None if "difference" in names else 0.0, None))
             axis.grid(True, axis="both")
-    shared.name_lines(grid[:, -1])
+            axis.invert_xaxis()  # from no offset to the largest
+    unit = "in rms activations of the sources" if (table["unit"] == "rms").all() else "of the activation"
+    shared.x_label(figure, f"offset {unit}")
+    shared.legend(figure, grid[0, 0])
     return figure
 
 

@@ -12,6 +12,7 @@ from polydetox.core.artifacts import read_parquet
 from polydetox.core.errors import UserError
 from polydetox.core.paths import relative
 from polydetox.mechanism.architectures import MLPs
+from polydetox.stats.bootstrap import Seed
 
 Neuron = tuple[int, int]  # layer, and place in that layer's MLP
 
@@ -30,8 +31,11 @@ def load_sources(file: Path) -> tuple[list[Neuron], list[Neuron]]:
     return actual, as_neurons(table)
 
 
-def random_neurons(mlps: MLPs, sources: Sequence[Neuron], excluded: Sequence[Neuron], seed: int) -> list[Neuron]:
-    """As many random neurons as there are sources, from the same layers, none of them in ``excluded``."""
+def random_neurons(mlps: MLPs, sources: Sequence[Neuron], excluded: Sequence[Neuron], seed: Seed) -> list[Neuron]:
+    """As many random neurons as there are sources, from the same layers, none of them in ``excluded``.
+
+    Of a generator as ``seed`` each call draws a further set, the first one that of the number that seeded it.
+    """
     generator = np.random.default_rng(seed)
     taken = set(excluded) | set(sources)
     chosen: list[Neuron] = []

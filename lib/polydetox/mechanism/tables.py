@@ -7,24 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from polydetox.metrics.diversity import repetition
 from polydetox.results.published import PAPER, paper_table
 from polydetox.results.tables import NOT_APPLICABLE, NOT_RUN, Cell, Group, PaperTable, number
 
 GROUPS = {"sources": "actual sources", "random": "random neurons of the same layers",
           "matched": "neurons of the same layers and activation"}  # fmt: skip
-
-
-def by_offset(table: pd.DataFrame) -> pd.DataFrame:
-    """Each group and offset in brief: ``group, offset, added, toxicity`` (average), ``scored, prompts, repeated``.
-
-    ``repeated`` is the mean fraction of repeated words, which tells a model that writes better from one that broke.
-    """
-    shifted = table[table["group"] != "neutral"].assign(repeated=table["continuation"].map(repetition))
-    groups = shifted.groupby(["group", "offset"], sort=False)
-    result = groups.agg(added=("added", "first"), toxicity=("toxicity", "mean"), scored=("toxicity", "count"),
-                        prompts=("prompt", "size"), repeated=("repeated", "mean"))  # fmt: skip
-    return result.reset_index()
 
 
 def of_paper(label: str, width: int, quantities: Mapping[int, tuple[str, int]]) -> list[Cell | str]:
