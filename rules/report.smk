@@ -45,11 +45,10 @@ ASKED = {
     "control": run.profile.control,
 }
 LATER = [section for section in SUMMARIES if ASKED.get(section)]
-run.sections = {section: SUMMARY.format(part="", section=section) for section in SUMMARIES}
-run.early_sections = {
-    **{section: SUMMARY.format(part=FIRST, section=section) for section in EARLY_SECTIONS},
-    **{section: run.sections[section] for section in LATER},
-}
+WHOLE = {section: SUMMARY.format(part="", section=section) for section in SUMMARIES}
+run.sections[""] = WHOLE
+run.sections[FIRST] = {section: SUMMARY.format(part=FIRST, section=section) for section in EARLY_SECTIONS}
+run.sections[FIRST] |= {section: WHOLE[section] for section in LATER}
 
 
 localrules:
@@ -150,7 +149,7 @@ if EARLY:
         message: "the report on the first languages, with the chapter {wildcards.chapter}"
         input:
             first=ancient(SITE.format(part=FIRST)),
-            summaries=lambda w: [run.sections[section] + "/manifest.json" for section in CHAPTERS[w.chapter]],
+            summaries=lambda w: [WHOLE[section] + "/manifest.json" for section in CHAPTERS[w.chapter]],
         output:
             touch(AGAIN),
         log: f"{RUN}/{FIRST}logs/render-{{chapter}}.txt",

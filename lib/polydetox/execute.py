@@ -34,15 +34,13 @@ _START_SECONDS = 600
 # which take a sixth of the import of torch and transformers, and without scikit-learn where transformers imports it for
 # assisted decoding, which nothing here uses: a quarter of its import.
 _KERNEL = """
-import gc, sys, types
-gc.set_threshold(100_000, 50, 100)
+import gc, sys, types; gc.set_threshold(100_000, 50, 100)
 sys.modules["debugpy"] = None
 def find_spec(name, *_):
     if name == "transformers.generation.candidate_generator":
         sys.modules["transformers.utils"].is_sklearn_available = bool
 sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))
-import ipykernel.kernelapp
-ipykernel.kernelapp.launch_new_instance()
+import ipykernel.kernelapp; ipykernel.kernelapp.launch_new_instance()
 """
 
 

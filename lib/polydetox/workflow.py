@@ -62,14 +62,10 @@ class Run:
         self.jobs: dict[tuple[Any, ...], Job] = {}
         self.stages: dict[str, dict[str, Any]] = {}
         self.chapters: dict[str, dict[str, Any]] = {}
-        self.sections: dict[str, str] = {}
-        self.early_sections: dict[str, str] = {}
+        self.sections: dict[str, dict[str, str]] = {}  # of the report, and with ``FIRST`` of its early site
 
     def chapter(self, name: str, about: str, *, section: str, included: bool) -> None:
-        """Say what a chapter of the report is about, which section tells it, and whether the profile has it.
-
-        The stages that are registered next are its own.
-        """
+        """Say what a chapter is about, which section tells it, and whether the profile has it; stages follow."""
         self.chapters[name] = {"about": about, "section": section, "included": included}
 
     def stage(
@@ -141,7 +137,7 @@ class Run:
             "models": [self.model_file(model).model_dump(mode="json") for model in self.models],
             "chapters": self.chapters,
             "stages": self.stages,
-            "sections": self.early_sections if part else self.sections,
+            "sections": self.sections[part],
             "jobs": jobs,
         }
         return json.dumps(record, ensure_ascii=False, indent=1)

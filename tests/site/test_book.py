@@ -134,7 +134,7 @@ def test_control_alone_is_reported_with_the_papers_row_beside_the_same_model(tmp
     model = checkout / "params/models" / f"{synthetic.MODEL}.yaml"
     model.write_text(model.read_text().replace("mGPT", "Llama-7B"))
     with synthetic.inside(tmp_path):
-        assert list(load(PROFILE).sections) == ["control", "run"]
+        assert list(load(PROFILE).sections[""]) == ["control", "run"]
         synthetic.make_run_of_control(tmp_path / "runs", ["en"])
         synthetic.run_summaries(checkout, tmp_path / "runs", ["control", "run"])
         results = recorded(PROFILE, samples=50)

@@ -75,7 +75,8 @@ def test_what_is_to_come_is_called_so_and_not_what_nobody_asked_for(early):
 def test_a_chapter_that_is_done_comes_in(early, again):
     assert not (early / "capability.html").exists() and "everyday_en" not in words(early / "index.html")
     assert "before and after tuning" in words(early / "index.html").partition("chapters: ")[2]
-    assert "Multiple-choice questions" in words(again / "capability.html") and "capability.html" in (again / "index.html").read_text()
+    assert "Multiple-choice questions" in words(again / "capability.html")
+    assert "capability.html" in (again / "index.html").read_text("utf-8")
     said = words(again / "index.html").partition("chapters: ")[2].partition("What is to come")[0]
     assert "the toxicity probe" in said and "before and after tuning" not in said
     assert "before and after tuning" not in words(again / "extensions.html")

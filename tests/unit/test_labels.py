@@ -267,11 +267,11 @@ def test_a_profile_asks_for_sheets_and_names_those_that_came_back(checkout):
         return run, [job for job in run.jobs.values() if "label" in job.stage]
 
     run, (sheet,) = jobs(bins=4)
-    assert sheet.stage == "label_sheet" and sheet.resolved()["bins"] == 4 and "labels" not in run.sections
+    assert sheet.stage == "label_sheet" and sheet.resolved()["bins"] == 4 and "labels" not in run.sections[""]
     assert list(sheet.parameters["texts_of"]) == run.compared("tiny")
     run, (sheet, people) = jobs(sheets=["back.csv"])
     assert people.parameters == {"sheets": ["back.csv"], "keys": f"{sheet.folder}/keys", "output_folder": people.folder}
-    assert "labels" in run.sections
+    assert "labels" in run.sections[""]
     assert [said for said in problems(run) if "back.csv" in said] == [
         "params/profiles/tiny.yaml: labels: sheets: 'back.csv': no such file; name labelled sheets, or none until some "
         "come back"

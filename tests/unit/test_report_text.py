@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from notebook_cells import definitions
 from polydetox.core.errors import UserError
 from polydetox.report.masking import continuation_browser, escape, masked_extremes, masked_table, masked_vectors
 from polydetox.report.rendering import make_accessible
-from polydetox.report.sections import duration
 from polydetox.results.figures import SIDES, language_axis, name_lines, name_points, name_sides, use_theme
 from polydetox.results.tables import (
     Cell,
@@ -285,9 +285,9 @@ def test_a_table_escapes_its_cells_and_marks_its_numbers():
     assert "not run" in repr(table)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 5 min")])
 def test_duration(seconds, text):
-    assert duration(seconds) == text
+    assert definitions("summary_run").duration(seconds) == text
 
 
 def test_extremes_are_the_least_and_the_most_toxic():

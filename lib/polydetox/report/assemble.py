@@ -46,9 +46,9 @@ def assemble(profile: str) -> Path:
             raise UserError(f"book/{lacking[0]}: no such file; restore book/ from the repository")
         shutil.copytree(sources, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("reference", "*.png", ".*"))
         variables, summaries = read_variables(results, folder), read_summaries(results)
-        asked = [chapter for chapter in results.record["chapters"].values() if chapter["included"]]
-        to_come = [chapter["about"] for chapter in asked if chapter["section"] not in summaries]
-        variables["chapters_to_come"] = "; ".join(to_come) or "none"
+        variables["chapters_to_come"] = "; ".join(
+            chapter["about"] for chapter in results.record["chapters"].values()
+            if chapter["included"] and chapter["section"] not in summaries) or "none"  # fmt: skip
         gone = extensions.keep_what_ran(folder, variables)
         found = Links(folder, summary_runs(results), variables)
         for page in sorted(folder.glob("*.qmd")):
