@@ -145,7 +145,7 @@ def test_the_mechanism_is_measured_on_the_same_neurons_throughout(finished):
                       ("neutral", 0.0): 8, ("neutral", 5.0): 8}  # fmt: skip
     assert shifted.query("group == 'random'").groupby("number").size().to_dict() == {0: 4, 1: 4}, "two sets"
     offsets = pd.read_parquet(run / "base/intervene/offsets.parquet")
-    assert offsets["language"].tolist() == ["en", "de", "ja", "mean"] * 2 and (offsets["random_sets"] == 2).all()
+    assert offsets["language"].tolist() == ["de", "en", "ja", "mean"] * 2 and (offsets["random_sets"] == 2).all()
     assert (offsets["random_least"] <= offsets["random_most"]).all() and offsets["difference_low"].notna().all()
 
 
