@@ -46,7 +46,7 @@ def test_each_language_has_the_scores_that_it_has_alone(scored, monkeypatch, tmp
         made = some_cells("score", settings, Stage("score", tmp_path / language, {}), cells)
         alone = made["values_of"](table, language)
         mine = together[together["language"] == language].reset_index(drop=True)
-        pd.testing.assert_frame_equal(alone, mine[made["VALUES"]], check_exact=True)
+        pd.testing.assert_frame_equal(alone, mine[made["VALUES"]], rtol=1e-6)  # on one thread, and on two
         assert mine["perplexity"].notna().sum() == mine.loc[~mine["empty"] & (mine["sample"] < 2)].shape[0]
 
 
