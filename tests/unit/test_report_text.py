@@ -285,7 +285,9 @@ def test_a_table_escapes_its_cells_and_marks_its_numbers():
     assert "not run" in repr(table)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 5 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 5 min")]
+)
 def test_duration(seconds, text):
     assert definitions("summary_run").duration(seconds) == text
 
