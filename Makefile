@@ -78,7 +78,7 @@ quarto: $(STAMP) ## get Quarto into .venv; `make paper` tries it once by itself
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 test: $(STAMP) ## the tests: mathematics, notebooks, rendered site
-# The tests of one file share their fixtures in one process; files start in their order, those that run notebooks first.
+# The tests of one file share their fixtures in one process; files start in the order of tests/conftest.py.
 	@$(PYTEST) --dist=loadfile --no-loadscope-reorder -m "not rehearsal"
 
 test-rehearsal: $(STAMP) ## the papers' profiles, with a few of their models and languages, from data to site

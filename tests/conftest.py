@@ -36,6 +36,18 @@ install_import_hook(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run notebooks, which keep all cores busy, take turns with those that often wait."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    notebooks = sorted((file for file in files if file.parent.name == "notebooks"), reverse=True)
+    others = [file for file in files if file not in notebooks]
+    turn = len(others) // (2 * len(notebooks)) if notebooks else 0  # others after each, so that none is begun late
+    order = [each for number, file in enumerate(notebooks) for each in (file, *others[number * turn :][:turn])]
+    items[:] = [item for file in dict.fromkeys([*order, *others]) for item in files[file]]
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory) -> dict[str, Path]:
     """A saved checkpoint of each family, with one tokenizer."""
