@@ -53,6 +53,7 @@ rule probe:
         source=lambda w: run.source(w.model),
     log: f"{PROBE}/log.txt",
     benchmark: f"{PROBE}/benchmark.tsv"
+    priority: 2  # a chain of stages that one core takes minutes for begins here
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -93,6 +94,7 @@ rule value_vectors:
         source=lambda w: run.source(w.model),
     log: f"{VALUE_VECTORS}/log.txt",
     benchmark: f"{VALUE_VECTORS}/benchmark.tsv"
+    priority: 2
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -132,6 +134,7 @@ rule activations:
         source=lambda w: run.source(w.model),
     log: f"{ACTIVATIONS}/log.txt",
     benchmark: f"{ACTIVATIONS}/benchmark.tsv"
+    priority: 2
     resources:
         gpu=gpu,
         mem_mb=mem_mb,
@@ -174,6 +177,7 @@ rule intervene:
         source=lambda w: run.source(w.model),
     log: f"{INTERVENE}/log.txt",
     benchmark: f"{INTERVENE}/benchmark.tsv"
+    priority: 2
     resources:
         gpu=gpu,
         mem_mb=lambda w: (2 if any(run.resolved("intervene", model=w.model)["subtract"]) else 1) * mem_mb(w),
