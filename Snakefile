@@ -69,7 +69,7 @@ wildcard_constraints:
 
 rule site:
     input:
-        lambda w: [*(SITE.format(part=part) for part in PARTS), *LATER_SITES],  # of rules/report.smk
+        lambda w: SITES,  # of rules/report.smk
 
 
 include: "rules/preference.smk"

@@ -27,12 +27,11 @@ RECORD = f"{RUN}/{{part}}run.json"
 FIDELITY = ["book/reference/fidelity.yaml", "book/reference/fidelity_effects.csv", "CITATION.cff"]
 SUMMARY = f"{RUN}/{{part}}summary/{{section}}"
 SITE = f"{RUN}/{{part}}site/index.html"
-LATER_SITES = []
+SITES = [SITE.format(part="")]  # the whole, and below what there is of the early one
 BOOK = [local(path) for path in sorted((paths.root() / "book").rglob("*")) if path.is_file()]
 
 # The early site: its jobs, its sections, and those of the whole report that it shows once they are there.
 EARLY = {job.folder for job in run.reported(FIRST)}
-PARTS = [FIRST, ""] if EARLY else [""]
 EARLY_SECTIONS = ["first", "detox", "style", "training", "fluency", "examples", "run"]
 ASKED = {
     "scorers": run.profile.agreement is not None,
@@ -143,7 +142,7 @@ if EARLY:
         if (sections := [section for section in LATER if SECTIONS[section][1][-1] == chapter])
     }
     AGAIN = f"{RUN}/{FIRST}chapters/{{chapter}}"
-    LATER_SITES += [AGAIN.format(chapter=chapter) for chapter in CHAPTERS]
+    SITES += [SITE.format(part=FIRST), *(AGAIN.format(chapter=chapter) for chapter in CHAPTERS)]
 
     use rule render_first as render_again with:
         message: "the report on the first languages, with the chapter {wildcards.chapter}"

@@ -79,6 +79,7 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
         "notice": NOTICE,
         "reference": "mGPT",
     }
+    fewer = {"pairs": "on-policy", "prompt_limit": 4, "generate": {"n": 2}}
     profile = {
         "title": "A made-up run",
         "description": "No model was asked.",
@@ -92,22 +93,18 @@ def make_checkout(folder: Path, languages: list[str]) -> Path:
             TRAINED: {"title": "DPO", "pairs": "on-policy"},
             MISSING: {"title": "LoRA", "pairs": "on-policy"},
             SEED: {"title": "seed 1", "pairs": "on-policy", "ablation": "seed", "dpo": {"seed": 1}},
-            RATE: {
+            RATE: fewer
+            | {
                 "title": "2e-6",
-                "pairs": "on-policy",
                 "ablation": "learning-rate",
                 "languages": languages[:1],
-                "prompt_limit": 4,
-                "generate": {"n": 2},
                 "dpo": {"learning_rate": 2e-6},
             },
-            PLACEBO: {
+            PLACEBO: fewer
+            | {
                 "title": "shuffled labels",
-                "pairs": "on-policy",
                 "ablation": "placebo",
                 "languages": languages[:2],
-                "prompt_limit": 4,
-                "generate": {"n": 2},
                 "dpo": {"labels": "shuffled"},
             },
         },
@@ -169,17 +166,17 @@ def _ablations(run: Path, languages: list[str], prompts: int, samples: int) -> N
     for variant in (SEED, RATE, PLACEBO):
         _training(run / variant / "dpo", variant)
         _stage(run / variant / "merge", "merge", {}, metrics=None)
-    tables = {}
-    for position, language in enumerate(languages):
-        tables[language] = scores = make_scores(TRAINED, language, position, prompts, samples)
-        scores["toxicity"] = (scores["toxicity"] + 0.01 * (position + 1)).clip(0, 1)
-    _evaluated(run / SEED, SEED, tables, samples)
+
+    def scores_of(variant: str, position: int, change: float, prompts: int, samples: int) -> pd.DataFrame:
+        scores = make_scores(variant, languages[position], position, prompts, samples)
+        return scores.assign(toxicity=(scores["toxicity"] + change).clip(0, 1))
+
+    seed = {language: scores_of(TRAINED, position, 0.01 * (position + 1), prompts, samples)
+            for position, language in enumerate(languages)}  # fmt: skip
+    _evaluated(run / SEED, SEED, seed, samples)
     _evaluated(run / RATE, RATE, {languages[0]: make_scores(TRAINED, languages[0], 0, 4, 2)}, 2)
-    tables = {}
-    for position, language in enumerate(languages[:2]):
-        tables[language] = scores = make_scores("base", language, position, 4, 2)
-        scores["toxicity"] = (scores["toxicity"] - 0.1).clip(0, 1)
-    _evaluated(run / PLACEBO, PLACEBO, tables, 2)
+    placebo = {language: scores_of("base", position, -0.1, 4, 2) for position, language in enumerate(languages[:2])}
+    _evaluated(run / PLACEBO, PLACEBO, placebo, 2)
 
 
 def make_scores(variant: str, language: str, position: int, prompts: int, samples: int) -> pd.DataFrame:
