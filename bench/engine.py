@@ -59,9 +59,8 @@ def shapes_of(model: Any, work: Callable[[], object]) -> Counter[Shape]:
 
     def note_fused(model: Any, _: object, named: dict[str, Any]) -> None:
         if named.get("fused_lm_head"):  # TRL multiplies by the output layer's weight itself
-            rows, tokens = named["input_ids"].shape
             outputs, inputs = model.get_output_embeddings().weight.shape
-            shapes[rows * (tokens - 1), inputs, outputs, torch.is_grad_enabled()] += 1
+            shapes[int((named["labels"][:, 1:] != -100).sum()), inputs, outputs, torch.is_grad_enabled()] += 1
 
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
