@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -82,6 +84,17 @@ def test_a_kernel_imports_transformers_without_scikit_learn_which_is_there_all_t
     output = paths.profile_run("tiny") / "s" / "notebook.ipynb"
     execute.execute(source, output, {}, profile="tiny")
     assert [cell.outputs[-1]["text"] for cell in nbformat.read(output, as_version=4).cells[-2:]] == ["False\n", "1\n"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_a_kernel_keeps_large_blocks_for_the_next_tensor(checkout, tmp_path):
+    faults = "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
+    again = f"before = {faults}\nfor _ in range(8): b'x' * 2**26\nprint({faults} - before)"
+    source = write_notebook(tmp_path / "n.ipynb", "n = 1", "import resource; len(b'x' * 2**26)", again)
+    output = paths.profile_run("tiny") / "s" / "notebook.ipynb"
+    execute.execute(source, output, {}, profile="tiny")
+    printed = nbformat.read(output, as_version=4).cells[-1].outputs[0]["text"]
+    assert int(printed) < 2**26 // resource.getpagesize(), "pages for less than one of the eight blocks"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
