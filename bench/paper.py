@@ -1,9 +1,9 @@
 """`make paper` of this checkout's commit against an earlier commit, with the machine free and under load.
 
 Each commit is cloned into a folder of its own and its environment made there, which is not measured. Then `make paper`
-runs from nothing to the rendered report: wall time, CPU seconds of it and all that it started, and the largest memory
-of these processes together (proportional set size, so that shared pages count once). Under load, as many processes as
-`--load` says count in a loop beside it. The last line is the worst ratio of measure to target (target 1): half of the
+runs from nothing to the rendered report: wall time, and how many CPU seconds and how much memory more the whole machine
+used, since not every kernel is a child of the command that waits for it. Under load, as many processes as `--load` says
+count in a loop beside it. The last line is the worst ratio of measure to target (target 1): half of the
 earlier commit's CPU seconds, 0.6 of its wall time, 6 GB of memory, and 3 times its own free time under load.
 
 It takes some hours; the machine must have no other work.
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,16 @@ def clone(commit: str, folder: Path) -> Path:
     return folder
 
 
-def memory(process: psutil.Process) -> float:
-    """Gigabytes of a process and all that it started."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        with suppress(psutil.Error):
-            total += one.memory_full_info().pss
-    return total / 1e9
+def cpu() -> float:
+    """CPU seconds of the machine since it started, without those in which it was idle or waited for a disk."""
+    times = psutil.cpu_times()
+    return sum(times[:3]) + sum(getattr(times, name, 0.0) for name in ("irq", "softirq"))  # user, nice, system
+
+
+def memory() -> float:
+    """Gigabytes of the machine that are not available."""
+    found = psutil.virtual_memory()
+    return (found.total - found.available) / 1e9
 
 
 @contextmanager
@@ -69,25 +72,23 @@ def paper(folder: Path, profile: str, load: int = 0) -> Measured:
     subprocess.run(["make", "--no-print-directory", "clean"], cwd=folder, check=True)
     command = ["make", "--no-print-directory", "paper", "CONDA=", f"PROFILE={profile}"]
     environment = os.environ | {"QUARTO": ""}  # the same renderer for both
-    largest, over = [0.0], threading.Event()
+    over, before, largest = threading.Event(), memory(), [0.0]
 
-    def watch(process: psutil.Process) -> None:
+    def watch() -> None:
         while not over.wait(1.0):
-            with suppress(psutil.Error):
-                largest[0] = max(largest[0], memory(process))
+            largest[0] = max(largest[0], memory() - before)
 
+    watcher = threading.Thread(target=watch, daemon=True)
     with busy(load):
-        begun = time.monotonic()
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-        watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid),), daemon=True)
+        begun, used = time.monotonic(), cpu()
         watcher.start()
-        _, status, used = os.wait4(process.pid, 0)
+        status = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL).returncode
+        wall, used = time.monotonic() - begun, cpu() - used
         over.set()
         watcher.join()
-        wall = time.monotonic() - begun
     if status:
         sys.exit(f"`{' '.join(command)}` failed in {folder}: it says why there")
-    return Measured(wall, used.ru_utime + used.ru_stime, largest[0])
+    return Measured(wall, used, largest[0])
 
 
 def main() -> int:
