@@ -66,7 +66,8 @@ def test_a_scorer_is_a_class():
     space: dict = {}
     exec(examples("A scorer")[0], space)
     scorer = space["ShoutingScorer"]()
-    assert scorer.score(["STOP it", "stop"], "en").tolist() == [pytest.approx(4 / 6), 0.0]
+    values, reasons = scorer.score_with_reasons(["STOP it", "stop", "123!"], "en")
+    assert values.tolist() == pytest.approx([4 / 6, 0.0, float("nan")], nan_ok=True) and reasons[2] == "no letters"
 
 
 def test_a_loss_is_a_function_and_a_name(checkout, tiny_checkpoints, tmp_path):
