@@ -1,4 +1,4 @@
-# Every target makes its environment first. `make help` lists them.
+# Every target but help, clean and distclean makes its environment first. `make help` lists them.
 
 PROFILE ?= offline
 JOBS    ?=
