@@ -80,7 +80,7 @@ class TunedRun:
 
 
 def find_run(model: str, profile: str, variant: str | None) -> TunedRun:
-    """The tuned variant that a reader means; a ``UserError`` where there is none, or more than one."""
+    """The tuned variant that a reader means, unnamed that of the main tables; a ``UserError`` where none is clear."""
     settings, model_file, results = load_profile(profile), load_model(model), Results(record_file(profile))
     listed = [name for name in settings.models if load_model(name).name == model_file.name]
     trained = [name for one in listed for name in variants_of(settings, one) if tuned_by(settings, name) == "dpo"]
@@ -90,15 +90,20 @@ def find_run(model: str, profile: str, variant: str | None) -> TunedRun:
         raise UserError(f"variant {variant!r} of {model} is not trained, and the model card tells of a training; give "
                         "a variant of DPO")  # fmt: skip
     done = [name for name in trained if results.folder("merge", model=model_file.name, variant=name)]
-    if variant is None and len(done) > 1:
-        raise UserError(f"{model}: {', '.join(done)} are trained; say which with --variant")
-    variant = variant or (done or trained)[0]
+    main = [name for name in done if not settings.variants[name].ablation] or done
+    if variant is None and len(main) > 1:
+        raise UserError(f"{model}: {', '.join(main)} are trained; say which with --variant")
+    variant = variant or (main or trained)[0]
     if variant not in trained:
         raise UserError(f"{model}: no variant {variant!r}{nearest(variant, trained)}")
     if variant not in done:
         raise UserError(f"variant {variant!r} of {model} is not trained and merged yet; run `polydetox run --profile "
                         f"{profile}` first")  # fmt: skip
     run = TunedRun(settings, model_file, variant, results)
+    labels = run.read("dpo", variant=variant).get("parameters", {}).get("labels", "given")
+    if labels != "given":
+        raise UserError(f"variant {variant!r} of {model} was trained with 'labels: {labels}', and the model card tells "
+                        "of a training against toxicity; give a variant with 'labels: given'")  # fmt: skip
     run.check()
     return run
 

@@ -85,6 +85,21 @@ def run(checkout, tiny_checkpoints, monkeypatch):
     return checkout
 
 
+def change_variants(run, **variants):
+    file = run / "params/profiles/tiny.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"variants": variants}))
+
+
+def train_again(largest_logit_difference=0.0):
+    """The training and the merging of the profile as it is now."""
+    trained, merged = tiny("dpo/dpo"), tiny("dpo/merge")
+    figures = json.loads((trained / "metrics.json").read_text())
+    finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
+           output_sha256=folder_sha256(trained / "weights"))  # fmt: skip
+    finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
+           largest_logit_difference=largest_logit_difference)  # fmt: skip
+
+
 def test_the_card_says_what_the_artefacts_say(run):
     folder = publish.write_folder(publish.find_run("tiny", "tiny", None), "someone/model")
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -98,7 +113,7 @@ def test_the_card_says_what_the_artefacts_say(run):
     assert "Not evaluated: ja." in card
     assert "**The vocabulary is trimmed** to 512 of 900 tokens (57%)" in card
     assert "| learning_rate | 0.001 |" in card and "lora_rank" not in card, "what was not used is not listed"
-    assert "lowest held-out loss, of step 2 of 4 (0.654" in card
+    assert "Kept was the checkpoint with the lowest held-out loss, of step 2 of 4 (0.654" in card
     assert "40 pairs of kind `on-policy`, sampled from the base model and ranked by the scorer `embedded`" in card
     assert "4 prompts a language with 3 continuations each" in card and "revision r1" in card
     assert "## Intended use" in card and "commit `" in card and "profile `tiny`, variant `dpo`" in card
@@ -122,18 +137,33 @@ def test_an_untrimmed_model_says_nothing_of_a_vocabulary_and_adapters_say_how_th
     (run / "params/models/tiny.yaml").write_text(
         "title: Tiny\nuse: hub\nhub: someone/base\nlicence: Apache-2.0\nnotice: A notice.\n"
     )
-
-    trained, merged = tiny("dpo/dpo"), tiny("dpo/merge")
-    figures = json.loads((trained / "metrics.json").read_text())
-    finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
-           output_sha256=folder_sha256(trained / "weights"))  # fmt: skip
-    finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
-           largest_logit_difference=2e-6)  # fmt: skip
+    train_again(largest_logit_difference=2e-6)
     card = publish.model_card(publish.find_run("tiny", "tiny", "dpo"))
     assert "trimmed" not in card and "logits before and after differ by 2e-06 at most" in card
     assert "| lora_rank | 4 |" in card and "A notice." in card
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "apache-2.0" and front["base_model"] == "someone/base"
+
+
+def test_the_card_says_that_the_last_checkpoint_was_kept(run):
+    change_variants(run, dpo={"pairs": "on-policy", "dpo": {"keep": "last"}})
+    train_again()
+    card = publish.model_card(publish.find_run("tiny", "tiny", None))
+    assert "Kept was the checkpoint of the last step, 4; the held-out loss was lowest after step 2 (0.654;" in card
+
+
+def test_a_placebo_is_neither_taken_for_the_tuned_model_nor_published(run):
+    placebo = {"pairs": "on-policy", "ablation": "placebo", "dpo": {"labels": "shuffled"}}
+    change_variants(run, dpo={"pairs": "on-policy"}, coin=placebo, other={"pairs": "on-policy"})
+    for stage in ("dpo", "merge"):
+        shutil.copytree(tiny(f"dpo/{stage}"), tiny(f"coin/{stage}"))
+    assert publish.find_run("tiny", "tiny", None).variant == "dpo"
+    finish("dpo", tiny("coin/dpo"), load("tiny").resolved("dpo", model="tiny", variant="coin"))
+    with pytest.raises(UserError, match=r"'coin' of tiny was trained with 'labels: shuffled'.*give a variant with"):
+        publish.find_run("tiny", "tiny", "coin")
+    shutil.copytree(tiny("coin/merge"), tiny("other/merge"))
+    with pytest.raises(UserError, match="tiny: dpo, other are trained; say which with --variant"):
+        publish.find_run("tiny", "tiny", None)
 
 
 def test_matched_pairs_are_called_ranked(run):
@@ -153,12 +183,7 @@ def test_unpaired_data_are_completions(run):
         "pairs": {"mine": mine}, "variants": {"dpo": {"pairs": "mine", "dpo": {"loss": "kto"}}},
         "mechanism": None}))  # fmt: skip
     finish("pairs", tiny("pairs/mine"), metrics={"pairs": 7})
-    trained, merged = tiny("dpo/dpo"), tiny("dpo/merge")
-    figures = json.loads((trained / "metrics.json").read_text())
-    finish("dpo", trained, load("tiny").resolved("dpo", model="tiny", variant="dpo"), figures,
-           output_sha256=folder_sha256(trained / "weights"))  # fmt: skip
-    finish("merge", merged, reads=[trained], output_sha256=folder_sha256(merged / "weights"),
-           largest_logit_difference=0.0)  # fmt: skip
+    train_again()
     card = publish.model_card(publish.find_run("tiny", "tiny", "dpo"))
     assert "KTO with TRL (loss `kto`) on 36 completions, 4 held out" in card
     assert "7 completions of kind `mine`, the publisher's own" in card
