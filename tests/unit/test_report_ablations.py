@@ -13,7 +13,8 @@ import yaml
 from recorded import recorded, write_record
 
 from notebook_cells import definitions, run_cell, run_cells
-from polydetox.core.artifacts import read_json
+from polydetox.core import paths
+from polydetox.core.artifacts import read_json, write_json
 from polydetox.metrics.toxicity import maximum_toxicity
 from polydetox.preference import ablations
 from polydetox.results.collect import Results
@@ -139,12 +140,12 @@ def test_common_ground_has_the_same_prompts_and_as_many_continuations():
     assert maximum_toxicity(wide).tolist() == pytest.approx([0.6, 0.6])
 
 
-def write_evaluation(results: Results, variant: str, language: str, table: pd.DataFrame, prompt_set: str = "") -> None:
+def write_evaluation(
+    results: Results, variant: str, language: str, table: pd.DataFrame, prompt_set: str = "", model: str = "tiny"
+) -> None:
     import json
 
-    from polydetox.core import paths
-
-    scored = paths.profile_run("tiny") / "tiny" / variant / prompt_set / "score"
+    scored = paths.profile_run("tiny") / model / variant / prompt_set / "score"
     scored.mkdir(parents=True, exist_ok=True)
     file = scored / "scores.parquet"
     before = [pd.read_parquet(file)] if file.is_file() else []
@@ -286,6 +287,36 @@ def test_what_is_not_trained_is_no_training(results):
     lines = run_cell("summary_training", "ef90c41e", **names | {"results": results})["lines"]
     trained = {name: each for name, each in VARIANTS.items() if name not in ("polite", "steered", "edit")}
     assert [line[0] for line in lines] == [f"Tiny ({each.get('title', name)})" for name, each in trained.items()]
+
+
+def write_training(model: str, variant: str, **metrics) -> None:
+    folder = paths.profile_run("tiny") / model / variant / "dpo"
+    write_json(folder / "metrics.json", {"method": "full", "best_step": 10, "held_out_loss": 0.5} | metrics)
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_the_steps_of_a_placebo_are_those_of_its_model(results, checkout, tmp_path):
+    of_model, profile = checkout / "params/models/tiny.yaml", checkout / "params/profiles/tiny.yaml"
+    other = yaml.safe_load(of_model.read_text()) | {"title": "Other"}
+    of_model.with_name("other.yaml").write_text(yaml.safe_dump(other))
+    both = yaml.safe_load(profile.read_text()) | {"models": ["tiny", "other"]}
+    profile.write_text(yaml.safe_dump(both, sort_keys=False))
+    for model, steps in (("tiny", 40), ("other", 50)):
+        for variant, level in (("base", 0.6), ("dpo", 0.3), ("coin", 0.5)):
+            write_evaluation(results, variant, "de", scored("abcd", 2, level), model=model)
+        write_training(model, "coin", steps=steps, kept_step=steps)
+    said = sentences(tmp_path)
+    assert "shuffled labels (kept after 40 of 40 steps), EMT of Tiny (dpo)" in said["abstract_placebo"]
+    assert "shuffled labels (kept after 50 of 50 steps), EMT of Other (dpo)" in said["ablation_placebo_sentence"]
+
+
+def test_a_learning_rate_has_all_its_digits_and_kto_no_accuracy(results):
+    assert [ablations._label("learning-rate", rate) for rate in (2.5e-6, 1e-4, 0.001)] == ["2.5e-6", "1e-4", "1e-3"]
+    write_training("tiny", "dpo", learning_rate=2.5e-6, pairs_train=36, pairs_held_out=4, steps=20,
+                   held_out_accuracy=None)  # fmt: skip
+    names = vars(definitions("summary_training"))
+    line = run_cell("summary_training", "ef90c41e", **names | {"results": results})["lines"][0]
+    assert [str(cell) for cell in line[1:]] == ["full", "2.5e-6", "36", "4", "20", "10", "10", "0.500", "–"]
 
 
 def test_a_training_with_another_loss_is_no_comparison_of_pairs(results):

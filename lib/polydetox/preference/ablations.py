@@ -11,6 +11,7 @@ from polydetox.core.params import ABLATED_SETTING, Ablation, ModelFile, Profile,
 from polydetox.data.catalogue import sources
 from polydetox.results.collect import Results
 from polydetox.results.stages import compared_variants, variant_title
+from polydetox.results.tables import scientific
 
 _TITLES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "sigmoid": "DPO", "cdpo": "cDPO", "ipo": "IPO",
            "simpo": "SimPO", "kto": "KTO", "given": "labels as given", "shuffled": "shuffled labels",
@@ -97,12 +98,8 @@ def _family(results: Results, ablation: str, title: str, model: str, values: Map
 
 
 def _label(ablation: str, value: Any) -> str:
-    if ablation == "seed":
-        return f"seed {value}"
     if ablation == "learning-rate":
-        return f"{value:.0e}".replace("e-0", "e-")
-    if ablation == "decoding":
-        return "DExperts" if value else "DPO"
-    if ablation == "ranking":
-        return f"ranked by {value}"
-    return f"{value} pairs" if ablation == "pairs" else _TITLES.get(value, str(value))
+        return scientific(value)
+    said = {"seed": f"seed {value}", "decoding": "DExperts" if value else "DPO", "ranking": f"ranked by {value}",
+            "pairs": f"{value} pairs"}  # fmt: skip
+    return said.get(ablation, _TITLES.get(str(value), str(value)))

@@ -60,6 +60,12 @@ def fixed(value: float | None, digits: int) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def scientific(value: float) -> str:
+    """A number with the digits that it has, and its power of ten: ``2.5e-6``."""
+    digits, exponent = f"{value:.5e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def listing(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``.
 
