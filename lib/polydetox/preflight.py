@@ -67,10 +67,11 @@ def skipped(run: Run) -> list[str]:
 def licences(profile: Profile) -> list[str]:
     """The licences of the models and data of a profile that come from elsewhere: a line each, to read or accept."""
     named = [*profile.models, *_other_models(profile)]
-    models = [model for model in map(load_model, dict.fromkeys(named)) if model.use == "hub"]
+    models = [model for model in map(load_model, dict.fromkeys(named)) if model.use != "path"]
+    unpinned = [model for model in models if model.use == "hub" and not model.revision]
     lines = [f"{model.title}: {model.licence}" + (f", {model.licence_url}" if model.licence_url else "")
-             + ("" if model.revision else " (revision not pinned)") for model in models]  # fmt: skip
-    if lines and not os.environ.get("HF_TOKEN"):
+             + (" (revision not pinned)" if model in unpinned else "") for model in models]  # fmt: skip
+    if any(model.use == "hub" for model in models) and not os.environ.get("HF_TOKEN"):
         lines.append("HF_TOKEN is not set: models whose licence is accepted on the Hub need it")
     used = profile.model_dump_json()
     lines += [f"{entry.title}: {entry.licence} ({'available' if where(name) else 'not available'})"

@@ -241,6 +241,9 @@ def test_a_plan_lists_everything_that_is_missing(checkout, monkeypatch):
         preflight.licences(params.load_profile("tiny"))[0] == "Tiny: Some licence (revision not pinned)"
         and "HF_TOKEN is not set" in preflight.licences(params.load_profile("tiny"))[1]
     )
+    rewrite(checkout / "params/models/tiny.yaml", use="package", package="weights")
+    (packaged, data, *_) = preflight.licences(params.load_profile("tiny"))
+    assert packaged == "Tiny: Some licence" and data.startswith("RTP-LX: "), "a package is pinned, and needs no token"
     control = {"algorithms": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"}}
     rewrite(checkout / "params/profiles/tiny.yaml", control=control)
     assert "owner/judge: see the Hub (revision not pinned)" in preflight.licences(params.load_profile("tiny")), (

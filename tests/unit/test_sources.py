@@ -213,4 +213,6 @@ def test_each_source_says_all_that_a_reader_needs(checkout):
         assert entry.fetchable or name in ("toxicity-pairwise", "jigsaw", "project-prompts"), name
         assert all(file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256) for file in entry.files), name
         assert entry.hub is None or entry.hub.revision is None or re.fullmatch("[0-9a-f]{40}", entry.hub.revision), name
-    assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in catalogue.table()
+    table = catalogue.table()
+    assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in table
+    assert "  cite:    jigsaw2017toxic in book/references.bib\n" in table and "None" not in table

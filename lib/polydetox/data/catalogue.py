@@ -77,6 +77,7 @@ def table() -> str:
         lines = {
             "what": entry.what, "address": entry.address, "licence": entry.licence, "size": entry.size,
             "how": f"polydetox data fetch {name}: {entry.how}" if entry.fetchable else entry.how,
+            "cite": f"{entry.citation} in book/references.bib" if entry.citation else None,
             "note": entry.note, "own": f"export {entry.variable}=<your folder>" if entry.variable else None,
             "here": str(where(name) or "no") if entry.variable else "yes",
         }  # fmt: skip
