@@ -68,7 +68,7 @@ def test_the_first_page_says_what_it_is_about_and_what_is_to_come(early):
 
 def test_what_is_to_come_is_called_so_and_not_what_nobody_asked_for(early):
     said = words(early / "extensions.html")
-    assert "Of these the run does ask, and is still computing: the toxicity probe" in said
+    assert "Asked by this run, and still being computed: the toxicity probe" in said
     assert not (early / "why.html").exists()
 
 
@@ -90,4 +90,4 @@ def test_the_pages_are_about_the_first_languages_and_one_way_of_tuning(early):
 
 def test_the_whole_report_has_no_such_note(site):
     assert "still being computed" not in words(site / "index.html")
-    assert not (site / "extensions.html").exists() or "is still computing" not in words(site / "extensions.html")
+    assert not (site / "extensions.html").exists() or "still being computed" not in words(site / "extensions.html")
