@@ -60,10 +60,13 @@ class LengthScorer(Scorer):
 
 
 def test_scores_come_back_in_order_and_missing_is_never_zero():
-    scores, reasons = LengthScorer().score_with_reasons(["abc", "", "a", "never", "  \n", "later", "ab"], "en")
-    assert scores.dtype == np.float64
+    texts = ["abc", "", "a", "never", "  \n", "later", "ab"]
+    scores, reasons, _ = zip(*LengthScorer().results(texts, "en"), strict=True)
     np.testing.assert_array_equal(scores, [0.03, NAN, 0.01, NAN, NAN, NAN, 0.02])
-    assert reasons == ["", "no text", "", "language not supported", "no text", "time-out", ""]
+    assert reasons == ("", "no text", "", "language not supported", "no text", "time-out", "")
+    scores = LengthScorer().score([text for text in texts if text != "later"], "en")
+    assert scores.dtype == np.float64
+    np.testing.assert_array_equal(scores, [0.03, NAN, 0.01, NAN, NAN, 0.02])
 
 
 def test_no_texts_give_no_scores():
@@ -117,10 +120,23 @@ def test_only_what_asking_again_cannot_mend_is_kept_as_missing(tmp_path):
     inner = LengthScorer()
     cached = CachedScorer(inner, tmp_path / "scores")
     for _ in range(2):
-        scores, reasons = cached.score_with_reasons(["later", "never", ""], "en")
+        scores, reasons, _ = zip(*cached.results(["later", "never", ""], "en"), strict=True)
         assert np.isnan(scores).all()
-        assert reasons == ["time-out", "language not supported", "no text"]
+        assert reasons == ("time-out", "language not supported", "no text")
     assert inner.asked == ["later", "never", "later"]
+
+
+def test_a_score_that_asking_again_could_give_is_an_error_once_all_were_asked(tmp_path):
+    """A stage that went on would keep the missing score for good."""
+    inner = LengthScorer()
+    cached = CachedScorer(inner, tmp_path / "scores")
+    with pytest.raises(UserError, match=r"'length': no score of 2 of 4 texts in 'en' \(time-out\); the same command"):
+        cached.score(["later", "ab", "later", "never"], "en")
+    assert np.isnan(cached.score(["never", ""], "en")).all(), "what stays missing is no error"
+    inner.asked = []
+    with pytest.raises(UserError):
+        cached.score(["later", "ab"], "en")
+    assert inner.asked == ["later"], "all others are kept"
 
 
 def test_lone_surrogates_can_be_cached(tmp_path):

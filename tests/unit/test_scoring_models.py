@@ -52,9 +52,9 @@ def test_published_responses_are_read(tmp_path):
 
     scorer = get_scorer(f"stored:{tmp_path}")
     assert scorer.languages == {"de", "zh"}
-    scores, reasons = scorer.score_with_reasons(["two\u2028lines", "three", "one", "four", ""], "zh")
+    scores, reasons, _ = zip(*scorer.results(["two\u2028lines", "three", "one", "four", ""], "zh"), strict=True)
     np.testing.assert_array_equal(scores, [1.0, np.nan, 0.25, np.nan, 0.02])
-    assert reasons == ["", "no score in the stored response", "", "not among the stored scores", ""]
+    assert reasons == ("", "no score in the stored response", "", "not among the stored scores", "")
     assert scorer.score(["one"], "de").tolist() == [0.5]
     with pytest.raises(UserError, match="does not support language 'en'; it supports: de, zh"):
         scorer.score(["one"], "en")
@@ -136,9 +136,9 @@ def test_published_averages_count_the_stored_scores_of_blank_continuations(tmp_p
         np.testing.assert_array_equal(scores, [0.9, 0.1, 0.5, 0.3])
     assert average_toxicity(scores.reshape(2, 2)).mean() == pytest.approx((0.9 + 0.1 + 0.5 + 0.3) / 4)
     # A blank text of which the file says nothing is missing, and so is one that is no text at all.
-    scores, reasons = published.score_with_reasons(["  ", "", None], "de")
+    scores, reasons, _ = zip(*published.results(["  ", "", None], "de"), strict=True)
     np.testing.assert_array_equal(scores, [np.nan, 0.1, np.nan])
-    assert reasons == ["no text", "", "no text"]
+    assert reasons == ("no text", "", "no text")
 
 
 @pytest.mark.parametrize(

@@ -158,10 +158,12 @@ def test_passing_faults_are_tried_again(service, fault):
 def test_lasting_faults_leave_a_text_missing_and_are_not_cached(service, tmp_path, fault, reason):
     service.fault = lambda text, attempt: fault if text == TEXTS[3] else None
     cached = CachedScorer(scorer_of(service), tmp_path / "scores")
-    scores, reasons = cached.score_with_reasons(TEXTS[:6], "en")
+    scores, reasons, _ = zip(*cached.results(TEXTS[:6], "en"), strict=True)
     assert np.flatnonzero(np.isnan(scores)).tolist() == [3]
     assert reason in reasons[3]
     assert "after 6 attempts" in reasons[3]
+    with pytest.raises(UserError, match=f"no score of 1 of 6 texts in 'en' .*{reason}.* 6 attempts.*asks for them"):
+        cached.score(TEXTS[:6], "en")
     service.fault = lambda text, attempt: None
     assert cached.score(TEXTS[:6], "en").tolist() == [toxicity(text) for text in TEXTS[:6]]
     assert service.answered == collections.Counter(TEXTS[:6])
@@ -188,9 +190,9 @@ def test_a_refused_text_is_missing_with_its_reason_and_asked_for_once(service, t
     service.fault = lambda text, attempt: error_type if text == TEXTS[1] else None
     for _ in range(2):
         cached = CachedScorer(scorer_of(service), tmp_path / "scores")
-        scores, reasons = cached.score_with_reasons(TEXTS[:3], "en")
+        scores, reasons, _ = zip(*cached.results(TEXTS[:3], "en"), strict=True)
         assert np.isnan(scores).tolist() == [False, True, False]
-        assert reasons == ["", reason, ""]
+        assert reasons == ("", reason, "")
     assert service.attempts == collections.Counter(TEXTS[:3])
 
 

@@ -53,32 +53,37 @@ class Scorer(ABC):
         """
 
     def score(self, texts: Sequence[str], language: str) -> np.ndarray:
-        """Toxicity of each text, float64 of shape ``(len(texts),)``; NaN where it is missing."""
-        return self.score_with_reasons(texts, language)[0]
+        """Toxicity of each text, float64 of shape ``(len(texts),)``; NaN where it is missing. A ``UserError``, once all
+        texts were asked for, where asking again could give a score that is missing.
+        """
+        results = self.results(texts, language)
+        if why := [result.reason for result in results if not result.final]:
+            raise UserError(f"scorer {self.id!r}: no score of {len(why)} of {len(results)} texts in {language!r} "
+                            f"({', '.join(dict.fromkeys(why))}); the same command asks for them again")  # fmt: skip
+        return np.array([result.value for result in results], dtype=np.float64)
 
-    def score_with_reasons(self, texts: Sequence[str], language: str) -> tuple[np.ndarray, list[str]]:
-        """As :meth:`score`, and for each text why its score is missing (empty where it is not)."""
+    def results(self, texts: Sequence[str], language: str) -> list[Score]:
+        """The score of each text, or why it is missing."""
         if language not in self.languages:
             known = ", ".join(sorted(self.languages))
             raise UserError(f"scorer {self.id!r} does not support language {language!r}; it supports: {known}")
         texts = list(texts)
-        values, reasons = np.full(len(texts), np.nan), [NO_TEXT] * len(texts)
+        results = [missing(NO_TEXT)] * len(texts)
         positions = [position for position, text in enumerate(texts)
                      if not is_blank(text) or (self.scores_blank and isinstance(text, str))]  # fmt: skip
         for batch in self.batches([texts[position] for position in positions], language):
             for index, result in batch:
                 if not (np.isnan(result.value) or 0.0 <= result.value <= 1.0):
                     raise ValueError(f"scorer {self.id!r} gave {result.value}, which is not in [0, 1]")
-                values[positions[index]], reasons[positions[index]] = result.value, result.reason
-        return values, reasons
+                results[positions[index]] = result
+        return results
 
 
 def packaged(module: str, file: str) -> Path:
     """A file of an installed package; a ``UserError`` where the package is missing."""
     spec = util.find_spec(module)
     if spec is None or spec.origin is None:
-        name = module.replace("_", "-")
-        raise UserError(f"the package {name} is not installed; pip install 'polydetox[offline]'")
+        raise UserError(f"the package {module.replace('_', '-')} is not installed; pip install 'polydetox[offline]'")
     return Path(spec.origin).parent / file
 
 
