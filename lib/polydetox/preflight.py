@@ -177,6 +177,8 @@ def _job_checks(run: Run, job: Job) -> Checks:
     if "texts" in settings:
         asked = settings["texts"], settings["label_threshold"], settings["labels"]
         yield partial(_check_labelled, run, job.wildcards["model"], where, *asked)
+    if job.stage == "label_sheet":
+        yield partial(_check_size, where, settings["texts_per_language"], settings["bins"] * len(settings["texts_of"]))
     for sheet in settings.get("sheets", []):
         yield partial(_check_sheet, where, sheet)
     if "suites" in settings:
@@ -231,6 +233,11 @@ def _check_labelled(run: Run, model: str, where: str, texts: str, threshold: flo
     elif "on-policy" not in run.kinds(model):
         raise UserError(f"{where}: texts: is needed for {model}, which samples no on-policy pairs; name a file of "
                         "texts and labels (CSV, JSON Lines or Parquet)")  # fmt: skip
+
+
+def _check_size(where: str, texts: int, need: int) -> None:
+    if texts < need:
+        raise UserError(f"{where}: texts_per_language: {texts} leave some bin of a variant empty; give {need} or more")
 
 
 def _check_sheet(where: str, sheet: str) -> None:

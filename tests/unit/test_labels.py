@@ -111,6 +111,7 @@ def test_a_sheet_is_balanced_and_its_key_says_what_each_row_stands_for(drawn, sc
             short = {place for place in available if taken[place] == available[place]}
             assert np.ptp([count for place, count in taken.items() if place not in short] or [0]) <= 1
             assert not part.duplicated(["prompt_id", "sample"]).any()
+            assert set(part["available"]) == {len(every)}
 
 
 def test_counts_are_as_even_as_what_is_there():
@@ -118,6 +119,11 @@ def test_counts_are_as_even_as_what_is_there():
     assert even([9, 1, 9], 7).tolist() == [3, 1, 3]
     assert even([2, 0, 2], 9).tolist() == [2, 0, 2]
     assert even([5, 5], 3).tolist() == [2, 1]
+
+
+def test_a_sheet_that_is_too_small_for_every_bin_is_refused(scored, tmp_path):
+    with pytest.raises(UserError, match=r"texts_per_language: 8 leave some bin of a variant empty; give 10 or more"):
+        run_cells("label_sheet", **scored, texts_per_language=8, output_folder=str(tmp_path))
 
 
 def test_a_sheet_is_made_again_from_its_seed_and_another_language_changes_nothing(drawn, scored, tmp_path):
@@ -269,6 +275,11 @@ def test_a_profile_asks_for_sheets_and_names_those_that_came_back(checkout):
     run, (sheet,) = jobs(bins=4)
     assert sheet.stage == "label_sheet" and sheet.resolved()["bins"] == 4 and "labels" not in run.sections[""]
     assert list(sheet.parameters["texts_of"]) == run.compared("tiny")
+    run, _ = jobs(bins=40)
+    assert (
+        "params/profiles/tiny.yaml: labels: texts_per_language: 60 leave some bin of a variant empty; give "
+        f"{40 * len(run.compared('tiny'))} or more"
+    ) in problems(run)
     run, (sheet, people) = jobs(sheets=["back.csv"])
     assert people.parameters == {"sheets": ["back.csv"], "keys": f"{sheet.folder}/keys", "output_folder": people.folder}
     assert "labels" in run.sections[""]
