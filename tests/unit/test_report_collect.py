@@ -16,6 +16,7 @@ from recorded import recorded
 from notebook_cells import definitions
 from polydetox.attribute_control.results import Control
 from polydetox.core.errors import UserError
+from polydetox.evaluation.tables import SIDES, main_table
 from polydetox.metrics.evaluate import prompt_values
 from polydetox.results import stages
 from polydetox.results.published import paper_model
@@ -206,6 +207,19 @@ def test_what_was_skipped_of_the_data_is_listed_and_counted_once(checkout, capsy
     assert set(reads) == {stages.read_by(stages.StageRun("generate", Path("anywhere"), "tiny", "dpo"))}
     comments = [stages.StageRun("jigsaw_classify", Path("anywhere"), "tiny", kind=kind) for kind in ("base", "sft-lm")]
     assert len({stages.read_by(run) for run in comments}) == 1
+
+
+def test_a_mean_over_fewer_languages_than_the_heading_counts_says_so():
+    """Toxicity has no score in two of the languages; a metric that is not shown counts for nothing."""
+    ends = [f"{side}{end}" for side in SIDES for end in ("", "_low", "_high")]
+    rows = [{"comparison": "m/dpo", "scope": "all", "metric": metric, "languages": languages, "before_run": True,
+             "after_run": True, **dict.fromkeys(ends, 0.5)}
+            for metric, languages in {"emt": 14, "perplexity": 16, "secondary_toxicity": 17}.items()]  # fmt: skip
+    results = SimpleNamespace(means=pd.DataFrame(rows), comparisons=[stages.Comparison("m", "dpo", "M")],
+                              profile=SimpleNamespace(languages=["any"] * 17))  # fmt: skip
+    heading, before = repr(main_table(results, ["emt", "perplexity"])).splitlines()[1:3]
+    assert heading == "This run: M, mean over 16 of 17 languages"
+    assert before == "before | 0.50 (0.50 to 0.50, 14 languages) | 0.5 (0.5 to 0.5)"
 
 
 def test_win_rates_of_an_earlier_version_are_named(tmp_path):

@@ -14,9 +14,7 @@ from polydetox.results.stages import Comparison
 from polydetox.results.tables import NOT_APPLICABLE, NOT_MEASURED, NOT_RUN, Cell, Group, PaperTable, fixed, number
 
 MAIN_METRICS = ["emt", "toxprob", "avgtox", "perplexity", "token_distinct_2", "language_rate"]
-FLUENCY_METRICS = [
-    "perplexity", "token_distinct_1", "token_distinct_2", "token_distinct_3", "distinct_2", "language_rate",
-]  # fmt: skip
+FLUENCY_METRICS = ["perplexity", *(f"token_distinct_{order}" for order in (1, 2, 3)), "distinct_2", "language_rate"]
 TOXICITY = ["emt", "toxprob"]
 SIDES = ("before", "after", "drop")
 
@@ -27,10 +25,10 @@ def main_table(results: Results, metrics: list[str] = MAIN_METRICS) -> PaperTabl
     groups = []
     for comparison in results.comparisons:
         rows = means[means["comparison"] == comparison.name].set_index("metric")
-        covered, asked = int(rows["languages"].max()), len(results.profile.languages)
+        covered, asked = int(rows.loc[metrics, "languages"].max()), len(results.profile.languages)
         part = f"{covered} languages" if covered == asked else f"{covered} of {asked} languages"
         groups.append(Group(f"This run: {comparison.title}, mean over {part}", [
-            [side, *(side_cell(rows.loc[metric], side, METRICS[metric].digits) for metric in metrics)] for side in SIDES
+            [side, *(side_cell(rows.loc[key], side, METRICS[key].digits, covered) for key in metrics)] for side in SIDES
         ]))  # fmt: skip
     of_run = [paper_model(comparison.reference) for comparison in results.comparisons]
     models = sorted(paper_models(), key=lambda model: model not in of_run)  # those of this run first
@@ -47,11 +45,13 @@ def _paper_line(model: dict[str, Any], metrics: list[str]) -> list[Cell | str]:
     return [model["title"], *cells]
 
 
-def side_cell(row: pd.Series, side: str, digits: int, *, bounded: bool = True) -> Cell:
-    """Before, after or the drop, with its interval; what is missing was not run, or has nothing to be measured on."""
+def side_cell(row: pd.Series, side: str, digits: int, covered: int = 0, *, bounded: bool = True) -> Cell:
+    """Before, after or the drop, with its interval, and of how many languages if fewer than ``covered``; else why."""
     ran = all(row[f"{name}_run"] for name in (("before", "after") if side == "drop" else (side,)))
     interval = (row[f"{side}_low"], row[f"{side}_high"]) if bounded else ()
-    return number(row[side], digits, *interval, missing=NOT_MEASURED if ran else NOT_RUN)
+    cell = number(row[side], digits, *interval, missing=NOT_MEASURED if ran else NOT_RUN)
+    fewer = covered and row["languages"] < covered and pd.notna(row[side])
+    return Cell(cell.text, f"{cell.detail}, {row['languages']} languages".lstrip(", ")) if fewer else cell
 
 
 def transfer_table(results: Results) -> PaperTable:
