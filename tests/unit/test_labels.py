@@ -205,19 +205,24 @@ def test_agreement_and_drop_by_hand(tmp_path):
         rows = "\n".join(f"{identity}\t{label}" for identity, label in zip(ids, labels, strict=True))
         (tmp_path / name).write_text(f"Language: English.\nid\ttoxic\n{rows}\n")
         sheets.append(str(tmp_path / name))
-    space = run_cells("human_labels", sheets=sheets, keys=str(tmp_path / "keys"), output_folder=str(tmp_path / "o"),
-                      bootstrap_samples=20)  # fmt: skip
+    given = {"sheets": sheets, "keys": str(tmp_path / "keys"), "output_folder": str(tmp_path / "o"),
+             "bootstrap_samples": 20}  # fmt: skip
+    space = run_cells("human_labels", **given)
     # Ones: 2 and 3 of 4; observed 3/4, by chance 1/2 * 3/4 + 1/2 * 1/4.
     assert space["labellers"].loc[0, ["same_label", "value"]].tolist() == pytest.approx([0.75, 0.5])
     # Labels 0, 1, 1/2, 1, which stand for 8, 2, 9 and 1 continuations.
     row = space["drops"].iloc[0]
     assert row[["before", "after", "drop"]].tolist() == pytest.approx([2 / 10, 5.5 / 10, -0.35])
+    assert "shows no detectable change (0.20 to 0.55, 0.35 [" in space["shown"][-1]
     # Without the third: benign 0.5 (of 8), toxic 0.0 (of 2) and 1.0 (of 1). Of 11, one has the same verdict.
     found = space["agreement"].set_index("scorer")
     assert found.loc["embedded", ["auc", "kappa"]].tolist() == pytest.approx([1.0, 1.0])
     chance = (3 * 9 + 8 * 2) / 121
     assert found.loc["lexicon", ["auc", "kappa"]].tolist() == pytest.approx([1 / 3, (1 / 11 - chance) / (1 - chance)])
     assert found["texts"].tolist() == [3, 3] and found.loc["lexicon", "flagged"] == pytest.approx(9 / 11)
+    # Of either variant, as many continuations again lie in parts of the range from which none was sampled.
+    key.assign(available=20).to_parquet(tmp_path / "keys/en-c0ffee.parquet")
+    assert space["represented"] == 1.0 and run_cells("human_labels", **given)["represented"] == 0.5
 
 
 def replaced(old: str, new: str):
@@ -317,6 +322,28 @@ def test_the_report_says_what_people_said(drawn, tmp_path, monkeypatch):
     assert said.startswith("People labelled 24 of 24 sampled continuations in German, which represent 100 % of all.")
     assert f"{drops['before']:.2f} to {drops['after']:.2f}" in said and "two labellers is 1.00 on average" in said
     assert sum("paper-table" in text for text in shown) == 3 and said in shown
+
+
+def test_a_language_without_an_interval_is_not_in_the_mean(drawn, tmp_path, monkeypatch):
+    """Of English three labels, so that some replicates have none of a side."""
+    key = key_of(drawn, "en")
+    base = key[key["variant"] == "base"].head(2)
+    tuned = key[(key["variant"] == "dpo") & ~key["prompt_id"].isin(base["prompt_id"])].head(1)
+    german, english = (labelled(drawn, tmp_path / f"{name}.csv", name, label=label)
+                       for name, label in (("de", None), ("en", "?")))  # fmt: skip
+    text = english.read_text("utf-8-sig")
+    for one in [*base["id"], *tuned["id"]]:
+        text = text.replace(f"{one},?", f"{one},1")
+    english.write_text(text)
+    folder = tmp_path / "people"
+    drops = run_cells("human_labels", sheets=[str(german), str(english)], keys=str(drawn / "keys"),
+                      output_folder=str(folder), bootstrap_samples=100)["drops"]  # fmt: skip
+    of, mean = drops.set_index("language"), drops[drops["language"].isna()].iloc[0]
+    assert of.loc["en", "drop"] == 0.0 and np.isnan(of.loc["en", "drop_low"])
+    assert mean["drop"] == of.loc["de", "drop"] and mean["drop_low"] == of.loc["de", "drop_low"]
+    said = summary(folder, tmp_path / "summary", monkeypatch)[-1]
+    assert "over 1 of 2 languages, as the others have too few labels for an interval" in said
+    assert "not measured" not in said
 
 
 def test_the_report_shows_sheets_that_are_hardly_filled(drawn, tmp_path, monkeypatch):

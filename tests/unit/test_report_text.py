@@ -315,6 +315,7 @@ def difference(before, after, low, high) -> pd.Series:
         (difference(0.8, 0.2, 0.5, 0.7), "falls from 0.80 to 0.20 (by 0.60 [0.50, 0.70])"),
         (difference(0.2, 0.8, -0.7, -0.5), "rises from 0.20 to 0.80 (by 0.60 [0.50, 0.70])"),
         (difference(0.5, 0.4, -0.1, 0.3), "shows no detectable change (0.50 to 0.40, −0.10 [−0.30, 0.10])"),
+        (difference(0.3, 0.05, float("nan"), float("nan")), "goes from 0.30 to 0.05 (interval not defined)"),
         (difference(float("nan"), 0.4, -0.1, 0.3), "was not measured on both sides"),
     ],
 )  # fmt: skip
@@ -333,6 +334,7 @@ def test_a_difference_is_told_as_its_interval_allows():
     assert compared(-0.1, -0.15, -0.05, 2) == "lower (−0.10 [−0.15, −0.05])"
     assert compared(0.1, -0.5, 0.7, 1) == "not detectably different (0.1 [−0.5, 0.7])"
     assert compared(float("nan"), 0.0, 0.0, 1) == "not measured"
+    assert compared(0.1, float("nan"), float("nan"), 1) == "not known to differ (0.1, interval not defined)"
 
 
 def test_a_range_names_its_languages():

@@ -85,15 +85,16 @@ def span(values: pd.Series, digits: int) -> str:
 
 def change(row: pd.Series, digits: int) -> str:
     """How a value went from before to after, in words that the interval of the difference allows."""
-    if pd.isna(row["drop"]):
+    drop, low, high = (row[name] for name in ("drop", "drop_low", "drop_high"))
+    if pd.isna(drop):
         return "was not measured on both sides"
     before, after = fixed(row["before"], digits), fixed(row["after"], digits)
-    if row["drop_low"] > 0:
-        drop = bracketed(row["drop"], row["drop_low"], row["drop_high"], digits)
-        return f"falls from {before} to {after} (by {drop})"
-    # From here on the difference is after minus before.
-    difference = bracketed(-row["drop"], -row["drop_high"], -row["drop_low"], digits)
-    if row["drop_high"] < 0:
+    if pd.isna(low):
+        return f"goes from {before} to {after} (interval not defined)"
+    if low > 0:
+        return f"falls from {before} to {after} (by {bracketed(drop, low, high, digits)})"
+    difference = bracketed(-drop, -high, -low, digits)  # after minus before
+    if high < 0:
         return f"rises from {before} to {after} (by {difference})"
     return f"shows no detectable change ({before} to {after}, {difference})"
 
@@ -102,15 +103,15 @@ def compared(value: float, low: float, high: float, digits: int) -> str:
     """A difference in words that its interval allows: ``lower (−0.20 [−0.30, −0.10])``."""
     if pd.isna(value):
         return NOT_MEASURED
+    if pd.isna(low):
+        return f"not known to differ ({fixed(value, digits)}, interval not defined)"
     verdict = "lower" if high < 0 else "higher" if low > 0 else "not detectably different"
     return f"{verdict} ({bracketed(value, low, high, digits)})"
 
 
 def bracketed(value: float | None, low: float | None, high: float | None, digits: int) -> str:
     """A value and its interval: ``0.60 [0.50, 0.70]``; ``not measured`` without a value."""
-    if value is None:
-        return NOT_MEASURED
-    return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
+    return NOT_MEASURED if value is None else f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 def html_table(table: pd.DataFrame) -> str:
