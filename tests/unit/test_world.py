@@ -409,6 +409,22 @@ def test_correlations_tell_what_is_set_from_what_goes_along(summary, measured):
     assert "not run" in repr(definitions("summary_world").correlations_table(nothing))
 
 
+def test_the_verdict_claims_what_its_intervals_carry(summary, measured):
+    sign = np.where(measured["seed"] % 2, 1.0, -1.0)
+
+    def verdict(table=measured, **changed):
+        return summary(table.assign(**changed))[0]["world_verdict"]
+
+    none = verdict(relative_drop=0.1 * sign - 0.01, kept_drop=0.1 * sign)
+    assert "models of m is \u22120.01 [\u2212" in none and "no drop is detectable." in none
+    assert "insults rise." in verdict(relative_drop=0.01 * sign - 0.1)
+    unsure = verdict(kept_drop=0.25 + 0.3 * sign)
+    assert "its grammar is open" in unsure and "itself reaches" not in unsure
+    assert "it is negative in models of m." in verdict(relative_drop=0.6 - measured["relative_drop"])
+    two = verdict(measured[(measured["alignment"] == 0.0) | (measured["seed"] < 2)])
+    assert "are too few for an interval" in two and "most of the drop" not in two
+
+
 def test_one_model_has_no_correlation(summary, measured):
     said, _ = summary(measured[measured["configuration"] == "m-1.0-0"])
     assert said["world_verdict"] == said["world_directions"] == "Too few models for a correlation."
