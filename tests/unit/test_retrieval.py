@@ -210,7 +210,7 @@ def test_figures_of_a_transfer_without_languages_are_missing():
 
 
 def test_a_model_is_forecast_from_all_others():
-    """The others lie on 0.1 + 2 x; a second variant of the same model is no other model."""
+    """The others lie on 0.1 + 2 x; a second variant of a model is no other model, nor is another file of its base."""
 
     def points(accuracy, drop):
         return pd.DataFrame({"language": ["de", "fr"], "accuracy": accuracy, "relative_drop": drop}), {}
@@ -218,9 +218,10 @@ def test_a_model_is_forecast_from_all_others():
     measured = {
         "A": points([0.1, 0.4], [0.3, 0.9]), "B": points([0.2, 0.3], [0.5, 0.7]),
         "C (DPO)": points([0.25, 0.35], [0.7, 0.7]), "C (LoRA)": points([0.25, 0.35], [0.0, 5.0]),
+        "c (published)": points([0.25, 0.35], [0.0, 5.0]),
     }  # fmt: skip
     comparisons = [SimpleNamespace(title=title, model=title[0]) for title in [*measured, "D"]]
-    accuracies = {"A": [0.1, 0.4], "B": [0.2, 0.3], "C": [0.25, 0.35], "D": [0.5, 0.6]}
+    accuracies = {"A": [0.1, 0.4], "B": [0.2, 0.3], "C": [0.25, 0.35], "D": [0.5, 0.6], "c": [0.25, 0.35]}
 
     def forecasts(titles):
         results = SimpleNamespace(
@@ -229,8 +230,9 @@ def test_a_model_is_forecast_from_all_others():
                                              for language, value in zip(["de", "fr"], accuracies[model], strict=True)},
         )  # fmt: skip
         transfers = {title: measured[title] for title in titles if title in measured}
+        given = {"bases": {name: name.upper() for name in accuracies}, "transfers": transfers, "others": ["de", "fr"]}
         return run_cell("summary_transfer", "transfer-forecast", np=np, pd=pd, line=line, results=results,
-                        others=["de", "fr"], transfers=transfers)["forecasts"].set_index("comparison")  # fmt: skip
+                        **given)["forecasts"].set_index("comparison")  # fmt: skip
 
     found = forecasts(list(measured))
     assert found.loc["C (DPO)", "points"] == 4
