@@ -317,6 +317,14 @@ def test_the_judge_reads_the_log_odds_of_its_verdicts(tmp_path):
     assert set(WINS.averaged_outcomes(same["forward"].to_numpy(), same["backward"].to_numpy())) == {0.5}
 
 
+def test_two_pairs_of_algorithms_share_no_verdicts(tmp_path):
+    """Where a hyphen joined the names, both pairs were a-b-c."""
+    words = {"a-b": "laut", "c": "sehr", "a": "dazu", "b-c": "laut"}
+    table = judged(*tiny(), tmp_path, {name: continuations(word) for name, word in words.items()})["pairs"]
+    of = table.set_index(["algorithm", "opponent"])["forward"]
+    assert of.loc[("a-b", "c")].tolist() != of.loc[("a", "b-c")].tolist()
+
+
 def test_every_two_are_judged_once(tmp_path):
     every = {"a": continuations("laut"), "b": continuations("sehr"), "c": continuations("dazu")}
     model, tokenizer = tiny()
