@@ -117,6 +117,18 @@ def test_a_later_source_wins(checkout):
         ({"world": {"sizes": {"m": {"hidden": 32, "layers": 1}}, "alignments": [0.5, 0.501], "seeds": [0]}}, ["twice"]),
         ({"variants": {"a": {"pairs": "on-policy", "languages": ["de"]}}}, ["variants.a", "'ablation'"]),
         (
+            {"variants": {"a": {"pairs": "on-policy", "generate": {"n": 5}}}},
+            ["variants.a", "'generate' are for a variant with 'ablation'", "set them for the whole profile"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy", "evaluate": {"threshold": 0.3}}}},
+            ["variants.a", "'evaluate' is for the whole profile"],
+        ),
+        (
+            {"variants": {"a": {"pairs": "on-policy"}, "b": {**ANTI, "evaluate": {"reference_model": "none"}}}},
+            ["variants.b", "'evaluate' is for the whole profile"],
+        ),
+        (
             {"variants": {"a": {"pairs": "on-policy"}, "b": {"pairs": "on-policy", "ablation": "seed"}}},
             ["variants.b", "'dpo: seed:'"],
         ),

@@ -251,9 +251,11 @@ class Variant(StageSettings):
 
     @model_validator(mode="after")
     def _ablation_alone_takes_less(self) -> Variant:
-        _require(self.ablation or not (self.languages or self.prompt_limit),
-                 "'languages' and 'prompt_limit' are for a variant with 'ablation'; the main tables compare the same "
-                 "languages and prompts")  # fmt: skip
+        _require(self.ablation or not (self.languages or self.prompt_limit or self.generate),
+                 "'languages', 'prompt_limit' and 'generate' are for a variant with 'ablation': name one, or set them "
+                 "for the whole profile; the main tables compare the same prompts, sampled alike")  # fmt: skip
+        _require(not self.evaluate, "'evaluate' is for the whole profile, so move it there: its variants are compared "
+                                    "under one scorer, threshold and reference model")  # fmt: skip
         stage, setting = ABLATED_SETTING[self.ablation] if self.ablation else ("", "")
         _require(not stage or setting in getattr(self, stage),
                  f"an ablation of the {self.ablation} needs '{stage}: {setting}:'")  # fmt: skip
