@@ -68,6 +68,14 @@ def test_a_checkpoint_that_has_gone_is_noticed(checkout, tiny_checkpoints):
         checkpoints.ensure_checkpoint(load_model("tiny"))
 
 
+def test_an_adapter_of_the_hub_is_found_again(checkout, tmp_path, monkeypatch):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(checkpoints, "_download", lambda *_: adapter)
+    assert [checkpoints.weights_of("owner/adapter") for _ in range(2)] == [adapter, adapter]
+
+
 def test_a_damaged_package_is_refused(checkout, monkeypatch, tmp_path):
     package = tmp_path / "broken_gguf.py"
     package.write_text("def assemble(path):\n    path.write_bytes(b'not the model')\n    return path\n")

@@ -147,8 +147,7 @@ def restore_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> None:
     identifier = tokenizer.convert_tokens_to_ids(bos)
     tokenizer.bos_token = bos
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, identifier)]
-    )
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, identifier)])  # fmt: skip
 
 
 def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -163,11 +162,9 @@ def recorded_location(folder: Path) -> Path:
     """The folder of the weights that a finished checkpoint stage recorded."""
     location = Path(read_json(folder / LOCATION)["folder"])
     location = location if location.is_absolute() else folder / location
-    if not (location / "config.json").is_file():
-        raise UserError(
-            f"{paths.relative(folder / LOCATION)} names {location}, which is gone; delete {paths.relative(folder)} "
-            "and run again"
-        )
+    if not ((location / "config.json").is_file() or (location / "adapter_config.json").is_file()):
+        raise UserError(f"{paths.relative(folder / LOCATION)} names {location}, which is gone; delete "
+                        f"{paths.relative(folder)} and run again")  # fmt: skip
     return location
 
 
@@ -233,10 +230,8 @@ def check_vocabulary(weights: Path, languages: Iterable[str]) -> None:
     kept = read_json(weights / "config.json").get(KEPT_LANGUAGES)
     for language in languages if kept else ():
         if language not in kept:
-            raise UserError(
-                f"{paths.relative(weights)}: the vocabulary was trimmed to {' '.join(kept)}, without {language!r}; add "
-                "it to the profile's 'languages', or take a checkpoint whose vocabulary is whole"
-            )
+            raise UserError(f"{paths.relative(weights)}: the vocabulary was trimmed to {' '.join(kept)}, without "
+                            f"{language!r}; add it to the profile's 'languages', or take a whole one")  # fmt: skip
 
 
 def provenance(weights: Path) -> Path:
