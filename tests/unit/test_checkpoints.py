@@ -104,6 +104,16 @@ def test_a_package_that_holds_its_file_is_not_imported(checkout, monkeypatch, tm
             checkpoints.ensure_checkpoint(load_model("tiny"))
 
 
+def test_another_file_of_a_package_means_other_weights(checkout):
+    def source(**more):
+        model = {"title": "t", "use": "package", "package": "p", "licence": "x"} | more
+        (checkout / "params/models/tiny.yaml").write_text(yaml.safe_dump(model))
+        return load_model("tiny").source()
+
+    assert source(gguf="q4.gguf") != source(gguf="q8.gguf")
+    assert source(gguf="q4.gguf", sha256="x00") == source(gguf="q8.gguf", sha256="x00"), "which says which file it is"
+
+
 def test_a_missing_package_is_named_before_a_run_starts(checkout):
     file, profile = checkout / "params/models/second.yaml", checkout / "params/profiles/tiny.yaml"
     file.write_text("title: t\nuse: package\nlicence: x\npackage: no_such_package\ninstall: --no-deps it==1\n")

@@ -101,7 +101,8 @@ class ModelFile(StageSettings):
     def source(self) -> dict[str, Any]:
         """What decides which weights are loaded, and in which type: a change means other results."""
         names = {"use", "hub", "revision", "path", "package", "sha256", "add_bos", "dtype", "tuned"}
-        return self.model_dump(include=names) | ({"split_digits": True} if self.split_digits else {})
+        more = {"split_digits": self.split_digits, "gguf": not self.sha256 and self.gguf}  # the hash says which file
+        return self.model_dump(include=names) | {name: value for name, value in more.items() if value}
 
     @model_validator(mode="after")
     def _source_given(self) -> ModelFile:
