@@ -225,7 +225,7 @@ def test_a_second_gpu_that_is_not_there_is_reported(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         assert two_devices(devices=asked, schedule="parallel") == expected
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="needs two GPUs"):
+    with pytest.raises(UserError, match=r"needs two GPUs, .*CUDA_VISIBLE_DEVICES=0,1"):
         two_devices(devices=2, schedule="parallel")
     assert not two_devices(devices=2, algorithm="plain"), "which has no use for a second one"
 
