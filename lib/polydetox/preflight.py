@@ -111,7 +111,7 @@ def _own_checks(run: Run) -> Checks:
         if kind not in ON_POLICY and (kind in needed or not using or not all(using)):
             yield partial(_check_pairs, run, kind)
     if profile.world:
-        yield partial(lambda languages: Phrasebook.read().check_languages(languages), profile.languages)
+        yield partial(lambda *of: Phrasebook.read().check_languages(*of), profile.languages, f"{_file(profile)}: ")
     yield from (partial(_check_installed, model) for model in [*run.listed.values(), *_other_models(profile)])
     yield from (partial(_check_model, run, model) for model in run.models)
 

@@ -407,6 +407,14 @@ def test_optional_data_are_left_out_with_a_word_and_used_where_they_are(checkout
         preflight.preflight(load("tiny"))
 
 
+@pytest.mark.parametrize("languages", [["de", "fr"], ["en"]])
+def test_the_synthetic_setting_needs_english_and_another_language(checkout, languages):
+    world = {"sizes": {"s": {"hidden": 32, "layers": 1}}, "alignments": [0.5], "seeds": [0]}
+    rewrite(checkout / "params/profiles/tiny.yaml", languages=languages, world=world)
+    said = "params/profiles/tiny.yaml: languages: the synthetic setting aligns 'en' with others; list it and one more"
+    assert said in preflight.problems(load("tiny"))
+
+
 def test_the_corpus_of_control_is_told_every_evaluated_prompt(checkout):
     """No stage samples attribute control on a prompt that the corpus may hold."""
     control = {"algorithms": {"plain": {"algorithm": "plain"}}}

@@ -202,6 +202,13 @@ def test_a_stopped_pretraining_ends_where_it_would_have(checkout, tmp_path, monk
     figures = read_json(tmp_path / "stopped/metrics.json")
     assert figures["tokens"] == 6 * 64 and figures["vocabulary"] == len(CORPUS.make_tokenizer(["en", "de"]))
     assert pretrain("other", seed=1)["loss"].iloc[0] != whole["loss"].iloc[0]
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("jurist")
+    phrasebook = checkout / "params/phrasebook.yaml"
+    phrasebook.write_text(phrasebook.read_text().replace('"the judge"', '"the jurist"'))
+    pretrain("jurist")
+    assert len(calls) == 5 + 6, "what was learnt in other words is not continued"
 
 
 def small_model(*languages: str):

@@ -77,11 +77,12 @@ class Phrasebook:
         """The languages that every phrase is in."""
         return list(self.you_are)
 
-    def check_languages(self, languages: Sequence[str]) -> None:
-        """Refuse a language that the phrasebook lacks."""
-        for language in languages:
-            if language not in self.you_are:
-                raise UserError(f"params/phrasebook.yaml: has no {language!r}{nearest(language, self.languages)}")
+    def check_languages(self, languages: Sequence[str], where: str = "") -> None:
+        """Refuse a language that the phrasebook lacks, and languages that are not English and others."""
+        if not {"en"} < set(languages):
+            raise UserError(f"{where}languages: the synthetic setting aligns 'en' with others; list it and one more")
+        if unknown := next((language for language in languages if language not in self.you_are), None):
+            raise UserError(f"params/phrasebook.yaml: has no {unknown!r}{nearest(unknown, self.languages)}")
 
     def stem(self, speaker: int, verb: int, language: str, tone: bool | None = None) -> str:
         """How a remark begins: what an evaluation prompt is; ``tone`` says it angrily (True) or kindly (False)."""
