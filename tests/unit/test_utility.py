@@ -168,7 +168,7 @@ def tiny():
     return tiny_model("llama", len(tokenizer)), tokenizer
 
 
-def test_answers_are_those_of_the_likelihood_and_kept(checkout, tmp_path):
+def test_answers_are_those_of_the_likelihood_and_kept(checkout, tmp_path, monkeypatch):
     """The harness against log-likelihoods summed by hand."""
     model, tokenizer = tiny()
     suites = {"all": {"tasks": ["everyday_en", "everyday_ru"], "shots": 0, "limit": 3}}
@@ -188,11 +188,12 @@ def test_answers_are_those_of_the_likelihood_and_kept(checkout, tmp_path):
         len(row["choices"]) for task in suites["all"]["tasks"]
         for row in tasks.local_configuration(task)["custom_dataset"].args[0]["test"][:3]
     ]  # fmt: skip
-    # A second run asks nothing, as its answers are there; other weights are asked.
-    again = harness.answer_suites(None, None, suites, **options)  # type: ignore[arg-type]
-    pd.testing.assert_frame_equal(items, again)
-    with pytest.raises(Exception, match=r"NoneType|pretrained"):
-        harness.answer_suites(None, None, suites, **options | {"weights_key": "other"})  # type: ignore[arg-type]
+    # A second run asks nothing, as its answers are there; other weights are asked, and the same in another type.
+    monkeypatch.setattr(harness, "_answer", lambda *_: pytest.fail("asked"))
+    pd.testing.assert_frame_equal(items, harness.answer_suites(model, tokenizer, suites, **options))
+    for other, changes in ((model, {"weights_key": "other"}), (tiny()[0].bfloat16(), {})):
+        with pytest.raises(pytest.fail.Exception, match="asked"):
+            harness.answer_suites(other, tokenizer, suites, **options | changes)
 
 
 def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:

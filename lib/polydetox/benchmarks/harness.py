@@ -44,14 +44,14 @@ def answer_suites(
     the task has that measure (``acc_norm``), else by the likelihood itself. In tasks of minimal pairs it says whether
     the stereotype is the likelier sentence.
 
-    The items of a finished task are kept in ``folder`` under a hash of ``weights_key`` and the settings; a run that
-    was stopped answers only what is missing.
+    The items of a finished task are kept in ``folder`` under a hash of ``weights_key``, the model's dtype and the
+    settings; a run that was stopped answers only what is missing.
     """
     harness, columns = None, [*ITEM_COLUMNS, "choices"]
     tables = []
     for suite, settings in suites.items():
         for task in settings["tasks"]:
-            file = folder / f"{_key(weights_key, suite, task, settings, seed)}.parquet"
+            file = folder / f"{_key([weights_key, str(model.dtype)], suite, task, settings, seed)}.parquet"
             if not file.is_file():
                 harness = harness or _language_model(model, tokenizer, batch_size)
                 items = _answer(harness, task, settings["shots"], settings["limit"], seed)
@@ -60,13 +60,13 @@ def answer_suites(
     return pd.concat(tables, ignore_index=True)
 
 
-def _key(weights_key: str, suite: str, task: str, settings: Mapping[str, Any], seed: int) -> str:
+def _key(model: list[str], suite: str, task: str, settings: Mapping[str, Any], seed: int) -> str:
     asked: Any = task
     if task in local_tasks():
         configuration = local_configuration(task)
         asked = {**configuration, "custom_dataset": configuration["custom_dataset"].args[0]}
     versions = {name: version for name, version in library_versions().items() if name in _DECIDING}
-    return resume_key([weights_key, suite, asked, settings["shots"], settings["limit"], seed, versions, "choices"])
+    return resume_key([model, suite, asked, settings["shots"], settings["limit"], seed, versions, "choices"])
 
 
 _DECIDING = ("torch", "transformers", "tokenizers", "datasets", "lm-eval")
