@@ -60,9 +60,11 @@ rule checkpoint:
 TRIM = run.stage(
     "trim",
     f"{RUN}/{{model}}/trim",
+# A published checkpoint has the whole vocabulary, and so has the base model that it is compared with.
+TRIMMED = [model for model in run.models if run.profile.trim and not run.model_file(model).tuned]
     title="Vocabulary trimming",
     section="trim",
-    jobs=each(model=run.models if run.profile.trim else []),
+    jobs=each(model=TRIMMED),
     inputs=lambda model: {
         "checkpoint": CHECKPOINT.format(model=model),
         "dtype": run.model_file(model).dtype,
@@ -103,7 +105,7 @@ rule trim:
 
 def base(model):
     """The stage whose checkpoint is sampled and tuned."""
-    return (TRIM if run.profile.trim else CHECKPOINT).format(model=model)
+    return (TRIM if model in TRIMMED else CHECKPOINT).format(model=model)
 
 
 def checkpoint(model, variant="base"):

@@ -441,6 +441,17 @@ def test_sections_of_the_mechanism_reach_their_stages(checkout):
     assert resolved("tiny", "trim", model="tiny")["sentences"], "whose tokens stay in the vocabulary"
 
 
+def test_a_published_checkpoint_is_compared_with_a_base_model_of_its_vocabulary(checkout):
+    tiny = yaml.safe_load((checkout / "params/models/tiny.yaml").read_text())
+    (checkout / "params/models/whole.yaml").write_text(yaml.safe_dump(tiny | {"tuned": {"hub": "owner/tuned"}}))
+    rewrite(checkout / "params/profiles/tiny.yaml", models=["tiny", "whole"])
+    run = load("tiny")
+    assert run.resolved("generate", model="whole", variant="base")["checkpoint"] == "runs/checkpoints/whole"
+    assert run.resolved("merge", model="whole", variant="published")["checkpoint"] == "runs/checkpoints/whole"
+    assert run.resolved("generate", model="tiny", variant="base")["checkpoint"] == "runs/tiny/tiny/trim"
+    assert [job.wildcards["model"] for job in run.jobs.values() if job.stage == "trim"] == ["tiny"]
+
+
 def test_a_stage_of_many_languages_takes_those_of_the_profile(checkout):
     job = load("tiny").jobs["generate", ("model", "tiny"), ("set", ""), ("variant", "dpo")]
     assert job.folder == "runs/tiny/tiny/dpo/generate" and job.notebook == "notebooks/evaluation/generate.ipynb"
