@@ -18,7 +18,7 @@ from polydetox.core import paths
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import notebook_file
 from polydetox.core.paths import relative as local
-from polydetox.workflow import FIRST, Run, each
+from polydetox.workflow import FIRST, Run, each, local_files
 
 try:
     run = Run(str(config.get("profile", "offline")))  # Snakemake makes a number of a name that looks like one

@@ -69,6 +69,7 @@ rule control_corpus:
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         prompts="params/prompts/training.yaml",
         evaluated=run.prompt_files() if CONTROL and CONTROL.corpus.get("source") != "model" else [],
+        own=lambda w: run.own_files("control_corpus", w),
     output:
         manifest=f"{CONTROL_CORPUS}/manifest.json",
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",
@@ -112,6 +113,7 @@ rule regularise:
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",
         made=f"{CONTROL_CORPUS}/manifest.json",
+        own=lambda w: run.own_files("regularise", w),
     output:
         manifest=f"{REGULARISE}/manifest.json",
         metrics=f"{REGULARISE}/metrics.json",
@@ -200,6 +202,7 @@ rule attribute_eval:
         corpus=f"{CONTROL_CORPUS}/corpus.parquet",
         continuations=f"{CONSTRAINED_DECODE}/continuations.parquet",
         tasks=TASKS,
+        own=lambda w: run.own_files("attribute_eval", w),
     output:
         manifest=f"{ATTRIBUTE_EVAL}/manifest.json",
         scores=f"{ATTRIBUTE_EVAL}/scores.parquet",
@@ -251,7 +254,7 @@ rule win_rate:
         notebook=f"{WIN_RATE}/notebook.ipynb",
     params:
         parameters=lambda w: run.parameters("win_rate", w),
-        source=lambda w: run.source(w.model),
+        source=lambda w: run.source(w.model, *({judge_of(w.model)} - {base(w.model)})),
     log: f"{WIN_RATE}/log.txt",
     benchmark: f"{WIN_RATE}/benchmark.tsv"
     resources:
@@ -286,6 +289,7 @@ rule jigsaw_classify:
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         labelled=lambda w: PAIRS.format(model=w.model, kind="on-policy") + "/manifest.json" if comments_of(w.model) else [],
         prompts=run.prompt_files(),
+        own=lambda w: run.own_files("jigsaw_classify", w),
     output:
         manifest=f"{JIGSAW_CLASSIFY}/manifest.json",
         metrics=f"{JIGSAW_CLASSIFY}/metrics.json",

@@ -95,6 +95,13 @@ def reference_model(model):
     return {"base": base(model), "none": ""}.get(named, named)
 
 
+def other_reference_models(model):
+    """The models beside the base model whose perplexity measures fluency."""
+    settings = run.section("evaluate", "score", model)
+    named = [settings.get("reference_model"), settings.get("second_reference_model")]
+    return [name for name in named if name not in (None, "base", "none")]
+
+
 SCORE = run.stage(
     "score",
     f"{RUN}/{{model}}/{{variant}}/{{set}}score",
@@ -120,6 +127,7 @@ rule score:
         continuations=f"{GENERATE}/continuations.parquet",
         generated=f"{GENERATE}/manifest.json",
         reference_model=lambda w: f"{base(w.model)}/manifest.json",
+        own=lambda w: run.own_files("score", w),
         early=lambda w: early(SCORE, w),
     output:
         manifest=f"{SCORE}/manifest.json",
@@ -128,7 +136,7 @@ rule score:
         notebook=f"{SCORE}/notebook.ipynb",
     params:
         parameters=lambda w: run.parameters("score", w),
-        source=lambda w: run.source(w.model),
+        source=lambda w: run.source(w.model, *other_reference_models(w.model)),
     log: f"{SCORE}/log.txt",
     benchmark: f"{SCORE}/benchmark.tsv"
     priority: sooner("score", 1)
@@ -219,6 +227,7 @@ rule agreement:
     input:
         notebook="notebooks/evaluation/agreement.ipynb",
         scores=lambda w: compared_scores(w.model).values(),
+        own=lambda w: run.own_files("agreement", w),
     output:
         manifest=f"{AGREEMENT}/manifest.json",
         scores=f"{AGREEMENT}/scores.parquet",

@@ -43,6 +43,7 @@ rule probe:
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         labelled=lambda w: PAIRS.format(model=w.model, kind="on-policy") + "/manifest.json" if probe_texts(w.model) else [],
         scores=lambda w: scores_of(w.model, "base"),
+        own=lambda w: run.own_files("probe", w),
     output:
         manifest=f"{PROBE}/manifest.json",
         probe=f"{PROBE}/probe.safetensors",
@@ -168,6 +169,7 @@ rule intervene:
         probed=f"{PROBE}/manifest.json",
         prompts=run.prompt_files(),
         neutral="params/prompts/neutral.yaml",
+        own=lambda w: run.own_files("intervene", w),
     output:
         manifest=f"{INTERVENE}/manifest.json",
         metrics=f"{INTERVENE}/metrics.json",

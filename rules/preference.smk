@@ -27,6 +27,8 @@ TUNED = [
 # The sentences for retrieval, where they are this project's.
 OWN_SENTENCES = run.section("alignment: retrieval", "retrieval").get("sentences") == "project"
 SENTENCES = ["params/prompts/sentences.yaml"] if OWN_SENTENCES else []
+# All sets of evaluation prompts.
+EVALUATION_PROMPTS = sorted({file for name in ("", *run.prompt_sets) for file in run.prompt_files(name)})
 
 # Shared by all profiles.
 CHECKPOINT = run.stage(
@@ -42,6 +44,7 @@ rule checkpoint:
     message: "checkpoint of {wildcards.model}"
     input:
         notebook="notebooks/preference/checkpoint.ipynb",
+        weights=lambda w: local_files(run.model_file(w.model).path),
     output:
         manifest=f"{CHECKPOINT}/manifest.json",
         location=f"{CHECKPOINT}/checkpoint.json",
@@ -57,11 +60,11 @@ rule checkpoint:
     shell: EXECUTE
 
 
+# A published checkpoint has the whole vocabulary, and so has the base model that it is compared with.
+TRIMMED = [model for model in run.models if run.profile.trim and not run.model_file(model).tuned]
 TRIM = run.stage(
     "trim",
     f"{RUN}/{{model}}/trim",
-# A published checkpoint has the whole vocabulary, and so has the base model that it is compared with.
-TRIMMED = [model for model in run.models if run.profile.trim and not run.model_file(model).tuned]
     title="Vocabulary trimming",
     section="trim",
     jobs=each(model=TRIMMED),
@@ -82,7 +85,7 @@ rule trim:
     input:
         notebook="notebooks/preference/trim.ipynb",
         checkpoint=f"{CHECKPOINT}/manifest.json",
-        prompts=run.prompt_files(),
+        prompts=EVALUATION_PROMPTS,
         training_prompts="params/prompts/training.yaml",
         sentences=SENTENCES,
         prefixes=lambda w: ["params/prompts/politeness.yaml"] if run.prefixes(w.model) else [],
@@ -138,7 +141,8 @@ rule pairs:
         notebook="notebooks/preference/pairs.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
         prompts="params/prompts/training.yaml",
-        data=lambda w: run.own_pairs(w.kind),
+        evaluated=lambda w: [] if w.kind in (*ON_POLICY, "toxicity-pairwise") else EVALUATION_PROMPTS,
+        own=lambda w: run.own_files("pairs", w),
     output:
         manifest=f"{PAIRS}/manifest.json",
         pairs=f"{PAIRS}/pairs.parquet",
@@ -249,6 +253,13 @@ def tuned(model, variant):
     }
 
 
+def tuned_files(model, variant):
+    """What a merge waits for: the tuning by this profile, or a published checkpoint's files on this machine."""
+    if variant in run.profile.variants:
+        return [f"{made_by(model, variant)}/manifest.json"]
+    return local_files(run.model_file(model).tuned.path)
+
+
 MERGE = run.stage("merge", f"{RUN}/{{model}}/{{variant}}/merge", title="Merge", jobs=TUNED, inputs=tuned)
 
 
@@ -257,7 +268,7 @@ rule merge:
     input:
         notebook="notebooks/preference/merge.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
-        tuned=lambda w: [f"{made_by(w.model, w.variant)}/manifest.json"] if w.variant in run.profile.variants else [],
+        tuned=lambda w: tuned_files(w.model, w.variant),
     output:
         manifest=f"{MERGE}/manifest.json",
         notebook=f"{MERGE}/notebook.ipynb",

@@ -28,7 +28,7 @@ rule retrieval:
     input:
         notebook="notebooks/transfer/retrieval.ipynb",
         checkpoint=lambda w: f"{base(w.model)}/manifest.json",
-        sentences=SENTENCES,
+        sentences=lambda w: SENTENCES or local_files(run.section("alignment: retrieval", "retrieval").get("folder")),
     output:
         manifest=f"{RETRIEVAL}/manifest.json",
         metrics=f"{RETRIEVAL}/metrics.json",

@@ -28,8 +28,7 @@ from polydetox.core.params import (
     tuned_by,
     variants_of,
 )
-from polydetox.data.catalogue import is_available
-from polydetox.data.pairs import pair_files
+from polydetox.data.catalogue import is_available, local_path
 from polydetox.data.prompts import languages_available, prompt_file
 
 Wildcards = Mapping[str, str]
@@ -175,10 +174,9 @@ class Run:
     @cached_property
     def skipped(self) -> set[str]:
         """The optional variants whose pairs are not available."""
-        optional = {name: self.profile.pairs[variant.pairs] for name, variant in self.profile.variants.items()
-                    if variant.optional}  # fmt: skip
-        return {name for name, pairs in optional.items()
-                if not is_available(pairs.get("data") or pairs.get("folder", ""))}  # fmt: skip
+        places = {kind: pairs.get("data") or pairs.get("folder", "") for kind, pairs in self.profile.pairs.items()}
+        return {name for name, variant in self.profile.variants.items()
+                if variant.optional and not is_available(places[variant.pairs])}  # fmt: skip
 
     @cached_property
     def prompt_sets(self) -> dict[str, list[str]]:
@@ -210,12 +208,12 @@ class Run:
                 files.add(paths.relative(prompt_file(chosen.source, language, chosen.folder)))
         return sorted(files)
 
-    def own_pairs(self, kind: str) -> list[str]:
-        """The files of a reader's own pairs that lie on this machine, for the workflow to notice a change."""
-        data = self.profile.pairs[kind].get("data", "hub:")
-        with contextlib.suppress(UserError):
-            return [] if data.startswith("hub:") else [paths.relative(file) for file in pair_files(data)]
-        return []
+    def own_files(self, stage: str, wildcards: Wildcards) -> list[str]:
+        """The files of a reader's own that one job reads: pairs, labelled texts, and what its scorers are made of."""
+        given = self.jobs[stage, *sorted(wildcards.items())].parameters
+        scorers = [given.get("scorer"), given.get("second_scorer"), *given.get("scorers", [])]
+        of_scorers = [str(name).partition(":")[2] for name in scorers if str(name).startswith(("stored:", "head:"))]
+        return local_files(given.get("data"), given.get("texts"), *of_scorers)
 
     def prefixes(self, model: str, *variants: str) -> list[str]:
         """What some variants of a model, by default all of them, put before prompts to ask for politeness."""
@@ -240,9 +238,24 @@ class Run:
         known = declaration(notebook).model_fields
         return {key: value for key, value in found.items() if key in known}
 
-    def source(self, model: str) -> str:
-        """Where the weights of a model come from, as JSON: a changed model file runs its stages again."""
-        return json.dumps(self.model_file(model).source(), sort_keys=True)
+    def source(self, model: str, *others: str) -> str:
+        """Where the weights of a model and of others come from, as JSON: a changed model file runs its stages again."""
+        sources = [self.model_file(model).source()]
+        for name in others:
+            with contextlib.suppress(UserError):  # the checks before a run say what is wrong
+                sources.append(load_model(name).source())
+        return json.dumps(sources if others else sources[0], sort_keys=True)
+
+
+def local_files(*named: str | None) -> list[str]:
+    """The files that some names mean on this machine, each a file or a folder, for the workflow to notice a change."""
+    found = set[str]()
+    for name in filter(None, named):
+        with contextlib.suppress(UserError):  # the checks before a run say what is wrong
+            place = local_path(name)
+            files = [place] if place.is_file() else (file for file in place.rglob("*") if file.is_file())
+            found |= {paths.relative(file) for file in files if "/." not in str(file.relative_to(place.parent))}
+    return sorted(file for file in found if "{" not in file)  # which Snakemake cannot have in a path
 
 
 def each(**wildcards: Iterable[str]) -> Iterator[dict[str, str]]:

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 from hub import COMMIT, StubHub
+from snakemake.api import SnakemakeApi
+from snakemake.iocontainers import Namedlist, Wildcards
 
 from notebook_cells import split_pairs
 from polydetox import preflight
@@ -338,7 +340,50 @@ def test_the_examples_of_the_readme_are_a_profile(checkout, data):
     assert evaluated == example["prompts"] | {"strip": True, "languages": ["de", "en", "ja"]}
     assert run.resolved("generate", model="tiny", variant="dpo")["prompts_column"] == "question"
     assert [name.rsplit("/", 1)[1] for name in run.prompt_files()] == ["de.jsonl", "en.jsonl", "ja.jsonl"]
-    assert run.own_pairs("mine") == [str(data / "pairs.jsonl")], "a changed file makes its stage run again"
+    assert run.own_files("pairs", {"model": "tiny", "kind": "mine"}) == [str(data / "pairs.jsonl")]
+
+
+def test_what_a_reader_changes_is_an_input_of_the_stages_that_read_it(checkout, data, monkeypatch):
+    loaded, workflow = [], SnakemakeApi.workflow
+    monkeypatch.setattr(SnakemakeApi, "workflow", lambda *_, **how: loaded.append(workflow(*_, **how)) or loaded[-1])
+    for name in ("texts.csv", "head.json", "stored/x_en.jsonl", "sentences/de.txt", "weights/config.json",
+                 "weights/.git/index", "weights/{x}"):  # fmt: skip
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    for name in ("tiny", "other"):
+        model = {"title": name, "use": "path", "path": str(data / "weights"), "licence": "x"}
+        published = {"tuned": {"path": "$MY_DATA/weights"}} if name == "other" else {}
+        (checkout / f"params/models/{name}.yaml").write_text(yaml.safe_dump(model | published))
+    control = {"algorithms": {"plain": {"algorithm": "plain"}}, "win_rate": {"judge": "owner/judge"},
+               "jigsaw_classify": {"texts": "$MY_DATA/texts.csv"}}  # fmt: skip
+    rewrite(
+        checkout, models=["tiny", "other"], control=control, mechanism={"probe": {"texts": "$MY_DATA/texts.csv"}},
+        evaluate={"scorer": "stored:$MY_DATA/stored", "second_scorer": "head:$MY_DATA/head.json",
+                  "reference_model": "owner/reference", "second_reference_model": "owner/second"},
+        agreement={"scorers": ["head:$MY_DATA/head.json", "use"]},
+        alignment={"retrieval": {"folder": "$MY_DATA/sentences"}},
+        more_prompts={"mine": {"source": "own", "folder": "$MY_DATA/prompts", "column": "question"}},
+    )  # fmt: skip
+    load("tiny")
+    rules = {rule.name: rule for rule in loaded[0]._workflow.rules}
+    prompts = [f"prompts/{language}.jsonl" for language in ("de", "en", "ja")]
+    for name, files, wildcards in [
+        ("checkpoint", ["weights/config.json"], {}), ("trim", prompts, {}),
+        ("score", ["head.json", "stored/x_en.jsonl"], {"variant": "dpo", "set": ""}), ("agreement", ["head.json"], {}),
+        ("probe", ["texts.csv"], {}), ("jigsaw_classify", ["texts.csv"], {"condition": "base"}),
+        ("retrieval", ["sentences/de.txt"], {}),
+        ("merge", ["weights/config.json"], {"model": "other", "variant": "published"}),
+    ]:  # fmt: skip
+        found = rules[name].expand_input(Wildcards(fromdict={"model": "tiny"} | wildcards))[0]
+        mine = [str(file) for file in found if str(file).startswith(str(data))]
+        assert sorted(mine) == [str(data / file) for file in files], name
+    for name, others, wildcards in [
+        ("score", ["owner/reference", "owner/second"], {"variant": "dpo", "set": ""}),
+        ("win_rate", ["owner/judge"], {}),
+    ]:
+        of = Wildcards(fromdict={"model": "tiny"} | wildcards)
+        given, *_ = rules[name].expand_params(of, rules[name].expand_input(of)[0], Namedlist(), None)
+        assert [source["hub"] for source in json.loads(given.source)] == [None, *others]
 
 
 def test_what_is_wrong_with_own_data_is_found_before_a_run(checkout, data, monkeypatch):
