@@ -20,9 +20,9 @@ from polydetox.workflow import load
 from tiny import CHECKOUT, TEXTS
 
 
-def examples(heading: str) -> list[str]:
+def examples(heading: str, file: str = "CONTRIBUTING.md") -> list[str]:
     """The blocks of code below a heading."""
-    text = (CHECKOUT / "CONTRIBUTING.md").read_text("utf-8")
+    text = (CHECKOUT / file).read_text("utf-8")
     section = re.search(rf"^## {heading}.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
     return [
         textwrap.dedent(code) for code in re.findall(r"^ *```\w+\n(.*?)^ *```$", section[0], re.DOTALL | re.MULTILINE)
@@ -52,8 +52,9 @@ def execute(checkout: Path, notebook: str, folder: Path, **parameters) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_model_is_one_file(checkout):
-    (block,) = examples("A model")
+@pytest.mark.parametrize("place", [("A model",), ("A new model in five lines", "README.md")])
+def test_a_model_is_one_file(checkout, place):
+    (block,) = examples(*place)
     (checkout / "params/models/my-model.yaml").write_text(block)
     change_profile(checkout, models=["my-model"])
     run = load("tiny")
