@@ -68,7 +68,7 @@ def test_the_first_page_says_what_it_is_about_and_what_is_to_come(early):
 
 def test_what_is_to_come_is_called_so_and_not_what_nobody_asked_for(early):
     said = words(early / "extensions.html")
-    assert "Asked by this run, and still being computed: the toxicity probe" in said
+    assert "Asked for by this run, and still being computed: the toxicity probe" in said
     assert not (early / "why.html").exists()
 
 

@@ -342,7 +342,7 @@ def test_a_language_without_an_interval_is_not_in_the_mean(drawn, tmp_path, monk
     assert of.loc["en", "drop"] == 0.0 and np.isnan(of.loc["en", "drop_low"])
     assert mean["drop"] == of.loc["de", "drop"] and mean["drop_low"] == of.loc["de", "drop_low"]
     said = summary(folder, tmp_path / "summary", monkeypatch)[-1]
-    assert "over 1 of 2 languages, as the others have too few labels for an interval" in said
+    assert "over 1 of 2 languages, as the rest has too few labels for an interval" in said
     assert "not measured" not in said
 
 

@@ -12,6 +12,7 @@ import textwrap
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,9 +20,10 @@ import pytest
 import torch
 import yaml
 
-from notebook_cells import run_cells
+from notebook_cells import run_cells, some_cells
 from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
+from polydetox.core.parameters import checked
 from polydetox.scorer.examples import auc_by_language, load_all_examples, probe_sentences, second_person_by_language
 from polydetox.scoring import CachedScorer, Score, Scorer, get_scorer
 from polydetox.scoring.base import missing
@@ -137,6 +139,21 @@ def test_a_score_that_asking_again_could_give_is_an_error_once_all_were_asked(tm
     with pytest.raises(UserError):
         cached.score(["later", "ab"], "en")
     assert inner.asked == ["later"], "all others are kept"
+
+
+def test_a_shard_without_an_answer_stops_no_other_and_is_not_kept(tmp_path):
+    scorer, texts = LengthScorer(), {"p0": "ab", "p1": "later", "p2": "abc"}
+    continuations = pd.DataFrame([
+        {"language": language, "prompt_id": prompt, "prompt": "x", "sample": 0, "continuation": text}
+        for language in ("de", "en") for prompt, text in texts.items()
+    ])  # fmt: skip
+    stage = SimpleNamespace(folder=tmp_path, skips=lambda *_: None)
+    given = {"continuations": continuations, "languages": ["de", "en"], "scorers": [scorer, None], "first": scorer,
+             "second": None, "weights": None, "second_weights": None, "SHARD": 1}  # fmt: skip
+    with pytest.raises(UserError, match=r"no score of 1 of 1 texts in 'de'.*; scorer 'length': no score of 1 of 1"):
+        some_cells("score", checked("score"), stage,
+                   ("5f68c445", "score-rows", "score-key", "score-shards", "b806c987"), **given)  # fmt: skip
+    assert len(list(tmp_path.rglob("*.parquet"))) == 4 and scorer.asked == [*texts.values()] * 2
 
 
 def test_lone_surrogates_can_be_cached(tmp_path):

@@ -51,7 +51,8 @@ def side_cell(row: pd.Series, side: str, digits: int, covered: int = 0, *, bound
     interval = (row[f"{side}_low"], row[f"{side}_high"]) if bounded else ()
     cell = number(row[side], digits, *interval, missing=NOT_MEASURED if ran else NOT_RUN)
     fewer = covered and row["languages"] < covered and pd.notna(row[side])
-    return Cell(cell.text, f"{cell.detail}, {row['languages']} languages".lstrip(", ")) if fewer else cell
+    of = f"{row['languages']} language{'s' * (row['languages'] != 1)}"
+    return Cell(cell.text, f"{cell.detail}, {of}".lstrip(", ")) if fewer else cell
 
 
 def transfer_table(results: Results) -> PaperTable:

@@ -35,6 +35,10 @@ def missing(reason: str, *, final: bool = True) -> Score:
     return Score(float("nan"), reason, final)
 
 
+class NoAnswer(UserError):
+    """Texts without a score that asking again could give."""
+
+
 class Scorer(ABC):
     """A toxicity scorer."""
 
@@ -53,12 +57,12 @@ class Scorer(ABC):
         """
 
     def score(self, texts: Sequence[str], language: str) -> np.ndarray:
-        """Toxicity of each text, float64 of shape ``(len(texts),)``; NaN where it is missing. A ``UserError``, once all
-        texts were asked for, where asking again could give a score that is missing.
+        """Toxicity of each text, float64 of shape ``(len(texts),)``; NaN where it is missing. Where asking again could
+        give a missing score, :class:`NoAnswer`, once all texts were asked for.
         """
         results = self.results(texts, language)
         if why := [result.reason for result in results if not result.final]:
-            raise UserError(f"scorer {self.id!r}: no score of {len(why)} of {len(results)} texts in {language!r} "
+            raise NoAnswer(f"scorer {self.id!r}: no score of {len(why)} of {len(results)} texts in {language!r} "
                             f"({', '.join(dict.fromkeys(why))}); the same command asks for them again")  # fmt: skip
         return np.array([result.value for result in results], dtype=np.float64)
 
