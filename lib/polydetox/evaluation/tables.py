@@ -50,9 +50,10 @@ def side_cell(row: pd.Series, side: str, digits: int, covered: int = 0, *, bound
     ran = all(row[f"{name}_run"] for name in (("before", "after") if side == "drop" else (side,)))
     interval = (row[f"{side}_low"], row[f"{side}_high"]) if bounded else ()
     cell = number(row[side], digits, *interval, missing=NOT_MEASURED if ran else NOT_RUN)
-    fewer = covered and row["languages"] < covered and pd.notna(row[side])
-    of = f"{row['languages']} language{'s' * (row['languages'] != 1)}"
-    return Cell(cell.text, f"{cell.detail}, {of}".lstrip(", ")) if fewer else cell
+    if not (covered and row["languages"] < covered and pd.notna(row[side])):
+        return cell
+    of = f"{row['languages']} {'language' if row['languages'] == 1 else 'languages'}"
+    return Cell(cell.text, f"{cell.detail}, {of}".lstrip(", "))
 
 
 def transfer_table(results: Results) -> PaperTable:
