@@ -20,6 +20,7 @@ from polydetox.core.artifacts import Stage, read_json, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked
 from polydetox.models.checkpoints import load_causal_lm, on_one_device
+from polydetox.scoring.base import Score, missing
 from tiny import tiny_model, tiny_tokenizer
 
 PADDING = 0
@@ -251,8 +252,8 @@ def test_filtering_asks_the_oracle_about_what_is_learnt(tmp_path):
     class NoBad:
         threshold = 0.5
 
-        def score(self, texts, _):
-            return np.array([float("bad" in text) if text.strip() else np.nan for text in texts])
+        def results(self, texts, _):
+            return [Score(float("bad" in text)) if text.strip() else missing("", final=False) for text in texts]
 
     def kept(rows):
         return regularise(checked("regularise", algorithm="filtering"), tmp_path, "-05", "-08", everything=rows,
