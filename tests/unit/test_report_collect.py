@@ -229,3 +229,13 @@ def test_win_rates_of_an_earlier_version_are_named(tmp_path):
     control.results = SimpleNamespace(folder=lambda stage, model: tmp_path)
     with pytest.raises(UserError, match=r"no rates_averaged: it is of an earlier version; run .*offline-control"):
         _ = control.wins
+
+
+def test_a_stage_whose_notebook_is_on_its_way_is_not_done(tmp_path):
+    """papermill moves the notebook once the manifest is there; a report may be rendered in between."""
+    run = stages.StageRun("summary_run", tmp_path, "", notebook="")
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / ".notebook.part.ipynb").touch()
+    assert not run.done
+    (tmp_path / ".notebook.part.ipynb").rename(tmp_path / "notebook.ipynb")
+    assert run.done

@@ -16,7 +16,7 @@ import yaml
 from nbformat import NotebookNode
 
 from polydetox.core import paths
-from polydetox.core.artifacts import MANIFEST, atomic_folder, finished, read_json, write_json
+from polydetox.core.artifacts import MANIFEST, atomic_folder, read_json, write_json
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.params import load_model
 from polydetox.core.yaml_files import read_yaml
@@ -25,6 +25,7 @@ from polydetox.report.appendices import LIST, summary_runs, write_appendices
 from polydetox.report.extensions import CROSS_REFERENCE, EMBED, VARIABLE
 from polydetox.report.links import Links
 from polydetox.results.collect import Results
+from polydetox.results.stages import is_whole
 from polydetox.results.tables import listing
 from polydetox.workflow import record_file
 
@@ -95,7 +96,7 @@ def snapshot(profile: str) -> list[Path]:
 def read_summaries(results: Results) -> dict[str, dict[str, NotebookNode]]:
     """The labelled cells of every summary notebook that was executed."""
     return {name: notebooks.labelled(notebooks.read_cells(paths.given(place) / "notebook.ipynb"))
-            for name, place in results.record["sections"].items() if finished(paths.given(place))}  # fmt: skip
+            for name, place in results.record["sections"].items() if is_whole(paths.given(place))}  # fmt: skip
 
 
 def write_yaml(file: Path, content: Any) -> None:
@@ -139,7 +140,7 @@ def read_variables(results: Results, folder: Path) -> dict[str, str]:
     missing = {"Not run.": "", "Not run yet.": ""}  # the sources of the notebooks
     for notebook in sorted(paths.notebooks().rglob("summary_*.ipynb")):
         name, place = paths.relative(notebook), results.record["sections"].get(notebook.stem.removeprefix("summary_"))
-        if place is None or not finished(paths.given(place)):
+        if place is None or not is_whole(paths.given(place)):
             said = "Not run yet." if place else "Not run."
             missing[said] += "\n".join(cell.source for cell in notebooks.read_notebook(notebook).cells)
             continue

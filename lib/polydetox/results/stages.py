@@ -67,8 +67,13 @@ class StageRun:
 
     @property
     def done(self) -> bool:
-        """Whether the stage has succeeded."""
-        return finished(self.folder)
+        """Whether the stage has succeeded, and its executed notebook is there."""
+        return is_whole(self.folder)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a stage has succeeded and papermill has moved its notebook there, which it does after the manifest."""
+    return finished(folder) and not (folder / ".notebook.part.ipynb").exists()
 
 
 def stage_runs(record: dict[str, Any]) -> list[StageRun]:

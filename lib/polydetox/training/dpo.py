@@ -147,7 +147,7 @@ def pair_lengths(dataset: Dataset) -> list[int]:
 
 # TRL multiplies the output layer by the positions of completions alone only where it has Triton; elsewhere by all, lest
 # new shapes be compiled anew. Nothing is compiled here, and on a CPU prompts and padding took a fifth of a step.
-trl.trainer.utils._use_triton = lambda _: True
+trl.trainer.utils._use_triton = lambda device: True
 
 
 def _trained_in_float32(model: Any) -> None:
