@@ -242,7 +242,8 @@ def test_the_polite_pairs_of_the_placebo(tmp_path, monkeypatch):
         assert (chosen < scorer.threshold).all() and (rejected < scorer.threshold).all(), name
         if name == "embedded":  # as the chapter says
             assert (rejected - chosen).mean() == pytest.approx(0.06, abs=0.005)
-            assert (rejected > chosen).sum() == pytest.approx(87, abs=2)  # a score's rounding is the processor's
+            # Three pairs are ties within what processors differ by; no other has its sides so near.
+            assert (rejected - chosen > -0.002).sum() == 87
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def test_kto_is_its_formula_on_the_sides_of_the_pairs(tiny_checkpoints, tmp_path
     assert found["eval_kl"] == pytest.approx(z, abs=1e-5)
     assert found["eval_loss"] == pytest.approx(np.mean(1 - 1 / (1 + np.exp(-0.5 * sign * (x - z)))), rel=1e-5)
     margin = 0.5 * (x[sign > 0].mean() - x[sign < 0].mean())
-    assert found["eval_rewards/margins"] == pytest.approx(margin, abs=1e-5)  # a difference of sums near 100 in float32
+    assert found["eval_rewards/margins"] == pytest.approx(margin, abs=0.5 * 2**-17)  # beta times a sum's last bit
 
 
 def test_kto_trains_on_unpaired_data_and_weighs_both_labels_the_same(tiny_checkpoints, tmp_path):
