@@ -48,7 +48,7 @@ def clone(commit: str, folder: Path) -> Path:
 def cpu() -> float:
     """CPU seconds of the machine since it started, without those in which it was idle or waited for a disk."""
     times = psutil.cpu_times()
-    return sum(times[:3]) + sum(getattr(times, name, 0.0) for name in ("irq", "softirq"))  # user, nice, system
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
 
 
 def memory() -> float:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from polydetox.core import paths
+from polydetox.core.artifacts import in_progress
 from polydetox.core.errors import UserError
 
 # Set by `polydetox run` to `host:process:Slurm job`, so that a stage does not outlive a run that was killed. The job is
@@ -31,7 +32,7 @@ RUN = "POLYDETOX_RUN"
 # A kernel on a cold or shared file system may take minutes; one that dies is noticed at once. papermill gives 60.
 _START_SECONDS = 600
 # glibc returns each large block to the system and asks for it anew, page by page, for the next tensor of that size:
-# a quarter of a training step on a CPU. So kept blocks cost a tenth more memory at most.
+# a quarter of a training step on a CPU. Keeping them took a sixth more memory at most.
 _MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 # ipykernel_launcher without the debugger, whose import is half of a kernel's start, with fewer searches for garbage,
 # which take a sixth of the import of torch and transformers, and without scikit-learn where transformers imports it for
@@ -64,7 +65,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     run, stage = paths.profile_run(profile).resolve(), output.resolve().parent
     name = "-".join(stage.relative_to(run).parts if stage.is_relative_to(run) else stage.parts[-2:])
     copy = paths.profile_run(profile) / "failed" / f"{name}.ipynb"
-    partial = output.with_name(f".{output.stem}.part.ipynb")
+    partial = in_progress(output)
     copy.unlink(missing_ok=True)
     for file in (copy, partial):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -305,6 +305,11 @@ class Stage:
         return manifest
 
 
+def in_progress(notebook: Path) -> Path:
+    """Where a notebook is executed, until it is moved to its own name once its stage has succeeded."""
+    return notebook.with_name(f".{notebook.stem}.part.ipynb")
+
+
 def finished(folder: Path) -> bool:
     """Whether the stage that writes ``folder`` has succeeded."""
     return (Path(folder) / MANIFEST).is_file()

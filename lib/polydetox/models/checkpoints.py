@@ -147,7 +147,8 @@ def restore_bos(tokenizer: PreTrainedTokenizerBase, bos: str) -> None:
     identifier = tokenizer.convert_tokens_to_ids(bos)
     tokenizer.bos_token = bos
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, identifier)])  # fmt: skip
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, identifier)]
+    )
 
 
 def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -158,11 +159,16 @@ def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
 
 
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint or an adapter."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def recorded_location(folder: Path) -> Path:
     """The folder of the weights that a finished checkpoint stage recorded."""
     location = Path(read_json(folder / LOCATION)["folder"])
     location = location if location.is_absolute() else folder / location
-    if not ((location / "config.json").is_file() or (location / "adapter_config.json").is_file()):
+    if not _has_weights(location):
         raise UserError(f"{paths.relative(folder / LOCATION)} names {location}, which is gone; delete "
                         f"{paths.relative(folder)} and run again")  # fmt: skip
     return location
@@ -208,7 +214,7 @@ def _weights_in(folder: Path) -> Path:
     if (folder / LOCATION).is_file():
         return recorded_location(folder)
     for place in (folder / "weights", folder):
-        if (place / "config.json").is_file() or (place / "adapter_config.json").is_file():
+        if _has_weights(place):
             return place
     raise UserError(f"{paths.relative(folder)}: no config.json there, so it is not a checkpoint; run its stage first")
 
@@ -230,8 +236,10 @@ def check_vocabulary(weights: Path, languages: Iterable[str]) -> None:
     kept = read_json(weights / "config.json").get(KEPT_LANGUAGES)
     for language in languages if kept else ():
         if language not in kept:
-            raise UserError(f"{paths.relative(weights)}: the vocabulary was trimmed to {' '.join(kept)}, without "
-                            f"{language!r}; add it to the profile's 'languages', or take a whole one")  # fmt: skip
+            raise UserError(
+                f"{paths.relative(weights)}: the vocabulary was trimmed to {' '.join(kept)}, without {language!r}; add "
+                "it to the profile's 'languages', or take a checkpoint whose vocabulary is whole"
+            )
 
 
 def provenance(weights: Path) -> Path:

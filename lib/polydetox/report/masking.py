@@ -175,18 +175,12 @@ def masked_vectors(table: pd.DataFrame) -> Masked:
         "Neuron": table["neuron"],
         "Cosine": [fixed(value, 3) for value in table["cosine"]],
         "Mean activation": [fixed(value, 3) for value in table["activation"]],
-        "Scripts": [_first_scripts(scripts) or NOT_APPLICABLE for scripts in table["scripts"]],
+        "Scripts": [scripts or NOT_APPLICABLE for scripts in table["scripts"]],
     }).dropna(axis="columns", how="all").map(lambda value: escape(str(value)))  # fmt: skip
     texts = ["  ".join(token.strip() or "␣" for token in tokens) for tokens in table["tokens"]]
     shown["Promoted tokens"] = [cover([f"{len(tokens)} tokens"], [passage("promoted", text, "und")])
                                 for tokens, text in zip(table["tokens"], texts, strict=True)]  # fmt: skip
     return Masked(f'<div class="explorable">\n{html_table(shown)}\n</div>', len(table))
-
-
-def _first_scripts(scripts: str) -> str:
-    """The two commonest of ``Latin 55%, Han 20%, ...`` and how many more, since a list of ten makes a tall row."""
-    named = scripts.split(", ")
-    return ", ".join([*named[:2], *([f"{len(named) - 2} more"] if len(named) > 2 else [])])
 
 
 def uncover_nothing(site: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polydetox.core import paths
-from polydetox.core.artifacts import finished
+from polydetox.core.artifacts import finished, in_progress
 from polydetox.core.params import Profile, is_ablation, load_model, variants_of
 
 
@@ -73,7 +73,7 @@ class StageRun:
 
 def is_whole(folder: Path) -> bool:
     """Whether a stage has succeeded and papermill has moved its notebook there, which it does after the manifest."""
-    return finished(folder) and not (folder / ".notebook.part.ipynb").exists()
+    return finished(folder) and not in_progress(folder / "notebook.ipynb").exists()
 
 
 def stage_runs(record: dict[str, Any]) -> list[StageRun]:

@@ -111,7 +111,9 @@ def compared(value: float, low: float, high: float, digits: int) -> str:
 
 def bracketed(value: float | None, low: float | None, high: float | None, digits: int) -> str:
     """A value and its interval: ``0.60 [0.50, 0.70]``; ``not measured`` without a value."""
-    return NOT_MEASURED if value is None else f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
+    if value is None:
+        return NOT_MEASURED
+    return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 def html_table(table: pd.DataFrame) -> str:
