@@ -55,9 +55,9 @@ def is_early(stage, w):
     return run.jobs[stage, *sorted(w.items())].folder in EARLY
 
 
-def sooner(stage, otherwise=0):
+def sooner(stage, otherwise=0, early=9):
     """The priority of a stage's jobs: what the site on the first languages waits for comes before everything else."""
-    return lambda w: 9 if is_early(stage, w) else otherwise
+    return lambda w: early if is_early(stage, w) else otherwise
 
 
 wildcard_constraints:

@@ -82,7 +82,6 @@ rule generate:
     log: f"{GENERATE}/log.txt",
     benchmark: f"{GENERATE}/benchmark.tsv"
     priority: sooner("generate", 1)
-    threads: lambda w: 2 if is_early("generate", w) and w.variant != "base" else 1  # that runs beside the pairs
     resources:
         gpu=gpu,
         mem_mb=lambda w: (3 if experts(w.model, w.variant) else 1) * mem_mb(w),
@@ -100,6 +99,12 @@ def other_reference_models(model):
     settings = run.section("evaluate", "score", model)
     named = [settings.get("reference_model"), settings.get("second_reference_model")]
     return [name for name in named if name not in (None, "base", "none")]
+
+
+def early_pairs(model):
+    """The preference pairs of the variants that the early site is about."""
+    tuned = [name for name in run.early(model) if {"model": model, "variant": name} in MADE_BY["dpo"]]
+    return sorted({pairs_of(model, name) for name in tuned})
 
 
 SCORE = run.stage(
@@ -129,6 +134,8 @@ rule score:
         reference_model=lambda w: f"{base(w.model)}/manifest.json",
         own=lambda w: run.own_files("score", w),
         early=lambda w: early(SCORE, w),
+        # The early site is sooner there if the base model's scores leave both cores to DPO, and run beside what follows.
+        pairs=lambda w: early_pairs(w.model) if w.variant == "base" and w.set == FIRST else [],
     output:
         manifest=f"{SCORE}/manifest.json",
         scores=f"{SCORE}/scores.parquet",
@@ -140,7 +147,7 @@ rule score:
     log: f"{SCORE}/log.txt",
     benchmark: f"{SCORE}/benchmark.tsv"
     priority: sooner("score", 1)
-    threads: lambda w: 2 if is_early("score", w) else 1
+    threads: lambda w: 2 if is_early("score", w) and w.variant != "base" else 1
     resources:
         gpu=gpu,
         mem_mb=mem_mb,

@@ -191,7 +191,7 @@ rule dpo:
         parameters=lambda w: run.parameters("dpo", w),
     log: f"{DPO}/log.txt",
     benchmark: f"{DPO}/benchmark.tsv"
-    priority: sooner("dpo", 2)
+    priority: sooner("dpo", 2, early=30)  # before two others that would take a core each
     threads: lambda w: 2 if is_early("dpo", w) else 1  # nothing runs beside the early one
     resources:
         gpu=gpu,
