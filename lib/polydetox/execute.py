@@ -33,7 +33,7 @@ RUN = "POLYDETOX_RUN"
 _START_SECONDS = 600
 # glibc returns each large block to the system and asks for it anew, page by page, for the next tensor of that size:
 # a quarter of a training step on a CPU. Keeping them took a sixth more memory at most.
-_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 # ipykernel_launcher without the debugger, whose import is half of a kernel's start, with fewer searches for garbage,
 # which take a sixth of the import of torch and transformers, and without scikit-learn where transformers imports it for
 # assisted decoding, which nothing here uses: a quarter of its import.
@@ -58,7 +58,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     if not notebook.is_file():
         raise UserError(f"{paths.relative(notebook)}: no such notebook")
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    for name, value in _MEMORY.items():
+    for name, value in MEMORY.items():
         os.environ.setdefault(name, value)
     _choose_gpu()
     _end_with_run()
