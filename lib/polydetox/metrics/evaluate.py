@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -18,6 +21,13 @@ SCORE_COLUMNS = [
     "prompt_id", "prompt", "sample", "continuation", "toxicity", "secondary_toxicity", "perplexity",
     "detected_language", "empty", "truncated", *TOKEN_DISTINCT,
 ]  # fmt: skip
+
+
+def common_ground(tables: Mapping[Any, pd.DataFrame]) -> dict[Any, pd.DataFrame]:
+    """Scored continuations in one language, cut to the prompts and samples that all tables have."""
+    samples = min(int(table["sample"].max()) + 1 for table in tables.values())
+    prompts = set.intersection(*(set(table["prompt_id"]) for table in tables.values()))
+    return {key: table[(table["sample"] < samples) & table["prompt_id"].isin(prompts)] for key, table in tables.items()}
 
 
 def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:
