@@ -134,8 +134,8 @@ rule score:
         reference_model=lambda w: f"{base(w.model)}/manifest.json",
         own=lambda w: run.own_files("score", w),
         early=lambda w: early(SCORE, w),
-        # The early site is sooner there if the base model's scores leave both cores to DPO, and run beside what follows.
-        pairs=lambda w: early_pairs(w.model) if w.variant == "base" and w.set == FIRST else [],
+        # On two cores the early site is there sooner if these scores leave both to DPO, and run beside what follows it.
+        pairs=lambda w: map(ancient, early_pairs(w.model)) if w.variant == "base" and w.set == FIRST else [],
     output:
         manifest=f"{SCORE}/manifest.json",
         scores=f"{SCORE}/scores.parquet",

@@ -204,7 +204,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert "Not run, or not measured on both sides: Tiny (LoRA)." in said["toxicity_sentence"]
     assert "in the other 3 languages" in said["transfer_sentence"]
     assert (said["evaluations_done"], said["evaluations_asked"]) == ("23", "31")
-    assert "4 of them have no score" in said["scored_sentence"]
+    assert "4 have no score and are skipped" in said["scored_sentence"]
     assert synthetic.NOTICE in said["notices"]
     assert "5 of them are actual ones; 5 of these promote tokens of more than one script" in said["sources_sentence"]
     assert "lower after tuning in 4 of 4 languages, in 4 of them beyond the interval" in said["activations_sentence"]
@@ -307,10 +307,22 @@ def test_the_numbers_of_the_abstract_are_those_of_the_scores(run):
     emt = [side.groupby(ground[:2])["toxicity"].max().groupby("language").mean().mean()
            for side in (scores[scores["side"] == 0].merge(placebo[ground]), placebo)]  # fmt: skip
     less = f"\N{MINUS SIGN}{emt[0] - emt[1]:.2f}"
-    assert (
-        f"over 2 languages shows no detectable change ({emt[0]:.2f} to {emt[1]:.2f}, {less} ["
-        in said["abstract_placebo"]
-    )
+    asked, sampled = placebo["prompt_id"].nunique(), placebo["sample"].nunique()
+    shape = f"(2 languages, {asked} prompts each, {sampled} continuations a prompt)"
+    assert f"{shape} shows no detectable change ({emt[0]:.2f} to {emt[1]:.2f}, {less} [" in said["abstract_placebo"]
+
+    by_language = read_parquet(paths.profile_run(PROFILE) / "summary/detox/by_language.parquet")
+    by_language = by_language[by_language["comparison"] == "tiny/dpo"].set_index("language")
+    medians = by_language[by_language["metric"] == "perplexity"].dropna(subset="drop_low")
+    rises, falls = (medians["drop_high"] < 0).sum(), (medians["drop_low"] > 0).sum()
+    apart = f"(of {len(medians)} languages it rises beyond the interval in {rises} and falls in {falls})."
+    assert apart in said["abstract_sentence"]
+    toxic = [(side.groupby(ground[:2])["toxicity"].max() >= 0.5).groupby("language").mean()
+             for side in (scores[scores["side"] == 0].merge(placebo[ground]), placebo,
+                          scores[scores["side"] == 1].merge(placebo[ground]))]  # fmt: skip
+    of_toxprob = by_language[by_language["metric"] == "toxprob"]
+    for column, after in zip(("placebo_drop", "drop_beside_placebo"), toxic[1:], strict=True):
+        assert of_toxprob[column].dropna().to_dict() == pytest.approx((toxic[0] - after).to_dict())
 
 
 def test_a_coarse_scorer_cannot_be_matched(run):

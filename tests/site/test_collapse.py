@@ -147,7 +147,7 @@ def test_a_model_that_writes_nothing_is_shown_to_write_nothing(case):
     assert said["toxicity_sentence"] == "Not run, or not measured on both sides: Tiny (DPO) and Tiny (LoRA)."
     assert said["transfer_sentence"] == said["abstract_sentence"] == "Not run."
     assert said["scored_sentence"].startswith(
-        "The results rest on 144 continuations: 72 of them have no score and are skipped, 72 are empty (72 of them "
+        "The results rest on 144 continuations: 72 have no score and are skipped, 72 are empty (72 after "
     )
     assert said["correlation_sentence"] == "For Tiny (DPO), no correlation is defined over 0 languages."
     assert said["scorers_sentence"] == "Tiny (DPO): not measured on both sides. Tiny (LoRA): not run."

@@ -331,7 +331,8 @@ def test_a_placebo_of_other_pairs_is_compared_with_dpo(results, tmp_path):
     assert rows_of(results, "placebo").loc["politer pairs", "difference"] == pytest.approx(0.2)
     said = sentences(tmp_path)["ablation_placebo_sentence"]
     assert "With politer pairs instead of labels as given, EMT of Tiny (dpo) after tuning is higher (0.20 [" in said
-    assert "With politer pairs, EMT of Tiny (dpo) over 3 languages falls from 0.70 to 0.60 (by 0.10 [" in said
+    shape = "(3 languages, 4 prompts each, 2 continuations a prompt)"
+    assert f"With politer pairs, EMT of Tiny (dpo) {shape} falls from 0.70 to 0.60 (by 0.10 [" in said
 
 
 def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):
