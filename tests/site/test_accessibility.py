@@ -79,5 +79,5 @@ def test_the_first_stop_of_the_keyboard_skips_the_navigation(served, browser):
     browser.open(f"{served.address}/results-detox.html")
     browser.command("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
     assert browser.evaluate("document.activeElement.className") == "skip-link"
-    target = browser.evaluate("document.querySelector(document.activeElement.getAttribute('href')).tagName")
+    target = browser.evaluate("document.querySelector(document.activeElement.hash).tagName")
     assert target == "MAIN" and browser.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
