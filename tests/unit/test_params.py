@@ -485,9 +485,13 @@ def test_what_the_early_site_waits_for_comes_before_everything_else(checkout, mo
     monkeypatch.setattr(SnakemakeApi, "workflow", lambda *_, **how: loaded.append(workflow(*_, **how)) or loaded[-1])
     run = load("tiny")
     rules = {rule.name: rule for rule in loaded[0]._workflow.rules}
-    soon = [job for job in run.jobs.values()
-            if rules[job.stage].expand_priority(Wildcards(fromdict=job.wildcards), [], 1) >= 9]  # fmt: skip
+
+    def priority(job):
+        return rules[job.stage].expand_priority(Wildcards(fromdict=job.wildcards), [], 1)
+
+    soon = [job for job in run.jobs.values() if priority(job) in (9, 30)]
     assert soon == run.reported(FIRST) and len(soon) == 13
+    assert [job.stage for job in soon if priority(job) == 30] == ["dpo"], "the stage that takes both cores"
     sections = [rules["summary"].expand_priority(Wildcards(fromdict={"part": part}), [], 1) for part in (FIRST, "")]
     assert sections == [9, 0]
     address = checkout / "runs/tiny/first/site/index.html"
