@@ -9,12 +9,13 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Browser:
         self._process = subprocess.Popen(
             [command, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
              "--disable-extensions", "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
             self._socket = self._loop.run_until_complete(self._connect(profile / "DevToolsActivePort"))
@@ -153,10 +154,14 @@ class Browser:
         file.write_bytes(base64.b64decode(answer["data"]))
 
     def close(self) -> None:
-        """End the browser."""
+        """End the browser and its helpers, which write to the profile's folder for a moment longer than it."""
         self._process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        deadline = time.time() + 10
+        with suppress(ProcessLookupError):  # its whole session is gone
+            while time.time() < deadline:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.poll()
+                time.sleep(0.02)
         self._loop.close()
