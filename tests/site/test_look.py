@@ -37,10 +37,16 @@ def test_nothing_is_loaded_from_elsewhere(served: Served, browser):
         assert [said for said in browser.complaints() if "favicon.ico" not in said] == [], page
 
 
+# The captions of tables that are wider than the box in which their table scrolls.
+CUT = """[...document.querySelectorAll('main .cell-output-display caption')].filter(caption =>
+  caption.offsetWidth > caption.closest('.cell-output-display').clientWidth).map(caption => caption.innerText)"""
+
+
 def test_every_page_fits_a_phone(served: Served, browser, phone):
     for page in PAGES:
         browser.open(f"{served.address}/{page}")
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390, page
+        assert browser.evaluate(CUT) == [], page
     browser.open(f"{served.address}/methods.html")
     boxes = "[...document.querySelectorAll('math[display=block]')].map(math => math.parentElement)"
     assert browser.evaluate(f"{boxes}.every(box => box.clientWidth <= 390)")

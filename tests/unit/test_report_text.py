@@ -222,6 +222,21 @@ def test_the_names_of_points_that_lie_together_do_not_collide():
     plt.close("all")
 
 
+def test_the_name_of_a_point_does_not_touch_the_marker_of_another():
+    def box_of_lower(points):
+        figure, axis = plt.subplots(figsize=(5, 4), dpi=100)
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        name_points(axis, ["lower", "upper"][: len(points)], *axis.transData.inverted().transform(points).T)
+        figure.canvas.draw()
+        box = plt.Text.get_window_extent(axis.texts[0])
+        plt.close(figure)
+        return box
+
+    alone = box_of_lower([[100.0, 100.0]])
+    other = [(alone.x0 + alone.x1) / 2, alone.y1 + 2.0]  # its centre is above that name, its lower edge is not
+    assert not box_of_lower([[100.0, 100.0], other]).padded(4.0).contains(*other)
+
+
 @pytest.mark.parametrize(("before", "after"), [(0.8, 0.2), (0.2, 0.8)])
 def test_before_and_after_are_named_at_the_first_row(before, after):
     _, axis = plt.subplots()

@@ -114,8 +114,9 @@ def name_sides(axis: Axes, panel: pd.DataFrame) -> None:
     values = panel[list(SIDES)].iloc[0].astype(float)
     axis.set_ylim(top=-1.3)
     if values.notna().all():
-        for side, alignment in zip(values.sort_values(kind="stable").index, ("right", "left"), strict=True):
-            axis.annotate(side, (values[side], -0.7), ha=alignment, fontsize=8, color=SIDES[side][0])
+        for side, alignment, gap in zip(values.sort_values(kind="stable").index, ("right", "left"), (-1, 1), strict=True):
+            axis.annotate(side, (values[side], -0.7), (gap, 0), textcoords="offset points", ha=alignment, fontsize=8,
+                          color=SIDES[side][0])  # fmt: skip
 
 
 def name_lines(axes: np.ndarray) -> None:
@@ -142,15 +143,18 @@ def name_points(axis: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray) 
     measured = np.isfinite(x) & np.isfinite(y)
     points = np.column_stack([x, y])[measured]
     pixels = axis.transData.transform(points)
+    marker = 3.0 * axis.figure.dpi / 72  # the half of a marker that a point stands for
     taken: list[Any] = []
-    for name, point in zip(np.asarray(names)[measured], points, strict=True):
+    for index, (name, point) in enumerate(zip(np.asarray(names)[measured], points, strict=True)):
         tried = [axis.annotate(name, point, (right, up), textcoords="offset points", fontsize=7.5, ha=side,
                                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if far else None)
                  for right, up, side, far in _PLACES]  # fmt: skip
         for text in tried:
             text.get_window_extent()  # moves it to its place
         boxes = [Text.get_window_extent(text) for text in tried]  # without the lines
-        clashes = [sum(map(box.overlaps, taken)) + sum(box.contains(*pixel) for pixel in pixels) for box in boxes]
+        others = np.delete(pixels, index, axis=0)
+        clashes = [sum(map(box.overlaps, taken)) + sum(box.padded(marker).contains(*pixel) for pixel in others)
+                   for box in boxes]  # fmt: skip
         best = int(np.argmin(clashes))
         taken.append(boxes[best])
         for text in tried[:best] + tried[best + 1 :]:
