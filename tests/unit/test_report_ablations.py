@@ -324,6 +324,24 @@ def test_a_training_with_another_loss_is_no_comparison_of_pairs(results):
     assert "pairs" not in {family.ablation for family in ablations.families(results)}
 
 
+def test_pairs_of_one_style_show_what_they_leave_of_the_style(results, tmp_path):
+    for variant, numbered in (("base", 0), ("dpo", 3), ("matched", 1)):
+        table = scored("abcd", 4, 0.5)
+        table["continuation"] = ["7 apes" if place < numbered else "apes" for place in table["sample"]]
+        for language in ("de", "en", "ja"):
+            write_evaluation(results, variant, language, table)
+    digits = rows_of(results, "style", "digits")
+    assert digits["after"].to_dict() == {"pairs as ranked": 0.75, "pairs of one style": 0.25}
+    assert digits.loc["pairs of one style", "difference"] == -0.5
+    said = sentences(tmp_path)["ablation_style_sentence"]
+    assert (
+        "With pairs as ranked, the fraction of continuations of Tiny (dpo) with digits rises from 0.000 to 0.750"
+        in said
+    )
+    assert said.endswith("(by 0.250 [0.250, 0.250]), and that with markup shows no detectable change "
+                         "(0.000 to 0.000, 0.000 [0.000, 0.000]).")  # fmt: skip
+
+
 def test_a_placebo_of_other_pairs_is_compared_with_dpo(results, tmp_path):
     for language in ("de", "en", "ja"):
         for variant, level in (("base", 0.6), ("dpo", 0.3), ("style", 0.5)):

@@ -114,7 +114,8 @@ def name_sides(axis: Axes, panel: pd.DataFrame) -> None:
     values = panel[list(SIDES)].iloc[0].astype(float)
     axis.set_ylim(top=-1.3)
     if values.notna().all():
-        for side, alignment, gap in zip(values.sort_values(kind="stable").index, ("right", "left"), (-1, 1), strict=True):
+        ordered = values.sort_values(kind="stable").index
+        for side, alignment, gap in zip(ordered, ("right", "left"), (-1, 1), strict=True):
             axis.annotate(side, (values[side], -0.7), (gap, 0), textcoords="offset points", ha=alignment, fontsize=8,
                           color=SIDES[side][0])  # fmt: skip
 
