@@ -295,9 +295,10 @@ def test_a_variable_that_two_notebooks_write_is_an_error(book, tmp_path, monkeyp
 
 
 def test_an_embed_of_a_notebook_that_was_not_run_says_so(tmp_path):
-    (tmp_path / "page.qmd").write_text("See @fig-a and @fig-x.\n\n{{< embed summary/detox.ipynb#fig-a >}}\n")
+    embeds = "".join(f"\n{{{{< embed summary/detox.ipynb#{label} >}}}}\n" for label in ("fig-a", "tbl-a"))
+    (tmp_path / "page.qmd").write_text(f"See @fig-a and @fig-x.\n{embeds}")
     resolved = assemble.embed(tmp_path / "page.qmd", {})
-    assert "embed" not in resolved and "summary_detox.ipynb`, which was not run" in resolved
+    assert "embed" not in resolved and resolved.count("summary_detox.ipynb`, which was not run") == 1, "said once"
     assert "See (not run) and @fig-x." in resolved
 
 

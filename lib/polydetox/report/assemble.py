@@ -108,16 +108,17 @@ def embed(page: Path, summaries: dict[str, dict[str, NotebookNode]], below: Call
     """The text of a page, each embed replaced by the outputs of its cell, found in ``summaries`` by notebook and label.
 
     ``below`` gives what stands below a figure or table, by notebook, label and cell. Embeds of a notebook that was not
-    run give way to a note that says so, and so do references to them.
+    run give way to one note that says so, and references to them to a word.
     """
-    missing = set()
+    missing, noted = set(), {"first"}
 
     def replace(match: re.Match[str]) -> str:
         notebook, label = match.groups()
         if notebook not in summaries:
             missing.add(label)
-            if page.name == "index.qmd" or notebook == "first":  # the first page shows only what there is
+            if page.name == "index.qmd" or notebook in noted:  # the first page shows only what there is
                 return ""
+            noted.add(notebook)
             source = f"summary_{notebook}.ipynb"
             return f'::: {{.callout-note title="Not run"}}\nThis part comes from `{source}`, which was not run.\n:::'
         where, cells = f"book/{page.name}: embeds {match[0].split()[2]}", summaries[notebook]
