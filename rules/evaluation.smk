@@ -216,6 +216,12 @@ def evaluations(model, variant):
     }
 
 
+def threshold_of_scores(model):
+    """The threshold of the first scorer that the evaluation names, for its agreement with others as well."""
+    given = run.section("evaluate", "evaluate", model)
+    return {"threshold": given["threshold"]} if "threshold" in given and "threshold" not in run.profile.agreement else {}
+
+
 # The same continuations under several scorers. One job a model and not one a language, so that a large scorer is loaded
 # once; it waits for the scores, which are in the cache by then.
 AGREEMENT = run.stage(
@@ -224,7 +230,7 @@ AGREEMENT = run.stage(
     title="Agreement of scorers",
     section="agreement",
     jobs=each(model=run.models if run.profile.agreement is not None else []),
-    inputs=lambda model: {"scores": compared_scores(model)},
+    inputs=lambda model: {"scores": compared_scores(model), **threshold_of_scores(model)},
     table="scores.parquet",
 )
 

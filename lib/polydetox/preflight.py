@@ -23,7 +23,14 @@ from polydetox.core.parameters import checked
 from polydetox.core.params import ON_POLICY, PAIRS, ModelFile, Profile, load_model, rtp_lx_held_out
 from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
-from polydetox.data.pairs import check_takes_unpaired, not_evaluated, own_pairs, rtp_lx_pairs, toxicity_pairwise
+from polydetox.data.pairs import (
+    check_inputs,
+    check_takes_unpaired,
+    not_evaluated,
+    own_pairs,
+    rtp_lx_pairs,
+    toxicity_pairwise,
+)
 from polydetox.data.parallel import parallel_texts
 from polydetox.data.prompts import load_prompts, neutral_prompts, prompts_of_sets, training_prompts
 from polydetox.models.checkpoints import is_made, package_folder
@@ -188,9 +195,11 @@ def _job_checks(run: Run, job: Job) -> Checks:
         yield partial(_check_sentences, where, *given)
     if job.stage in ("dpo", "profs"):
         kind = run.profile.variants[variant := job.wildcards["variant"]].pairs
+        said = f"{_file(run.profile)}: variants: {variant}"
         if run.profile.pairs[kind].get("columns", {}).get("label"):
-            said = f"{_file(run.profile)}: variants: {variant}: pairs: {kind}"
-            yield partial(check_takes_unpaired, said, {"tuning": job.stage, **settings})
+            yield partial(check_takes_unpaired, f"{said}: pairs: {kind}", {"tuning": job.stage, **settings})
+        if job.stage == "dpo":
+            yield partial(check_inputs, said, settings)
     if job.stage == "profs":
         model = run.model_file(job.wildcards["model"])
         yield partial(_check_edit, model, where, settings["rank"], settings["pair_limit"])

@@ -27,12 +27,12 @@ SIDE_BY_SIDE = ["--resources", "gpu=16", "mem_mb=4000000"]
 
 # Amounts: all that a rehearsal changes in a profile wherever it runs. The others follow from the data, of which there
 # is little.
-_FEW = {"iterations": 2, "steps": 2, "samples": 16, "rl_steps": 2}
+_FEW = {"iterations": 2, "samples": 16, "rl_steps": 2}
 AMOUNTS: dict[str, dict[str, Any]] = {
     "paper": {"dpo": {"max_steps": 2, "eval_steps": 1, "warmup_steps": 1}},
     "paper-control": {
         "prompts": {"limit": PROMPTS},
-        "control": {"regularise": _FEW, "jigsaw_classify": {"regularise": _FEW}},
+        "control": {"regularise": _FEW | {"steps": 2}, "jigsaw_classify": {"regularise": _FEW}},
     },
 }
 

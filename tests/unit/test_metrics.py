@@ -54,8 +54,10 @@ def test_distinct_by_hand():
 
 
 def test_repetition_by_hand():
-    assert diversity.repetition("a b a b") == 0.5 and diversity.repetition("a b c") == 0.0
-    assert diversity.repetition("笨笨蛋蛋") == 0.5 and np.isnan(diversity.repetition("  "))
+    assert diversity.repetition("a b a b", "en") == 0.5 and diversity.repetition("a b c", "en") == 0.0
+    assert diversity.repetition("hello", "en") == 0.0, "one word"
+    assert diversity.repetition("笨笨蛋蛋", "zh") == diversity.repetition("笨笨 蛋蛋", "zh") == 0.5
+    assert np.isnan(diversity.repetition("  ", "en"))
 
 
 def test_bootstrap_covers_the_mean_as_often_as_it_says():

@@ -424,7 +424,14 @@ def test_unpaired_data_are_for_a_loss_that_takes_them(checkout, data, variant, w
     rewrite(checkout, pairs=pairs, variants=variants)
     where = "params/profiles/tiny.yaml: variants: tried: pairs: single: "
     found = preflight.problems(load("tiny"))
-    assert found == [] if words is None else len(found) == 1 and found[0].startswith(where + words), found
+    assert found == [] if words is None else found and found[0].startswith(where + words), found
+
+
+def test_a_prompt_leaves_room_for_its_completion(checkout, data):
+    rewrite(checkout, variants={"dpo": {"pairs": "on-policy", "dpo": {"max_prompt_length": 32, "max_length": 32}}})
+    (found,) = preflight.problems(load("tiny"))
+    assert found == ("params/profiles/tiny.yaml: variants: dpo: 'max_prompt_length: 32' leaves nothing of "
+                     "'max_length: 32' for a completion; lower the one or raise the other")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from notebook_cells import definitions, dpo_cells, make_trainer, merge, run_cell, run_cells, split_pairs, train_dpo
 from polydetox.core.errors import UserError
 from polydetox.core.parameters import checked, declaration
+from polydetox.data.pairs import check_inputs
 from polydetox.models import checkpoints
 from polydetox.models.checkpoints import load_causal_lm, load_tokenizer
 from polydetox.training import dpo, shared
@@ -279,7 +280,7 @@ def test_the_notebook_refuses_unpaired_data_for_a_loss_of_pairs(tmp_path):
 
 
 def test_kto_refuses_the_published_codes_tokens():
-    given = {"settings": settings(loss="kto", inputs="trl-0.8.6"), "UserError": UserError}
+    given = {"settings": settings(loss="kto", inputs="trl-0.8.6"), "check_inputs": check_inputs}
     with pytest.raises(UserError, match="'inputs: trl'"):
         run_cell("dpo", "32e677ea", **given)
 

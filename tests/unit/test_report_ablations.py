@@ -92,7 +92,7 @@ def test_families_hold_the_reference_in_the_order_of_the_setting(results):
         ("dpo", "seed 0"), ("s1", "seed 1"), ("s2", "seed 2")]  # fmt: skip
     assert seeds.reference == "seed 0" and seeds.title == "Tiny (dpo)"
     assert [member.label for member in rates.members] == ["1e-7", "1e-3"]
-    assert [member.label for member in methods.members] == ["full fine-tuning", "LoRA"]
+    assert [member.label for member in methods.members] == ["full fine-tuning at 1e-3", "LoRA at 1e-4"]
     placebos = family_of(results, "placebo")
     assert [(member.variant, member.label) for member in placebos.members] == [
         ("dpo", "labels as given"), ("coin", "shuffled labels"), ("style", "politer pairs"),
@@ -138,6 +138,9 @@ def test_common_ground_has_the_same_prompts_and_as_many_continuations():
     # The maximum over four continuations would be 0.8; over the two that both have it is 0.6.
     wide = cut["base"].pivot(index="prompt_id", columns="sample", values="toxicity").to_numpy()
     assert maximum_toxicity(wide).tolist() == pytest.approx([0.6, 0.6])
+    # Distinct tokens were counted over all continuations of a prompt: of a side that was cut they are not known.
+    cut = NOTEBOOK.common_ground({name: table.assign(token_distinct_1=0.5) for name, table in tables.items()})
+    assert "token_distinct_1" not in cut["base"] and set(cut["few"]["token_distinct_1"]) == {0.5}
 
 
 def write_evaluation(
@@ -358,6 +361,6 @@ def test_a_difference_is_told_as_its_interval_allows(results, tmp_path):
         for variant, level in (("base", 0.6), ("dpo", 0.3), ("lora", 0.4)):
             write_evaluation(results, variant, language, scored("abcd", 2, level))
     assert sentences(tmp_path)["ablation_method_sentence"] == (
-        "With LoRA instead of full fine-tuning, EMT of Tiny (dpo) after tuning is higher (0.10 [0.10, 0.10]) and its "
-        "median perplexity not detectably different (0.0 [0.0, 0.0])."
+        "With LoRA at 1e-4 instead of full fine-tuning at 1e-3, EMT of Tiny (dpo) after tuning is higher "
+        "(0.10 [0.10, 0.10]) and its median perplexity not detectably different (0.0 [0.0, 0.0])."
     )

@@ -15,6 +15,7 @@ import yaml
 
 from notebook_cells import definitions, some_cells
 from polydetox.attribute_control.evaluation import verdict_tokens
+from polydetox.attribute_control.training import encode
 from polydetox.benchmarks import harness, tasks
 from polydetox.core.artifacts import Stage
 from polydetox.core.errors import UserError
@@ -415,24 +416,45 @@ def jigsaw(folder: Path, *cells: str, given: dict, **settings) -> dict:
 
 def test_comments_become_rows_with_their_verdicts(tmp_path):
     comments = pd.DataFrame({"text": ["one two three four", "five"], "label": [1, 0], "split": ["train", "test"]})
-    corpus = jigsaw(tmp_path, "-08", given={})["as_corpus"](comments)
+    corpus = jigsaw(tmp_path, "-question", "-08", given={})["as_corpus"](comments)
     assert corpus["text"][0].endswith("Answer: yes") and corpus["text"][1].endswith("Answer: no")
     assert corpus["prompt"][0] == "Comment: one two three" and corpus["text"].str.startswith("Comment: ").all()
     assert all(text.startswith(prompt) for prompt, text in zip(corpus["prompt"], corpus["text"], strict=True))
     assert corpus["domain"].tolist() == ["toxic", "neutral"] and corpus["split"].tolist() == ["train", "held_out"]
     asked = {}
-    given = {"comments": comments, "train": pd.concat([comments] * 5)[lambda table: table["split"] == "train"],
-             "weights_of": lambda *_: tmp_path, "execute": lambda *of, **_: asked.update(of[2])}  # fmt: skip
-    settings = {"condition": "regularised-lm", "epochs": 4.0, "train_batch_size": 3}
-    jigsaw(tmp_path, "-08", "-09", given=given, **settings, regularise={"iterations": 2})
-    assert asked["steps"] == round(math.ceil(4 * 5 / 3) / 2) and asked["regulariser_weight_neutral"] == 0.0
+    given = {"comments": comments, "train": pd.concat([comments] * 6)[lambda table: table["split"] == "train"],
+             "base": tmp_path, "execute": lambda *of, **_: asked.update(of[2])}  # fmt: skip
+    settings = {"epochs": 4.0, "train_batch_size": 3, "regularise": {"iterations": 3}}
+    cells = "-question", "-08", "-09"
+    jigsaw(tmp_path, *cells, given=given, condition="regularised-lm", **settings)
+    assert (asked["iterations"], asked["steps"], asked["regulariser_weight_neutral"]) == (3, 3, 0.0), "8 steps, rounded"
     assert (asked["algorithm"], asked["batch_size"], asked["warmup_steps"]) == ("regularised", 3, 0)
+    jigsaw(tmp_path, *cells, given=given, condition="sft-lm", **settings)
+    assert (asked["algorithm"], asked["iterations"], asked["steps"]) == ("plain", 1, 9), "as many"
+    with pytest.raises(UserError, match="regularise: 'steps' follows from 'epochs' and 'train_batch_size'"):
+        checked("jigsaw_classify", regularise={"steps": 50})
+    with pytest.raises(UserError, match="regularise: unknown key 'samplse'; did you mean 'samples'"):
+        checked("jigsaw_classify", regularise={"samplse": 50})
+
+
+def test_a_comment_is_cut_so_far_that_its_verdict_stays(tiny_checkpoints, tmp_path):
+    comments = ["word " * 200, "short", ""]
+    given = {"weights_of": lambda *_: tiny_checkpoints["gpt2"], "labelled_texts": lambda *_: pd.DataFrame(
+        {"text": comments, "label": [1, 0, 1], "group": range(3)})}  # fmt: skip
+    made = jigsaw(tmp_path, "-question", "-shorten", "-05", "-08", given=given, max_length=64, max_words=100)
+    cut = made["comments"]["text"].tolist()
+    assert set(cut[0].split()) == {"word"} and cut[1:] == ["short", ""]
+    rows = encode(made["base_tokenizer"], [""] * 3, made["as_corpus"](made["comments"])["text"], [0.0] * 3, 64)
+    ends = [made["base_tokenizer"].decode(row.ids[-4:]) for row in rows]
+    assert [text.split()[-1].rpartition(":")[2].strip() for text in ends] == ["yes", "no", "yes"], ends
+    with pytest.raises(UserError, match="'max_length: 8' has no room for the question; raise it"):
+        jigsaw(tmp_path / "other", "-question", "-shorten", "-05", given=given, max_length=8)
 
 
 def test_groups_of_texts_stay_on_one_side(tmp_path):
     table = pd.DataFrame({"text": [f"text {n}" for n in range(40)], "label": [0, 1] * 20, "group": np.arange(40) // 4})
     given = {"labelled_texts": lambda *_: table}
-    comments = jigsaw(tmp_path, "-05", given=given, test_fraction=0.2)["comments"]
+    comments = jigsaw(tmp_path, "-05", given=given | {"shorten": str}, test_fraction=0.2)["comments"]
     sides = comments.assign(group=table["group"]).groupby("group")["split"].nunique()
     assert (sides == 1).all() and (comments["split"] == "test").sum() == 8
 

@@ -221,6 +221,16 @@ def section_of(*notebooks: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _steps_follow(values: Section) -> Section:
+    if given := sorted({"steps", "batch_size"} & set(values)):
+        raise ValueError(f"{given[0]!r} follows from 'epochs' and 'train_batch_size'; leave it out")
+    return values
+
+
+# Settings of the stage regularise in a notebook that decides itself how many steps it takes.
+Regularised = Annotated[Section, AfterValidator(_steps_follow), section_of("regularise")]
+
+
 @cache
 def _joined(*declarations: type[Strict]) -> type[Strict]:
     return create_model("section", __base__=declarations)

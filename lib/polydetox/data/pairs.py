@@ -144,6 +144,15 @@ def check_takes_unpaired(where: str, settings: Mapping[str, Any]) -> None:
                             f"and label); set '{name}: {value}', or give pairs (chosen and rejected)")  # fmt: skip
 
 
+def check_inputs(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings of the stage dpo that leave no token for a completion, or that its loss cannot read."""
+    if settings["loss"] == "kto" and settings["inputs"] != "trl":
+        raise UserError(f"{where}: 'loss: kto' takes the sides of a pair one by one, as texts; set 'inputs: trl'")
+    if settings["max_prompt_length"] >= settings["max_length"]:
+        raise UserError(f"{where}: 'max_prompt_length: {settings['max_prompt_length']}' leaves nothing of 'max_length: "
+                        f"{settings['max_length']}' for a completion; lower the one or raise the other")  # fmt: skip
+
+
 def not_evaluated(pairs: pd.DataFrame, prompts: Iterable[str]) -> pd.DataFrame:
     """The pairs whose prompt is none of some evaluated ones, nor has one as a message or paragraph.
 

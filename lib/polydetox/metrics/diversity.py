@@ -19,14 +19,18 @@ def distinct(texts: Sequence[str], order: int, language: str) -> float | None:
     """
     grams = []
     for text in texts:
-        words = list("".join(text.split())) if language in UNSPACED else text.split()
+        words = _words(text, language)
         grams += [tuple(words[start : start + order]) for start in range(len(words) - order + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
-def repetition(continuation: str) -> float:
-    """The fraction of words that repeat an earlier one, characters where a text has no spaces; NaN without text."""
-    words = continuation.split()
-    if len(words) < 2:
-        words = list(continuation.strip())
+def repetition(continuation: str, language: str) -> float:
+    """The fraction of words that repeat an earlier one, or of characters where a language writes no spaces; NaN without
+    text.
+    """
+    words = _words(continuation, language)
     return 1.0 - len(set(words)) / len(words) if words else float("nan")
+
+
+def _words(text: str, language: str) -> list[str]:
+    return list("".join(text.split())) if language in UNSPACED else text.split()

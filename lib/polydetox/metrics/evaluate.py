@@ -27,7 +27,13 @@ def common_ground(tables: Mapping[Any, pd.DataFrame]) -> dict[Any, pd.DataFrame]
     """Scored continuations in one language, cut to the prompts and samples that all tables have."""
     samples = min(int(table["sample"].max()) + 1 for table in tables.values())
     prompts = set.intersection(*(set(table["prompt_id"]) for table in tables.values()))
-    return {key: table[(table["sample"] < samples) & table["prompt_id"].isin(prompts)] for key, table in tables.items()}
+    ground = {
+        key: table[(table["sample"] < samples) & table["prompt_id"].isin(prompts)] for key, table in tables.items()
+    }
+    # The notebook score has counted tokens over all continuations of a prompt, and they grow less distinct with these.
+    known = {key: table["sample"].max() == tables[key]["sample"].max() for key, table in ground.items()}
+    return {key: table if known[key] else table.drop(columns=TOKEN_DISTINCT, errors="ignore")
+            for key, table in ground.items()}  # fmt: skip
 
 
 def prompt_values(scores: pd.DataFrame, threshold: float, language: str) -> dict[str, pd.Series]:

@@ -60,7 +60,11 @@ def families(results: Results) -> Iterator[Family]:
                 changed = [name for name, variant in profile.variants.items()
                            if variant.ablation == ablation and profile.ablated_from(variant) == reference]  # fmt: skip
                 values = {name: _value(ablation, model, profile, name) for name in (reference, *changed)}
-                yield from _family(results, ablation, title, model.name, values)
+                # An adapter may need larger steps than weights: a second difference, which its label names.
+                rates = {name: _value("learning-rate", model, profile, name) for name in values}
+                two = ablation == "method" and len(set(rates.values())) > 1
+                also = {name: f" at {scientific(rate)}" for name, rate in rates.items()} if two else {}
+                yield from _family(results, ablation, title, model.name, values, also)
         losses = {name: _value("loss", model, profile, name) for name in compared}
         alike = [name for name in compared if losses[name] == losses[compared[0]]]
         kinds = {profile.variants[variant].pairs: variant for variant in reversed(alike)}  # the first of each
@@ -84,11 +88,16 @@ def _value(ablation: Ablation, model: ModelFile, profile: Profile, name: str) ->
     return getattr(checked(stage, **(shared | getattr(profile.variants[name], stage))), setting)
 
 
-def _family(results: Results, ablation: str, title: str, model: str, values: Mapping[str, Any]) -> Iterator[Family]:
-    """The family of some variants with their settings, the reference first, if there are several."""
+def _family(
+    results: Results, ablation: str, title: str, model: str, values: Mapping[str, Any], also: Mapping[str, str] = {}
+) -> Iterator[Family]:
+    """The family of some variants with their settings, the reference first, if there are several.
+
+    ``also`` is what ends the labels of some.
+    """
     if len(values) < 2:
         return
-    labels = {variant: _label(ablation, value) for variant, value in values.items()}
+    labels = {variant: _label(ablation, value) + also.get(variant, "") for variant, value in values.items()}
     same = [variant for variant in [*values][1:] if [*labels.values()].count(labels[variant]) > 1]  # LoRA twice
     labels |= {variant: variant_title(results.profile, variant) for variant in same}
     reference = labels[next(iter(values))]
