@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             make_environment_absolute()
         os.chdir(paths.root())
         runs = paths.runs()  # refuses a name that the workflow could not work with
-        if options.command in ("render", "push", "execute") and not usable(runs):  # `run` finds out by its lock
+        writes = ("render", "snapshot", "push", "execute")  # `run` finds out by its lock
+        if options.command in writes and not usable(runs):
             raise UserError(f"{paths.relative(runs)}: cannot be written to; name another folder in POLYDETOX_RUNS")
         provide()
         return int(options.function(options) or 0)
@@ -52,6 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("polydetox: stopped; the same command resumes from here", file=sys.stderr)
         return 130
+
+
+def _place(text: str) -> Path:
+    """A file or folder as an argument names it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a file or folder")
+    try:
+        return paths.expanded(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     option = command("data", _data, "the data sources: licence, address, and what to do to get each")
     option("action", nargs="?", choices=["fetch"], help="download a source, verify and unpack it")
     option("name", nargs="?", help="the source to fetch, as `polydetox data` lists it")
-    option("--from", dest="given", type=paths.expanded, help="a file or folder that you have downloaded already")
+    option("--from", dest="given", type=_place, help="a file or folder that you have downloaded already")
 
     option = command("push", _push, "a tuned model with a card of its run's figures, to the Hugging Face Hub")
     option("model", help="as the profile lists it")
@@ -96,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--dry-run", action="store_true", help="write the folder only, upload nothing")
 
     option = command("open", _open, "a job of a run in Jupyter, with its parameters filled in")
-    option("job", type=paths.expanded, help="its folder, or the notebook of one that failed")
-    option("--to", type=paths.expanded, metavar="FOLDER", help="for the copy and what it writes")
+    option("job", type=_place, help="its folder, or the notebook of one that failed")
+    option("--to", type=_place, metavar="FOLDER", help="for the copy and what it writes")
     option("--no-start", action="store_true", help="write the notebook, and do not start Jupyter")
 
     option = command("execute", _execute, "execute one notebook (what the workflow calls)")
@@ -226,15 +237,17 @@ def _run(options: argparse.Namespace) -> int:
 
 def _snakemake_profile(folder: str | None, executor: str | None) -> tuple[str, str]:
     """The folder of Snakemake's settings, and the executor; ``none`` where none are shipped for it."""
-    import yaml
+    from polydetox.core.yaml_files import read_yaml
 
     named = folder or executor or "local"
     for place in (Path(named), Path("profiles") / named):
         for file in (place / "config.yaml", place / "config.v8+.yaml"):
             if file.is_file():
-                said = (yaml.safe_load(file.read_text("utf-8")) or {}).get("executor", "local")
-                return str(place), executor or str(said)
-    if "/" in named:
+                said = read_yaml(file) or {}
+                if not isinstance(said, dict):
+                    raise UserError(f"{file}: expected keys and values, as in profiles/local")
+                return str(place), executor or str(said.get("executor", "local"))
+    if folder not in (None, "none"):
         raise UserError(f"--workflow-profile {named}: no config.yaml there")
     return "none", executor or named
 

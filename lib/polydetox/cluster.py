@@ -55,8 +55,10 @@ def _queued(prefix: str) -> dict[str, str]:
         raise UserError("--executor slurm: no answer from squeue; run this where jobs can be submitted") from None
     if done.returncode:
         raise UserError(f"squeue: {done.stderr.strip() or done.returncode}; run this where jobs can be submitted")
+    rows = [line.split("|", 4) for line in done.stdout.splitlines()]
     return {
         number: f"{comment.removeprefix('rule_')}, {state.lower()}{node and f' on {node}'}"
-        for number, name, state, node, comment in (line.split("|", 4) for line in done.stdout.splitlines())
+        # A comment may have a line break, and squeue may warn.
+        for number, name, state, node, comment in (row for row in rows if len(row) == 5)
         if name.startswith(f"{prefix}_")
     }

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from polydetox.core import paths
-from polydetox.core.artifacts import in_progress
+from polydetox.core.artifacts import in_progress, refuse_secrets
 from polydetox.core.errors import UserError
 
 # Set by `polydetox run` to `host:process:Slurm job`, so that a stage does not outlive a run that was killed. The job is
@@ -57,6 +57,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its warning of an unknown parameter; ours is an error
     if not notebook.is_file():
         raise UserError(f"{paths.relative(notebook)}: no such notebook")
+    refuse_secrets(parameters)  # papermill writes them into the copy
     os.environ["OMP_NUM_THREADS"] = str(threads)
     for name, value in MEMORY.items():
         os.environ.setdefault(name, value)

@@ -94,7 +94,9 @@ class Run:
 
     def parameters(self, stage: str, wildcards: Wildcards) -> str:
         """What the notebook of one job is given, as JSON."""
-        return json.dumps(self.jobs[stage, *sorted(wildcards.items())].parameters, ensure_ascii=False, sort_keys=True)
+        parameters = self.jobs[stage, *sorted(wildcards.items())].parameters
+        plain = json.loads(json.dumps(parameters))  # whose keys are words, so that they can be sorted
+        return json.dumps(plain, ensure_ascii=False, sort_keys=True)
 
     def resolved(self, stage: str, **wildcards: str) -> dict[str, Any]:
         """All parameters of one job, defaults included; of stages with further sets of prompts those of the first."""
@@ -206,7 +208,7 @@ class Run:
         for language in self.languages(prompt_set=prompt_set) if chosen.source in ("project", "own") else ():
             with contextlib.suppress(UserError):  # the checks before a run say what is wrong
                 files.add(paths.relative(prompt_file(chosen.source, language, chosen.folder)))
-        return sorted(files)
+        return sorted(file for file in files if "{" not in file)  # which Snakemake cannot have in a path
 
     def own_files(self, stage: str, wildcards: Wildcards) -> list[str]:
         """The files of a reader's own that one job reads: pairs, labelled texts, and what its scorers are made of."""

@@ -248,3 +248,11 @@ def test_a_shard_is_computed_once_for_all_that_it_depends_on(tmp_path):
     assert computed[6:] == ["de"]
     names = sorted(file.name.split(".")[0] for file in (tmp_path / "stage/parts").iterdir())
     assert names == ["de", "en", "zh"], "what depended on other things is removed"
+
+
+def test_a_folder_that_is_a_link_is_replaced_where_it_leads(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "site").symlink_to("elsewhere")
+    with artifacts.atomic_folder(tmp_path / "site") as folder:
+        (folder / "page").write_text("new")
+    assert (tmp_path / "site").is_symlink() and (tmp_path / "elsewhere/page").read_text() == "new"

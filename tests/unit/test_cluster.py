@@ -46,7 +46,7 @@ def test_jobs_of_an_earlier_run_are_named_before_others_are_submitted(checkout, 
     assert "(12 dpo_wildcards_tiny_dpo, running on n1; 13 pairs, pending)" in said and "`scancel 12 13`" in said
     assert "profile 'tiny'" in said and "\n" not in said
     assert "--me" in (squeue.parent / "asked").read_text()
-    squeue.write_text("14|bash|RUNNING|n1|(null)\n")
+    squeue.write_text("slurm_load_jobs: a warning\n14|bash|RUNNING|n1|a comment\nof two lines\n")
     cluster.refuse_while_queued("tiny", grace=0)
 
 
@@ -132,7 +132,11 @@ def test_an_executor_brings_its_settings(checkout, monkeypatch, squeue):
     assert command[command.index("--workflow-profile") + 1] == "profiles/local"
     assert command[command.index("--cores") + 1] == "5" and "--slurm-jobname-prefix" not in command
     assert snakemakes(monkeypatch, "--executor", "kubernetes")[3] == "none"
-    assert cli.main(["run", "--profile", "tiny", "--workflow-profile", "no/such"]) == 2
+    for misspelt in ("no/such", "slrum"):  # which would run everything here
+        assert cli.main(["run", "--profile", "tiny", "--workflow-profile", misspelt]) == 2
+    (checkout / "list").mkdir()
+    (checkout / "list/config.yaml").write_text("- executor: slurm\n")
+    assert cli.main(["run", "--profile", "tiny", "--workflow-profile", "list"]) == 2
 
 
 def test_a_run_on_slurm_without_the_plugin_says_where_it_is_described(checkout, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES, code_of_locale, rtp_lx_locales
 from polydetox.data.pairs import follows, rtp_lx_pairs, toxicity_pairwise
 from polydetox.data.prompts import load_prompts
+from polydetox.data.rows import read_rows, writable
 from polydetox.data.rtp_lx import rtp_lx_rows
 
 
@@ -80,6 +81,46 @@ def test_errors_name_file_line_and_remedy(tmp_path, monkeypatch):
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         load_prompts("rtp-lx", "en", folder)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("one\r\ntwo\r\n".encode("utf-16"), "own.txt: not UTF-8 text, but perhaps UTF-16"),
+    ("one\ntwo\n".encode("utf-16-le"), "own.txt: not UTF-8 text, but perhaps UTF-16"),
+    (b"one\rtwo\r", None),
+    (b"one\r\ntwo", None),
+])  # fmt: skip
+def test_lines_of_a_text_are_those_of_any_system(tmp_path, content, words):
+    (tmp_path / "own.txt").write_bytes(content)
+    if words is None:
+        assert [row["text"] for _, row in read_rows(tmp_path / "own.txt").rows] == ["one", "two"]
+    else:
+        with pytest.raises(UserError, match=words):
+            read_rows(tmp_path / "own.txt")
+
+
+def test_a_csv_has_as_many_cells_as_headings(tmp_path):
+    file = tmp_path / "own.csv"
+    file.write_text("\ufeffid,text,label\n1,NA,0\n\n2,nice, day,0\n3\n4,%s,1\n" % ("x" * 200_000))
+    found = read_rows(file)
+    assert [(line, row["id"], row["text"][:2]) for line, row in found.rows] == [(1, "1", "NA"), (4, "4", "xx")]
+    assert [(one.line, one.reason) for one in found.rejected] == [
+        (2, "has 4 cells, and 3 columns have a heading"), (3, "has 1 cells, and 3 columns have a heading")]  # fmt: skip
+    for content, words in (("a,a\n1,2\n", "own.csv:2: not valid CSV .two columns have one heading"),
+                           ('a,b\n1,"open\n2,3\n', "own.csv:4: not valid CSV .unexpected end of data")):  # fmt: skip
+        file.write_text(content)
+        with pytest.raises(UserError, match=words):
+            read_rows(file)
+
+
+def test_a_key_is_given_once_and_a_text_has_no_nul(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"a": 1}\n{"a": 1, "a": 2}\n')
+    assert [str(one) for one in read_rows(file).rejected] == ["own.jsonl:2: not valid JSON (key 'a' is given twice)"]
+    file.write_text('[{"a": 1, "a": 2}]')
+    with pytest.raises(UserError, match=r"own\.jsonl: key 'a' is given twice in one object"):
+        read_rows(file)
+    with pytest.raises(ValueError, match="NUL"):
+        writable("a\0b")
 
 
 def test_every_version_of_rtp_lx_is_read(tmp_path):

@@ -184,3 +184,10 @@ def test_a_stage_ends_with_the_run_that_started_it(checkout, tmp_path):
 def test_data_lists_sources_with_licence(checkout, capsys):
     assert main(["data"]) == 0
     assert "rtp-lx" in (text := capsys.readouterr().out) and "licence:" in text
+
+
+def test_a_secret_is_refused_before_a_copy_holds_it(checkout, tmp_path):
+    notebook = checkout / "notebooks/evaluation/score.ipynb"
+    with pytest.raises(UserError, match="parameter 'hf_token' looks like a secret"):
+        execute.execute(notebook, tmp_path / "o/n.ipynb", {"hf_token": "abc"}, profile="tiny")
+    assert not list(tmp_path.rglob("*.ipynb"))

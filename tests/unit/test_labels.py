@@ -240,6 +240,9 @@ def replaced(old: str, new: str):
         (replaced("Language: German", "Language: French"), r"its ids are German, and the rows above them do not"),
         (replaced("id,toxic", "number,toxic"), r"sheet\.csv: no row of headings with 'id' first and 'toxic'"),
         (replaced("id,toxic", "id,label"), r"sheet\.csv: no row of headings with 'id' first and 'toxic'"),
+        (lambda text: text.replace("a prompt", '"a prompt', 1).replace("a prompt", 'a prompt"', 3).replace(
+            'a prompt"', "a prompt", 2), r"sheet\.csv: not valid CSV|row 6: another row is within a cell of it; mend"),
+        (lambda text: text + '"open', r"sheet\.csv: not valid CSV \(unexpected end of data\); look for a quotation"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_sheet_names_file_row_and_remedy(drawn, tmp_path, change, words):
@@ -263,7 +266,7 @@ def test_what_is_no_label_is_not_counted(drawn, tmp_path):
     with pytest.raises(UserError, match=r"latin\.csv: not UTF-8"):
         run_cells("human_labels", sheets=[str(tmp_path / "latin.csv")], **given)
     with pytest.raises(UserError, match="one is named twice"):
-        run_cells("human_labels", sheets=[str(unsure)] * 2, **given)
+        run_cells("human_labels", sheets=[str(unsure), f"{tmp_path}/./{unsure.name}"], **given)
 
 
 def test_a_profile_asks_for_sheets_and_names_those_that_came_back(checkout):

@@ -188,6 +188,8 @@ def test_pairs_whose_prompt_is_evaluated_are_skipped():
     pairs = pd.DataFrame({"prompt": prompts, "chosen": " a", "rejected": " b"})
     assert not_evaluated(pairs, ["It is...", "?"])["prompt"].tolist() == ["It is so", "That"]
     assert len(not_evaluated(pairs, ["?", "no"])) == len(pairs)
+    accents = pairs.assign(prompt=[f"caf{mark} {place}" for place in range(len(pairs)) for mark in ["e\u0301"]])
+    assert len(not_evaluated(accents, ["Caf\u00e9 0"])) == len(pairs) - 1, "however an accent is coded"
     with pytest.raises(UserError, match=r"5 of 6 pairs have a prompt that is evaluated, .* fewer than two"):
         not_evaluated(pairs, ["It is", "that"])
     with pytest.raises(UserError, match="1 of 4 have a prompt that is evaluated; of the rest: all 3 completions"):

@@ -592,3 +592,36 @@ def test_a_copy_of_a_notebook_may_have_parameters_of_its_own(checkout):
 def test_nearest_lists_what_is_valid_when_nothing_is_near():
     assert nearest("qqq", ["a", "b"]) == "; valid are: a, b"
     assert nearest("aa", []) == ""
+
+
+@pytest.mark.parametrize(("written", "words"), [
+    ("prompts: {source: project, limit: yes}", "limit: true is no number"),
+    ("prompts: {source: project, limit: 010}", r"tiny.yaml:\d+: not valid YAML: 010 is not the number that it looks"),
+    ("prompts: {source: project, limit: 1:30}", "1:30 is not the number that it looks like"),
+    ("dpo: {learning_rate: on}", "dpo: learning_rate: true is no number"),
+    ("dpo: {learning_rate: .inf}", "dpo: learning_rate: Input should be a finite number"),
+    ("dpo: {seed: 20261130120000}", "dpo: seed: 20261130120000 is too large; give one below 4294967296"),
+    ("title: 2026-02-30", "not valid YAML: ValueError: day is out of range"),
+    ("title: !!int abc", "not valid YAML: ValueError"),
+    ("title: " + "[" * 3000, "not valid YAML"),
+])  # fmt: skip
+def test_what_yaml_would_guess_is_an_error(checkout, written, words):
+    file = checkout / "params/profiles/tiny.yaml"
+    key = written.partition(":")[0]
+    kept = {name: value for name, value in yaml.safe_load(file.read_text()).items() if name != key}
+    file.write_text(yaml.safe_dump(kept) + written + "\n")
+    with pytest.raises(UserError, match=words):
+        params.load_profile("tiny")
+
+
+def test_results_have_a_folder_of_their_own(checkout):
+    for kind, name in (("model", "book"), ("model", "site"), ("profile", "checkpoints"), ("profile", "cache")):
+        source = checkout / f"params/{kind}s/tiny.yaml"
+        source.with_name(f"{name}.yaml").write_text(source.read_text())
+        with pytest.raises(
+            UserError, match=f"{name}.yaml: where the results of this {kind} would stand, another folder"
+        ):
+            (params.load_model if kind == "model" else params.load_profile)(name)
+    for model in ("~nosuch/model", "x" * 300):
+        with pytest.raises(UserError, match=r"no such|no folder"):
+            params.load_model(model)

@@ -350,6 +350,14 @@ def test_a_head_is_read_from_its_file(tmp_path):
         (tmp_path / "head.json").write_text(json.dumps({name: content[name] for name in content if name != field}))
         with pytest.raises(UserError, match=f"head.json: no '{field}'; give a head that the notebook scorer_head"):
             get_scorer(f"head:{tmp_path / 'head.json'}")
+    for wrong in ({"weights": [0.25, None]}, {"weights": 0.25}, {"bias": None}):
+        (tmp_path / "head.json").write_text(json.dumps(content | wrong))
+        with pytest.raises(
+            UserError, match=r"head\.json: 'weights' should be a list of numbers, 'bias' a number; write"
+        ):
+            get_scorer(f"head:{tmp_path / 'head.json'}")
+    with pytest.raises(UserError, match="'/no/such/folder' is no folder, and no Hub id"):
+        get_scorer("huggingface:/no/such/folder?languages=en")
 
 
 def test_a_scorer_of_another_encoder_is_its_encoder_and_its_head():

@@ -153,7 +153,14 @@ def test_passing_faults_are_tried_again(service, fault):
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(429, "HTTP 429"), (500, "HTTP 500"), ("truncated", "broken answer"), ("closed", "no connection")],
+    [
+        (429, "HTTP 429"),
+        (408, "HTTP 408"),
+        (425, "HTTP 425"),
+        (500, "HTTP 500"),
+        ("truncated", "broken answer"),
+        ("closed", "no connection"),
+    ],
 )
 def test_lasting_faults_leave_a_text_missing_and_are_not_cached(service, tmp_path, fault, reason):
     service.fault = lambda text, attempt: fault if text == TEXTS[3] else None
@@ -197,7 +204,15 @@ def test_a_refused_text_is_missing_with_its_reason_and_asked_for_once(service, t
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [(403, "refused the key"), (401, "refused the key"), (404, "not there any more")]
+    ("fault", "message"),
+    [
+        (403, "refused the key"),
+        (401, "refused the key"),
+        (404, "not there any more"),
+        (302, "HTTP 302, which is not about the text; check address"),
+        (407, "HTTP 407, which is not about the text"),
+        ("FAILED_PRECONDITION", "HTTP 400, which is not about the text"),
+    ],
 )
 def test_what_concerns_all_texts_stops_at_once_without_showing_the_key(service, fault, message):
     service.fault = lambda text, attempt: fault

@@ -216,3 +216,37 @@ def test_each_source_says_all_that_a_reader_needs(checkout):
     table = catalogue.table()
     assert "parallel-prompts: Parallel prompts\n  what:    200 multiway" in table
     assert "  cite:    jigsaw2017toxic in book/references.bib\n" in table and "None" not in table
+
+
+@pytest.mark.parametrize("damage", ["crc", "stream", "no archive", "two of one name", "empty"])
+def test_what_was_fetched_stays_where_the_new_is_damaged(listed, tmp_path, damage):
+    listed({})
+    archive, good = tmp_path / "new.zip", tmp_path / "good"
+    good.mkdir()
+    (good / "RTP_LX_EN.json").write_text('{"Prompt": "Two", "Index": 0}')
+    folder = fetching.fetch("rtp-lx", good)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+        for name in ("a/RTP_LX_EN.json", "b/RTP_LX_EN.json") if damage == "two of one name" else ("RTP_LX_EN.json",):
+            content.writestr(name, "text of some length " * 20)
+    raw = bytearray(archive.read_bytes())
+    if damage in ("crc", "stream"):
+        place = (
+            raw.index(b"RTP_LX_EN.json") + len("RTP_LX_EN.json")
+            if damage == "stream"
+            else raw.index(b"PK\x01\x02") + 16
+        )
+        raw[place : place + 4] = b"\xff\xff\xff\xff"
+    archive.write_bytes(b"no archive" if damage == "no archive" else raw)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match=r"not a whole zip|two files are called RTP_LX_EN.json|nothing: no files there"):
+        fetching.fetch("rtp-lx", tmp_path / "nothing" if damage == "empty" else archive)
+    assert catalogue.fetched_folder("rtp-lx") == folder and [file.name for file in folder.iterdir()] == [
+        "RTP_LX_EN.json"
+    ]
+
+
+def test_what_is_given_has_a_name(checkout, capsys):
+    for given in ("", " ", "~no-such-user/x"):
+        with pytest.raises(SystemExit):
+            main(["data", "fetch", "rtp-lx", "--from", given])
+    assert "argument --from: it is empty; name a file or folder" in capsys.readouterr().err

@@ -39,6 +39,12 @@ _VERSIONED = (
 _SECRET_NAMES = re.compile("secret|password|api_?key|token(?!s)", re.IGNORECASE)
 
 
+def refuse_secrets(parameters: Iterable[str]) -> None:
+    """A ``UserError`` where the name of a parameter looks like a secret's, before it is written anywhere."""
+    if secret := next(filter(_SECRET_NAMES.search, parameters), None):
+        raise UserError(f"parameter {secret!r} looks like a secret; secrets come from the environment only")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed."""
@@ -56,7 +62,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``; on success it takes the place of ``folder``."""
+    """Yield a temporary folder beside ``folder``; on success it takes its place, or that of what it links to."""
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # What a killed process left behind; one process at a time writes a folder.
     for litter in folder.parent.glob(f".{folder.name}.*.part"):
@@ -246,8 +253,7 @@ class Stage:
         self.name = name
         self.folder = Path(folder)
         self.parameters = dict(parameters)
-        if secret := next(filter(_SECRET_NAMES.search, self.parameters), None):
-            raise UserError(f"parameter {secret!r} looks like a secret; secrets come from the environment only")
+        refuse_secrets(self.parameters)
         self._inputs: dict[Path, str] = {}
         self._skipped: dict[str, Any] = {}
         self._began = time.time()

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (  # noqa: F401 - types of parameters, which notebooks take from here
     AfterValidator,
@@ -37,16 +38,29 @@ Section = dict[str, Any]  # of a profile or model file: some settings of a noteb
 class Strict(BaseModel):
     """A pydantic model whose unknown keys are errors that name the nearest valid key."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            for key in values:
+            for key, value in values.items():
                 if key not in cls.model_fields:
                     raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
+                kinds = _kinds(cls.model_fields[key].annotation) if isinstance(value, bool) else set()
+                if kinds & {int, float} and bool not in kinds:
+                    raise ValueError(f"{key}: {str(value).lower()} is no number (in YAML yes and on are true)")
+                if key == "seed" and isinstance(value, int) and value >= 2**32:
+                    raise ValueError(f"seed: {value} is too large; give one below {2**32}")
         return values
+
+
+def _kinds(kind: Any) -> set[Any]:
+    """The classes that a field's type is, or is one of."""
+    parts = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _kinds(parts[0])
+    return set[Any]().union(*map(_kinds, parts)) if get_origin(kind) in (Union, UnionType) else {kind}
 
 
 # What a notebook's parameters are: an instance of the class that its parameters cell declares.

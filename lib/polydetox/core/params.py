@@ -174,7 +174,7 @@ class World(Strict):
 
     sizes: dict[Annotated[str, _name()], WorldSize] = Field(min_length=1)
     alignments: list[Annotated[float, Field(ge=0.0, le=1.0)]] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
     pretrain: Annotated[Section, section_of("world_pretrain")] = {}
     transfer: Annotated[Section, section_of("world_transfer")] = {}
 
@@ -382,6 +382,11 @@ def _file(kind: str, name: str) -> Path:
     return paths.root() / "params" / f"{kind}s" / f"{name}.yaml"
 
 
+# What stands beside the models in the folder of a run, and beside the profiles in that of all runs.
+_TAKEN = {"model": ("book", "failed", "first", "logs", "site", "summary", "world"),
+          "profile": ("cache", "checkpoints", "manual")}  # fmt: skip
+
+
 def _load(kind: type[Strict], word: str, name: str, otherwise: str = "") -> Any:
     """A file of ``params/models/`` or ``params/profiles/``, whose name must stand in paths, addresses and shells."""
     where = f"params/{word}s/{name}.yaml"
@@ -390,13 +395,19 @@ def _load(kind: type[Strict], word: str, name: str, otherwise: str = "") -> Any:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{where}: the name of a {word} has letters, digits, '_', '-' and '.' only, and begins with "
                         "none of the last two; rename the file")  # fmt: skip
+    if name in _TAKEN[word]:
+        raise UserError(f"{where}: where the results of this {word} would stand, another folder does; rename the file")
     return read_checked(kind, _file(word, name), name=name)
 
 
 def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
-    folder = Path(model).expanduser()
-    if folder.is_dir() and not _file("model", model).is_file():
+    try:
+        folder = Path(model).expanduser()
+        is_folder = folder.is_dir()
+    except (RuntimeError, OSError) as error:  # no such user, a name that is too long
+        raise UserError(f"model {model[:100]!r}: no folder, file or Hub id ({error})") from None
+    if is_folder and not _file("model", model).is_file():
         if not (folder / "config.json").is_file():
             raise UserError(f"model {model!r}: the folder has no config.json, so it is not a checkpoint")
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two folders may have one name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _plain_number(loader: _UniqueKeyLoader, node: yaml.ScalarNode) -> Any:
+    """A number; 010 and 1:30, which YAML 1.1 reads as 8 and 90, are refused."""
+    if re.fullmatch(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9.]+)+)", node.value):
+        problem = f"{node.value} is not the number that it looks like; write that number, or quotes around a text"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    kind = node.tag.rpartition(":")[2]
+    return getattr(loader, f"construct_yaml_{kind}")(node)
+
+
+for _kind in ("int", "float"):
+    _UniqueKeyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _plain_number)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file; what is wrong with it is a ``UserError`` that names file and line."""
     try:
@@ -47,6 +61,10 @@ def read_yaml(path: Path) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{paths.relative(path)}{line}: not valid YAML: {problem}") from None
+    except OSError as error:
+        raise UserError(f"{paths.relative(path)}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, RecursionError) as error:  # of a date or number that there is not, of deep nesting
+        raise UserError(f"{paths.relative(path)}: not valid YAML: {type(error).__name__}: {error}") from None
 
 
 def read_checked(kind: Any, path: Path, **more: Any) -> Any:

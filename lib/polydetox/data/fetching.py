@@ -29,7 +29,7 @@ def fetch(name: str, given: Path | None = None) -> Path:
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     if (known := fetched_folder(name)) and not given:
         return known
-    downloads, revision = place / "downloads", entry.hub.revision if entry.hub else None
+    downloads, revision = place / ("given" if given else "downloads"), entry.hub.revision if entry.hub else None
     try:
         if given:
             _take(entry, given, downloads)
@@ -40,7 +40,6 @@ def fetch(name: str, given: Path | None = None) -> Path:
                 revision = download_dataset(entry.hub.repository, revision, entry.hub.files, downloads)
     except UserError as error:
         raise UserError(f"{error}. What you have already: {own}") from None
-    (place / RECORD).unlink(missing_ok=True)
     with atomic_folder(place / "files") as folder:
         readmes = [file for file in _files(downloads) if file.name.lower().startswith("readme")]
         said = " ".join(file.read_text("utf-8", "replace") for file in readmes)
@@ -52,6 +51,11 @@ def fetch(name: str, given: Path | None = None) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(file, target)
         hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)}
+        if not hashes:
+            raise UserError(f"{given or downloads}: no files there; {own}")
+        (place / RECORD).unlink(missing_ok=True)  # until it speaks of these files
+    if given:
+        shutil.rmtree(downloads)
     write_json(place / RECORD, {"source": name, "address": entry.address, "revision": revision, "files": hashes})
     return place / "files"
 
@@ -96,9 +100,11 @@ def unzip(archive: Path, folder: Path, tried: list[str]) -> None:
             for member in members:
                 name = PurePosixPath(member.filename).name
                 if not name.startswith("."):  # what a Mac leaves in an archive
-                    with content.open(member) as stream, (folder / name).open("wb") as out:
+                    with content.open(member) as stream, (folder / name).open("xb") as out:
                         shutil.copyfileobj(stream, out)
-    except zipfile.BadZipFile as error:
+    except FileExistsError:
+        raise UserError(f"{archive}: two files are called {name}; unpack it by hand, and name one folder") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: not a whole zip archive ({error}); delete it and fetch again") from None
     except NotImplementedError:
         raise UserError(

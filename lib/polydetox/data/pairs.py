@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -218,8 +219,8 @@ def evaluated_prompts(folder: str | Path, prompts: int) -> tuple[set[int], set[s
 
 
 def letters(text: str) -> str:
-    """A text without what may differ between two copies of it: case, spaces and punctuation."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+    """A text without what may differ between two copies of it: case, spaces, punctuation and how accents are coded."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 # What a completion begins with where no space goes before it: a stop or a closing mark; a quotation mark that no word

@@ -5,7 +5,9 @@ Many rows that do not fit mean a damaged file or another one: a ``UserError`` th
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -23,6 +25,9 @@ MOST_REJECTED = 0.05
 # So many rejected lines are listed one by one in a manifest; all of them are counted.
 MOST_LISTED = 100
 
+# A cell may be as long as a text; the csv module itself stops at 131,072 characters.
+csv.field_size_limit(2**31 - 1)
+
 # Larger files are not kept in memory (bytes).
 MOST_CACHED = 64_000_000
 
@@ -37,6 +42,8 @@ def writable(text: str | None) -> str | None:
     """A text as it is, if it can be written as UTF-8."""
     if text is not None:
         text.encode("utf-8")  # a ValueError for half of a surrogate pair, which JSON can spell
+        if "\0" in text:
+            raise ValueError("holds the character NUL, which no text has")
     return text
 
 
@@ -164,10 +171,12 @@ def read_rows(path: Path) -> Rows:
 
 def _read(path: Path, _modified: int, _size: int) -> Rows:
     rows = Rows(path)
-    if path.suffix in (".csv", ".parquet"):
-        values: Iterable[tuple[int, Any]] = enumerate(_table(path), 1)
+    if path.suffix == ".csv":
+        values: Iterable[tuple[int, Any]] = _csv_values(rows)
+    elif path.suffix == ".parquet":
+        values = enumerate(_table(path), 1)
     elif path.suffix in (".txt", ".tokens", ".raw"):
-        values = ((number, {"text": line.removesuffix("\r")}) for number, line in _lines(rows))
+        values = ((number, {"text": line}) for number, line in _lines(rows))
     else:
         values = _json_values(rows)
     for number, value in values:
@@ -182,40 +191,77 @@ _cached = lru_cache(maxsize=20)(_read)
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
-    try:
-        if path.suffix == ".csv":
-            # Cells stay as they are written: a text may be the word NA, and only a label's column holds numbers.
-            return pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-        import pyarrow.parquet
+    import pyarrow.parquet
 
+    try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except Exception as error:  # of many kinds; all mean that the file is damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: not readable ({reason}); fetch the file again") from None
 
 
+def _csv_values(rows: Rows) -> Iterator[tuple[int, Any]]:
+    """The rows of a CSV table, as they are written: a text may be the word NA.
+
+    One with more or fewer cells than headings is rejected, since its cells may stand below others' headings.
+    """
+    with rows.path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            headings = next(reader, [])
+            if len(set(headings)) < len(headings):
+                raise csv.Error("two columns have one heading")
+            for number, cells in enumerate(filter(None, reader), 1):
+                if len(cells) == len(headings):
+                    yield number, dict(zip(headings, cells, strict=True))
+                else:
+                    rows.reject(number, None, f"has {len(cells)} cells, and {len(headings)} columns have a heading")
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{rows.path}:{reader.line_num + 1}: not valid CSV ({error}); mend it, or save the table "
+                            "again as CSV in UTF-8")  from None  # fmt: skip
+
+
+class _Twice(ValueError):
+    """An object has one key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return found
+
+
 def _json_values(rows: Rows) -> Iterator[tuple[int, Any]]:
     """The entries of a JSON array, a JSON object alone, or the value of each line."""
     try:
         whole = _loads(rows.path.read_text("utf-8-sig"))
+    except _Twice as error:
+        raise UserError(f"{rows.path}: {error} in one object; mend it") from None
     except (ValueError, RecursionError):  # objects, a line each, are no JSON together
         for number, line in _lines(rows):
             try:
                 yield number, _loads(line)
             except (ValueError, RecursionError) as error:
-                rows.reject(number, None, f"not valid JSON ({getattr(error, 'msg', 'nested too deep')})")
+                reason = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+                rows.reject(number, None, f"not valid JSON ({reason})")
     else:
         yield from enumerate(whole if isinstance(whole, list) else [whole], 1)
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # NaN is how some write that there is none
+    # NaN is how some write that there is none.
+    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=_object)
 
 
 def _lines(rows: Rows) -> Iterator[tuple[int, str]]:
     """The lines that hold something, with their numbers; those that are not UTF-8 are rejected."""
     content = rows.path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    for number, line in enumerate(content.split(b"\n"), 1):  # a text may hold a U+2028, which ends no line
+    if b"\0" in content:
+        raise UserError(f"{rows.path}: not UTF-8 text, but perhaps UTF-16 (it has NUL bytes); save it as UTF-8")
+    # A text may hold a U+2028, which ends no line.
+    for number, line in enumerate(re.split(rb"\r\n|\n|\r", content), 1):
         try:
             if line.strip():
                 yield number, line.decode("utf-8")

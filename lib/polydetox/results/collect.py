@@ -13,6 +13,7 @@ import pandas as pd
 
 from polydetox.core import paths
 from polydetox.core.artifacts import MANIFEST, finished, read_column, read_json, read_parquet
+from polydetox.core.errors import UserError
 from polydetox.core.languages import LANGUAGES
 from polydetox.core.parameters import checked
 from polydetox.core.params import Profile, is_ablation, load_model
@@ -65,6 +66,8 @@ class Results:
 
     def __init__(self, run: str | Path, *, samples: int = 1000, confidence: float = 0.95, seed: int = 0):
         self.record = read_json(paths.given(run))
+        if not isinstance(self.record, dict) or "profile" not in self.record:
+            raise UserError(f"{run}: not the record of a run; delete it, and give the command of the run again")
         self.profile = Profile.model_validate(self.record["profile"])
         self.comparisons = comparisons(self.profile)
         self.samples, self.confidence, self.seed = samples, confidence, seed

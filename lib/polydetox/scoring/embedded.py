@@ -73,7 +73,11 @@ class Head:
         for name in ("encoder", "languages", "weights_sha256", "weights", "bias"):
             if name not in content:
                 raise UserError(f"{relative(path)}: no {name!r}; give a head that the notebook scorer_head has written")
-        return Head(np.array(content.pop("weights"), dtype=np.float64), float(content.pop("bias")), content)
+        weights, bias = (np.array(content.pop(name), dtype=np.float64) for name in ("weights", "bias"))
+        if weights.ndim != 1 or bias.ndim or not (np.isfinite(weights).all() and np.isfinite(bias)):
+            raise UserError(f"{relative(path)}: 'weights' should be a list of numbers, 'bias' a number; write the head "
+                            "again with the notebook scorer_head")  # fmt: skip
+        return Head(weights, float(bias), content)
 
 
 class EmbeddedScorer(Scorer):

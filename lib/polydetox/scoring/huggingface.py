@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,8 @@ def parse_source(text: str) -> Checkpoint:
         source, _, revision = source.partition("@")
     if not source:
         raise UserError("scorer 'huggingface:' needs a Hub id or a folder after the colon, as huggingface:owner/name")
+    if not expanded(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise UserError(f"scorer 'huggingface:{text}': {source!r} is no folder, and no Hub id (owner/name)")
     languages = frozenset(check_language(code.strip()) for code in given.split(",") if code.strip())
     if not languages:
         raise UserError(

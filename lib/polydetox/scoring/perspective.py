@@ -46,6 +46,10 @@ _FINAL_REFUSALS = {
 }
 
 
+# What passes: time-outs, conflicts, too many requests.
+_PASSING = frozenset({408, 409, 421, 425, 429, 499})
+
+
 class Patience(NamedTuple):
     """How long to wait, and how often to try again."""
 
@@ -84,6 +88,9 @@ class PerspectiveScorer(Scorer):
             raise UserError(f"the Perspective API ended on {LAST_DAY:%d %B %Y}; {ALTERNATIVES}")
         if address == ADDRESS and not os.environ.get(KEY_VARIABLE):
             raise UserError(f"scorer 'perspective': set {KEY_VARIABLE} in the environment, or {ALTERNATIVES}")
+        if not re.fullmatch(r"[!-~]*", os.environ.get(KEY_VARIABLE, "")):
+            raise UserError(f"scorer 'perspective': {KEY_VARIABLE} has a character that no key has, as a space or line "
+                            "break; set it anew")  # fmt: skip
         self._address, self._rate = address, _rate() if rate is None else rate
         self._concurrency, self._patience, self._responses = concurrency, patience or Patience(), responses
         host = "" if address == ADDRESS else f"-{urlsplit(address).netloc}"
@@ -130,7 +137,7 @@ class PerspectiveScorer(Scorer):
         except httpx2.HTTPError as error:
             raise _TryAgain(f"no connection ({type(error).__name__})") from None
         status = response.status_code
-        if status == 429 or status >= 500:
+        if status in _PASSING or status >= 500:
             header = response.headers.get("retry-after", "")
             after = float(header) if header.replace(".", "", 1).isdigit() else 0.0  # it may be a date
             raise _TryAgain(f"HTTP {status}", after)
@@ -172,4 +179,7 @@ def _refused(status: int, answer: str) -> Score:
         )
     if status in (404, 410):
         raise UserError(f"the Perspective API is not there any more (HTTP {status}); {ALTERNATIVES}")
+    if status not in (400, 413, 422) or "FAILED_PRECONDITION" in answer:
+        raise UserError(f"the Perspective API answered with HTTP {status}, which is not about the text; check address, "
+                        f"proxy and the project of the key, or {ALTERNATIVES}")  # fmt: skip
     return missing(f"refused (HTTP {status})")
