@@ -40,6 +40,7 @@ from polydetox.training.shared import mixed_precision
 
 Shape = tuple[int, int, int, bool]  # rows (tokens), inputs, outputs, and whether gradients are taken
 TARGETS = {"sampling": 1.5, "reading": 1.5, "training": 2.0}
+WEIGHTS = 64 * 2**20  # bytes of the weights that one shape is measured with
 PROMPTS_A_BATCH = 25  # with 10 continuations each, as in `offline`
 
 
@@ -72,16 +73,28 @@ def shapes_of(model: Any, work: Callable[[], object]) -> Counter[Shape]:
     return shapes
 
 
+def with_each(form: Callable[[torch.Tensor], torch.Tensor], weights: list[torch.Tensor]) -> None:
+    """Take a product with each of some weights."""
+    for weight in weights:
+        form(weight)
+
+
 def products(shapes: Counter[Shape], dtype: torch.dtype) -> float:
-    """CPU seconds of these products, and of those that the gradients of inputs and weights take."""
+    """CPU seconds of these products, and of those that the gradients of inputs and weights take.
+
+    Each is taken with several weights in turn, as a model's layers are, so that none is in the nearest cache.
+    """
     total = 0.0
     for (rows, inputs, outputs, gradients), count in shapes.items():
-        sizes = (rows, inputs), (outputs, inputs), (rows, outputs)
-        given, weight, after = (torch.randn(size).to(dtype) for size in sizes)
-        forms = [partial(torch.mm, given, weight.T)]
+        sizes = (rows, inputs), (rows, outputs)
+        given, after = (torch.randn(size).to(dtype) for size in sizes)
+        layers = max(1, WEIGHTS // (inputs * outputs * dtype.itemsize))
+        weights = [torch.randn(outputs, inputs).to(dtype) for _ in range(layers)]
+        forms: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda weight, given=given: given @ weight.T]
         if gradients:
-            forms += [partial(torch.mm, after, weight), partial(torch.mm, after.T, given)]
-        total += count * sum(min(seconds(form) for _ in range(4)) for form in forms)
+            forms += [lambda weight, after=after: after @ weight, lambda _, a=after, g=given: a.T @ g]
+        for form in forms:
+            total += count * min(seconds(partial(with_each, form, weights)) for _ in range(3)) / layers
     return total
 
 
