@@ -16,7 +16,7 @@ from snakemake.exceptions import WorkflowError
 
 from polydetox.core import paths
 from polydetox.core.errors import UserError
-from polydetox.core.parameters import notebook_file
+from polydetox.core.parameters import checked, notebook_file
 from polydetox.core.paths import relative as local
 from polydetox.workflow import FIRST, Run, each, local_files
 

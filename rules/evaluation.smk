@@ -217,9 +217,13 @@ def evaluations(model, variant):
 
 
 def threshold_of_scores(model):
-    """The threshold of the first scorer that the evaluation names, for its agreement with others as well."""
+    """The threshold that the evaluation names for its scorer, where that is the first of those that are compared."""
     given = run.section("evaluate", "evaluate", model)
-    return {"threshold": given["threshold"]} if "threshold" in given and "threshold" not in run.profile.agreement else {}
+    if "threshold" not in given or "threshold" in run.profile.agreement:
+        return {}
+    scorer = checked("score", **run.section("evaluate", "score", model)).scorer
+    first = checked("agreement", **run.profile.agreement).scorers[0]
+    return {"threshold": given["threshold"]} if scorer == first else {}
 
 
 # The same continuations under several scorers. One job a model and not one a language, so that a large scorer is loaded

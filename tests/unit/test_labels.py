@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,6 +230,15 @@ def replaced(old: str, new: str):
     return lambda text: text.replace(old, new, 1)
 
 
+def merged(text: str) -> str:
+    """A sheet with continuations of one line, the first of which has lost the second half of its quotation marks."""
+    rows = [line for line in re.sub(r'"(=[^"\n]*)\n[^"]*"', r"\1", text).splitlines() if line]
+    at = next(place for place, line in enumerate(rows) if line.startswith("de-"))
+    rows[at] = re.sub(r",([^,]*)$", r',"\1', rows[at])
+    rows[at + 2] += '"'
+    return "\n".join(rows) + "\n"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -240,8 +250,7 @@ def replaced(old: str, new: str):
         (replaced("Language: German", "Language: French"), r"its ids are German, and the rows above them do not"),
         (replaced("id,toxic", "number,toxic"), r"sheet\.csv: no row of headings with 'id' first and 'toxic'"),
         (replaced("id,toxic", "id,label"), r"sheet\.csv: no row of headings with 'id' first and 'toxic'"),
-        (lambda text: text.replace("a prompt", '"a prompt', 1).replace("a prompt", 'a prompt"', 3).replace(
-            'a prompt"', "a prompt", 2), r"sheet\.csv: not valid CSV|row 6: another row is within a cell of it; mend"),
+        (merged, r"sheet\.csv, row 6: another row is within a cell of it; mend its quotation marks"),
         (lambda text: text + '"open', r"sheet\.csv: not valid CSV \(unexpected end of data\); look for a quotation"),
     ],
 )  # fmt: skip

@@ -601,6 +601,8 @@ def test_nearest_lists_what_is_valid_when_nothing_is_near():
     ("dpo: {learning_rate: on}", "dpo: learning_rate: true is no number"),
     ("dpo: {learning_rate: .inf}", "dpo: learning_rate: Input should be a finite number"),
     ("dpo: {seed: 20261130120000}", "dpo: seed: 20261130120000 is too large; give one below 4294967296"),
+    ("dpo: {seed: '20261130120000'}", "dpo: seed: 20261130120000 is too large"),
+    ("title: !!int [1]", "not valid YAML"),
     ("title: 2026-02-30", "not valid YAML: ValueError: day is out of range"),
     ("title: !!int abc", "not valid YAML: ValueError"),
     ("title: " + "[" * 3000, "not valid YAML"),
@@ -625,3 +627,17 @@ def test_results_have_a_folder_of_their_own(checkout):
     for model in ("~nosuch/model", "x" * 300):
         with pytest.raises(UserError, match=r"no such|no folder"):
             params.load_model(model)
+
+
+@pytest.mark.parametrize(("evaluate", "agreement", "threshold"), [
+    ({"threshold": 0.7}, {}, 0.7),
+    ({}, {}, None),
+    ({"threshold": 0.7}, {"threshold": 0.4}, 0.4),
+    ({"scorer": "use", "threshold": 0.7}, {"scorers": ["embedded", "use"]}, None),
+])  # fmt: skip
+def test_the_threshold_of_the_evaluation_is_that_of_the_agreement(checkout, evaluate, agreement, threshold):
+    file = checkout / "params/profiles/tiny.yaml"
+    content = yaml.safe_load(file.read_text()) | {"evaluate": evaluate, "agreement": agreement}
+    file.write_text(yaml.safe_dump(content))
+    (job,) = (job for job in load("tiny").jobs.values() if job.stage == "agreement")
+    assert job.parameters.get("threshold") == threshold

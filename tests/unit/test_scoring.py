@@ -350,7 +350,7 @@ def test_a_head_is_read_from_its_file(tmp_path):
         (tmp_path / "head.json").write_text(json.dumps({name: content[name] for name in content if name != field}))
         with pytest.raises(UserError, match=f"head.json: no '{field}'; give a head that the notebook scorer_head"):
             get_scorer(f"head:{tmp_path / 'head.json'}")
-    for wrong in ({"weights": [0.25, None]}, {"weights": 0.25}, {"bias": None}):
+    for wrong in ({"weights": [0.25, None]}, {"weights": 0.25}, {"weights": ["a"]}, {"bias": None}):
         (tmp_path / "head.json").write_text(json.dumps(content | wrong))
         with pytest.raises(
             UserError, match=r"head\.json: 'weights' should be a list of numbers, 'bias' a number; write"

@@ -431,6 +431,8 @@ def test_comments_become_rows_with_their_verdicts(tmp_path):
     assert (asked["algorithm"], asked["batch_size"], asked["warmup_steps"]) == ("regularised", 3, 0)
     jigsaw(tmp_path, *cells, given=given, condition="sft-lm", **settings)
     assert (asked["algorithm"], asked["iterations"], asked["steps"]) == ("plain", 1, 9), "as many"
+    with pytest.raises(UserError, match="regularise: 'max_length' is the same in every condition"):
+        checked("jigsaw_classify", regularise={"max_length": 32})
     with pytest.raises(UserError, match="regularise: 'steps' follows from 'epochs' and 'train_batch_size'"):
         checked("jigsaw_classify", regularise={"steps": 50})
     with pytest.raises(UserError, match="regularise: unknown key 'samplse'; did you mean 'samples'"):
@@ -438,12 +440,12 @@ def test_comments_become_rows_with_their_verdicts(tmp_path):
 
 
 def test_a_comment_is_cut_so_far_that_its_verdict_stays(tiny_checkpoints, tmp_path):
-    comments = ["word " * 200, "short", ""]
+    comments = ["word " * 200, "short", "A" * 2000]
     given = {"weights_of": lambda *_: tiny_checkpoints["gpt2"], "labelled_texts": lambda *_: pd.DataFrame(
         {"text": comments, "label": [1, 0, 1], "group": range(3)})}  # fmt: skip
     made = jigsaw(tmp_path, "-question", "-shorten", "-05", "-08", given=given, max_length=64, max_words=100)
     cut = made["comments"]["text"].tolist()
-    assert set(cut[0].split()) == {"word"} and cut[1:] == ["short", ""]
+    assert set(cut[0].split()) == {"word"} and cut[1] == "short" and set(cut[2]) == {"A"}
     rows = encode(made["base_tokenizer"], [""] * 3, made["as_corpus"](made["comments"])["text"], [0.0] * 3, 64)
     ends = [made["base_tokenizer"].decode(row.ids[-4:]) for row in rows]
     assert [text.split()[-1].rpartition(":")[2].strip() for text in ends] == ["yes", "no", "yes"], ends

@@ -47,12 +47,18 @@ class Strict(BaseModel):
             for key, value in values.items():
                 if key not in cls.model_fields:
                     raise ValueError(f"unknown key {key!r}{nearest(str(key), cls.model_fields)}")
-                kinds = _kinds(cls.model_fields[key].annotation) if isinstance(value, bool) else set()
+                given = value if isinstance(value, list) else [value]
+                truths = [each for each in given if isinstance(each, bool)]
+                kinds = _kinds(cls.model_fields[key].annotation) if truths else set()
                 if kinds & {int, float} and bool not in kinds:
-                    raise ValueError(f"{key}: {str(value).lower()} is no number (in YAML yes and on are true)")
-                if key == "seed" and isinstance(value, int) and value >= 2**32:
-                    raise ValueError(f"seed: {value} is too large; give one below {2**32}")
+                    raise ValueError(f"{key}: {str(truths[0]).lower()} is no number (in YAML yes and on are true)")
         return values
+
+    @model_validator(mode="after")
+    def _seed_is_a_seed(self) -> Strict:
+        if (seed := getattr(self, "seed", None) or 0) >= 2**32:  # of numpy
+            raise ValueError(f"seed: {seed} is too large; give one below {2**32}")
+        return self
 
 
 def _kinds(kind: Any) -> set[Any]:
@@ -60,7 +66,7 @@ def _kinds(kind: Any) -> set[Any]:
     parts = get_args(kind)
     if get_origin(kind) is Annotated:
         return _kinds(parts[0])
-    return set[Any]().union(*map(_kinds, parts)) if get_origin(kind) in (Union, UnionType) else {kind}
+    return set[Any]().union(*map(_kinds, parts)) if get_origin(kind) in (Union, UnionType, list) else {kind}
 
 
 # What a notebook's parameters are: an instance of the class that its parameters cell declares.
@@ -238,6 +244,19 @@ def section_of(*notebooks: str) -> AfterValidator:
 def _steps_follow(values: Section) -> Section:
     if given := sorted({"steps", "batch_size"} & set(values)):
         raise ValueError(f"{given[0]!r} follows from 'epochs' and 'train_batch_size'; leave it out")
+    own = [
+        "checkpoint",
+        "corpus",
+        "output_folder",
+        "algorithm",
+        "dtype",
+        "scorer",
+        "tuning",
+        "learning_rate",
+        "max_length",
+    ]
+    if given := [name for name in own if name in values]:
+        raise ValueError(f"{given[0]!r} is the same in every condition, or decided by it; leave it out here")
     return values
 
 

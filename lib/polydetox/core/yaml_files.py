@@ -35,8 +35,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _plain_number(loader: _UniqueKeyLoader, node: yaml.ScalarNode) -> Any:
     """A number; 010 and 1:30, which YAML 1.1 reads as 8 and 90, are refused."""
-    if re.fullmatch(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9.]+)+)", node.value):
-        problem = f"{node.value} is not the number that it looks like; write that number, or quotes around a text"
+    value = str(loader.construct_scalar(node))
+    if re.fullmatch(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9.]+)+)", value):
+        problem = f"{value} is not the number that it looks like; write that number, or quotes around a text"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     kind = node.tag.rpartition(":")[2]
     return getattr(loader, f"construct_yaml_{kind}")(node)
@@ -63,7 +64,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{paths.relative(path)}{line}: not valid YAML: {problem}") from None
     except OSError as error:
         raise UserError(f"{paths.relative(path)}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, RecursionError) as error:  # of a date or number that there is not, of deep nesting
+    # Of a date or number that there is not, of deep nesting.
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{paths.relative(path)}: not valid YAML: {type(error).__name__}: {error}") from None
 
 

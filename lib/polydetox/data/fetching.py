@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 import zlib
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from polydetox.core.artifacts import atomic_folder, file_sha256, link_or_copy, write_json
@@ -29,7 +30,17 @@ def fetch(name: str, given: Path | None = None) -> Path:
         raise UserError(f"{place}: cannot be written to; name another folder in POLYDETOX_DATA")
     if (known := fetched_folder(name)) and not given:
         return known
-    downloads, revision = place / ("given" if given else "downloads"), entry.hub.revision if entry.hub else None
+    with ExitStack() as stack:
+        if given:
+            stack.callback(shutil.rmtree, place / "given", ignore_errors=True)
+        _fetch(name, given, place / ("given" if given else "downloads"), own)
+    return place / "files"
+
+
+def _fetch(name: str, given: Path | None, downloads: Path, own: str) -> None:
+    """Fill ``downloads``, and from it ``files`` beside it, which speak of themselves once they are whole."""
+    entry, place = source(name), place_of(name)
+    revision = entry.hub.revision if entry.hub else None
     try:
         if given:
             _take(entry, given, downloads)
@@ -49,15 +60,19 @@ def fetch(name: str, given: Path | None = None) -> Path:
                 unzip(file, folder, passwords(entry.address, said))
             elif file not in readmes:
                 target.parent.mkdir(parents=True, exist_ok=True)
+                _differ(target, file)
                 link_or_copy(file, target)
         hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)}
         if not hashes:
             raise UserError(f"{given or downloads}: no files there; {own}")
         (place / RECORD).unlink(missing_ok=True)  # until it speaks of these files
-    if given:
-        shutil.rmtree(downloads)
     write_json(place / RECORD, {"source": name, "address": entry.address, "revision": revision, "files": hashes})
-    return place / "files"
+
+
+def _differ(there: Path, new: Path) -> None:
+    """Refuse a file whose name another one has already, unless both are the same."""
+    if there.exists() and file_sha256(there) != file_sha256(new):
+        raise UserError(f"{there.name}: two files of that name differ; name a folder that has one of them")
 
 
 def _take(entry: Source, given: Path, folder: Path) -> None:
@@ -99,11 +114,12 @@ def unzip(archive: Path, folder: Path, tried: list[str]) -> None:
                 content.setpassword(_password(content, min(encrypted, key=lambda one: one.file_size), tried))
             for member in members:
                 name = PurePosixPath(member.filename).name
-                if not name.startswith("."):  # what a Mac leaves in an archive
-                    with content.open(member) as stream, (folder / name).open("xb") as out:
-                        shutil.copyfileobj(stream, out)
-    except FileExistsError:
-        raise UserError(f"{archive}: two files are called {name}; unpack it by hand, and name one folder") from None
+                if name.startswith(".") or name.lower().startswith("readme"):  # what a Mac leaves, what is not read
+                    continue
+                with content.open(member) as stream, (folder / f".{name}").open("wb") as out:
+                    shutil.copyfileobj(stream, out)
+                _differ(folder / name, folder / f".{name}")
+                os.replace(folder / f".{name}", folder / name)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: not a whole zip archive ({error}); delete it and fetch again") from None
     except NotImplementedError:

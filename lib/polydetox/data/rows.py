@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -203,22 +203,33 @@ def _table(path: Path) -> list[dict[str, Any]]:
 def _csv_values(rows: Rows) -> Iterator[tuple[int, Any]]:
     """The rows of a CSV table, as they are written: a text may be the word NA.
 
-    One with more or fewer cells than headings is rejected, since its cells may stand below others' headings.
+    A row with a cell beyond the headings is rejected, since its cells may stand below others' headings; empty ones,
+    which spreadsheets add, and cells that are left out at the end are in order.
     """
     with rows.path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
+        lines = (_without_empty_end(cells) for cells in reader)
+        filled = filter(None, lines)
         try:
-            headings = next(reader, [])
-            if len(set(headings)) < len(headings):
+            headings = next(filled, [])
+            if len(set(filter(None, headings))) < sum(map(bool, headings)):
                 raise csv.Error("two columns have one heading")
-            for number, cells in enumerate(filter(None, reader), 1):
-                if len(cells) == len(headings):
-                    yield number, dict(zip(headings, cells, strict=True))
+            for number, cells in enumerate(filled, 1):
+                if len(cells) <= len(headings):
+                    yield number, dict(zip_longest(headings, cells, fillvalue=""))
                 else:
                     rows.reject(number, None, f"has {len(cells)} cells, and {len(headings)} columns have a heading")
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{rows.path}:{reader.line_num + 1}: not valid CSV ({error}); mend it, or save the table "
-                            "again as CSV in UTF-8")  from None  # fmt: skip
+            line = f":{reader.line_num}" if isinstance(error, csv.Error) else ""
+            raise UserError(f"{rows.path}{line}: not valid CSV ({error}); mend it, or save the table again as CSV in "
+                            "UTF-8") from None  # fmt: skip
+
+
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """The cells of a row up to the last that holds something."""
+    while cells and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
 
 
 class _Twice(ValueError):
@@ -235,11 +246,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _json_values(rows: Rows) -> Iterator[tuple[int, Any]]:
     """The entries of a JSON array, a JSON object alone, or the value of each line."""
+    text = ""
     try:
-        whole = _loads(rows.path.read_text("utf-8-sig"))
-    except _Twice as error:
-        raise UserError(f"{rows.path}: {error} in one object; mend it") from None
-    except (ValueError, RecursionError):  # objects, a line each, are no JSON together
+        whole = _loads(text := rows.path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # objects, a line each, are no JSON together
+        if isinstance(error, _Twice) and text.lstrip().startswith("["):
+            raise UserError(f"{rows.path}: {error} in one object; mend it") from None
         for number, line in _lines(rows):
             try:
                 yield number, _loads(line)
@@ -258,10 +270,9 @@ def _loads(text: str) -> Any:
 def _lines(rows: Rows) -> Iterator[tuple[int, str]]:
     """The lines that hold something, with their numbers; those that are not UTF-8 are rejected."""
     content = rows.path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if b"\0" in content:
-        raise UserError(f"{rows.path}: not UTF-8 text, but perhaps UTF-16 (it has NUL bytes); save it as UTF-8")
-    # A text may hold a U+2028, which ends no line.
-    for number, line in enumerate(re.split(rb"\r\n|\n|\r", content), 1):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or content.count(0) > len(content) // 10:
+        raise UserError(f"{rows.path}: not UTF-8 text, but perhaps UTF-16; save it as UTF-8")
+    for number, line in enumerate(content.splitlines(), 1):  # of bytes: a U+2028, which a text may hold, ends no line
         try:
             if line.strip():
                 yield number, line.decode("utf-8")

@@ -73,7 +73,10 @@ class Head:
         for name in ("encoder", "languages", "weights_sha256", "weights", "bias"):
             if name not in content:
                 raise UserError(f"{relative(path)}: no {name!r}; give a head that the notebook scorer_head has written")
-        weights, bias = (np.array(content.pop(name), dtype=np.float64) for name in ("weights", "bias"))
+        try:
+            weights, bias = (np.array(content.pop(name), dtype=np.float64) for name in ("weights", "bias"))
+        except (TypeError, ValueError):  # words, lists of several lengths
+            weights, bias = np.empty((0, 0)), np.empty(0)
         if weights.ndim != 1 or bias.ndim or not (np.isfinite(weights).all() and np.isfinite(bias)):
             raise UserError(f"{relative(path)}: 'weights' should be a list of numbers, 'bias' a number; write the head "
                             "again with the notebook scorer_head")  # fmt: skip
