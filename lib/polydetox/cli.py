@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("polydetox: stopped; the same command resumes from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read the output, as `head` does, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _place(text: str) -> Path:
