@@ -60,9 +60,9 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 # All that a rehearsal changes where there is no GPU; where there is one, the amounts alone.
 CHANGED = {
     "paper": {"dpo.max_steps", "dpo.eval_steps", "dpo.warmup_steps", "generate.engine"},
-    "paper-control": {"prompts.limit"} | {f"control.{section}.{name}"
-                      for section in ("regularise", "jigsaw_classify.regularise")
-                      for name in ("iterations", "steps", "samples", "rl_steps")},
+    "paper-control": {"prompts.limit", "control.regularise.steps"} | {
+        f"control.{section}.{name}" for section in ("regularise", "jigsaw_classify.regularise")
+        for name in ("iterations", "samples", "rl_steps")},
 }  # fmt: skip
 
 

@@ -621,7 +621,7 @@ def test_results_have_a_folder_of_their_own(checkout):
         source = checkout / f"params/{kind}s/tiny.yaml"
         source.with_name(f"{name}.yaml").write_text(source.read_text())
         with pytest.raises(
-            UserError, match=f"{name}.yaml: where the results of this {kind} would stand, another folder"
+            UserError, match=rf"{name}\.yaml: the name of a {kind} .* and is not .*{name}.*; rename the file"
         ):
             (params.load_model if kind == "model" else params.load_profile)(name)
     for model in ("~nosuch/model", "x" * 300):

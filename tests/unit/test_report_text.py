@@ -224,8 +224,8 @@ def test_the_names_of_points_that_lie_together_do_not_collide():
 
 def test_the_name_of_a_point_does_not_touch_the_marker_of_another():
     def box_of_lower(points):
-        figure, axis = plt.subplots(figsize=(5, 4), dpi=100)
-        axis.set(xlim=(0, 1), ylim=(0, 1))
+        figure = plt.figure(figsize=(5, 4), dpi=100, layout="none")
+        axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         name_points(axis, ["lower", "upper"][: len(points)], *axis.transData.inverted().transform(points).T)
         figure.canvas.draw()
         box = plt.Text.get_window_extent(axis.texts[0])

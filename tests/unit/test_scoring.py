@@ -327,7 +327,7 @@ def test_a_language_added_to_the_project_is_known_to_no_scorer():
         "claims = [get_scorer(name).languages for name in _SCORERS]\n"
         "assert len(claims) == 8 and all('en' in known and 'xx' not in known for known in claims), claims"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PERSPECTIVE_API_KEY": "a key"})
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PERSPECTIVE_API_KEY": "a-key"})
 
 
 # --- head -------------------------------------------------------------------------------------------------------

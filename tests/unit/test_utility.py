@@ -431,7 +431,7 @@ def test_comments_become_rows_with_their_verdicts(tmp_path):
     assert (asked["algorithm"], asked["batch_size"], asked["warmup_steps"]) == ("regularised", 3, 0)
     jigsaw(tmp_path, *cells, given=given, condition="sft-lm", **settings)
     assert (asked["algorithm"], asked["iterations"], asked["steps"]) == ("plain", 1, 9), "as many"
-    with pytest.raises(UserError, match="regularise: 'max_length' is the same in every condition"):
+    with pytest.raises(UserError, match="regularise: 'max_length' is the notebook's own; leave it out here"):
         checked("jigsaw_classify", regularise={"max_length": 32})
     with pytest.raises(UserError, match="regularise: 'steps' follows from 'epochs' and 'train_batch_size'"):
         checked("jigsaw_classify", regularise={"steps": 50})

@@ -244,19 +244,9 @@ def section_of(*notebooks: str) -> AfterValidator:
 def _steps_follow(values: Section) -> Section:
     if given := sorted({"steps", "batch_size"} & set(values)):
         raise ValueError(f"{given[0]!r} follows from 'epochs' and 'train_batch_size'; leave it out")
-    own = [
-        "checkpoint",
-        "corpus",
-        "output_folder",
-        "algorithm",
-        "dtype",
-        "scorer",
-        "tuning",
-        "learning_rate",
-        "max_length",
-    ]
+    own = ["checkpoint", "corpus", "output_folder", "algorithm", "max_length"]
     if given := [name for name in own if name in values]:
-        raise ValueError(f"{given[0]!r} is the same in every condition, or decided by it; leave it out here")
+        raise ValueError(f"{given[0]!r} is the notebook's own; leave it out here")
     return values
 
 

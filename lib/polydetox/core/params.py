@@ -6,6 +6,7 @@ A later source wins: the notebook's default, model file, profile, variant.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -382,32 +383,21 @@ def _file(kind: str, name: str) -> Path:
     return paths.root() / "params" / f"{kind}s" / f"{name}.yaml"
 
 
-# What stands beside the models in the folder of a run, and beside the profiles in that of all runs.
-_TAKEN = {"model": ("book", "failed", "first", "logs", "site", "summary", "world"),
-          "profile": ("cache", "checkpoints", "manual")}  # fmt: skip
-
-
 def _load(kind: type[Strict], word: str, name: str, otherwise: str = "") -> Any:
     """A file of ``params/models/`` or ``params/profiles/``, whose name must stand in paths, addresses and shells."""
     where = f"params/{word}s/{name}.yaml"
-    if not _file(word, name).is_file():
+    if not os.path.isfile(_file(word, name)):
         raise UserError(f"{word} {name!r}: no such file {where}{otherwise}{nearest(name, names(word))}")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"{where}: the name of a {word} has letters, digits, '_', '-' and '.' only, and begins with "
-                        "none of the last two; rename the file")  # fmt: skip
-    if name in _TAKEN[word]:
-        raise UserError(f"{where}: where the results of this {word} would stand, another folder does; rename the file")
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in paths.TAKEN[word]:
+        raise UserError(f"{where}: the name of a {word} has letters, digits, '_', '-' and '.' only, begins with none of the "
+                        f"last two, and is not {', '.join(paths.TAKEN[word])}; rename the file")  # fmt: skip
     return read_checked(kind, _file(word, name), name=name)
 
 
 def load_model(model: str) -> ModelFile:
     """The model of a name in ``params/models/``, of a Hub id (``owner/name``), or of a local folder."""
-    try:
-        folder = Path(model).expanduser()
-        is_folder = folder.is_dir()
-    except (RuntimeError, OSError) as error:  # no such user, a name that is too long
-        raise UserError(f"model {model[:100]!r}: no folder, file or Hub id ({error})") from None
-    if is_folder and not _file("model", model).is_file():
+    folder = paths.expanded(model)
+    if os.path.isdir(folder) and not os.path.isfile(_file("model", model)):  # no error where a name is too long
         if not (folder / "config.json").is_file():
             raise UserError(f"model {model!r}: the folder has no config.json, so it is not a checkpoint")
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two folders may have one name

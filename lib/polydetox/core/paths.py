@@ -10,6 +10,11 @@ from pathlib import Path
 from polydetox.core.errors import UserError
 
 
+# What no model and no profile is called: the other folders in that of a run, and in that of all runs.
+TAKEN = {"model": ("book", "failed", "first", "logs", "site", "summary", "world"),
+         "profile": ("cache", "checkpoints", "manual")}  # fmt: skip
+
+
 def expanded(text: str | Path) -> Path:
     """The absolute path of one with ``~`` or a ``$VARIABLE`` at its start; further on, a dollar sign is a name's."""
     first, *rest = str(text).split(os.sep, 1)
