@@ -9,7 +9,6 @@ from pathlib import Path
 
 from polydetox.core.errors import UserError
 
-
 # What no model and no profile is called: the other folders in that of a run, and in that of all runs.
 TAKEN = {"model": ("book", "failed", "first", "logs", "site", "summary", "world"),
          "profile": ("cache", "checkpoints", "manual")}  # fmt: skip
