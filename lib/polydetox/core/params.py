@@ -389,8 +389,8 @@ def _load(kind: type[Strict], word: str, name: str, otherwise: str = "") -> Any:
     if not os.path.isfile(_file(word, name)):
         raise UserError(f"{word} {name!r}: no such file {where}{otherwise}{nearest(name, names(word))}")
     if not re.fullmatch(r"\w[\w.-]*", name) or name in paths.TAKEN[word]:
-        raise UserError(f"{where}: the name of a {word} has letters, digits, '_', '-' and '.' only, begins with none of "
-                        f"the last two and is not {', '.join(paths.TAKEN[word])}; rename the file")  # fmt: skip
+        raise UserError(f"{where}: the name of a {word} has letters, digits, '_', '-' and '.' only, begins with none "
+                        f"of the last two and is not {', '.join(paths.TAKEN[word])}; rename the file")  # fmt: skip
     return read_checked(kind, _file(word, name), name=name)
 
 
