@@ -27,7 +27,7 @@ CONTROL = {
     "attribute_eval": {"suites": SUITES, "bootstrap_samples": 20, "scorer": "lexicon"},
     "win_rate": {"bootstrap_samples": 20},
     "jigsaw_classify": {
-        "limit": 40, "label_threshold": 0.2, "epochs": 0.2, "max_length": 48, "n": 2, "max_new_tokens": 4,
+        "limit": 40, "label_threshold": 0.2, "epochs": 0.2, "max_length": 128, "n": 2, "max_new_tokens": 4,
         "prompt_limit": 2, "bootstrap_samples": 20, "scorer": "lexicon",
         "regularise": {name: SMALL[name] for name in SMALL if name not in ("steps", "max_length", "batch_size")},
     },
