@@ -25,6 +25,7 @@ from polydetox.data.catalogue import is_available, local_path, sources, where
 from polydetox.data.labelled import check_both_labels, read_labelled
 from polydetox.data.pairs import (
     check_inputs,
+    check_room,
     check_takes_unpaired,
     not_evaluated,
     own_pairs,
@@ -198,8 +199,10 @@ def _job_checks(run: Run, job: Job) -> Checks:
         said = f"{_file(run.profile)}: variants: {variant}"
         if run.profile.pairs[kind].get("columns", {}).get("label"):
             yield partial(check_takes_unpaired, f"{said}: pairs: {kind}", {"tuning": job.stage, **settings})
-        if job.stage == "dpo":
+        elif job.stage == "dpo":
             yield partial(check_inputs, said, settings)
+        if job.stage == "dpo":
+            yield partial(check_room, said, settings)
     if job.stage == "profs":
         model = run.model_file(job.wildcards["model"])
         yield partial(_check_edit, model, where, settings["rank"], settings["pair_limit"])

@@ -188,7 +188,7 @@ def test_pairs_whose_prompt_is_evaluated_are_skipped():
     pairs = pd.DataFrame({"prompt": prompts, "chosen": " a", "rejected": " b"})
     assert not_evaluated(pairs, ["It is...", "?"])["prompt"].tolist() == ["It is so", "That"]
     assert len(not_evaluated(pairs, ["?", "no"])) == len(pairs)
-    accents = pairs.assign(prompt=[f"caf{mark} {place}" for place in range(len(pairs)) for mark in ["e\u0301"]])
+    accents = pairs.assign(prompt=[f"cafe\u0301 {place}" for place in range(len(pairs))])
     assert len(not_evaluated(accents, ["Caf\u00e9 0"])) == len(pairs) - 1, "however an accent is coded"
     with pytest.raises(UserError, match=r"5 of 6 pairs have a prompt that is evaluated, .* fewer than two"):
         not_evaluated(pairs, ["It is", "that"])
@@ -426,7 +426,7 @@ def test_unpaired_data_are_for_a_loss_that_takes_them(checkout, data, variant, w
     rewrite(checkout, pairs=pairs, variants=variants)
     where = "params/profiles/tiny.yaml: variants: tried: pairs: single: "
     found = preflight.problems(load("tiny"))
-    assert found == [] if words is None else found and found[0].startswith(where + words), found
+    assert found == [] if words is None else len(found) == 1 and found[0].startswith(where + words), found
 
 
 def test_a_prompt_leaves_room_for_its_completion(checkout, data):

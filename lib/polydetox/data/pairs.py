@@ -146,9 +146,13 @@ def check_takes_unpaired(where: str, settings: Mapping[str, Any]) -> None:
 
 
 def check_inputs(where: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings of the stage dpo that leave no token for a completion, or that its loss cannot read."""
+    """Refuse tokens that the loss of the stage dpo cannot read."""
     if settings["loss"] == "kto" and settings["inputs"] != "trl":
         raise UserError(f"{where}: 'loss: kto' takes the sides of a pair one by one, as texts; set 'inputs: trl'")
+
+
+def check_room(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuse lengths of the stage dpo that leave no token for a completion."""
     if settings["max_prompt_length"] >= settings["max_length"]:
         raise UserError(f"{where}: 'max_prompt_length: {settings['max_prompt_length']}' leaves nothing of 'max_length: "
                         f"{settings['max_length']}' for a completion; lower the one or raise the other")  # fmt: skip
