@@ -177,7 +177,7 @@ def push(
     if not dry_run:  # before the weights are hashed
         if not repository:
             raise UserError("say where to: --to owner/name, or --dry-run to write the folder only")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        if not paths.HUB_ID.fullmatch(repository):
             raise UserError(f"--to {repository!r}: use owner/name")
         if not os.environ.get("HF_TOKEN"):
             raise UserError("HF_TOKEN is not set: make a token that may write at "

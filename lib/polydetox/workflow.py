@@ -28,7 +28,7 @@ from polydetox.core.params import (
     tuned_by,
     variants_of,
 )
-from polydetox.data.catalogue import is_available, local_path
+from polydetox.data.catalogue import is_available, local_path, visible_files
 from polydetox.data.prompts import languages_available, prompt_file
 
 Wildcards = Mapping[str, str]
@@ -208,7 +208,7 @@ class Run:
         for language in self.languages(prompt_set=prompt_set) if chosen.source in ("project", "own") else ():
             with contextlib.suppress(UserError):  # the checks before a run say what is wrong
                 files.add(paths.relative(prompt_file(chosen.source, language, chosen.folder)))
-        return sorted(file for file in files if "{" not in file)  # which Snakemake cannot have in a path
+        return _without_braces(files)
 
     def own_files(self, stage: str, wildcards: Wildcards) -> list[str]:
         """The files of a reader's own that one job reads: pairs, labelled texts, and what its scorers are made of."""
@@ -254,10 +254,12 @@ def local_files(*named: str | None) -> list[str]:
     found = set[str]()
     for name in filter(None, named):
         with contextlib.suppress(UserError):  # the checks before a run say what is wrong
-            place = local_path(name)
-            files = [place] if place.is_file() else (file for file in place.rglob("*") if file.is_file())
-            found |= {paths.relative(file) for file in files if "/." not in str(file.relative_to(place.parent))}
-    return sorted(file for file in found if "{" not in file)  # which Snakemake cannot have in a path
+            found |= set(map(paths.relative, visible_files(local_path(name))))
+    return _without_braces(found)
+
+
+def _without_braces(files: set[str]) -> list[str]:
+    return sorted(file for file in files if "{" not in file)  # which Snakemake cannot have in a path
 
 
 def each(**wildcards: Iterable[str]) -> Iterator[dict[str, str]]:

@@ -625,7 +625,7 @@ def test_results_have_a_folder_of_their_own(checkout):
         ):
             (params.load_model if kind == "model" else params.load_profile)(name)
     for model in ("~nosuch/model", "x" * 300):
-        with pytest.raises(UserError, match=r"no such|no folder"):
+        with pytest.raises(UserError, match="no such"):
             params.load_model(model)
 
 

@@ -404,7 +404,7 @@ def load_model(model: str) -> ModelFile:
         plain = re.sub(r"[^\w.-]+", "-", folder.name).lstrip("-.")  # part of paths, addresses and shell lines
         return ModelFile(name=f"{plain}-{place}", title=folder.name, use="path", path=str(folder.resolve()),
                          licence="see the folder")  # fmt: skip
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if paths.HUB_ID.fullmatch(model):
         return ModelFile(name=model.replace("/", "--"), title=model, hub=model, licence="see the Hub")
     return cast(ModelFile, _load(ModelFile, "model", model, ", no such folder, and no Hub id (owner/name)"))
 

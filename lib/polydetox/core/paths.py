@@ -9,6 +9,8 @@ from pathlib import Path
 
 from polydetox.core.errors import UserError
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name, where a folder could stand as well
+
 # What no model and no profile is called: the other folders in that of a run, and in that of all runs.
 TAKEN = {"model": ("book", "failed", "first", "logs", "site", "summary", "world"),
          "profile": ("cache", "checkpoints", "manual")}  # fmt: skip

@@ -110,6 +110,13 @@ def where(name: str) -> Path | None:
     return paths.expanded(own) if own else fetched_folder(name)
 
 
+def visible_files(place: Path) -> list[Path]:
+    """A file, or those of a folder and below it; not hidden ones, which editors and Jupyter keep of earlier versions."""
+    if place.is_file():
+        return [place]
+    return [file for file in sorted(place.rglob("*")) if file.is_file() and "/." not in f"/{file.relative_to(place)}"]
+
+
 def local_path(given: str | Path) -> Path:
     """A folder or file as a parameter names it, with ``~`` and ``$VARIABLES`` filled in; see :func:`~paths.given`.
 

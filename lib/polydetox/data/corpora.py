@@ -13,18 +13,14 @@ from pydantic import AliasChoices, AliasPath, Field
 
 from polydetox.core.errors import DataNotFound
 from polydetox.core.languages import LANGUAGES, check_language, code_of_locale
-from polydetox.data.catalogue import local_path
+from polydetox.data.catalogue import local_path, visible_files
 from polydetox.data.rows import Fraction, Row, Rows, Skipped, Text, check_rows, is_blank, read_rows, read_table
 
 
 def files_of(given: str | Path, title: str, *endings: str) -> list[Path]:
     """The files of a data set: the one that is named, or those of a folder and below it whose names end so."""
     place = local_path(given)
-    # Hidden ones are what an editor or Jupyter keeps of earlier versions.
-    found = [place] if place.is_file() else [
-        file for file in sorted(place.rglob("*"))
-        if file.is_file() and "/." not in f"/{file.relative_to(place)}"]  # fmt: skip
-    files = [file for file in found if file.name.endswith(endings)]
+    files = [file for file in visible_files(place) if file.name.endswith(endings)]
     if not files:
         raise DataNotFound(f"{place}: no file of {title} there ({', '.join(endings)}); see `polydetox data`")
     return files

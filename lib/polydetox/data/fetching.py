@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from polydetox.core.artifacts import atomic_folder, file_sha256, link_or_copy, write_json
 from polydetox.core.errors import UserError
 from polydetox.core.home import usable
-from polydetox.data.catalogue import RECORD, Source, fetched_folder, place_of, source
+from polydetox.data.catalogue import RECORD, Source, fetched_folder, place_of, source, visible_files
 from polydetox.data.download import download, download_dataset
 
 
@@ -33,14 +33,13 @@ def fetch(name: str, given: Path | None = None) -> Path:
     with ExitStack() as stack:
         if given:
             stack.callback(shutil.rmtree, place / "given", ignore_errors=True)
-        _fetch(name, given, place / ("given" if given else "downloads"), own)
+        _fetch(name, entry, given, place / ("given" if given else "downloads"), own)
     return place / "files"
 
 
-def _fetch(name: str, given: Path | None, downloads: Path, own: str) -> None:
-    """Fill ``downloads``, and from it ``files`` beside it, which speak of themselves once they are whole."""
-    entry, place = source(name), place_of(name)
-    revision = entry.hub.revision if entry.hub else None
+def _fetch(name: str, entry: Source, given: Path | None, downloads: Path, own: str) -> None:
+    """Fill ``downloads``, and from it ``files`` beside it; their record is written once they are whole."""
+    place, revision = downloads.parent, entry.hub.revision if entry.hub else None
     try:
         if given:
             _take(entry, given, downloads)
@@ -52,24 +51,25 @@ def _fetch(name: str, given: Path | None, downloads: Path, own: str) -> None:
     except UserError as error:
         raise UserError(f"{error}. What you have already: {own}") from None
     with atomic_folder(place / "files") as folder:
-        readmes = [file for file in _files(downloads) if file.name.lower().startswith("readme")]
+        came = visible_files(downloads)
+        readmes = [file for file in came if file.name.lower().startswith("readme")]
         said = " ".join(file.read_text("utf-8", "replace") for file in readmes)
-        for file in _files(downloads):
+        for file in came:
             target = folder / file.relative_to(downloads)
             if file.suffix == ".zip":
                 unzip(file, folder, passwords(entry.address, said))
             elif file not in readmes:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _differ(target, file)
+                _refuse_another(target, file)
                 link_or_copy(file, target)
-        hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)}
+        hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in visible_files(folder)}
         if not hashes:
             raise UserError(f"{given or downloads}: no files there; {own}")
         (place / RECORD).unlink(missing_ok=True)  # until it speaks of these files
     write_json(place / RECORD, {"source": name, "address": entry.address, "revision": revision, "files": hashes})
 
 
-def _differ(there: Path, new: Path) -> None:
+def _refuse_another(there: Path, new: Path) -> None:
     """Refuse a file whose name another one has already, unless both are the same."""
     if there.exists() and file_sha256(there) != file_sha256(new):
         raise UserError(f"{there.name}: two files of that name differ; name a folder that has one of them")
@@ -88,12 +88,6 @@ def _take(entry: Source, given: Path, folder: Path) -> None:
             came = temporary / file.name
             if file.sha256 and came.is_file() and file_sha256(came) != file.sha256:
                 raise UserError(f"{given}: {file.name} has another sha256 than params/data.yaml says")
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files in a folder and below it, without hidden ones."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def passwords(address: str, readme: str) -> list[str]:
@@ -118,7 +112,7 @@ def unzip(archive: Path, folder: Path, tried: list[str]) -> None:
                     continue
                 with content.open(member) as stream, (folder / f".{name}").open("wb") as out:
                     shutil.copyfileobj(stream, out)
-                _differ(folder / name, folder / f".{name}")
+                _refuse_another(folder / name, folder / f".{name}")
                 os.replace(folder / f".{name}", folder / name)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive}: not a whole zip archive ({error}); delete it and fetch again") from None

@@ -60,10 +60,11 @@ def families(results: Results) -> Iterator[Family]:
                 changed = [name for name, variant in profile.variants.items()
                            if variant.ablation == ablation and profile.ablated_from(variant) == reference]  # fmt: skip
                 values = {name: _value(ablation, model, profile, name) for name in (reference, *changed)}
-                # An adapter may need larger steps than weights: a second difference, which its label names.
-                rates = {name: _value("learning-rate", model, profile, name) for name in values}
-                two = ablation == "method" and len(set(rates.values())) > 1
-                also = {name: f" at {scientific(rate)}" for name, rate in rates.items()} if two else {}
+                also = {}
+                if ablation == "method":  # an adapter may need larger steps than weights, which its label says then
+                    rates = {name: _value("learning-rate", model, profile, name) for name in values}
+                    differ = len(set(rates.values())) > 1
+                    also = {name: f" at {scientific(rate)}" for name, rate in rates.items() if differ}
                 yield from _family(results, ablation, title, model.name, values, also)
         losses = {name: _value("loss", model, profile, name) for name in compared}
         alike = [name for name in compared if losses[name] == losses[compared[0]]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from polydetox.core.artifacts import file_sha256
 from polydetox.core.errors import UserError, nearest
 from polydetox.core.languages import check_language
-from polydetox.core.paths import expanded
+from polydetox.core.paths import HUB_ID, expanded
 from polydetox.scoring.base import SEVENTEEN, Score, Scorer
 
 MAX_TOKENS = 512
@@ -72,7 +71,7 @@ def parse_source(text: str) -> Checkpoint:
         source, _, revision = source.partition("@")
     if not source:
         raise UserError("scorer 'huggingface:' needs a Hub id or a folder after the colon, as huggingface:owner/name")
-    if not expanded(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not expanded(source).is_dir() and not HUB_ID.fullmatch(source):
         raise UserError(f"scorer 'huggingface:{text}': {source!r} is no folder, and no Hub id (owner/name)")
     languages = frozenset(check_language(code.strip()) for code in given.split(",") if code.strip())
     if not languages:
