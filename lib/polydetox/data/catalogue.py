@@ -111,7 +111,7 @@ def where(name: str) -> Path | None:
 
 
 def visible_files(place: Path) -> list[Path]:
-    """A file, or those of a folder and below it; not hidden ones, the earlier versions that editors and Jupyter keep."""
+    """A file, or those in and below a folder; not hidden ones, the earlier versions that editors and Jupyter keep."""
     if place.is_file():
         return [place]
     return [file for file in sorted(place.rglob("*")) if file.is_file() and "/." not in f"/{file.relative_to(place)}"]
