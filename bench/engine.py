@@ -32,7 +32,7 @@ from dpo import bare_trainer
 from polydetox.core.parameters import checked
 from polydetox.data.pairs import PAIR_COLUMNS
 from polydetox.data.prompts import load_prompts
-from polydetox.execute import MEMORY
+from polydetox.execute import COMPUTING
 from polydetox.generation.engines import Sampling, TransformersEngine
 from polydetox.metrics.fluency import ReferenceModel
 from polydetox.models.checkpoints import inference_dtype
@@ -141,8 +141,8 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the folder of a finished run of offline")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
-    if not MEMORY.items() <= os.environ.items():  # as the stages have it; glibc reads it when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MEMORY)
+    if not COMPUTING.items() <= os.environ.items():  # as the stages have it; read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | COMPUTING)
     torch.set_num_threads(1)
     (model,) = [folder.parent for folder in options.run.glob("*/trim")]
     pairs = pd.read_parquet(model / "pairs/on-policy/pairs.parquet")[PAIR_COLUMNS]

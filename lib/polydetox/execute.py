@@ -32,8 +32,10 @@ RUN = "POLYDETOX_RUN"
 # A kernel on a cold or shared file system may take minutes; one that dies is noticed at once. papermill gives 60.
 _START_SECONDS = 600
 # glibc returns each large block to the system and asks for it anew, page by page, for the next tensor of that size:
-# a quarter of a training step on a CPU. Keeping them took a sixth more memory at most.
-MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+# a quarter of a training step on a CPU. Keeping them took a sixth more memory at most. OpenMP's threads wait for one
+# another in a loop, and take the time of the one that they wait for where other work has the cores: beside eight busy
+# processes a training step on two threads took more than twelve times as long, and asleep one and a half times.
+COMPUTING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32), "OMP_WAIT_POLICY": "passive"}
 # ipykernel_launcher without the debugger, whose import is half of a kernel's start, with fewer searches for garbage,
 # which take a sixth of the import of torch and transformers, and without scikit-learn where transformers imports it for
 # assisted decoding, which nothing here uses: a quarter of its import.
@@ -59,7 +61,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, prof
         raise UserError(f"{paths.relative(notebook)}: no such notebook")
     refuse_secrets(parameters)  # papermill writes them into the copy
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    for name, value in MEMORY.items():
+    for name, value in COMPUTING.items():
         os.environ.setdefault(name, value)
     _choose_gpu()
     _end_with_run()

@@ -331,7 +331,8 @@ def _mechanism(run: Path, languages: list[str], prompts: int) -> None:
     sources["actual"] = sources["activation"] > 0
     _table(run / "value_vectors" / "sources.parquet", sources)
     found = {"neurons": 64, "layers": 2, "potential": NEURONS, "actual": NEURONS - 1, "lowest_cosine": 0.1,
-             "highest_cosine": 0.3, "rms_activation": 0.1, "several_scripts": 5, "prompts": prompts}  # fmt: skip
+             "highest_cosine": 0.3, "rms_activation": 0.1, "several_scripts": 5,
+             "several_scripts_matched": 4, "prompts": prompts}  # fmt: skip
     _stage(run / "value_vectors", "value_vectors", {}, metrics=found)
     for variant, level in (("base", 0.08), (TRAINED, 0.02)):
         folder, metrics = run / variant / "activations", {}

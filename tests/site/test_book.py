@@ -206,9 +206,15 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert (said["evaluations_done"], said["evaluations_asked"]) == ("23", "31")
     assert "4 have no score and are skipped" in said["scored_sentence"]
     assert synthetic.NOTICE in said["notices"]
-    assert "5 of them are actual ones; 5 of these promote tokens of more than one script" in said["sources_sentence"]
-    assert "lower after tuning in 4 of 4 languages, in 4 of them beyond the interval" in said["activations_sentence"]
-    assert "that of neurons that were as active before tuning by 10%." in said["activations_sentence"]
+    assert (
+        "5 of them are actual ones; 5 of these promote tokens of more than one script, and 4 of the neurons"
+        in said["sources_sentence"]
+    )
+    assert (
+        "lower after tuning in 4 of 4 languages, in 4 of them with an interval above zero"
+        in said["activations_sentence"]
+    )
+    assert "that of neurons that were as active on English before tuning by 10%." in said["activations_sentence"]
     shifted = said["intervention_sentence"].replace("\N{MINUS SIGN}", "-")
     assert "over languages from 0.400 [0.400, 0.400] to 0.100 [0.100, 0.100], and the fraction" in shifted
     assert "0.380 [0.380, 0.380] (the mean of 2 sets, which range from 0.370 to 0.390); beside it, that" in shifted
@@ -219,7 +225,7 @@ def test_sentences_tell_the_results_and_what_is_missing(run):
     assert "in 2 other languages 0.78 on average" in said["probe_sentence"]
     assert "in 2 of them the interval lies above chance. 1 of 3 other languages have fewer" in said["probe_sentence"]
     assert (
-        "in 4 of 4 languages, in 4 of them beyond the interval; after Holm's correction, in"
+        "in 4 of 4 languages, in 4 of them with an interval above zero; after Holm's correction, in"
         in said["languages_sentence"]
     )
     summary = nbformat.read(paths.profile_run(PROFILE) / "summary/run/notebook.ipynb", as_version=4)
@@ -289,6 +295,7 @@ def test_the_numbers_of_the_abstract_are_those_of_the_scores(run):
         True
     ] * 2
 
+    assert "with 25% of its vocabulary, continues the same prompts" in said["abstract_sentence"]
     by_language = scores.groupby(["side", "language"])
     perplexity = by_language["perplexity"].median().groupby("side").mean()
     assert f"({perplexity[0]:.1f} to {perplexity[1]:.1f}, " in said["abstract_sentence"]
@@ -315,7 +322,8 @@ def test_the_numbers_of_the_abstract_are_those_of_the_scores(run):
     by_language = by_language[by_language["comparison"] == "tiny/dpo"].set_index("language")
     medians = by_language[by_language["metric"] == "perplexity"].dropna(subset="drop_low")
     rises, falls = (medians["drop_high"] < 0).sum(), (medians["drop_low"] > 0).sum()
-    apart = f"(of {len(medians)} languages it rises beyond the interval in {rises} and falls in {falls})."
+    excluded = f"(its interval excludes zero in {rises + falls} of {len(medians)} languages"
+    apart = f"{excluded}, {rises} rises and {falls} falls)."
     assert apart in said["abstract_sentence"]
     toxic = [(side.groupby(ground[:2])["toxicity"].max() >= 0.5).groupby("language").mean()
              for side in (scores[scores["side"] == 0].merge(placebo[ground]), placebo,

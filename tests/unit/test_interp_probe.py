@@ -221,15 +221,21 @@ def test_potential_sources_are_the_nearest_of_all_layers(mlps):
 
 
 def test_promoted_tokens_are_those_of_the_highest_logit(mlps, tokenizer):
-    (tokens,) = some_cells(
+    made = some_cells(
         "value_vectors", checked("value_vectors", promoted_tokens=3), None,
         ("04b1aab7", "vectors-scripts", "882a16ca"), mlps=mlps, tokenizer=tokenizer, neurons=[(1, 7)],
         table=pd.DataFrame({"layer": [1], "neuron": [7], "cosine": [0.5], "activation": [1.0], "actual": [True],
                             "matched": [3]}),
-    )["sources"]["tokens"]  # fmt: skip
+        active=pd.Index([0]), matches=[3],
+    )  # fmt: skip
     head = mlps.model.lm_head.weight.detach() * mlps.model.model.norm.weight.detach()
-    logits = head @ mlps.value_vectors(1)[7]
-    assert tokens == [tokenizer.decode([int(token)]) for token in logits.argsort(descending=True)[:3]]
+
+    def highest(neuron: int) -> list[str]:
+        logits = head @ mlps.value_vectors(1)[neuron]
+        return [tokenizer.decode([int(token)]) for token in logits.argsort(descending=True)[:3]]
+
+    assert made["sources"]["tokens"].tolist() == [highest(7)]
+    assert made["scripts_beside"] == [made["scripts_of"](highest(3))], "of the matched neuron, in the source's layer"
 
 
 def test_random_neurons_have_the_layers_of_the_sources(mlps):

@@ -347,6 +347,7 @@ def test_listing():
 def test_a_difference_is_told_as_its_interval_allows():
     assert compared(0.1, 0.05, 0.15, 2) == "higher (0.10 [0.05, 0.15])"
     assert compared(-0.1, -0.15, -0.05, 2) == "lower (−0.10 [−0.15, −0.05])"
+    assert compared(-0.02, -0.04, -0.002, 2) == "lower (−0.020 [−0.040, −0.002])", "a bound that is below zero"
     assert compared(0.1, -0.5, 0.7, 1) == "not detectably different (0.1 [−0.5, 0.7])"
     assert compared(float("nan"), 0.0, 0.0, 1) == "not measured"
     assert compared(0.1, float("nan"), float("nan"), 1) == "not known to differ (0.1, interval not defined)"

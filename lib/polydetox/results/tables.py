@@ -92,11 +92,18 @@ def change(row: pd.Series, digits: int) -> str:
     if pd.isna(low):
         return f"goes from {before} to {after} (interval not defined)"
     if low > 0:
-        return f"falls from {before} to {after} (by {bracketed(drop, low, high, digits)})"
-    difference = bracketed(-drop, -high, -low, digits)  # after minus before
+        return f"falls from {before} to {after} (by {_difference(drop, low, high, digits)})"
+    difference = _difference(-drop, -high, -low, digits)  # after minus before
     if high < 0:
         return f"rises from {before} to {after} (by {difference})"
     return f"shows no detectable change ({before} to {after}, {difference})"
+
+
+def _difference(value: float, low: float, high: float, digits: int) -> str:
+    """A difference and its interval, with digits enough for a bound near zero to show on which side of it it lies."""
+    while 0 < min(abs(low), abs(high)) < 0.5 * 10**-digits and digits < 4:
+        digits += 1
+    return bracketed(value, low, high, digits)
 
 
 def compared(value: float, low: float, high: float, digits: int) -> str:
@@ -106,7 +113,7 @@ def compared(value: float, low: float, high: float, digits: int) -> str:
     if pd.isna(low):
         return f"not known to differ ({fixed(value, digits)}, interval not defined)"
     verdict = "lower" if high < 0 else "higher" if low > 0 else "not detectably different"
-    return f"{verdict} ({bracketed(value, low, high, digits)})"
+    return f"{verdict} ({_difference(value, low, high, digits)})"
 
 
 def bracketed(value: float | None, low: float | None, high: float | None, digits: int) -> str:
