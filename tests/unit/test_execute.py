@@ -97,6 +97,17 @@ def test_a_kernel_keeps_large_blocks_for_the_next_tensor(checkout, tmp_path):
     assert int(printed) < 2**26 // resource.getpagesize(), "pages for less than one of the eight blocks"
 
 
+def test_threads_of_a_kernel_sleep_while_they_wait_unless_asked_otherwise(checkout, tmp_path, monkeypatch):
+    source = write_notebook(tmp_path / "n.ipynb", "n = 1", "import os; print(os.environ['OMP_WAIT_POLICY'])")
+    output = paths.profile_run("tiny") / "s" / "notebook.ipynb"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # put back as it was afterwards
+    for given, seen in (("active", "active"), (None, "passive")):
+        if given is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        execute.execute(source, output, {}, profile="tiny")
+        assert nbformat.read(output, as_version=4).cells[-1].outputs[0]["text"].strip() == seen
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_kernel_ends_with_its_job(checkout, tmp_path, number):
