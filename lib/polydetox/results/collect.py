@@ -43,7 +43,7 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric("Perplexity", "median perplexity of a continuation", True, digits=1),
     "distinct_1": Metric("Distinct-1", "fraction of distinct words", False),
     "distinct_2": Metric("Distinct-2", "fraction of distinct word bigrams", False),
-    "distinct_3": Metric("Distinct-3", "fraction of distinct word triples", False),
+    "distinct_3": Metric("Distinct-3", "fraction of distinct word trigrams", False),
     "token_distinct_1": Metric("Dist-1, tokens", "distinct tokens over tokens", False),
     "token_distinct_2": Metric("Dist-2, tokens", "distinct token bigrams over tokens", False),
     "token_distinct_3": Metric("Dist-3, tokens", "distinct token trigrams over tokens", False),
