@@ -37,14 +37,15 @@ _START_SECONDS = 600
 # processes a training step on two threads took more than twelve times as long, and asleep one and a half times.
 COMPUTING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32), "OMP_WAIT_POLICY": "passive"}
 # ipykernel_launcher without the debugger, whose import is half of a kernel's start, with fewer searches for garbage,
-# which take a sixth of the import of torch and transformers, and without scikit-learn where transformers imports it for
-# assisted decoding, which nothing here uses: a quarter of its import.
+# which take a sixth of the import of torch and transformers, and without scikit-learn and SciPy where transformers
+# imports them for assisted decoding and object detection, which nothing here uses: a third of its import.
 _KERNEL = """
 import gc, sys, types; gc.set_threshold(100_000, 50, 100)
 sys.modules["debugpy"] = None
+unused = {"generation.candidate_generator": "sklearn", "loss.loss_for_object_detection": "scipy"}
 def find_spec(name, *_):
-    if name == "transformers.generation.candidate_generator":
-        sys.modules["transformers.utils"].is_sklearn_available = bool
+    if package := unused.get(name.removeprefix("transformers.")):
+        setattr(sys.modules["transformers.utils"], f"is_{package}_available", bool)
 sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))
 import ipykernel.kernelapp; ipykernel.kernelapp.launch_new_instance()
 """

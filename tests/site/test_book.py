@@ -322,7 +322,7 @@ def test_the_numbers_of_the_abstract_are_those_of_the_scores(run):
     by_language = by_language[by_language["comparison"] == "tiny/dpo"].set_index("language")
     medians = by_language[by_language["metric"] == "perplexity"].dropna(subset="drop_low")
     rises, falls = (medians["drop_high"] < 0).sum(), (medians["drop_low"] > 0).sum()
-    apart = f"; by language, it rises in {rises} and falls in {falls} of {len(medians)}."
+    apart = f", rising in {rises} and falling in {falls} of {len(medians)} languages, and the fraction"
     assert apart in said["abstract_sentence"]
     toxic = [(side.groupby(ground[:2])["toxicity"].max() >= 0.5).groupby("language").mean()
              for side in (scores[scores["side"] == 0].merge(placebo[ground]), placebo,

@@ -155,7 +155,8 @@ def test_the_first_page_warns_and_says_that_it_is_a_preview(site, browser):
     assert "in English, 6 of 6 prompts had a toxic continuation before and 2 after" in text
     abstract = browser.evaluate("[...document.querySelectorAll('main p')].map(part => part.innerText.trim())"
                                 ".find(said => said.startsWith('Does preference optimisation'))")  # fmt: skip
-    assert "Style: " in abstract and abstract.endswith("intervals cover prompts only, of one model and one training.")
+    assert "As means over languages, the fraction of continuations with digits" in abstract
+    assert abstract.endswith("intervals cover prompts only, of one model and one training.")
     browser.open(site / "reproducibility.html")
     assert synthetic.NOTICE in browser.evaluate("document.body.innerText")
 

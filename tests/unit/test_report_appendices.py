@@ -130,7 +130,8 @@ def test_the_list_names_every_run_and_leads_to_those_that_were_done(runs):
     write(results, runs)
     text = (runs / "book/notebooks.qmd").read_text()
     assert text.startswith("# Notebooks {.unnumbered}\n\nAll of them.\n\n## Report {.unnumbered}\n")
-    assert text.index("## Report") < text.index("Summary: detox") < text.index("## Gemma 3 270M {.unnumbered}\n")
+    heading = "Summary: Toxicity before and after"
+    assert text.index("## Report") < text.index(heading) < text.index("## Gemma 3 270M {.unnumbered}\n")
     assert re.findall(r'href="([^"]*)" title="([^"]*)"', text) == [
         (f"notebooks/evaluate.html#run-gemma-3-270m-base-{code}", f"Evaluation, base model, {name}")
         for code, name in (("de", "German"), ("fr", "French"))

@@ -89,8 +89,11 @@ def pages(results: Results) -> Iterator[Page]:
 
 
 def _title(results: Results, run: StageRun) -> str:
-    """The stage of a run as the report prints it; of a notebook of the report itself, its section."""
-    return run.stage.replace("_", ": ").capitalize() if run.model == REPORT else results.title(run.stage)
+    """The stage of a run as the report prints it; of a notebook of the report itself, the notebook's heading."""
+    if run.model != REPORT:
+        return results.title(run.stage)
+    heading = notebooks.read_notebook(notebook_file(run.stage)).cells[0].source.splitlines()[0]
+    return f"Summary: {heading.removeprefix('# ')}"
 
 
 def _in_order(results: Results) -> list[StageRun]:
