@@ -123,7 +123,13 @@ def _parsed_once() -> Iterator[None]:
     import numpy as np
 
     class PlainReader(gguf.GGUFReader):
-        data = property(lambda self: self._plain, lambda self, file: setattr(self, "_plain", file.view(np.ndarray)))
+        @property  # type: ignore[override]
+        def data(self) -> np.ndarray:
+            return self._plain
+
+        @data.setter
+        def data(self, file: np.memmap) -> None:
+            self._plain = file.view(np.ndarray)
 
     reader = gguf.GGUFReader
     gguf.GGUFReader = functools.cache(PlainReader)  # type: ignore[misc, assignment]

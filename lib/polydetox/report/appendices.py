@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -92,7 +93,7 @@ def _title(results: Results, run: StageRun) -> str:
     """The stage of a run as the report prints it; of a notebook of the report itself, the notebook's heading."""
     if run.model != REPORT:
         return results.title(run.stage)
-    heading = notebooks.read_notebook(notebook_file(run.stage)).cells[0].source.splitlines()[0]
+    heading = notebooks.read_notebook(Path(run.notebook)).cells[0].source.splitlines()[0]
     return f"Summary: {heading.removeprefix('# ')}"
 
 
